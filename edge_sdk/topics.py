@@ -1,0 +1,88 @@
+"""Every topic string of the protocol, built and taken apart in one place.
+
+    fl/v1/<federation>/tasks/<task>/announce      retained   coordinator -> all
+    fl/v1/<federation>/blobs/<sha256>/<offset>    retained   coordinator -> all (a cache of downloads; rule 7)
+    fl/v1/<federation>/to/<device>/<kind>                    coordinator -> one device
+    fl/v1/<federation>/from/<device>/<kind>                  one device -> coordinator, control
+    fl/v1/<federation>/up/<shard>/<device>                   one device -> coordinator, bulk
+    fl/v1/<federation>/status/<device>            retained   JSON for people: availability, health, last round
+    fl/v1/<federation>/coordinator/state          retained   JSON: incarnation, online, summary of the round
+
+A device's identity is its segment of the topic, never the payload, so that a broker's ACL (``%u`` patterns) decides
+who may speak as whom. Segments are ``[A-Za-z0-9_-]{1,64}``: no wildcard, no slash and no ``$`` can be smuggled in.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from edge_sdk.errors import ConfigurationError
+
+__all__ = ["PREFIX", "Topics", "check_segment", "is_segment"]
+
+PREFIX: Final = "fl/v1"
+_SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+def is_segment(value: str) -> bool:
+    """Whether ``value`` may stand as one segment of a topic."""
+    return _SEGMENT.match(value) is not None
+
+
+def check_segment(value: str, field: str) -> str:
+    """``value`` itself, or a ConfigurationError that names ``field`` and what is allowed."""
+    if not is_segment(value):
+        raise ConfigurationError(
+            f"{field}: {value!r} cannot stand in a topic; use 1 to 64 characters out of A-Z a-z 0-9 _ and -"
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one federation (``federation`` is a checked segment)."""
+
+    federation: str
+
+    @property
+    def root(self) -> str:
+        return f"{PREFIX}/{self.federation}"
+
+    @property
+    def coordinator_state(self) -> str:
+        return f"{self.root}/coordinator/state"
+
+    def announce(self, task: str) -> str:
+        return f"{self.root}/tasks/{task}/announce"
+
+    def blob(self, digest: bytes, offset: int) -> str:
+        return f"{self.root}/blobs/{digest.hex()}/{offset}"
+
+    def to_device(self, device: str, kind: str) -> str:
+        return f"{self.root}/to/{device}/{kind}"
+
+    def from_device(self, device: str, kind: str) -> str:
+        return f"{self.root}/from/{device}/{kind}"
+
+    def up(self, shard: str, device: str) -> str:
+        return f"{self.root}/up/{shard}/{device}"
+
+    def status(self, device: str) -> str:
+        return f"{self.root}/status/{device}"
+
+    def parse(self, topic: str) -> tuple[str, ...] | None:
+        """The segments behind the federation's root, or None for a topic of something else.
+
+        ``("to", device, kind)``, ``("from", device, kind)``, ``("up", shard, device)``, ``("blobs", hex, offset)``,
+        ``("tasks", task, "announce")``, ``("status", device)`` or ``("coordinator", "state")``.
+        """
+        root = f"{PREFIX}/{self.federation}/"
+        if not topic.startswith(root) or len(topic) > len(root) + 200:
+            return None
+        parts = tuple(topic[len(root) :].split("/"))
+        lengths = {"to": 3, "from": 3, "up": 3, "blobs": 3, "tasks": 3, "status": 2, "coordinator": 2}
+        if lengths.get(parts[0]) != len(parts) or not all(map(is_segment, parts[1:])):
+            return None
+        return parts
