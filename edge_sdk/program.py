@@ -88,7 +88,9 @@ class Program:
         optimizer: One of ``OPTIMIZERS``.
         metric: One of ``METRICS``.
         train, evaluate, infer: ONNX models as bytes, no external data.
-        train_plan, evaluate_plan: The same graphs for the NumPy engine; empty where it lacks an operator.
+        train_plan, evaluate_plan, infer_plan: The same graphs for the NumPy engine; empty where it lacks an operator.
+        classes: Number of classes that an integer target may name, 0 where the target is no class; devices check
+            their labels against it.
         requires: Capabilities that a device must have to run this program.
     """
 
@@ -107,6 +109,8 @@ class Program:
     infer: bytes = b""
     train_plan: NumpyPlan = field(default_factory=NumpyPlan)
     evaluate_plan: NumpyPlan = field(default_factory=NumpyPlan)
+    infer_plan: NumpyPlan = field(default_factory=NumpyPlan)
+    classes: int = 0
     requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -141,6 +145,8 @@ class Program:
             "infer": self.infer,
             "train_plan": plan_to_wire(self.train_plan),
             "evaluate_plan": plan_to_wire(self.evaluate_plan),
+            "infer_plan": plan_to_wire(self.infer_plan),
+            "classes": self.classes,
             "requires": list(self.requires),
         }
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
@@ -204,6 +210,8 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         infer=_bytes(source.get("infer"), "infer"),
         train_plan=plan_from_wire(source.get("train_plan"), "train_plan"),
         evaluate_plan=plan_from_wire(source.get("evaluate_plan"), "evaluate_plan"),
+        infer_plan=plan_from_wire(source.get("infer_plan"), "infer_plan"),
+        classes=source.get("classes", 0),
         requires=tuple(as_text(r, "requires") for r in as_list(source.get("requires"), "requires", 64)),
     )
 
@@ -244,6 +252,8 @@ def _check_program(program: Program) -> None:
         _check_input(entry)
     if program.target.name != "target":
         raise DecodeError(f"program.target: named {program.target.name[:40]!r}, expected 'target'")
+    if not is_count(program.classes, 0):
+        raise DecodeError(f"program.classes: {str(program.classes)[:40]!r} is not a number of classes")
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]
@@ -292,6 +302,7 @@ def _check_graphs(program: Program, names: set[str]) -> None:
     for where, plan, inputs, outputs in (
         ("train_plan", program.train_plan, names | anchors, {"loss"} | updated),
         ("evaluate_plan", program.evaluate_plan, fed, {"loss_sum", "metric_sum"}),
+        ("infer_plan", program.infer_plan, fed - {"target"}, set(program.infer_plan.outputs)),
     ):
         if not plan.outputs and not plan.nodes:
             continue  # a graph with operators that only onnxruntime has
