@@ -327,6 +327,22 @@ def test_any_flipped_bit_or_torn_file_is_set_aside_and_never_stops_the_start(
     assert f"{name} is corrupt" in caplog.text
 
 
+def test_a_new_residual_that_another_ticket_made_is_never_adopted() -> None:
+    files, other = filled(), MemoryFiles()
+    open_state(other).save_outbox(entry(3), vector(3))
+    files.write("residual.next", [other.read("residual.next") or b""])
+    state = open_state(files)
+    state.settle(entry(2).ticket, True)
+    assert state.residual(SPEC) is None
+
+
+def test_a_new_residual_without_its_update_is_removed_at_the_start() -> None:
+    files, other = MemoryFiles(), filled()
+    files.write("residual.next", [other.read("residual.next") or b""])
+    open_state(files)
+    assert files.names() == ["instance"]
+
+
 @pytest.mark.parametrize("name", ["residual.next", "outbox"])
 def test_where_the_new_residual_is_lost_the_old_one_is_not_sent_twice(name: str) -> None:
     files = filled()
