@@ -1,0 +1,338 @@
+"""Data sets and their split over devices: files, held-out examples, partitions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from device_sim.datasets import Dataset, by_key, dirichlet, load_dataset, partition, shards, split_held_out
+from device_sim.draws import Draws
+from edge_sdk.errors import ConfigurationError
+
+GOLDEN_PERMUTATION = [2, 0, 7, 4, 6, 3, 5, 1]
+GOLDEN_UNIFORMS = [0.12348228423463581, 0.3738332717034121]
+GOLDEN_NORMAL = -0.07230501286404543
+GOLDEN_SIZES = [17, 9, 9, 25]
+
+DATA = Path(os.environ.get("EDGEFED_TEST_DATA", "data"))
+
+
+def small(labels: list[int], client: list[int] | None = None) -> Dataset:
+    y = np.array(labels, dtype=np.int64)
+    keys = None if client is None else np.array(client)
+    return Dataset(x=np.arange(len(y), dtype=np.float32)[:, None], y=y, client=keys, name="small")
+
+
+def every_index_once(parts: list[NDArray[np.int64]], count: int) -> bool:
+    return sorted(np.concatenate(parts).tolist()) == list(range(count))
+
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=120)
+HOWS = st.sampled_from(["iid", "shards:1", "shards:2", "shards:3", "dirichlet:0.01", "dirichlet:1", "dirichlet:100"])
+BY_CLASS = st.sampled_from(["dirichlet_by_class:0.01", "dirichlet_by_class:0.5", "dirichlet_by_class:100"])
+
+
+@given(LABELS, HOWS | BY_CLASS, st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 4))
+def test_a_partition_deals_every_index_once_with_the_minimum_for_each_device(
+    labels: list[int], how: str, devices: int, seed: int, minimum: int
+) -> None:
+    data = small(labels)
+    each = int(how.removeprefix("shards:")) if how.startswith("shards") else minimum
+    if len(labels) < devices * each:
+        with pytest.raises(ConfigurationError, match="too few for"):
+            partition(data, how, devices, seed, minimum)
+        return
+    parts = partition(data, how, devices, seed, minimum)
+    assert len(parts) == devices
+    assert every_index_once(parts, len(labels))
+    assert min(map(len, parts)) >= each
+    assert all(np.all(np.diff(part) > 0) for part in parts)
+    if "by_class" not in how and not how.startswith("shards"):
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    again = partition(data, how, devices, seed, minimum)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_two_shards_give_a_device_few_classes() -> None:
+    labels = np.repeat(np.arange(10), 600)[np.random.default_rng(1).permutation(6000)]
+    parts = shards(labels, 100, 2, seed=7)
+    classes = [len(np.unique(labels[part])) for part in parts]
+    assert {len(part) for part in parts} == {60}
+    assert max(classes) <= 2
+
+
+def skew(labels: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> float:
+    """Mean share of the commonest class of a device."""
+    return float(np.mean([np.bincount(labels[part]).max() / len(part) for part in parts]))
+
+
+@pytest.mark.parametrize("how", ["dirichlet", "dirichlet_by_class"])
+def test_the_concentration_turns_from_one_class_a_device_to_the_mixture_of_all(how: str) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.int64), 400)
+    data = small(labels.tolist())
+    skews = [skew(labels, partition(data, f"{how}:{alpha}", 20, seed=3)) for alpha in (0.0001, 0.1, 1, 1000)]
+    assert skews == sorted(skews, reverse=True)
+    assert skews[0] > 0.75
+    assert skews[-1] < 0.2
+
+
+def test_dirichlet_by_class_varies_sizes_and_dirichlet_does_not() -> None:
+    data = small(np.repeat(np.arange(10), 100).tolist())
+    assert len({len(p) for p in partition(data, "dirichlet:0.3", 10, 1)}) == 1
+    assert len({len(p) for p in partition(data, "dirichlet_by_class:0.3", 10, 1)}) > 3
+
+
+def test_another_seed_deals_otherwise() -> None:
+    data = small([0, 1, 2, 3] * 50)
+    for how in ("iid", "shards:2", "dirichlet:0.3", "dirichlet_by_class:0.3"):
+        one, two = partition(data, how, 5, 1), partition(data, how, 5, 2)
+        assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True)), how
+
+
+def test_the_draws_of_a_seed_are_fixed_for_ever() -> None:
+    draws = Draws(42, "test")
+    assert draws.permutation(8).tolist() == GOLDEN_PERMUTATION
+    assert draws.uniforms(2).tolist() == pytest.approx(GOLDEN_UNIFORMS, abs=0)
+    assert draws.normal() == pytest.approx(GOLDEN_NORMAL, rel=1e-12)
+    assert [len(p) for p in partition(small([0, 1, 2] * 20), "dirichlet_by_class:0.5", 4, 42)] == GOLDEN_SIZES
+
+
+def test_dirichlet_draws_have_the_moments_of_the_distribution() -> None:
+    draws = Draws(5, "moments")
+    alphas = [0.2, 1.0, 3.0]
+    samples = np.array([draws.dirichlet(alphas) for _ in range(4000)])
+    mean = np.array(alphas) / sum(alphas)
+    variance = mean * (1 - mean) / (sum(alphas) + 1)
+    assert np.allclose(samples.sum(axis=1), 1)
+    assert np.allclose(samples.mean(axis=0), mean, atol=4 * np.sqrt(variance / 4000).max())
+    assert np.allclose(samples.var(axis=0), variance, rtol=0.15)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=50), st.integers(0, 100))
+def test_natural_deals_by_client_key(keys: list[int], seed: int) -> None:
+    data = small([0] * len(keys), keys)
+    people = sorted(set(keys))
+    parts = partition(data, "natural", None, seed)
+    assert every_index_once(parts, len(keys))
+    assert [{keys[i] for i in part} for part in parts] == [{person} for person in people]
+    fewer = partition(data, "natural", max(1, len(people) // 2), seed)
+    assert len(fewer) == max(1, len(people) // 2)
+    assert all(any(np.array_equal(part, whole) for whole in parts) for part in fewer)
+    with pytest.raises(ConfigurationError, match=f"has {len(people)} client keys"):
+        partition(data, "natural", len(people) + 1, seed)
+
+
+def test_client_keys_may_be_text() -> None:
+    assert [part.tolist() for part in by_key(np.array(["b", "a", "b"]))] == [[1], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("how", "devices", "message"),
+    [
+        ("sorted", 2, "is not understood; use one of iid"),
+        ("iid:3", 2, "is not understood"),
+        ("dirichlet", 2, "'' is not a number"),
+        ("dirichlet:x", 2, "'x' is not a number"),
+        ("dirichlet:0", 2, "concentration 0.0 is not in"),
+        ("dirichlet:nan", 2, "concentration nan is not in"),
+        ("shards:1.5", 2, "whole number"),
+        ("shards:0", 2, "at least 1"),
+        ("natural", 2, "needs a client key"),
+        ("iid", 0, "devices: 0 must be at least 1"),
+        ("iid", None, "devices: None must be at least 1"),
+        ("iid", 7, "at most 6 devices"),
+    ],
+)
+def test_a_partition_that_cannot_be_says_why(how: str, devices: int | None, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        partition(small([0, 1, 2] * 2), how, devices, 0)
+
+
+def test_regression_targets_are_dealt_iid_only() -> None:
+    data = Dataset(x=np.zeros((6, 1), np.float32), y=np.zeros(6, np.float32), name="values")
+    assert every_index_once(partition(data, "iid", 2, 0), 6)
+    with pytest.raises(ConfigurationError, match="needs class labels"):
+        partition(data, "dirichlet:1", 2, 0)
+
+
+# --- held-out examples ----------------------------------------------------------------------------------------------
+
+
+@given(LABELS, st.floats(0, 0.9), st.integers(0, 99))
+def test_holding_out_takes_the_share_of_each_class(labels: list[int], share: float, seed: int) -> None:
+    data = small(labels)
+    train, test = split_held_out(data, share, seed)
+    assert sorted(np.concatenate([train.x, test.x]).ravel().tolist()) == list(range(len(labels)))
+    for label in set(labels):
+        count = labels.count(label)
+        assert abs(int(np.sum(test.y == label)) - share * count) <= 0.5
+
+
+def test_the_publishers_split_is_kept() -> None:
+    held_out = np.array([False, True, False, True])
+    x = np.zeros((4, 1), np.float32)
+    data = Dataset(x=x, y=np.arange(4), client=np.array([1, 2, 1, 2]), name="people", held_out=held_out)
+    train, test = split_held_out(data, 0.9, 5)
+    assert (train.y.tolist(), test.y.tolist()) == ([0, 2], [1, 3])
+    assert train.client is not None
+    assert train.client.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ConfigurationError, match="held_out"):
+        split_held_out(small([0]), share, 0)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_digits_are_flat_and_scaled() -> None:
+    data = load_dataset("digits")
+    assert (data.x.shape, str(data.x.dtype), len(data), data.classes_count) == ((1797, 64), "float32", 1797, 10)
+    assert (float(data.x.min()), float(data.x.max())) == (0.0, 1.0)
+    assert data.reshaped((1, 8, 8)).x.shape == (1797, 1, 8, 8)
+    with pytest.raises(ConfigurationError, match="cannot be reshaped"):
+        data.reshaped((63,))
+
+
+def test_a_file_with_x_y_client_and_is_test(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "mine.npz",
+        x=np.array([[0], [255]], np.uint8),
+        y=np.array([1, 0], np.uint8),
+        client=np.array(["ann", "bob"]),
+        is_test=np.array([False, True]),
+    )
+    data = load_dataset(path)
+    assert data.x.tolist() == [[0.0], [1.0]]
+    assert (str(data.y.dtype), data.name) == ("int64", "mine")
+    assert data.client is not None and data.client.tolist() == ["ann", "bob"]
+    assert data.held_out is not None and data.held_out.tolist() == [False, True]
+
+
+def test_a_published_split_puts_the_test_examples_last(tmp_path: Path) -> None:
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    path = save(
+        tmp_path / "m.npz", x_train=images[:2], y_train=np.array([3, 4]), x_test=images[2:], y_test=np.array([5])
+    )
+    train, test = split_held_out(load_dataset(str(path)), 0.5, 0)
+    assert (train.x.shape, train.y.tolist(), test.y.tolist()) == ((2, 2, 2), [3, 4], [5])
+    assert np.allclose(test.x[0] * 255, images[2])
+
+
+def test_windows_are_cut_from_recordings_and_scaled(tmp_path: Path) -> None:
+    signals = np.arange(20, dtype=np.int16).reshape(10, 2)
+    path = save(
+        tmp_path / "w.npz",
+        signals=signals,
+        scale=np.array([0.5, 2.0], np.float32),
+        window_start=np.array([0, 7]),
+        window_len=np.int32(3),
+        y=np.array([0, 1], np.uint8),
+        subject=np.array([4, 9], np.uint8),
+        is_test=np.array([False, True]),
+    )
+    data = load_dataset(path)
+    assert data.x.shape == (2, 2, 3)
+    assert data.x[1].tolist() == [[7.0, 8.0, 9.0], [30.0, 34.0, 38.0]]
+    assert data.client is not None and data.client.tolist() == [4, 9]
+
+
+GOOD: dict[str, Any] = {"x": np.zeros((2, 3), np.float32), "y": np.array([0, 1])}
+WINDOWS: dict[str, Any] = {
+    "signals": np.zeros((10, 2), np.int16),
+    "scale": np.ones(2, np.float32),
+    "window_start": np.array([0, 7]),
+    "window_len": np.int32(3),
+    "y": np.array([0, 1]),
+    "subject": np.array([1, 2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": GOOD["x"]}, "no array 'x'; it has \\['a'\\]"),
+        ({"x": GOOD["x"]}, "no array 'y'"),
+        ({**GOOD, "x": np.zeros(2)}, "'x' is float64\\[2\\], expected numbers\\[examples, features"),
+        ({**GOOD, "x": np.full((2, 1), np.nan)}, "NaN or infinity"),
+        ({**GOOD, "x": np.full((2, 1), 1e300)}, "NaN or infinity"),
+        ({**GOOD, "x": np.array([["a"], ["b"]])}, "'x' is <U1"),
+        ({**GOOD, "y": np.array([0, 1, 2])}, "y is int64\\[3\\], expected int64\\[2\\]"),
+        ({**GOOD, "y": np.array(["a", "b"])}, "'y' is <U1"),
+        ({**GOOD, "y": np.array([0.0, np.inf])}, "'y' is float64"),
+        ({**GOOD, "client": np.array([1.5, 2.5])}, "'client' is float64"),
+        ({**GOOD, "client": np.array([1])}, "client has shape \\[1\\], expected \\[2\\]"),
+        ({**GOOD, "is_test": np.array([[True], [False]])}, "'is_test' is bool"),
+        ({**GOOD, "x": np.array([[object()], [2]], dtype=object)}, "'x' cannot be read"),
+        ({**WINDOWS, "window_start": np.array([0, 8])}, "row numbers in 0..7"),
+        ({**WINDOWS, "window_start": np.array([-1, 0])}, "row numbers in 0..7"),
+        ({**WINDOWS, "window_len": np.int32(11)}, "one integer in 1..10"),
+        ({**WINDOWS, "window_len": np.array([3])}, "one integer in 1..10"),
+        ({**WINDOWS, "scale": np.ones(3, np.float32)}, "finite floats\\[2\\]"),
+        ({**WINDOWS, "signals": np.zeros(10, np.int16)}, "rows, channels"),
+        ({**WINDOWS, "subject": np.array([1])}, "client has shape"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_bad_file_is_refused_by_key_and_shape(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ConfigurationError, match=message):
+        load_dataset(path)
+
+
+def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="neither 'digits' nor the path"):
+        load_dataset("cifar")
+    with pytest.raises(ConfigurationError, match="cannot be read as an"):
+        load_dataset(tmp_path / "absent.npz")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(ConfigurationError, match="cannot be read as an"):
+        load_dataset(tmp_path / "text.npz")
+    with (tmp_path / "bare.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ConfigurationError, match="one bare array"):
+        load_dataset(tmp_path / "bare.npz")
+    whole = save(tmp_path / "cut.npz", **GOOD)
+    whole.write_bytes(whole.read_bytes()[:-40])
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load_dataset(whole)
+
+
+def test_a_subset_of_one_run_is_a_view() -> None:
+    data = small(list(range(10)))
+    assert np.shares_memory(data.subset(np.arange(3, 7)).x, data.x)
+    assert data.subset(np.array([7, 3])).y.tolist() == [7, 3]
+    assert len(data.subset(np.array([], dtype=np.int64))) == 0
+
+
+@pytest.mark.skipif(not (DATA / "uci_har_raw.npz").exists(), reason="EDGEFED_TEST_DATA does not name the data folder")
+def test_uci_har_holds_out_people_that_nobody_trains_on() -> None:
+    train, test = split_held_out(load_dataset(DATA / "uci_har_raw.npz"), 0.2, 0)
+    assert (len(train), len(test), train.x.shape[1:]) == (7415, 2996, (6, 128))
+    assert train.client is not None and test.client is not None
+    assert not set(train.client.tolist()) & set(test.client.tolist())
+    assert len(partition(train, "natural", None, 0)) == 21
+
+
+@pytest.mark.skipif(not (DATA / "mnist.npz").exists(), reason="EDGEFED_TEST_DATA does not name the data folder")
+def test_mnist_deals_two_shards_of_300_to_each_of_100_devices() -> None:
+    train, test = split_held_out(load_dataset(DATA / "mnist.npz"), 0.2, 0)
+    assert (train.x.shape, test.x.shape, float(train.x.max())) == ((60000, 28, 28), (10000, 28, 28), 1.0)
+    assert train.labels is not None
+    assert {len(part) for part in partition(train, "shards:2", 100, 0)} == {600}
+    assert len(dirichlet(train.labels, 1000, 0.3, 0)) == 1000
