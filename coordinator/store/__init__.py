@@ -1,0 +1,39 @@
+"""All that the coordinator must not forget, in one SQLite file.
+
+``Store`` is the only writer. Its methods may be called from any thread, alone (each is one transaction) or inside
+``with store.transaction():``, where all of them are committed together (group commit: one fsync for many).
+"""
+
+from __future__ import annotations
+
+from coordinator.store.reader import StoreReader
+from coordinator.store.records import (
+    ENDED_PHASES,
+    PHASES,
+    VERDICTS,
+    Checkpoint,
+    ChunkRefused,
+    DeviceRecord,
+    JournalRow,
+    QuotaExceeded,
+    RoundRecord,
+    TicketRecord,
+    Verdict,
+)
+from coordinator.store.store import Store
+
+__all__ = [
+    "ENDED_PHASES",
+    "PHASES",
+    "VERDICTS",
+    "Checkpoint",
+    "ChunkRefused",
+    "DeviceRecord",
+    "JournalRow",
+    "QuotaExceeded",
+    "RoundRecord",
+    "Store",
+    "StoreReader",
+    "TicketRecord",
+    "Verdict",
+]

@@ -1,0 +1,163 @@
+"""Content addressed by its SHA-256 (programs, parameters), the checkpoints that refer to it, and retained topics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Set
+from typing import Any, Final
+
+from coordinator.store.database import Database
+from coordinator.store.records import Checkpoint
+from edge_sdk.errors import StateError
+
+__all__ = ["Blobs", "Checkpoints", "Retained"]
+
+PART_BYTES: Final = 64 << 10
+
+
+class Blobs:
+    """Blobs in parts of 64 KiB, so that a range is read without the rest."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, data: bytes, kind: str) -> bytes:
+        digest = hashlib.sha256(data).digest()
+        with self._database.transaction():
+            if self.size(digest) is None:
+                self._database.write(
+                    "INSERT INTO blobs (digest, kind, bytes) VALUES (?, ?, ?)", (digest, kind, len(data))
+                )
+                self._database.write_many(
+                    "INSERT INTO blob_parts (blob, part, data) SELECT id, ?, ? FROM blobs WHERE digest = ?",
+                    (
+                        (part, data[start : start + PART_BYTES], digest)
+                        for part, start in enumerate(range(0, len(data), PART_BYTES))
+                    ),
+                )
+        return digest
+
+    def get(self, digest: bytes) -> bytes | None:
+        with self._database.reading():
+            size = self.size(digest)
+            return None if size is None else self._read(digest, 0, size)
+
+    def range(self, digest: bytes, start: int, stop: int) -> bytes | None:
+        with self._database.reading():
+            size = self.size(digest)
+            if size is None:
+                return None
+            if not 0 <= start <= stop <= size:
+                raise StateError(f"blob {digest.hex()[:16]}: has {size} bytes, so there is no range {start}..{stop}")
+            return self._read(digest, start, stop)
+
+    def drop_others(self, keep: Set[bytes]) -> int:
+        """Delete every blob but ``keep`` and those of checkpoints and open rounds; returns how many went."""
+        with self._database.transaction():
+            found = self._database.rows(
+                "SELECT digest FROM blobs EXCEPT SELECT parameters FROM checkpoints "
+                "EXCEPT SELECT program FROM checkpoints "
+                "EXCEPT SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned') "
+                "EXCEPT SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')"
+            )
+            gone = [row for row in found if row[0] not in keep]
+            self._database.write_many("DELETE FROM blobs WHERE digest = ?", gone)
+        return len(gone)
+
+    def size(self, digest: bytes) -> int | None:
+        row = self._database.row("SELECT bytes FROM blobs WHERE digest = ?", (digest,))
+        return None if row is None else int(row[0])
+
+    def _read(self, digest: bytes, start: int, stop: int) -> bytes:
+        if start == stop:
+            return b""
+        first, last = start // PART_BYTES, (stop - 1) // PART_BYTES
+        rows = self._database.rows(
+            "SELECT p.data FROM blob_parts p JOIN blobs b ON b.id = p.blob "
+            "WHERE b.digest = ? AND p.part BETWEEN ? AND ? ORDER BY p.part",
+            (digest, first, last),
+        )
+        skipped = first * PART_BYTES
+        return b"".join(data for (data,) in rows)[start - skipped : stop - skipped]
+
+
+class Checkpoints:
+    """The last few states of every task."""
+
+    def __init__(self, database: Database, blobs: Blobs, *, wall: Callable[[], float], kept: int) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._wall = wall
+        self._kept = kept
+
+    def put(
+        self,
+        task: str,
+        round_number: int,
+        *,
+        program: bytes,
+        parameters: bytes,
+        server_state: bytes,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones."""
+        with self._database.transaction():
+            self._database.write(
+                "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    task,
+                    round_number,
+                    self._blobs.put(parameters, "parameters"),
+                    program,
+                    server_state,
+                    json.dumps(dict(metrics)),
+                    self._wall(),
+                ),
+            )
+            self._database.write(
+                "DELETE FROM checkpoints WHERE task = ?1 AND id NOT IN "
+                "(SELECT id FROM checkpoints WHERE task = ?1 ORDER BY round DESC LIMIT ?2)",
+                (task, self._kept),
+            )
+
+    def put_initial(self, task: str, program: bytes, parameters: bytes, server_state: bytes) -> Checkpoint:
+        with self._database.transaction():
+            standing = self.latest(task)
+            digest = self._blobs.put(program, "program")
+            if standing is None:
+                self.put(task, 0, program=digest, parameters=parameters, server_state=server_state, metrics={})
+                standing = self.latest(task)
+            if standing is None or standing.program_digest != digest:
+                raise StateError(
+                    f"task {task}: was started with another program; give the new model a new task name "
+                    "(or a new state_dir), or put the old model back"
+                )
+            return standing
+
+    def latest(self, task: str) -> Checkpoint | None:
+        row = self._database.row(
+            "SELECT round, parameters, program, server_state, metrics FROM checkpoints "
+            "WHERE task = ? ORDER BY round DESC LIMIT 1",
+            (task,),
+        )
+        return None if row is None else Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4]))
+
+
+class Retained:
+    """The topics that hold a retained message of ours (rule 7): a restarted coordinator can clear them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, topics: tuple[str, ...]) -> None:
+        with self._database.transaction():
+            self._database.write_many("INSERT OR IGNORE INTO retained (topic) VALUES (?)", [(t,) for t in topics])
+
+    def remove(self, topics: tuple[str, ...]) -> None:
+        with self._database.transaction():
+            self._database.write_many("DELETE FROM retained WHERE topic = ?", [(t,) for t in topics])
+
+    def all(self) -> list[str]:
+        return [topic for (topic,) in self._database.rows("SELECT topic FROM retained ORDER BY topic")]
