@@ -1,0 +1,177 @@
+"""The one gate between a decoded update and the sum: what passes here can be added without another look.
+
+A device may be broken, misconfigured or hostile. Whatever it claims is checked against the round's bounds; a refusal
+carries a reason code under which it is counted, and never disturbs the round.
+
+The bounds on single values make the fixed-point sums of :mod:`coordinator.reducers` safe. The bound on the norm is what
+limits the harm of one bad update. With an adaptive bound it is a multiple of the median norm of earlier accepted
+updates, which one device cannot move far. It is computed once a round, from rounds that are closed, so that a replay
+after a crash decides the same. A codec whose decoded updates are mostly noise (EDEN below one bit) has larger norms
+than its deltas, though all of them alike: the adaptive bound copes, a fixed one must be set for it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.errors import ConfigurationError, ProtocolError
+from edge_sdk.update.codec import Decoded
+
+__all__ = ["Validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The bounds of one task.
+
+    Attributes:
+        size: Number of elements that an update must have.
+        value_max: Largest absolute value of an element, the same as the reducer's.
+        norm_max: Largest L2 norm of an update; None for no such bound.
+        norm_median_factor: Largest norm as a multiple of the median of recent norms; None for no adaptive bound.
+        norms_needed: Recent norms without which there is no adaptive bound yet.
+        examples_max: Most examples that a device may claim to have.
+        steps_max: Most steps that a device may claim to have done; None for no such bound.
+        loss_max: Largest absolute value of a loss, or of a metric, per example.
+
+    Raises:
+        ConfigurationError: A field is out of range.
+    """
+
+    size: int
+    value_max: float = 32.0
+    norm_max: float | None = None
+    norm_median_factor: float | None = None
+    norms_needed: int = 20
+    examples_max: int = 100_000
+    steps_max: int | None = None
+    loss_max: float = 1e6
+
+    def __post_init__(self) -> None:
+        for name in ("size", "norms_needed", "examples_max"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"validation.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("value_max", "norm_max", "loss_max"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigurationError(f"validation.{name} is {value}, expected a finite number above 0")
+        factor = self.norm_median_factor
+        if factor is not None and not (math.isfinite(factor) and factor > 1):
+            raise ConfigurationError(
+                f"validation.norm_median_factor is {factor}, expected above 1: half of all are larger"
+            )
+        if self.steps_max is not None and self.steps_max < 1:
+            raise ConfigurationError(f"validation.steps_max is {self.steps_max}, expected at least 1 or none")
+
+    def norm_bound(self, recent_norms: Sequence[float]) -> float:
+        """The largest norm for one round, infinity for none.
+
+        Args:
+            recent_norms: What :meth:`check` returned for updates that counted in earlier, closed rounds.
+        """
+        bound = math.inf if self.norm_max is None else self.norm_max
+        if self.norm_median_factor is None or len(recent_norms) < self.norms_needed:
+            return bound
+        median = statistics.median(recent_norms)
+        # A median of zero (a task that stands still) would refuse everything and could never rise again.
+        return min(bound, self.norm_median_factor * median) if median > 0 else bound
+
+    def check(
+        self,
+        decoded: Decoded,
+        *,
+        examples: int,
+        steps: int,
+        loss: float,
+        evaluation: tuple[float, float, int] | None = None,
+        norm_bound: float | None = None,
+    ) -> float:
+        """Lets one update in, or not.
+
+        Args:
+            decoded: The update.
+            examples: On how many examples the device says that it trained.
+            steps: How many optimiser steps it says that it did.
+            loss: Its mean training loss.
+            evaluation: ``(loss_sum, metric_sum, count)`` over held-out examples, or None.
+            norm_bound: The round's bound from :meth:`norm_bound`; None for ``norm_max`` alone.
+
+        Returns:
+            The update's L2 norm, to be kept for later bounds if it counts.
+
+        Raises:
+            ProtocolError: With the reason ``shape``, ``nan``, ``value``, ``norm``, ``examples``, ``steps``, ``loss`` or
+                ``evaluation``.
+        """
+        self._check_claims(examples, steps, loss, evaluation)
+        self._check_shape(decoded)
+        self._check_values(decoded.values)
+        # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
+        norm = math.sqrt(float(np.einsum("i,i->", decoded.values, decoded.values, dtype=np.float64)))
+        bound = self.norm_bound(()) if norm_bound is None else norm_bound
+        if norm > bound:
+            raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")
+        return norm
+
+    def _check_claims(
+        self, examples: int, steps: int, loss: float, evaluation: tuple[float, float, int] | None
+    ) -> None:
+        if not _is_count(examples, 1, self.examples_max):
+            raise ProtocolError(f"update: examples {examples!r} is not in 1..{self.examples_max}", reason="examples")
+        if not _is_count(steps, 0, self.steps_max):
+            raise ProtocolError(f"update: steps {steps!r} is not in 0..{self.steps_max}", reason="steps")
+        if not _is_within(loss, self.loss_max):
+            raise ProtocolError(f"update: loss {loss!r} is not within +-{self.loss_max:g}", reason="loss")
+        if evaluation is None:
+            return
+        loss_sum, metric_sum, count = evaluation
+        sum_max = self.loss_max * self.examples_max
+        if not _is_count(count, 1, self.examples_max):
+            raise ProtocolError(
+                f"update: evaluated {count!r} examples, not 1..{self.examples_max}", reason="evaluation"
+            )
+        if not _is_within(loss_sum, sum_max) or not _is_within(metric_sum, sum_max):
+            raise ProtocolError(
+                f"update: evaluation sums {loss_sum!r}, {metric_sum!r} are not within +-{sum_max:g}",
+                reason="evaluation",
+            )
+
+    def _check_shape(self, decoded: Decoded) -> None:
+        values, indices = decoded.values, decoded.indices
+        if decoded.size != self.size:
+            raise ProtocolError(f"update: {decoded.size} elements, the model has {self.size}", reason="shape")
+        if values.dtype != np.float32 or values.ndim != 1:
+            raise ProtocolError(
+                f"update: values are {values.dtype}{list(values.shape)}, not float32[k]", reason="shape"
+            )
+        if indices is None:
+            if values.size != self.size:
+                raise ProtocolError(f"update: {values.size} values for {self.size} elements", reason="shape")
+            return
+        if indices.dtype != np.int64 or indices.shape != values.shape:
+            raise ProtocolError(f"update: {indices.shape} indices for {values.shape} values", reason="shape")
+        if indices.size and not (indices[0] >= 0 and indices[-1] < self.size and (indices[1:] > indices[:-1]).all()):
+            raise ProtocolError(f"update: indices do not rise within 0..{self.size - 1}", reason="shape")
+
+    def _check_values(self, values: NDArray[np.float32]) -> None:
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())  # both hand a NaN on
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ProtocolError("update: a value is not finite", reason="nan")
+        if max(high, -low) > self.value_max:
+            raise ProtocolError(f"update: values {low:.6g}..{high:.6g} exceed +-{self.value_max:g}", reason="value")
+
+
+def _is_count(value: object, low: int, high: int | None) -> bool:
+    return type(value) is int and low <= value and (high is None or value <= high)
+
+
+def _is_within(value: float, bound: float) -> bool:
+    return math.isfinite(value) and abs(value) <= bound
