@@ -145,9 +145,13 @@ class ParameterSpec:
 
 def _check_tensor(name: object, shape: object, kind: object) -> None:
     if not isinstance(name, str) or not 0 < len(name.encode()) <= NAME_BYTES_MAX:
-        raise DecodeError(f"spec: tensor name {str(name)[:80]!r} is not a string of 1..{NAME_BYTES_MAX} bytes", reason="spec")
+        raise DecodeError(
+            f"spec: tensor name {str(name)[:80]!r} is not a string of 1..{NAME_BYTES_MAX} bytes", reason="spec"
+        )
     if not isinstance(shape, list | tuple) or len(shape) > RANK_MAX:
-        raise DecodeError(f"spec: tensor {name!r}: shape must be a list of at most {RANK_MAX} dimensions", reason="spec")
+        raise DecodeError(
+            f"spec: tensor {name!r}: shape must be a list of at most {RANK_MAX} dimensions", reason="spec"
+        )
     for d in shape:
         # numpy integers come from local compiles, plain ones from msgpack; bool is an int in Python and is refused.
         if isinstance(d, bool) or not isinstance(d, int | np.integer) or not 0 < d <= ELEMENTS_MAX:

@@ -36,7 +36,12 @@ def checked_int(source: Mapping[str, Any], name: str, low: int, high: int, where
 def checked_float(source: Mapping[str, Any], name: str, low: float, high: float, where: str) -> float:
     """The finite number ``source[name]`` within ``low..high``, or a DecodeError that names field and value."""
     value = source.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
         raise DecodeError(f"{where}.{name}: {str(value)[:40]!r} is not a finite number in {low:g}..{high:g}")
     return float(value)
 

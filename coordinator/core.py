@@ -1,0 +1,882 @@
+"""The coordinator's core: every decision, on one thread, with time as an argument.
+
+A shell (the service, or the simulator) hands in events and performs the effects. All events of one turn are handled
+inside one database transaction, and effects are performed only after its commit: decide, journal, then speak (rule 1).
+The core sees ids, sizes and verdicts, never tensors (rule 12); decoding and sums are jobs of the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from coordinator import round as rounds
+from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
+from coordinator.events import (
+    BULK,
+    CONTROL,
+    Acknowledge,
+    Arrived,
+    BrokerDown,
+    BrokerUp,
+    CloseJob,
+    Effect,
+    Evaluated,
+    Event,
+    Finished,
+    Ingested,
+    IngestItem,
+    Publish,
+    Published,
+    RoundCommitted,
+    StartJob,
+    Subscribe,
+    Tick,
+    Workers,
+)
+from coordinator.round import Round, RoundSettings, Ticket
+from coordinator.selection import announced_share, come_back_seconds, wanted_count
+from coordinator.stopping import Stopping, StoppingRule
+from coordinator.store import RoundRecord, Store, TicketRecord
+from coordinator.uploads import Uploads
+from edge_sdk.errors import ProtocolError
+from edge_sdk.messages import (
+    Accept,
+    Announce,
+    CheckIn,
+    Chunk,
+    ComeBack,
+    Decline,
+    Envelope,
+    Invite,
+    Message,
+    Offer,
+    Plan,
+    Verdict,
+    Want,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.mqtt import Delivery
+from edge_sdk.topics import Topics
+
+__all__ = ["Coordinator", "TaskSettings"]
+
+logger = logging.getLogger(__name__)
+
+SHARD: Final = "0"
+ENVELOPE_BYTES_MAX: Final = 600
+STATE_SECONDS_MIN: Final = 0.25
+ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
+DONE_SECONDS: Final = 4 * 3600.0
+POPULATION_SECONDS: Final = 7 * 86_400.0
+RETAIN_FROM_DEVICES: Final = 8
+RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What the core must know of one task.
+
+    Attributes:
+        federation: Topic segment.
+        task: Topic segment.
+        round: Numbers of a round.
+        plan: What devices are asked to do.
+        stopping: When to end.
+        program_digest: SHA-256 of the program, 32 bytes.
+        requires: What a device must understand.
+        share: Share of devices asked to check in, None for automatic.
+        come_back_seconds: When those who were turned away ask again, if nothing is announced before; in seconds.
+        jitter: Share by which that varies either way.
+        pause_seconds: Between the end of a round and the next one, in seconds.
+        retry_seconds: After an abandoned round, in seconds.
+        chunk_bytes_max: Largest range or chunk in one message, in bytes.
+        update_bytes_max: Largest update accepted, in bytes.
+        retained_blobs: ``auto``, ``always`` or ``never``.
+        evaluate_every: Evaluate after every so many rounds, 0 for never.
+        dense_bytes: Bytes of one update as dense float32, for comparison.
+        seed: Draws the cohorts.
+    """
+
+    federation: str
+    task: str
+    round: RoundSettings
+    plan: Plan
+    stopping: StoppingRule
+    program_digest: bytes
+    requires: tuple[str, ...] = ()
+    share: float | None = None
+    come_back_seconds: float = 900.0
+    jitter: float = 0.2
+    pause_seconds: float = 0.0
+    retry_seconds: float = 30.0
+    chunk_bytes_max: int = 58 * 1024
+    update_bytes_max: int = 64 << 20
+    retained_blobs: str = "auto"
+    evaluate_every: int = 1
+    dense_bytes: int = 0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """Bytes of one round, as payloads."""
+
+    up: int = 0
+    down_at_start: int = 0
+    fanned_out: int = 0  # retained pieces are sent once and delivered by the broker to each who asks
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What the turn has to write before its commit."""
+
+    record: bool = False
+    devices: list[tuple[str, bytes, dict[str, Any]]] = field(default_factory=list)
+    state: bool = False
+
+
+class Coordinator:
+    """One task of one federation.
+
+    Args:
+        settings: See :class:`TaskSettings`.
+        store: The open database, with the task's first checkpoint in it.
+        workers: Where jobs run.
+        new_id: Gives so many random bytes; tickets are made of it.
+        rng: For jitter.
+        wall: Wall time in seconds, for display only.
+        incarnation: This start's number, from the store.
+    """
+
+    def __init__(
+        self,
+        settings: TaskSettings,
+        store: Store,
+        workers: Workers,
+        *,
+        new_id: Callable[[int], bytes],
+        rng: np.random.Generator,
+        wall: Callable[[], float],
+        incarnation: int,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.incarnation = incarnation
+        self.round: Round | None = None
+        self.record: RoundRecord | None = None
+        self.finished: str | None = None
+        self.metrics: dict[str, float] = {}
+        self._workers = workers
+        self._new_id = new_id
+        self._rng = rng
+        self._wall = wall
+        self._epoch = store.epoch
+        self._topics = Topics(settings.federation)
+        self._effects: list[Effect] = []
+        self._pending = _Pending()
+        self._timers: dict[str, float] = {}
+        self._up: set[str] = set()
+        self._traffic = _Traffic()
+        self._share = 1.0
+        self._state_published_at = float("-inf")
+        self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
+        self._final: dict[bytes, tuple[str, str]] = {}
+        self._committing = False
+        self._phase_seconds: dict[str, float] = {}
+        self._phase_began = 0.0
+        self._stopping = Stopping(settings.stopping)
+        self._downloads = Downloads(
+            self._topics,
+            self._wrap,
+            chunk_bytes_max=settings.chunk_bytes_max,
+            retained_add=store.retained_add,
+            retained_remove=store.retained_remove,
+        )
+        self._uploads = Uploads(store, update_bytes_max=settings.update_bytes_max)
+        self._program = store.get_blob(settings.program_digest) or b""
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            BrokerUp: self._on_broker_up,
+            BrokerDown: self._on_broker_down,
+            Arrived: self._on_arrived,
+            Published: self._on_published,
+            Ingested: self._on_ingested,
+            RoundCommitted: self._on_committed,
+            Evaluated: self._on_evaluated,
+            Tick: self._on_tick,
+        }
+        self._kinds: dict[str, Callable[[str, Any, Envelope, float], None]] = {
+            CheckIn.kind: self._on_check_in,
+            Accept.kind: self._on_accept,
+            Decline.kind: self._on_decline,
+            Want.kind: self._on_want,
+            Offer.kind: self._on_offer,
+        }
+
+    # --- the interface ---
+
+    def start(self, now: float) -> None:
+        """Re-enters where the store says; call inside a turn, before any event."""
+        checkpoint = self.store.latest_checkpoint(self.settings.task)
+        if checkpoint is None:
+            raise RuntimeError("the store has no checkpoint: put_initial comes first")
+        self._parameters_digest = checkpoint.parameters_digest
+        self._parameters = self.store.get_blob(checkpoint.parameters_digest) or b""
+        self._server_state = checkpoint.server_state
+        self._previous: tuple[bytes, bytes] | None = None
+        self._completed = checkpoint.round
+        self.metrics = dict(checkpoint.metrics)
+        for record in sorted(self.store.rounds(self.settings.task, limit=100_000), key=lambda r: r.number):
+            if record.phase == "closed":
+                self.finished = self._stopping.observe(record.number, dict(record.summary.get("metrics", {})))
+        self._serve()
+        self._effects += self._downloads.clear_retained(self.store.retained())
+        record = self.store.open_round(self.settings.task)
+        if record is not None:
+            self._restore(record, now)
+        elif self.finished is None:
+            self._timers["next"] = now
+
+    def handle(self, event: Event, now: float) -> None:
+        """Takes one event; ``now`` is a monotonic time in seconds. Effects wait in :meth:`take_effects`."""
+        self._handlers[type(event)](event, now)
+
+    def end_turn(self, now: float) -> None:
+        """Writes what the turn has changed; the last call inside the turn's transaction."""
+        self._flush_chunks(now)
+        pending, self._pending = self._pending, _Pending()
+        if pending.devices:
+            self.store.device_seen(pending.devices)
+        if pending.record and self.record is not None and self.round is not None and not self._committing:
+            self.store.save_round(self._record_now(now))
+        if pending.state:
+            self._publish_state(now)
+
+    def take_effects(self) -> list[Effect]:
+        """What is to be done, in order, after the commit."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When ``Tick`` is due, on the clock of ``now``."""
+        due = list(self._timers.values())
+        if self.round is not None:
+            deadline = self.round.next_deadline()
+            if deadline is not None:
+                due.append(deadline)
+        return min(due, default=None)
+
+    def will(self) -> tuple[str, bytes]:
+        """Topic and retained payload of the last will: the coordinator is gone."""
+        body = {"incarnation": self.incarnation, "online": False, "federation": self.settings.federation}
+        return self._topics.coordinator_state, json.dumps(body).encode()
+
+    # --- the broker ---
+
+    def _on_broker_up(self, event: BrokerUp, now: float) -> None:
+        self._up.add(event.channel)
+        self._downloads.limit_chunk(event.packet_bytes_max, ENVELOPE_BYTES_MAX)
+        if event.channel == BULK:
+            self._effects.append(Subscribe(BULK, (self._topics.up(SHARD, "+"),)))
+            self._effects += self._downloads.again()
+        else:
+            self._effects.append(Subscribe(CONTROL, (self._topics.from_device("+", "+"),)))
+        if len(self._up) == 2:
+            # Both inboxes are open: now devices may be told that somebody is here.
+            self._announce(now)
+            self._publish_state(now)
+
+    def _on_broker_down(self, event: BrokerDown, now: float) -> None:
+        self._up.discard(event.channel)
+        if event.channel == BULK:
+            self._downloads.on_broker_down()
+
+    def _on_published(self, event: Published, now: float) -> None:
+        if event.channel == BULK:
+            self._effects += self._downloads.on_published(event.token)
+
+    def _on_arrived(self, event: Arrived, now: float) -> None:
+        parts = self._topics.parse(event.topic)
+        taken = False
+        try:
+            if parts is None:
+                self.store.count("stray_topic")
+            elif parts[0] == "from" and parts[2] in self._kinds:
+                envelope, message = self._decode(event.payload, parts[2])
+                self._kinds[parts[2]](parts[1], message, envelope, now)
+            elif parts[0] == "up" and parts[1] == SHARD:
+                envelope, message = self._decode(event.payload, Chunk.kind)
+                if isinstance(message, Chunk):
+                    taken = self._on_chunk(parts[2], message, envelope, event.acknowledgement, now)
+            else:
+                self.store.count("kind")
+        except ProtocolError as error:
+            # One bad message is counted and dropped; it harms neither its round nor any other device.
+            self.store.count(error.reason)
+            self._pending.state = True
+            logger.info("refused a message on %s: %s", event.topic, error)
+        if not taken:
+            self._effects.append(Acknowledge(event.channel, event.acknowledgement))
+
+    def _decode(self, payload: bytes, kind: str) -> tuple[Envelope, Message]:
+        envelope, message = decode_message(
+            payload, federation=self.settings.federation, expected=(kind,), peer="device"
+        )
+        if envelope.task != self.settings.task:
+            raise ProtocolError(f"envelope.task: {envelope.task!r} is not served here", reason="wrong_task")
+        return envelope, message
+
+    # --- check-ins ---
+
+    def _on_check_in(self, device: str, message: CheckIn, envelope: Envelope, now: float) -> None:
+        self._pending.devices.append((device, message.instance, message.capabilities))
+        verdicts = tuple(self._verdict_on(device, ticket, envelope.epoch) for ticket in message.unsettled)
+        if self.finished is not None:
+            self._come_back(device, message.nonce, DONE_SECONDS, "done: " + self.finished, verdicts, hold=False)
+            return
+        lacking = [r for r in self.settings.requires if r not in message.capabilities.get("supports", [])]
+        if lacking:
+            self.store.count("unsupported")
+            self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
+            return
+        if self.round is None or any(v.outcome == "received" for v in verdicts):
+            self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
+            return
+        if verdicts:
+            # The outcome is news to the device: it must settle before it trains, and the reply tells both.
+            self._verdicts_waiting[device] = verdicts
+        event = rounds.CheckedIn(device, message.instance, message.nonce)
+        self._perform(self.round.handle(event, now), now)
+
+    def _come_back_time(self) -> float:
+        return come_back_seconds(self.settings.come_back_seconds, self.settings.jitter, self._rng)
+
+    def _come_back(
+        self,
+        device: str,
+        nonce: bytes,
+        seconds: float,
+        reason: str,
+        verdicts: tuple[Verdict, ...] = (),
+        *,
+        hold: bool = False,
+    ) -> None:
+        self._to(device, ComeBack(nonce=nonce, seconds=seconds, hold=hold, reason=reason, verdicts=verdicts))
+
+    def _verdict_on(self, device: str, ticket: bytes, epoch: bytes) -> Verdict:
+        """What a device that asks after a ticket may be told."""
+        if self.round is not None and ticket in self.round.tickets:
+            held = self.round.tickets[ticket]
+            if held.device == device:
+                return self._verdict(ticket, held.digest, held.state, held.reason)
+        known = self.store.ticket(ticket)
+        if known is None or known.device != device:
+            # Of another epoch, of another device, or older than the tombstones.
+            return Verdict(ticket=ticket, digest=b"", outcome="unknown", reason="no such ticket")
+        return self._verdict(ticket, known.digest or b"", known.state, known.reason)
+
+    def _verdict(self, ticket: bytes, digest: bytes, state: str, reason: str) -> Verdict:
+        # Until the commit a frozen "counted" is a receipt: nobody may settle on a model that is not there yet.
+        outcome = "received" if state in ("admitted", "journalled") else state
+        if outcome == "counted" and self._committing:
+            outcome = "received"
+        if outcome in ("invited", "accepted"):
+            outcome, reason = "unknown", "no update arrived for this ticket"
+        return Verdict(ticket=ticket, digest=digest, outcome=outcome, reason=reason)
+
+    def _on_accept(self, device: str, message: Accept, envelope: Envelope, now: float) -> None:
+        ticket = self._live_ticket(device, message.ticket)
+        if ticket is not None and self.round is not None:
+            self._perform(self.round.handle(rounds.Accepted(message.ticket), now), now)
+
+    def _on_decline(self, device: str, message: Decline, envelope: Envelope, now: float) -> None:
+        ticket = self._live_ticket(device, message.ticket)
+        if ticket is not None and self.round is not None:
+            self._perform(self.round.handle(rounds.Declined(message.ticket, message.reason), now), now)
+
+    def _on_want(self, device: str, message: Want, envelope: Envelope, now: float) -> None:
+        self._effects += self._downloads.on_want(device, message)
+
+    def _live_ticket(self, device: str, ticket: bytes) -> Ticket | None:
+        """The ticket, if it belongs to this device in the open round; a stranger's attempt is counted."""
+        held = self.round.tickets.get(ticket) if self.round is not None else None
+        if held is not None and held.device != device:
+            self.store.count("stranger")
+            return None
+        return held
+
+    # --- updates ---
+
+    def _on_offer(self, device: str, message: Offer, envelope: Envelope, now: float) -> None:
+        answer = self._refusal(device, message.ticket, message.digest, envelope)
+        if answer is not None:
+            self._to(device, answer)
+            return
+        assert self.round is not None
+        self._perform(self.round.handle(rounds.Offered(message.ticket), now), now)
+        ranges = self._uploads.ranges(message.ticket, message.digest, message.total)
+        self._to(device, self._uploads.have(message.ticket, message.digest, ranges), shard=SHARD)
+        if ranges.covers(message.total):
+            self._arrived_whole(device, message.ticket, message.digest, None, None, now)
+
+    def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope) -> Verdict | None:
+        """The verdict that ends an upload before anything of it is read; None where it is welcome."""
+        held = self._live_ticket(device, ticket)
+        if held is None or envelope.epoch != self._epoch:
+            verdict = self._verdict_on(device, ticket, envelope.epoch)
+            self.store.count(f"upload_{verdict.outcome}")
+            return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
+        if held.state in ("invited", "accepted"):
+            if self.round is not None and self.round.phase in (rounds.CONFIGURATION, rounds.REPORTING):
+                return None
+            self.store.count("upload_late")
+            return Verdict(ticket=ticket, digest=digest, outcome="late", reason="the round is closed")
+        if held.state == "admitted" and held.digest == digest:
+            return None
+        if held.digest not in (b"", digest):
+            self.store.count("upload_spent")
+            return Verdict(ticket=ticket, digest=digest, outcome="refused", reason="spent")
+        self.store.count("upload_duplicate")
+        return self._verdict(ticket, digest, held.state, held.reason)
+
+    def _on_chunk(self, device: str, chunk: Chunk, envelope: Envelope, acknowledgement: Delivery, now: float) -> bool:
+        """Stores or hands on one chunk; True where its PUBACK is given later."""
+        self._traffic.up += len(chunk.data)
+        answer = self._refusal(device, chunk.ticket, chunk.digest, envelope)
+        if answer is None:
+            answer = self._uploads.check(chunk)
+        if answer is None and self._workers.busy():
+            answer = self._uploads.busy(chunk)
+        if answer is not None:
+            self._to(device, answer)
+            return False
+        assert self.round is not None
+        if self.round.tickets[chunk.ticket].state == "admitted":
+            return False  # a duplicate of what the worker has already
+        if len(chunk.data) == chunk.total:
+            self._arrived_whole(device, chunk.ticket, chunk.digest, chunk.data, acknowledgement, now)
+            return True
+        self._uploads.add(device, chunk, acknowledgement)
+        return True
+
+    def _flush_chunks(self, now: float) -> None:
+        """Stores the turn's chunks in one go, then acknowledges them, each for itself (rule 5)."""
+        for device, chunk, acknowledgement, refusal in self._uploads.flush():
+            self._effects.append(Acknowledge(BULK, acknowledgement))
+            if refusal is not None:
+                self.store.count(refusal.reason)
+                self._to(device, refusal)
+            elif self._uploads.complete(chunk):
+                self._arrived_whole(device, chunk.ticket, chunk.digest, None, None, now)
+
+    def _arrived_whole(
+        self,
+        device: str,
+        ticket: bytes,
+        digest: bytes,
+        payload: bytes | None,
+        acknowledgement: Delivery | None,
+        now: float,
+    ) -> None:
+        assert self.round is not None
+        actions = self.round.handle(rounds.UpdateArrived(ticket, digest), now)
+        admitted = any(isinstance(action, rounds.Admit) for action in actions)
+        self._perform([a for a in actions if not isinstance(a, rounds.Admit)], now)
+        if admitted:
+            self._workers.ingest(IngestItem(ticket, digest, payload, acknowledgement))
+        elif acknowledgement is not None:
+            self._effects.append(Acknowledge(BULK, acknowledgement))
+
+    def _on_ingested(self, event: Ingested, now: float) -> None:
+        for result in event.results:
+            if result.acknowledgement is not None:
+                self._effects.append(Acknowledge(BULK, result.acknowledgement))
+            if self.round is None or result.ticket not in self.round.tickets:
+                continue
+            self._uploads.forget(result.ticket)
+            if result.seq:
+                actions = self.round.handle(rounds.UpdateJournalled(result.ticket, result.seq), now)
+            else:
+                self.store.count(result.reason)
+                logger.info("refused the update of %s: %s", self.round.tickets[result.ticket].device, result.detail)
+                actions = self.round.handle(rounds.UpdateRefused(result.ticket, result.reason), now)
+            self._perform(actions, now)
+
+    # --- rounds ---
+
+    def _start_round(self, now: float) -> None:
+        s = self.settings
+        last = self.store.rounds(s.task, limit=1)
+        number = self._completed + 1
+        attempt = last[0].attempt + 1 if last and last[0].number == number else 0
+        population = self.store.population(s.task, POPULATION_SECONDS)
+        wanted = wanted_count(s.round.goal_count, s.round.over_selection)
+        self._share = announced_share(population, wanted, s.share, attempt)
+        self.record = RoundRecord(
+            task=s.task,
+            number=number,
+            attempt=attempt,
+            phase=rounds.SELECTION,
+            seconds_remaining=s.round.selection_seconds_max,
+            base=self._parameters_digest,
+            program=s.program_digest,
+            last_seq=None,
+            reason="",
+            summary={},
+            started_at=self._wall(),
+            ended_at=None,
+        )
+        self.store.save_round(self.record)
+        self.round = Round(
+            s.round,
+            expected=int(population * self._share),
+            rng=self._cohort_rng(number, attempt),
+            new_ticket=lambda: self._new_id(16),
+            now=now,
+        )
+        self._begin(now)
+        self._announce(now)
+
+    def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.settings.seed, number, attempt])))
+
+    def _begin(self, now: float) -> None:
+        assert self.record is not None
+        self._verdicts_waiting = {}
+        self._uploads.clear()
+        self._traffic = _Traffic(down_at_start=self._downloads.bytes_sent)
+        self._phase_seconds, self._phase_began = {}, now
+        self._pending.record = self._pending.state = True
+        self._workers.start(
+            StartJob(self.record.task, self.record.number, self.record.attempt, self._parameters, self._server_state)
+        )
+
+    def _restore(self, record: RoundRecord, now: float) -> None:
+        self.record = record
+        known = self.store.tickets(record.task, record.number, record.attempt)
+        self.round = Round.restore(
+            self.settings.round,
+            phase=rounds.CLOSED if record.phase == rounds.CLOSING else record.phase,
+            seconds_remaining=record.seconds_remaining,
+            tickets=[_ticket(row) for row in known],
+            expected=0,
+            rng=self._cohort_rng(record.number, record.attempt),
+            new_ticket=lambda: self._new_id(16),
+            now=now,
+        )
+        self._begin(now)
+        if record.phase == rounds.CLOSING:
+            verdicts = {row.ticket: (row.state, row.reason) for row in known}
+            self._close(record.last_seq or 0, verdicts)
+        else:
+            self._perform(self.round.handle(rounds.Tick(), now), now)
+
+    def _perform(self, actions: list[rounds.Action], now: float) -> None:
+        for action in actions:
+            match action:
+                case rounds.Issue():
+                    self._issue(action, now)
+                case rounds.TurnAway(device, nonce, reason):
+                    verdicts = self._verdicts_waiting.pop(device, ())
+                    self._come_back(device, nonce, self._come_back_time(), reason, verdicts)
+                case rounds.TicketChanged(ticket):
+                    self.store.set_ticket(ticket.ticket, ticket.state, ticket.reason)
+                    self._pending.record = True
+                case rounds.Receipt(ticket):
+                    self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, "journalled", ""))
+                case rounds.Refuse(ticket, outcome, reason):
+                    retry = 5.0 if outcome == "busy" else 0.0
+                    self._to(
+                        ticket.device,
+                        Verdict(
+                            ticket=ticket.ticket,
+                            digest=ticket.digest,
+                            outcome=outcome,
+                            reason=reason,
+                            retry_seconds=retry,
+                        ),
+                    )
+                case rounds.PhaseChanged(phase):
+                    self._phase_changed(phase, now)
+                case rounds.Close(last_seq, verdicts):
+                    self._journal_close(last_seq, verdicts, now)
+                case rounds.Abandon(reason, verdicts):
+                    self._abandon(reason, verdicts, now)
+                case rounds.Hold() | rounds.Admit():
+                    pass
+        if actions:
+            self._pending.state = True
+
+    def _phase_changed(self, phase: str, now: float) -> None:
+        assert self.record is not None
+        before = self.record.phase
+        self._phase_seconds[before] = self._phase_seconds.get(before, 0.0) + now - self._phase_began
+        self._phase_began = now
+        if phase in (rounds.CONFIGURATION, rounds.REPORTING):
+            self.record = replace(self.record, phase=phase)
+            self._pending.record = True
+        if phase == rounds.CONFIGURATION:
+            if self._retains():
+                self._effects += self._downloads.retain(self.settings.program_digest)
+                self._effects += self._downloads.retain(self._parameters_digest)
+            self._announce(now)
+
+    def _retains(self) -> bool:
+        s = self.settings
+        if s.retained_blobs == "auto":
+            return wanted_count(s.round.goal_count, s.round.over_selection) >= RETAIN_FROM_DEVICES
+        return s.retained_blobs == "always"
+
+    def _issue(self, action: rounds.Issue, now: float) -> None:
+        s, ticket = self.settings, action.ticket
+        assert self.record is not None and self.round is not None
+        if not action.again:
+            self.store.insert_tickets([_row(ticket, self.record)])
+            self._pending.record = True
+        retained = RETAINED_PIECE_BYTES if self._retains() else 0
+        report_seconds = self.round.report_seconds(now)
+        invite = Invite(
+            nonce=action.nonce,
+            ticket=ticket.ticket,
+            round=self.record.number,
+            attempt=self.record.attempt,
+            program=s.program_digest,
+            program_bytes=len(self._program),
+            parameters=self._parameters_digest,
+            parameters_bytes=len(self._parameters),
+            plan=s.plan,
+            accept_seconds=min(s.round.configuration_seconds_max / 2, report_seconds),
+            report_seconds=report_seconds,
+            chunk_bytes_max=s.chunk_bytes_max,
+            blob_bytes=retained,
+            requires=s.requires,
+            verdicts=self._verdicts_waiting.pop(ticket.device, ()),
+        )
+        if retained and not action.again:
+            self._traffic.fanned_out += len(self._parameters)
+        self._to(ticket.device, invite, shard=SHARD)
+
+    def _journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
+        """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
+        assert self.record is not None
+        for ticket, (state, reason) in verdicts.items():
+            if state != "counted":  # these stay journalled until the commit: their rows are the payloads
+                self.store.set_ticket(ticket, state, reason)
+        self.record = replace(
+            self.record, phase=rounds.CLOSING, last_seq=last_seq, seconds_remaining=0.0, summary=self._summary()
+        )
+        self.store.save_round(self.record)
+        self._close(last_seq, verdicts)
+        self._announce(now)
+
+    def _close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]]) -> None:
+        assert self.record is not None
+        self._committing = True
+        self._final = {
+            ticket: ("counted", "") if state == "journalled" else (state, reason)
+            for ticket, (state, reason) in verdicts.items()
+        }
+        self._workers.close(CloseJob(self.record, last_seq, self._final))
+
+    def _abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
+        """The model stays as it is, byte for byte."""
+        assert self.record is not None and self.round is not None
+        logger.warning("round %d abandoned: %s", self.record.number, reason)
+        ended = replace(
+            self.record,
+            phase=rounds.ABANDONED,
+            reason=reason,
+            seconds_remaining=0.0,
+            summary=self._summary(),
+            ended_at=self._wall(),
+        )
+        self.store.abandon_round(ended, verdicts)
+        tickets, self.round, self.record = self.round.tickets, None, None
+        for ticket in tickets.values():
+            state, why = verdicts[ticket.ticket]
+            if state in ("refused", "late", "missing"):
+                self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, why))
+        self._timers["next"] = now + self.settings.retry_seconds
+        self._announce(now)
+        self._pending.state = True
+
+    def _on_committed(self, event: RoundCommitted, now: float) -> None:
+        assert self.record is not None and self.round is not None
+        self._committing = False
+        if event.error:
+            verdicts = {
+                ticket: ("refused", "abandoned") if state == "counted" else (state, reason)
+                for ticket, (state, reason) in self._final.items()
+            }
+            self._abandon(event.error, verdicts, now)
+            return
+        number, tickets = self.record.number, self.round.tickets
+        self.round, self.record = None, None
+        self._completed = number
+        self.metrics = dict(event.metrics)
+        self._previous = (self._parameters_digest, self._parameters)
+        self._parameters_digest, self._parameters = event.parameters, event.blob
+        checkpoint = self.store.latest_checkpoint(self.settings.task)
+        self._server_state = checkpoint.server_state if checkpoint is not None else b""
+        self._serve()
+        self._effects += self._downloads.clear_retained(self.store.retained())
+        for ticket in tickets.values():
+            state, reason = self._final[ticket.ticket]
+            if state in ("counted", "late"):
+                self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, reason))
+        every = self.settings.evaluate_every
+        if every and number % every == 0:
+            self._workers.evaluate(number, event.blob)
+            self._pending.state = True
+        else:
+            self._round_over(number, now)
+
+    def _on_evaluated(self, event: Evaluated, now: float) -> None:
+        if event.error:
+            logger.error("evaluation of round %d failed: %s", event.number, event.error)
+        self.metrics.update(event.metrics)
+        self.store.set_metrics(self.settings.task, event.number, self.metrics)
+        self._round_over(event.number, now)
+
+    def _round_over(self, number: int, now: float) -> None:
+        self.finished = self._stopping.observe(number, self.metrics)
+        if self.finished is None:
+            self._timers["next"] = now + self.settings.pause_seconds
+        else:
+            self._effects.append(Finished(self.finished))
+        self._announce(now)
+        self._pending.state = True
+
+    def _serve(self) -> None:
+        """The blobs of this round and of the one before (its stragglers may still be fetching; rule 7)."""
+        blobs = {self.settings.program_digest: self._program, self._parameters_digest: self._parameters}
+        if self._previous is not None:
+            blobs[self._previous[0]] = self._previous[1]
+        self._downloads.serve(blobs)
+
+    # --- time ---
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        for name in [name for name, due in self._timers.items() if due <= now]:
+            del self._timers[name]
+            if name == "next" and self.round is None and self.finished is None:
+                self._start_round(now)
+            elif name == "state":
+                self._publish_state(now)
+        if self.round is not None:
+            deadline = self.round.next_deadline()
+            if deadline is not None and deadline <= now:
+                self._perform(self.round.handle(rounds.Tick(), now), now)
+
+    # --- speaking ---
+
+    def _wrap(self, message: Message, shard: str = "") -> bytes:
+        s = self.settings
+        return encode_message(Envelope(federation=s.federation, task=s.task, epoch=self._epoch, shard=shard), message)
+
+    def _to(self, device: str, message: Message, shard: str = "") -> None:
+        self._effects.append(Publish(CONTROL, self._topics.to_device(device, message.kind), self._wrap(message, shard)))
+
+    def _announce(self, now: float) -> None:
+        if len(self._up) < 2:
+            return  # said when both connections are there
+        phase, remaining = "waiting", 0.0
+        if self.finished is not None:
+            phase = "done"
+        elif self.round is not None:
+            phase = "selection" if self.round.phase == rounds.SELECTION else "working"
+            remaining = self.round.seconds_remaining(now)
+        message = Announce(
+            incarnation=self.incarnation,
+            round=self.record.number if self.record else self._completed,
+            attempt=self.record.attempt if self.record else 0,
+            phase=phase,
+            share=self._share,
+            window_seconds=self.settings.round.window_seconds,
+            remaining_seconds=remaining,
+            requires=self.settings.requires,
+            reason=self.finished or "",
+        )
+        expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None
+        topic = self._topics.announce(self.settings.task)
+        self._effects.append(Publish(CONTROL, topic, self._wrap(message), retain=True, expiry_seconds=expiry))
+
+    def _publish_state(self, now: float) -> None:
+        """Retained JSON for people and machines, at most a few times a second."""
+        if len(self._up) < 2:
+            return
+        if now - self._state_published_at < STATE_SECONDS_MIN and self.finished is None:
+            self._timers.setdefault("state", self._state_published_at + STATE_SECONDS_MIN)
+            return
+        self._state_published_at = now
+        self._timers.pop("state", None)
+        body = json.dumps(self.summary(now)).encode()
+        self._effects.append(Publish(CONTROL, self._topics.coordinator_state, body, retain=True))
+
+    def summary(self, now: float) -> dict[str, Any]:
+        """What ``coordinator/state`` says: plain numbers and words."""
+        s, record = self.settings, self.record
+        return {
+            "incarnation": self.incarnation,
+            "online": True,
+            "federation": s.federation,
+            "task": s.task,
+            "round": record.number if record else self._completed,
+            "attempt": record.attempt if record else 0,
+            "rounds_max": s.stopping.rounds_max,
+            "phase": (self.finished and "done") or (self.round.phase if self.round else "waiting"),
+            "reason": self.finished or "",
+            "remaining_seconds": round(self.round.seconds_remaining(now), 1) if self.round else 0.0,
+            "goal_count": s.round.goal_count,
+            **(self._summary() if self.round else {}),
+            "metrics": {k: round(v, 6) for k, v in self.metrics.items()},
+            "best": self._stopping.best,
+            "refused_messages": self.store.counters(),
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        """What is kept of a round: counts that partition, bytes, seconds by phase."""
+        assert self.round is not None
+        counts = self.round.counts()
+        reported = counts["journalled"] + counts["counted"]
+        sent = self._downloads.bytes_sent - self._traffic.down_at_start
+        return {
+            "checked_in": counts["candidates"],
+            "invited": counts["invited"],
+            "at_work": counts["accepted"] + counts["admitted"],
+            "committed": reported,
+            **{state: counts[state] for state in RESULT_STATES},
+            "bytes_up": self._traffic.up,
+            "bytes_down": max(sent, self._traffic.fanned_out),
+            "bytes_up_dense": reported * self.settings.dense_bytes,
+            "phase_seconds": {k: round(v, 3) for k, v in self._phase_seconds.items()},
+        }
+
+    def _record_now(self, now: float) -> RoundRecord:
+        assert self.record is not None and self.round is not None
+        return replace(self.record, seconds_remaining=self.round.seconds_remaining(now))
+
+
+def _ticket(row: TicketRecord) -> Ticket:
+    return Ticket(row.ticket, row.device, row.instance, row.state, row.reason, row.digest or b"", row.seq)
+
+
+def _row(ticket: Ticket, record: RoundRecord) -> TicketRecord:
+    return TicketRecord(
+        ticket=ticket.ticket,
+        task=record.task,
+        round=record.number,
+        attempt=record.attempt,
+        device=ticket.device,
+        instance=ticket.instance,
+        state=ticket.state,
+        reason=ticket.reason,
+        digest=None,
+        seq=None,
+    )

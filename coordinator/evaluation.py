@@ -1,0 +1,47 @@
+"""Held-out evaluation on the coordinator's side: loss and metric of a model on data that no device has seen."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edge_sdk.bundle import Program, decode_parameters
+from edge_sdk.engine import make_engine
+from edge_sdk.training import Examples
+
+__all__ = ["Evaluator"]
+
+BATCH_EXAMPLES: Final = 512
+
+
+class Evaluator:
+    """Scores parameters of one program.
+
+    Args:
+        program: The task's program, of kind ``graph``.
+        examples: Held-out examples.
+        engine: ``auto``, ``onnxruntime`` or ``numpy``.
+    """
+
+    def __init__(self, program: Program, examples: Examples, engine: str = "auto") -> None:
+        self._program = program
+        self._examples = examples
+        self._engine = make_engine(program, engine)
+
+    def evaluate(self, blob: bytes) -> dict[str, float]:
+        """``loss`` and the program's metric, both means over the held-out examples.
+
+        Args:
+            blob: Encoded parameters.
+        """
+        vector = decode_parameters(blob, self._program.spec)
+        handle = self._engine.load(vector)
+        total = len(self._examples)
+        loss_sum = metric_sum = 0.0
+        for start in range(0, total, BATCH_EXAMPLES):
+            batch = self._examples.batch(np.arange(start, min(start + BATCH_EXAMPLES, total)))
+            loss, metric = self._engine.evaluate(handle, batch)
+            loss_sum += loss
+            metric_sum += metric
+        return {"loss": loss_sum / total, self._program.metric: metric_sum / total}

@@ -1,0 +1,516 @@
+"""The device without threads and clocks: session, state, transport and work, joined.
+
+``EdgeClient`` drives it with one thread, a fleet drives thousands on one event loop, the simulator drives it in virtual
+time: the same code everywhere. Whoever drives it hands in transport events and ticks with a monotonic ``now``, and
+gives it a way to run one job elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from edge_sdk import __version__
+from edge_sdk.errors import ConnectionRefused, EdgeFedError, ExamplesError, StateError
+from edge_sdk.loop import Backoff
+from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
+from edge_sdk.session import (
+    Action,
+    CancelTraining,
+    Event,
+    Holding,
+    Leave,
+    MarkReceived,
+    MessageArrived,
+    Notify,
+    Offline,
+    Online,
+    Send,
+    Session,
+    SessionSettings,
+    SetEligible,
+    Settle,
+    StartTraining,
+    Stop,
+    StoreBlob,
+    Subscribe,
+    Tick,
+    TrainingFailed,
+    TrainingFinished,
+    Unsubscribe,
+)
+from edge_sdk.session import Published as SentPublished
+from edge_sdk.state import DeviceState
+from edge_sdk.topics import Topics
+from edge_sdk.update import CODECS
+from edge_sdk.work import Cancelled, Order, Product, Work, order_seed
+
+__all__ = ["Agent", "AgentSettings", "Progress", "Status"]
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_SECONDS: Final = 1.0
+RECONNECT_SECONDS_MAX: Final = 120.0
+REFUSED_SECONDS_MIN: Final = 15.0
+TAKEOVER_SECONDS: Final = 300.0
+TAKEOVERS_SUSPICIOUS: Final = 3
+SHORT_CONNECTION_SECONDS: Final = 5.0
+ELIGIBLE_SECONDS: Final = 5.0
+STATUS_SECONDS_MIN: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What a device is and how far it may go.
+
+    Attributes:
+        federation: Topic segment of the federation.
+        device: Topic segment of the device.
+        task: Topic segment of the task.
+        engine: Engine preference, told to the coordinator.
+        program_bytes_max: Largest program accepted, in bytes.
+        parameters_bytes_max: Largest parameters blob accepted, in bytes.
+        publish_status: Whether retained JSON about this device is published for people.
+    """
+
+    federation: str
+    device: str
+    task: str = "default"
+    engine: str = "auto"
+    program_bytes_max: int = 64 << 20
+    parameters_bytes_max: int = 256 << 20
+    publish_status: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something happened; ``what`` is a short code (``online``, ``invited``, ``training``, ``counted``, ...)."""
+
+    what: str
+    detail: str = ""
+    round: int = 0
+    steps: int = 0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The device at a glance, for the embedding app. Counters are since the start of the process."""
+
+    connected: bool = False
+    phase: str = "idle"
+    round: int = 0
+    counted: int = 0
+    not_counted: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    last_loss: float | None = None
+    last_outcome: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Job:
+    start: StartTraining
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class _Connection:
+    """Reconnecting: exponential backoff with full jitter; slower after refusals, much slower after takeovers."""
+
+    backoff: Backoff
+    due: float | None = 0.0
+    takeovers: int = 0
+    since: float = field(default=float("-inf"))
+    up: bool = False
+
+
+class Agent:
+    """One device.
+
+    Args:
+        settings: See :class:`AgentSettings`.
+        state: The device's durable state.
+        work: Turns an order into an update.
+        run_job: Runs a job elsewhere and hands its event to :meth:`handle`; one job at a time is given out.
+        rng: For nonces and jitter.
+        eligible: Whether the device may work now; asked every few seconds, must answer at once.
+        on_progress: Told what happens, on the driving thread.
+        blobs: Where downloaded blobs live in memory; devices of one process may share it.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        state: DeviceState,
+        work: Work,
+        run_job: Callable[[Callable[[], Event]], None],
+        rng: np.random.Generator,
+        eligible: Callable[[], bool] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        blobs: MutableMapping[bytes, bytes | memoryview] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.status = Status()
+        self.left = False
+        self._work = work
+        self._run_job = run_job
+        self._rng = rng
+        self._eligible = eligible
+        self._was_eligible = True
+        self._eligible_due = float("-inf") if eligible else float("inf")
+        self._on_progress = on_progress
+        self._blobs = {} if blobs is None else blobs
+        self._known: list[bytes] = []
+        self._topics = Topics(settings.federation)
+        self._transport: Transport | None = None
+        self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng))
+        self._job: _Job | None = None
+        self._waiting: _Job | None = None
+        self._status_due: float | None = None
+        self._status_at = float("-inf")
+        self._now = 0.0
+        supports = frozenset({*(f"codec:{name}" for name in CODECS), "weighting:examples", "weighting:uniform"})
+        outbox = state.outbox
+        self.session = Session(
+            SessionSettings(
+                federation=settings.federation,
+                task=settings.task,
+                device=settings.device,
+                instance=state.instance,
+                capabilities={"sdk": __version__, "engine": settings.engine, "supports": sorted(supports)},
+                supports=supports,
+                program_bytes_max=settings.program_bytes_max,
+                parameters_bytes_max=settings.parameters_bytes_max,
+            ),
+            rng=rng,
+            has_blob=self._has_blob,
+            holding=None
+            if outbox is None
+            else Holding(outbox.ticket, outbox.digest, outbox.epoch, outbox.shard, outbox.round, outbox.payload),
+        )
+
+    # --- driving it ---
+
+    def attach(self, transport: Transport) -> None:
+        """The transport to use; it connects when the next tick is due."""
+        self._transport = transport
+
+    def will(self) -> tuple[str, bytes] | None:
+        """Topic and payload of the last will, None where no status is published."""
+        return (self._status_topic, b'{"state": "offline"}') if self.settings.publish_status else None
+
+    def handle(self, event: Event, now: float) -> None:
+        """Takes a session event (a job's result, a wish to stop) and performs what follows."""
+        self._now = now
+        if isinstance(event, TrainingFinished | TrainingFailed):
+            self._job, waiting, self._waiting = None, self._waiting, None
+            self._perform(event, now)
+            if waiting is not None and not waiting.cancelled:
+                self._start(waiting)
+        else:
+            self._perform(event, now)
+
+    def on_transport(self, event: TransportEvent, now: float) -> None:
+        """Takes what the transport reports. Nothing that the network does raises."""
+        self._now = now
+        match event:
+            case Delivery(topic, payload):
+                if self._transport is not None:
+                    self._transport.acknowledge(event)
+                self.status = replace(self.status, bytes_down=self.status.bytes_down + len(payload))
+                self._perform(MessageArrived(topic, payload), now)
+            case Published(token):
+                if token:
+                    self._perform(SentPublished(token), now)
+            case Connected(_, packet_bytes_max, _):
+                self._connection.up, self._connection.since = True, now
+                self.status = replace(self.status, connected=True, error="")
+                self._perform(Online(packet_bytes_max), now)
+                self._publish_status(now)
+            case Subscribed(_, refused):
+                if refused:
+                    self._tell(Notify("subscription_refused", f"the broker refused {refused}: check its ACL"))
+            case Disconnected():
+                self._on_disconnected(event, now)
+
+    def tick(self, now: float) -> None:
+        """Does what is due."""
+        self._now = now
+        if self._connection.due is not None and self._connection.due <= now and self._transport is not None:
+            self._connection.due = None
+            self._transport.connect()
+        if self._eligible_due <= now:
+            self._eligible_due = now + ELIGIBLE_SECONDS
+            self._ask_eligible(now)
+        deadline = self.session.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._perform(Tick(), now)
+        if self._status_due is not None and self._status_due <= now:
+            self._publish_status(now)
+
+    def next_deadline(self) -> float | None:
+        """When :meth:`tick` is due."""
+        due = [self.session.next_deadline(), self._connection.due, self._status_due, self._eligible_due]
+        earliest = min((d for d in due if d is not None), default=float("inf"))
+        return None if earliest == float("inf") else earliest
+
+    def stop(self, now: float) -> None:
+        """Leaves politely: gives back unfinished work, says offline, disconnects."""
+        self.handle(Stop(), now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running somewhere."""
+        return self._job is not None
+
+    # --- connection ---
+
+    def _on_disconnected(self, event: Disconnected, now: float) -> None:
+        connection = self._connection
+        was_up, connection.up = connection.up, False
+        error = "" if event.error is None else str(event.error)
+        self.status = replace(self.status, connected=False, error=error)
+        if was_up:
+            self._perform(Offline(), now)
+        if self.left or event.reason == "requested":
+            return
+        if error:
+            self._tell(Notify("connection_failed", error))
+        connection.due = now + self._reconnect_seconds(event, was_up, now)
+
+    def _reconnect_seconds(self, event: Disconnected, was_up: bool, now: float) -> float:
+        connection = self._connection
+        short = was_up and now - connection.since < SHORT_CONNECTION_SECONDS
+        # On MQTT 3.1.1 a takeover looks like a cut right after connecting.
+        connection.takeovers = connection.takeovers + 1 if event.reason == "taken_over" or short else 0
+        if connection.takeovers >= TAKEOVERS_SUSPICIOUS:
+            self._tell(
+                Notify(
+                    "taken_over",
+                    f"another client seems to use the device id {self.settings.device!r}: give each device its own "
+                    f"(this one waits {TAKEOVER_SECONDS:.0f} s)",
+                )
+            )
+            return TAKEOVER_SECONDS * (1.0 + float(self._rng.random()))
+        if was_up and not short:
+            connection.backoff.reset()
+        seconds = connection.backoff.next_seconds()
+        return seconds + REFUSED_SECONDS_MIN if isinstance(event.error, ConnectionRefused) else seconds
+
+    # --- the session's actions ---
+
+    def _perform(self, event: Event, now: float) -> None:
+        for action in self.session.handle(event, now):
+            self._act(action, now)
+        if self.status.phase != self.session.state or self.status.round != self.session.round:
+            self.status = replace(self.status, phase=self.session.state, round=self.session.round)
+
+    def _act(self, action: Action, now: float) -> None:
+        transport = self._transport
+        match action:
+            case Send(topic, payload, token):
+                if transport is not None:
+                    self.status = replace(self.status, bytes_up=self.status.bytes_up + len(payload))
+                    transport.publish(topic, payload, qos=1, token=token)
+            case Subscribe(filters):
+                if transport is not None:
+                    transport.subscribe(filters)
+            case Unsubscribe(filters):
+                if transport is not None:
+                    transport.unsubscribe(filters)
+            case StoreBlob(kind, digest, data):
+                self._store_blob(kind, digest, data)
+            case StartTraining():
+                self._start(_Job(action))
+            case CancelTraining(ticket, _):
+                for job in (self._job, self._waiting):
+                    if job is not None and job.start.ticket == ticket:
+                        job.cancelled = True
+            case MarkReceived(ticket):
+                self._on_state(lambda: self.state.mark_received(ticket))
+            case Settle(ticket, counted, reason):
+                self._on_state(lambda: self.state.settle(ticket, counted))
+                self._count(counted, reason, now)
+            case Notify():
+                self._tell(action)
+            case Leave():
+                self._leave()
+
+    def _on_state(self, change: Callable[[], None]) -> None:
+        """A full disk is told, not raised: the next start finds a legal state, whatever was written."""
+        try:
+            change()
+        except StateError as error:
+            logger.error("state: %s", error)
+            self._tell(Notify("state_failed", str(error)))
+
+    def _count(self, counted: bool, reason: str, now: float) -> None:
+        status = self.status
+        self.status = replace(
+            status,
+            counted=status.counted + counted,
+            not_counted=status.not_counted + (not counted),
+            last_outcome=reason or ("counted" if counted else "not counted"),
+        )
+        self._status_due = max(now, self._status_at + STATUS_SECONDS_MIN) if self.settings.publish_status else None
+
+    def _leave(self) -> None:
+        self.left = True
+        self._connection.due = None
+        if self._transport is not None and self._connection.up:
+            if self.settings.publish_status:
+                self._transport.publish(self._status_topic, b'{"state": "offline"}', qos=1, retain=True)
+            self._transport.disconnect()
+
+    # --- blobs ---
+
+    def _has_blob(self, digest: bytes) -> bool:
+        if digest in self._known and digest in self._blobs:
+            self._keep(digest, self._blobs[digest])  # what is in use is not the oldest
+            return True
+        data = self.state.cache_get(digest)
+        if data is None:
+            return False
+        self._keep(digest, data)
+        return True
+
+    def _store_blob(self, kind: str, digest: bytes, data: memoryview) -> None:
+        self._keep(digest, data)
+        self._on_state(lambda: self._cache(digest, data, kind))
+
+    def _cache(self, digest: bytes, data: memoryview, kind: str) -> None:
+        self.state.cache_put(digest, data, kind)
+
+    def _keep(self, digest: bytes, data: bytes | memoryview) -> None:
+        """In memory: one program and one set of parameters (the newest two blobs)."""
+        self._blobs.setdefault(digest, data)
+        self._known = [*(d for d in self._known if d != digest), digest]
+        while len(self._known) > 2:
+            old = self._known.pop(0)
+            if type(self._blobs) is dict:
+                self._blobs.pop(old, None)
+
+    # --- work ---
+
+    def _start(self, job: _Job) -> None:
+        if self._job is not None:
+            self._waiting = job  # the last one is still finding out that it was called off
+            return
+        self._job = job
+        start = job.start
+        order = Order(
+            start=start,
+            program=self._blobs[start.program],
+            parameters=self._blobs[start.parameters],
+            residual=self.state.residual,
+            seed=order_seed(start.ticket),
+            stop=lambda: job.cancelled,
+            progress=lambda steps, loss: self._on_step(start, steps, loss),
+        )
+        self._run_job(lambda: self._work_off(order))
+
+    def _work_off(self, order: Order) -> Event:
+        """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4)."""
+        ticket = order.start.ticket
+        try:
+            product = self._work.run(order)
+            self.state.save_outbox(product.entry, product.residual_after)
+        except Cancelled:
+            return TrainingFailed(ticket, "cancelled")
+        except ExamplesError as error:
+            return TrainingFailed(ticket, "no_examples", str(error))
+        except StateError as error:
+            return TrainingFailed(ticket, "state", str(error))
+        except EdgeFedError as error:
+            return TrainingFailed(ticket, "training", str(error))
+        except Exception as error:  # the user's own code: never our thread's end
+            logger.exception("training failed")
+            return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
+        self.status = replace(self.status, last_loss=float(product.result.loss))
+        return _finished(product)
+
+    def _on_step(self, start: StartTraining, steps: int, loss: float) -> None:
+        if self._on_progress is not None:
+            self._report(Progress("step", round=start.round, steps=steps, loss=loss))
+
+    # --- telling ---
+
+    def _ask_eligible(self, now: float) -> None:
+        assert self._eligible is not None
+        try:
+            eligible, reason = bool(self._eligible()), ""
+        except Exception as error:
+            logger.exception("eligible() failed")
+            eligible, reason = False, f"eligible() failed: {error}"
+        if eligible != self._was_eligible:
+            self._was_eligible = eligible
+            self._perform(SetEligible(eligible, reason), now)
+
+    def _tell(self, notice: Notify) -> None:
+        level = logging.WARNING if notice.what in WARNINGS else logging.INFO
+        logger.log(level, "%s: %s%s", self.settings.device, notice.what, f": {notice.detail}" if notice.detail else "")
+        if notice.what in WARNINGS:
+            self.status = replace(self.status, error=notice.detail or notice.what)
+        self._report(Progress(notice.what, notice.detail, notice.round))
+
+    def _report(self, progress: Progress) -> None:
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(progress)
+        except Exception:  # the app's own mistake must not end its device
+            logger.exception("on_progress failed")
+
+    @property
+    def _status_topic(self) -> str:
+        return self._topics.status(self.settings.device)
+
+    def _publish_status(self, now: float) -> None:
+        self._status_due = None
+        if not self.settings.publish_status or self._transport is None or not self._connection.up:
+            return
+        self._status_at = now
+        status = self.status
+        body: dict[str, Any] = {
+            "state": "online",
+            "phase": status.phase,
+            "round": status.round,
+            "counted": status.counted,
+            "not_counted": status.not_counted,
+            "last_outcome": status.last_outcome,
+            "last_loss": status.last_loss,
+            "error": status.error,
+            "engine": self.settings.engine,
+            "sdk": __version__,
+        }
+        self._transport.publish(self._status_topic, json.dumps(body).encode(), qos=1, retain=True)
+
+
+WARNINGS: Final = frozenset(
+    {
+        "bad_digest",
+        "bad_message",
+        "connection_failed",
+        "state_failed",
+        "subscription_refused",
+        "taken_over",
+        "too_large",
+        "training_failed",
+        "unsupported",
+    }
+)
+
+
+def _finished(product: Product) -> TrainingFinished:
+    entry = product.entry
+    assert entry.payload is not None
+    return TrainingFinished(entry.ticket, entry.digest, entry.payload)

@@ -1,0 +1,280 @@
+"""``EdgeClient``: what an application embeds. One thread for the network, one for training, none of the app's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+import numpy as np
+
+from edge_sdk.agent import Agent, AgentSettings, Progress, Status
+from edge_sdk.errors import ConfigurationError, EdgeFedError
+from edge_sdk.files import DirectoryFiles
+from edge_sdk.loop import EventLoop
+from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
+from edge_sdk.session import Event
+from edge_sdk.state import DeviceState
+from edge_sdk.topics import check_segment
+from edge_sdk.training import Trainer
+from edge_sdk.work import EngineCache, TrainingWork
+
+__all__ = ["EdgeClient", "Limits"]
+
+logger = logging.getLogger(__name__)
+
+SECONDS_PER_DAY: Final = 86_400
+LEAVE_SECONDS_MAX: Final = 5.0
+JOB_SECONDS_MAX: Final = 30.0
+ENGINES: Final = ("auto", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a device may go.
+
+    Attributes:
+        examples_min: Fewer local examples than this: the device declines.
+        program_bytes_max: Largest program (graphs) accepted, in bytes.
+        parameters_bytes_max: Largest set of parameters accepted, in bytes.
+        cache_bytes_max: Disk for downloaded programs and parameters, in bytes.
+        outbox_bytes_max: Largest update kept for sending, in bytes.
+        state_write_bytes_per_day_max: Bound on SD-card wear, in bytes a day.
+        threads: Threads of the engine.
+    """
+
+    examples_min: int = 1
+    program_bytes_max: int = 64 << 20
+    parameters_bytes_max: int = 256 << 20
+    cache_bytes_max: int = 64 << 20
+    outbox_bytes_max: int = 64 << 20
+    state_write_bytes_per_day_max: int = 2 << 30
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "cache_bytes_max" else 1):
+                raise ConfigurationError(f"limits.{name}: {value!r} is not a positive whole number")
+
+
+class EdgeClient:
+    """A device of a federation.
+
+    Use it in one of three ways: ``run()`` blocks until ``stop()``, SIGTERM or SIGINT; ``start()`` and ``stop()`` run it
+    in the background; or as a context manager. The app is never blocked: the network has its own thread, training
+    another, and every wait has a limit.
+
+    Args:
+        broker: ``mqtt://user:password@host:port`` (``mqtts`` for TLS), or a :class:`BrokerSettings`.
+        federation: Name of the federation, 1..64 characters out of ``A-Z a-z 0-9 _ -``.
+        device_id: Name of this device, likewise; the MQTT user name where the broker has ACLs.
+        load_examples: Gives the local examples: ``(x, y)``, a dictionary by input name, or :class:`Examples`; called on
+            the training thread, once a round.
+        trainer: An object with ``fit(parameters, examples, plan)`` that replaces the engine.
+        eligible: Whether the device may work now (idle, charging, unmetered ...); asked every few seconds on the
+            network thread, must answer at once.
+        limits: See :class:`Limits`.
+        state_dir: Directory for what must survive a power cut; used by one process at a time.
+        engine: ``auto``, ``onnxruntime`` or ``numpy``.
+        task: Name of the task within the federation.
+        on_progress: Told what happens, on the network or the training thread; must answer at once.
+        publish_status: Whether retained JSON about this device is published for people.
+
+    Raises:
+        ConfigurationError: An argument is wrong; the message says which and what is allowed.
+        StateError: ``state_dir`` cannot be used, or another process uses it.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: str | BrokerSettings,
+        federation: str,
+        device_id: str,
+        load_examples: Callable[[], Any] | None = None,
+        trainer: Trainer | None = None,
+        eligible: Callable[[], bool] | None = None,
+        limits: Limits | None = None,
+        state_dir: str | os.PathLike[str] = "edgefed-state",
+        engine: str = "auto",
+        task: str = "default",
+        on_progress: Callable[[Progress], None] | None = None,
+        publish_status: bool = True,
+    ) -> None:
+        if load_examples is None:
+            raise ConfigurationError("load_examples: missing; give a function that returns this device's (x, y)")
+        if engine not in ENGINES:
+            raise ConfigurationError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
+        self.limits = limits or Limits()
+        self._loop = EventLoop()
+        self._broker = broker if isinstance(broker, BrokerSettings) else BrokerSettings.parse(broker)
+        self._jobs: queue.SimpleQueue[Callable[[], Event] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._files = DirectoryFiles(Path(state_dir))
+        state = DeviceState(
+            self._files,
+            new_instance=lambda: os.urandom(16),
+            wall_day=lambda: int(time.time() // SECONDS_PER_DAY),
+            state_write_bytes_per_day_max=self.limits.state_write_bytes_per_day_max,
+            cache_bytes_max=self.limits.cache_bytes_max,
+            outbox_bytes_max=self.limits.outbox_bytes_max,
+        )
+        self._agent = Agent(
+            AgentSettings(
+                federation=check_segment(federation, "federation"),
+                device=check_segment(device_id, "device_id"),
+                task=check_segment(task, "task"),
+                engine=engine,
+                program_bytes_max=self.limits.program_bytes_max,
+                parameters_bytes_max=self.limits.parameters_bytes_max,
+                publish_status=publish_status,
+            ),
+            state=state,
+            work=TrainingWork(
+                load_examples,
+                engines=EngineCache(engine, self.limits.threads),
+                trainer=trainer,
+                examples_min=self.limits.examples_min,
+            ),
+            run_job=self._jobs.put,
+            rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
+            eligible=eligible,
+            on_progress=on_progress,
+        )
+        self._transport = PahoTransport(self._with_identity(device_id), self._on_transport, manual_ack=True)
+        self._agent.attach(self._transport)
+
+    @property
+    def status(self) -> Status:
+        """The device at a glance; safe to read from any thread."""
+        return self._agent.status
+
+    @property
+    def running(self) -> bool:
+        """Whether the background thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def run(self) -> None:
+        """Works until ``stop()``, SIGTERM or SIGINT; leaves a round politely. Blocks.
+
+        Raises:
+            EdgeFedError: The client cannot go on (a broker that is away is no reason: it is waited for).
+        """
+        before = _on_signals(self.request_stop)
+        try:
+            self._work()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def start(self) -> EdgeClient:
+        """Works in the background; returns at once."""
+        if self._thread is not None:
+            raise ConfigurationError("start(): this client was started before; make a new one")
+        self._thread = threading.Thread(target=self._work_in_background, name="edgefed-network", daemon=True)
+        self._thread.start()
+        return self
+
+    def request_stop(self) -> None:
+        """Asks the client to leave; returns at once, safe in a signal handler and on any thread."""
+        self._stopping.set()
+        self._loop.call_soon_threadsafe(lambda: None)
+
+    def stop(self, timeout_seconds: float = LEAVE_SECONDS_MAX + 5.0) -> None:
+        """Leaves politely and waits, at most ``timeout_seconds``.
+
+        Raises:
+            EdgeFedError: The background thread had ended with this error.
+        """
+        self.request_stop()
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+        if isinstance(self._failure, EdgeFedError):
+            raise self._failure
+
+    def __enter__(self) -> EdgeClient:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- the network thread ---
+
+    def _work_in_background(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # told by status and by stop(); an app's log shows it at once
+            self._failure = error
+            logger.exception("the client ended")
+
+    def _work(self) -> None:
+        worker = threading.Thread(target=self._run_jobs, name="edgefed-training", daemon=True)
+        worker.start()
+        self._loop.register(self._transport)
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+            self._agent.stop(self._loop.clock())
+            self._drain()
+        finally:
+            self._jobs.put(None)
+            worker.join(JOB_SECONDS_MAX)
+            self._loop.unregister(self._transport)
+            self._files.close()
+            self._loop.close()
+
+    def _turn(self) -> None:
+        now = self._loop.clock()
+        deadline = self._agent.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._agent.tick(now)
+            deadline = self._agent.next_deadline()
+        self._loop.run_once(None if deadline is None else max(0.0, deadline - now))
+
+    def _drain(self) -> None:
+        """Gives the last words time to leave, but not for ever."""
+        until = self._loop.clock() + LEAVE_SECONDS_MAX
+        while (self._agent.status.connected or self._agent.busy) and self._loop.clock() < until:
+            self._loop.run_once(0.1)
+
+    def _on_transport(self, event: TransportEvent) -> None:
+        self._agent.on_transport(event, self._loop.clock())
+
+    def _with_identity(self, device_id: str) -> BrokerSettings:
+        will = self._agent.will()
+        return replace(
+            self._broker,
+            client_id=self._broker.client_id or device_id,
+            will=self._broker.will or (Will(*will) if will else None),
+        )
+
+    # --- the training thread ---
+
+    def _run_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            event = job()
+            self._loop.call_soon_threadsafe(lambda event=event: self._agent.handle(event, self._loop.clock()))  # type: ignore[misc]
+
+
+def _on_signals(stop: Callable[[], None]) -> dict[int, Any]:
+    """SIGTERM and SIGINT ask for a polite leave; only the main thread may say so, others keep what is there."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}

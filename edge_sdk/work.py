@@ -1,0 +1,188 @@
+"""One piece of work, from blobs to a finished update: decode, train, encode. Runs wherever the shell wants it to."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.bundle import Program, decode_parameters, digest_of
+from edge_sdk.engine import Engine, make_engine
+from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.messages import Update
+from edge_sdk.session import StartTraining
+from edge_sdk.state import OutboxEntry
+from edge_sdk.training import Trainer, TrainResult, as_examples, train_locally, train_with_trainer
+from edge_sdk.update import encode_update
+
+__all__ = ["Cancelled", "EngineCache", "Order", "Product", "TrainingWork", "Work", "make_product"]
+
+ENGINES_KEPT: Final = 2
+
+
+class Cancelled(EdgeFedError):
+    """The work was called off; nothing of it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done.
+
+    Attributes:
+        start: The session's action: ticket, plan, digests.
+        program: The program's bytes.
+        parameters: The parameters' bytes.
+        residual: Gives float32[P] or None for the digest of a spec: what earlier updates did not send.
+        seed: Seeds shuffling and stochastic rounding.
+        stop: Whether the work was called off; asked at each step.
+        progress: Told steps done and loss, at each step.
+    """
+
+    start: StartTraining
+    program: bytes | memoryview
+    parameters: bytes | memoryview
+    residual: Callable[[bytes], NDArray[np.float32] | None]
+    seed: int
+    stop: Callable[[], bool]
+    progress: Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A finished update: what goes into the outbox, the residual if it counts, and how training went."""
+
+    entry: OutboxEntry
+    residual_after: NDArray[np.float32] | None
+    result: TrainResult
+
+
+class Work(Protocol):
+    """How a device turns an order into an update."""
+
+    def run(self, order: Order) -> Product:
+        """Raises EdgeFedError where there will be no update."""
+        ...
+
+
+class EngineCache:
+    """Decoded programs and their engines, by digest. Devices of one process may share it, from one thread."""
+
+    def __init__(self, preference: str = "auto", threads: int = 1) -> None:
+        self._preference = preference
+        self._threads = threads
+        self._engines: OrderedDict[bytes, tuple[Program, Engine | None]] = OrderedDict()
+
+    def get(self, digest: bytes, data: bytes | memoryview) -> tuple[Program, Engine | None]:
+        """The program of these bytes and its engine; the engine is None for a program of kind ``trainer``."""
+        found = self._engines.get(digest)
+        if found is None:
+            program = Program.decode(data)
+            engine = make_engine(program, self._preference, self._threads) if program.kind == "graph" else None
+            self._engines[digest] = found = (program, engine)
+            while len(self._engines) > ENGINES_KEPT:
+                self._engines.popitem(last=False)
+        self._engines.move_to_end(digest)
+        return found
+
+
+class TrainingWork:
+    """Trains for real: on the device's engine, or with the user's own trainer.
+
+    Args:
+        load_examples: Gives the local examples, in any form that ``as_examples`` takes; called once per order.
+        engines: Where engines are kept.
+        trainer: Replaces the engine where given.
+        examples_min: Fewer local examples than this are no basis for an update.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        load_examples: Callable[[], Any],
+        *,
+        engines: EngineCache | None = None,
+        trainer: Trainer | None = None,
+        examples_min: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load_examples = load_examples
+        self._engines = engines or EngineCache()
+        self._trainer = trainer
+        self._examples_min = examples_min
+        self._clock = clock
+
+    def run(self, order: Order) -> Product:
+        """See :class:`Work`."""
+        program, engine = self._engines.get(order.start.program, order.program)
+        vector = decode_parameters(order.parameters, program.spec)
+        plan = replace(
+            order.start.plan.training, seconds_max=min(order.start.plan.training.seconds_max, order.start.seconds_max)
+        )
+        examples = as_examples(self._load_examples(), program)
+        if len(examples) < self._examples_min:
+            raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
+        options: dict[str, Any] = {
+            "rng": np.random.Generator(np.random.PCG64(order.seed)),
+            "clock": self._clock,
+            "stop": order.stop,
+            "progress": order.progress,
+        }
+        if self._trainer is not None:
+            result = train_with_trainer(self._trainer, program, vector, examples, plan, **options)
+        elif engine is not None:
+            result = train_locally(engine, vector, examples, plan, **options)
+        else:
+            raise TrainingError("this program brings no graph: give EdgeClient a trainer=...")
+        if order.stop():
+            raise Cancelled("training was called off")
+        name = "trainer" if self._trainer is not None or engine is None else engine.name
+        return make_product(order, program, result, name)
+
+
+def make_product(order: Order, program: Program, result: TrainResult, engine: str) -> Product:
+    """Encodes a training result with the residual, into an outbox entry."""
+    start = order.start
+    spec = spec_digest(program)
+    encoded = encode_update(result.delta, order.residual(spec), start.plan.codec, seed=order.seed)
+    evaluation = result.evaluation
+    payload = Update(
+        examples=result.examples,
+        steps=result.steps,
+        loss=float(result.loss),
+        complete=result.complete,
+        seconds=round(result.seconds, 3),
+        engine=engine,
+        frame=encoded.frame,
+        evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
+    ).encode()
+    entry = OutboxEntry(
+        ticket=start.ticket,
+        epoch=start.epoch,
+        task=start.task,
+        round=start.round,
+        shard=start.shard,
+        digest=digest_of(payload),
+        base=start.parameters,
+        spec=spec,
+        payload=payload,
+    )
+    return Product(entry, encoded.residual, result)
+
+
+def spec_digest(program: Program) -> bytes:
+    """SHA-256 that names a parameter layout: a residual fits only its own (rule 4)."""
+    import msgpack
+
+    return digest_of(msgpack.packb(program.spec.to_wire()))
+
+
+def order_seed(ticket: bytes) -> int:
+    """The seed of an order: a ticket's 16 random bytes, so that nobody has to agree on one."""
+    low, high = struct.unpack("<QQ", ticket)
+    return int(low ^ high)
