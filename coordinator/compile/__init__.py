@@ -1,0 +1,25 @@
+"""Compile ONNX inference models into bundles that devices train: gradients, loss and optimiser as ordinary ONNX ops."""
+
+from __future__ import annotations
+
+from coordinator.compile.compiler import compile_model, describe
+from coordinator.compile.export import export_onnx
+from coordinator.compile.import_ import load_onnx
+from coordinator.compile.losses import LOSSES
+from coordinator.compile.optimizers import OPTIMIZERS
+from coordinator.compile.verify import Verification, verify_program
+from coordinator.compile.zoo import ZOO, build_zoo_model, zoo_loss
+
+__all__ = [
+    "LOSSES",
+    "OPTIMIZERS",
+    "ZOO",
+    "Verification",
+    "build_zoo_model",
+    "compile_model",
+    "describe",
+    "export_onnx",
+    "load_onnx",
+    "verify_program",
+    "zoo_loss",
+]

@@ -1,0 +1,151 @@
+"""From an inference model to a bundle: import, differentiate, emit, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import onnx
+
+from coordinator.compile.emit import (
+    evaluate_graph,
+    infer_graph,
+    logits_of,
+    scalars_of,
+    state_of,
+    to_onnx,
+    to_plan,
+    train_graph,
+)
+from coordinator.compile.graph import BATCH, Model, Value
+from coordinator.compile.import_ import import_model
+from coordinator.compile.losses import LOSSES
+from coordinator.compile.optimizers import OPTIMIZERS, Pulls
+from coordinator.compile.verify import verify_program
+from edge_sdk.bundle import Bundle, Input, Program, encode_parameters
+from edge_sdk.errors import CompileError, DecodeError
+from edge_sdk.parameters import ParameterSpec
+
+__all__ = ["compile_model", "describe"]
+
+
+def compile_model(
+    model: onnx.ModelProto,
+    *,
+    loss: str,
+    optimizer: str = "sgd",
+    proximal: bool = False,
+    weight_decay: bool = False,
+    output: str | None = None,
+    frozen: Collection[str] = (),
+    name: str,
+    verify: bool = True,
+) -> Bundle:
+    """Compile an ONNX inference model into a bundle that devices can train.
+
+    Args:
+        model: The inference model: float32, default domain, batch first in every input and output.
+        loss: One of ``LOSSES``, computed on the model's raw output (logits); where the model ends in the Softmax or
+            Sigmoid that belongs to the loss, on that operator's input.
+        optimizer: One of ``OPTIMIZERS``.
+        proximal: Add FedProx's proximal term, with the scalar input ``mu`` and inputs ``anchor/<parameter>``.
+        weight_decay: Add weight decay, with the scalar input of that name.
+        output: The output that the loss is computed on; the first by default.
+        frozen: Parameters (initializers) that are not trained and stay inside the graphs.
+        name: Human name of the model.
+        verify: Check the result numerically (see ``verify``); a model that fails does not compile.
+
+    Raises:
+        CompileError: Says which node, tensor or parameter is at fault and what to do.
+    """
+    if loss not in LOSSES:
+        raise CompileError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
+    if optimizer not in OPTIMIZERS:
+        raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+    imported = import_model(model, name=name, frozen=frozen)
+    program = _program(imported, loss, optimizer, Pulls(proximal, weight_decay), _output(imported, output))
+    bundle = Bundle(program, program.spec.flatten(imported.parameters))
+    if verify:
+        verify_program(model, bundle)
+    return bundle
+
+
+def _output(model: Model, name: str | None) -> Value:
+    names = [value.name for value in model.outputs]
+    if name is not None and name not in names:
+        raise CompileError(f"output {name!r}: the model has no such output; it has {', '.join(names)}")
+    return next(value for value in model.outputs if name in (None, value.name))
+
+
+def _program(model: Model, loss_name: str, optimizer_name: str, pulls: Pulls, output: Value) -> Program:
+    loss, optimizer = LOSSES[loss_name], OPTIMIZERS[optimizer_name]
+    target = loss.target(output)
+    logits = logits_of(model, output, loss)
+    infer = infer_graph(model)
+    train = train_graph(model, logits, target, loss, optimizer, pulls)
+    evaluate = evaluate_graph(model, logits, target, loss)
+    kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
+    try:
+        return Program(
+            name=model.name,
+            kind="graph",
+            spec=ParameterSpec((key, model.parameters[key].shape, kind) for key, kind in kinds),
+            inputs=tuple(_input(value) for value in model.inputs),
+            target=_input(target),
+            loss=loss_name,
+            optimizer=optimizer_name,
+            metric=loss.metric,
+            state=state_of(model, optimizer),
+            scalars=scalars_of(optimizer, pulls),
+            train=to_onnx(train).SerializeToString(deterministic=True),
+            evaluate=to_onnx(evaluate).SerializeToString(deterministic=True),
+            infer=to_onnx(infer).SerializeToString(deterministic=True),
+            train_plan=to_plan(train),
+            evaluate_plan=to_plan(evaluate),
+            infer_plan=to_plan(infer),
+            classes=int(output.shape[1]) if target.dtype == "int64" else 0,
+        )
+    except DecodeError as error:  # the checks are those for programs from the network
+        raise CompileError(f"model {model.name!r}: cannot be written as a program: {error}") from error
+
+
+def _input(value: Value) -> Input:
+    return Input(value.name, value.dtype, tuple(None if d == BATCH else int(d) for d in value.shape))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What a person wants to know about a bundle.
+
+    Returns:
+        Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
+        None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
+        ``parameters`` (a list of name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph,
+        name -> count), ``train_nodes``, ``runs_on`` (engines), ``program_bytes``, ``parameters_bytes``,
+        ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
+    """
+    program = bundle.program
+    graph = onnx.ModelProto.FromString(program.train).graph
+    outputs = onnx.ModelProto.FromString(program.infer).graph.output if program.infer else ()
+    operators = [node.op_type for node in graph.node]
+    return {
+        "name": program.name,
+        "kind": program.kind,
+        "inputs": {i.name: {"dtype": i.dtype, "shape": list(i.shape)} for i in program.inputs},
+        "target": {"dtype": program.target.dtype, "shape": list(program.target.shape)},
+        "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in outputs},
+        "loss": program.loss,
+        "metric": program.metric,
+        "optimizer": program.optimizer,
+        "scalars": dict(program.scalars),
+        "parameters": [
+            {"name": t.name, "shape": list(t.shape), "kind": t.kind, "elements": t.size} for t in program.spec
+        ],
+        "parameter_count": program.spec.size,
+        "operators": {op: operators.count(op) for op in sorted(set(operators))},
+        "train_nodes": len(operators),
+        "runs_on": ["onnxruntime", "numpy"] if program.train_plan.outputs else ["onnxruntime"],
+        "program_bytes": len(program.encode()),
+        "parameters_bytes": len(encode_parameters(bundle.parameters)),
+        "update_bytes_dense": 4 * program.spec.size,
+        "program_digest": program.digest.hex(),
+    }

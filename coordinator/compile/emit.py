@@ -1,0 +1,192 @@
+"""The three graphs of a program, and both forms in which they leave the compiler: ONNX bytes and a NumPy plan."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from coordinator.compile.backward import append_forward, differentiate
+from coordinator.compile.graph import OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
+from coordinator.compile.losses import Loss
+from coordinator.compile.optimizers import STEP, Optimizer, Pulls, slot_name
+from coordinator.compile.schema import complete
+from edge_sdk.engine.executor import Executor
+from edge_sdk.errors import BundleError
+from edge_sdk.numpy_plan import Node as PlanNode
+from edge_sdk.numpy_plan import NumpyPlan
+from edge_sdk.program import ANCHOR, NEW
+
+__all__ = ["evaluate_graph", "infer_graph", "logits_of", "state_of", "to_onnx", "to_plan", "train_graph"]
+
+_log = logging.getLogger(__name__)
+
+IR_VERSION: Final = 10
+"""Written into the models; onnxruntime 1.18 and later read it."""
+
+
+def logits_of(model: Model, output: Value, loss: Loss) -> Value:
+    """The value that the loss is computed on: ``output``, or the input of the operator that made it probabilities."""
+    for node in model.nodes:
+        if output.name in node.outputs and node.op in loss.final and _over_classes(node, output.shape):
+            return Value(node.inputs[0], output.dtype, output.shape)
+    return output
+
+
+def _over_classes(node: Node, shape: Shape) -> bool:
+    return node.op == "Sigmoid" or node.attributes["axis"] in (-1, len(shape) - 1)
+
+
+def train_graph(model: Model, output: Value, target: Value, loss: Loss, optimizer: Optimizer, pulls: Pulls) -> Graph:
+    """One training step: forward, loss, backward, update."""
+    b = GraphBuilder(model)
+    append_forward(b, output.name)
+    terms = loss.terms(b, output, target)
+    elements = b.op("Cast", b.op("Size", target.name), to=1)
+    results = {"loss": b.op("Div", terms.total, elements)}
+    start = b.op("Mul", "lr", b.scalar(-terms.factor)) if optimizer.scaled else b.scalar(terms.factor)
+    seed = b.op("Mul", terms.slope, b.op("Div", start, elements))
+    gradients = differentiate(b, {output.name: seed})
+    for name in model.parameters:
+        if name not in gradients:
+            results[NEW + name] = name
+            continue
+        update = optimizer.update(b, name, gradients[name], pulls)
+        results[NEW + name] = update.parameter
+        results.update({NEW + slot: value for slot, value in update.state.items()})
+    if optimizer.counts:
+        results[NEW + STEP] = b.op("Add", STEP, b.scalar(1.0))
+    state = state_of(model, optimizer)
+    shapes: dict[str, Shape] = {"loss": ()}
+    shapes.update({NEW + name: array.shape for name, array in model.parameters.items()})
+    shapes.update({NEW + name: shape for name, shape in state})
+    inputs = [*model.inputs, target, *_parameter_values(model)]
+    inputs += [Value(name, "float32", shape) for name, shape in state]
+    inputs += [Value(name, "float32", ()) for name in scalars_of(optimizer, pulls)]
+    if pulls.proximal:
+        inputs += [Value(ANCHOR + name, "float32", model.parameters[name].shape) for name in model.trainable]
+    return _finish(b, f"{model.name}/train", inputs, {name: (results[name], shapes[name]) for name in shapes})
+
+
+def evaluate_graph(model: Model, output: Value, target: Value, loss: Loss) -> Graph:
+    """Loss and metric, summed over the batch."""
+    b = GraphBuilder(model)
+    for node in prune(model.nodes, [output.name]):
+        b.append(node)
+    terms = loss.terms(b, output, target)
+    metric = loss.metric_sum(b, output, target, terms)
+    width = math.prod(int(d) for d in target.shape[1:])
+    results = {"loss_sum": (_divided(b, terms.total, width), ()), "metric_sum": (_divided(b, metric, width), ())}
+    return _finish(b, f"{model.name}/evaluate", [*model.inputs, target, *_parameter_values(model)], results)
+
+
+def infer_graph(model: Model) -> Graph:
+    """The source model, parameters as inputs."""
+    inputs = (*model.inputs, *_parameter_values(model))
+    return Graph(f"{model.name}/infer", inputs, model.outputs, model.nodes, model.constants)
+
+
+def state_of(model: Model, optimizer: Optimizer) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """``(name, shape)`` of all state tensors."""
+    state: list[tuple[str, tuple[int, ...]]] = [(STEP, ())] if optimizer.counts else []
+    for slot in optimizer.slots:
+        state += [(slot_name(slot, name), model.parameters[name].shape) for name in model.trainable]
+    return tuple(state)
+
+
+def scalars_of(optimizer: Optimizer, pulls: Pulls) -> dict[str, float]:
+    """Scalar inputs of the train graph and their defaults."""
+    scalars = dict(optimizer.scalars)
+    if pulls.weight_decay:
+        scalars["weight_decay"] = 0.0
+    if pulls.proximal:
+        scalars["mu"] = 0.0
+    return scalars
+
+
+def _parameter_values(model: Model) -> list[Value]:
+    return [Value(name, "float32", array.shape) for name, array in model.parameters.items()]
+
+
+def _divided(b: GraphBuilder, name: str, by: int) -> str:
+    return name if by == 1 else b.op("Mul", name, b.scalar(1 / by))
+
+
+def _finish(b: GraphBuilder, name: str, inputs: Sequence[Value], results: Mapping[str, tuple[str, Shape]]) -> Graph:
+    """Give the results their names. A result that has one already (an input, another result) becomes a copy."""
+    nodes = prune(b.nodes, [value for value, _ in results.values()])
+    computed = {name for node in nodes for name in node.outputs}
+    renamed: dict[str, str] = {}
+    copies: list[Node] = []
+    for result, (value, _) in results.items():
+        if value in computed and value not in renamed and value not in b.model.values:
+            renamed[value] = result
+        else:
+            copies.append(Node("Identity", (renamed.get(value, value),), (result,)))
+    nodes = tuple(
+        Node(n.op, _rename(n.inputs, renamed), _rename(n.outputs, renamed), n.attributes, n.name) for n in nodes
+    )
+    used = {name for node in (*nodes, *copies) for name in node.inputs}
+    constants = {key: array for key, array in b.constants.items() if key in used}
+    outputs = tuple(Value(result, "float32", shape) for result, (_, shape) in results.items())
+    return Graph(name, tuple(inputs), outputs, (*nodes, *copies), constants)
+
+
+def _rename(names: Iterable[str], renamed: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(renamed.get(name, name) for name in names)
+
+
+def to_onnx(graph: Graph, initializers: Mapping[str, Any] | None = None) -> onnx.ModelProto:
+    """The graph as an ONNX model; inputs that have a value in ``initializers`` become initializers."""
+    given = initializers or {}
+    proto = helper.make_graph(
+        [_node_proto(node) for node in graph.nodes],
+        graph.name,
+        [_value_info(v) for v in graph.inputs if v.name not in given],
+        [_value_info(v) for v in graph.outputs],
+        [numpy_helper.from_array(np.asarray(a, order="C"), n) for n, a in {**graph.constants, **given}.items()],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(proto, opset_imports=opset, ir_version=IR_VERSION, producer_name="edgefed")
+
+
+def to_plan(graph: Graph) -> NumpyPlan:
+    """The graph as lists for the NumPy engine, every attribute that has a default written out.
+
+    The plan is empty where the NumPy engine lacks an operator; such a program runs on onnxruntime only.
+    """
+    completed = [complete(node) for node in graph.nodes]
+    plan = NumpyPlan(
+        inputs=tuple(v.name for v in graph.inputs),
+        outputs=tuple(v.name for v in graph.outputs),
+        constants=dict(graph.constants),
+        nodes=tuple(PlanNode(n.op, n.inputs, n.outputs, n.attributes) for n in completed),
+    )
+    try:
+        Executor(plan, graph.name)
+    except BundleError as error:
+        _log.info("%s has no NumPy plan: %s", graph.name, error)
+        return NumpyPlan()
+    return plan
+
+
+def _node_proto(node: Node) -> onnx.NodeProto:
+    proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.name)
+    for key in sorted(node.attributes):
+        value = node.attributes[key]
+        if isinstance(value, np.ndarray):
+            value = numpy_helper.from_array(value)
+        if not isinstance(value, list) or value:  # an empty list has no type, and no meaning anywhere
+            proto.attribute.append(helper.make_attribute(key, value))
+    return proto
+
+
+def _value_info(value: Value) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    shape = [None if d == UNKNOWN else d for d in value.shape]
+    return helper.make_tensor_value_info(value.name, dtype, shape)

@@ -1,0 +1,208 @@
+"""From an ONNX file to a :class:`~coordinator.compile.graph.Model`: what can be wrong with a file is found here.
+
+What happens, in order: refuse what cannot travel (external data, foreign domains), inline functions, convert to the
+working opset, infer shapes with an open batch, then normalise the nodes (``normalise``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError as ProtobufError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import inliner, numpy_helper, version_converter
+
+from coordinator.compile.graph import BATCH, OPSET, Model, Value, prune
+from coordinator.compile.normalise import fold, read_node, split_parameters
+from coordinator.compile.schema import complete
+from coordinator.compile.shapes import infer_values, value_of
+from coordinator.compile.spatial import explicit_window
+from edge_sdk.errors import CompileError
+
+__all__ = ["import_model", "load_onnx"]
+
+INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
+DOMAINS: Final = ("", "ai.onnx")
+RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
+RESERVED: Final = frozenset(
+    ["target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"]
+)
+
+
+def load_onnx(path: str | Path) -> onnx.ModelProto:
+    """The model in an ``.onnx`` file, not checked further.
+
+    Raises:
+        CompileError: The file is missing, truncated or not ONNX.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CompileError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    except ProtobufError as error:
+        raise CompileError(f"{path}: {len(data)} bytes that are not an ONNX model; is the file complete?") from error
+    if not model.graph.node:
+        raise CompileError(f"{path}: holds no graph; is it an ONNX model, and complete?")
+    return model
+
+
+def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] = ()) -> Model:
+    """Check and normalise an inference model.
+
+    Args:
+        model: An ONNX inference model of the default domain, float32, batch first.
+        name: Human name of the model.
+        frozen: Initializers that stay constant although they stand where parameters stand.
+
+    Raises:
+        CompileError: Names what is wrong, where, and what to do about it.
+    """
+    proto = _at_working_opset(_self_contained(model, name), name)
+    constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
+    _drop_initialized_inputs(proto, constants)
+    inputs = _inputs(proto)
+    values = infer_values(proto, f"model {name!r}")
+    outputs = _outputs(proto, values)
+    nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
+    nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
+    parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))
+    used = {name for n in nodes for name in n.inputs} | {o.name for o in outputs}
+    kept = {key: array for key, array in constants.items() if key in used and key not in parameters}
+    for key, array in (*parameters.items(), *kept.items()):
+        values[key] = Value(key, str(array.dtype), array.shape)
+    _check_names([*(i.name for i in inputs), *parameters, *(o for n in nodes for o in n.outputs)])
+    return Model(name, inputs, outputs, tuple(nodes), parameters, statistics, kept, values)
+
+
+def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    for where, tensor in _tensors(model.graph):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise CompileError(
+                f"model {name!r}: {where} lies in another file ({_location(tensor)}); a bundle must be whole: "
+                "load it with onnx.load and save it with save_as_external_data=False"
+            )
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    for node in _all_nodes(model.graph):
+        if node.domain not in DOMAINS:
+            raise CompileError(
+                f"node {node.name or node.output[0]!r}: operator {node.op_type!r} is of the domain {node.domain!r}, "
+                f"and only ONNX's own operators can be trained; export without {_exporter_hint(node.domain)}"
+            )
+    return model
+
+
+def _exporter_hint(domain: str) -> str:
+    hints = {
+        "ai.onnx.ml": "the classical-ML part of the pipeline (scalers, trees, ZipMap)",
+        "com.microsoft": "onnxruntime's optimiser",
+    }
+    return hints.get(domain, "custom operators")
+
+
+def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    versions = [o.version for o in model.opset_import if o.domain in DOMAINS]
+    if not versions:
+        raise CompileError(f"model {name!r}: does not say which opset it uses; export it again")
+    try:
+        onnx.checker.check_model(model)
+        if versions[0] != OPSET:
+            model = version_converter.convert_version(model, OPSET)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise CompileError(
+            f"model {name!r}: not valid ONNX, or opset {versions[0]} does not convert to {OPSET}: {error}"
+        ) from error
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _drop_initialized_inputs(proto: onnx.ModelProto, constants: Mapping[str, Any]) -> None:
+    """Up to IR version 3 every initializer was listed as an input too."""
+    kept = [info for info in proto.graph.input if info.name not in constants]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+
+
+def _inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
+    inputs = []
+    for info in proto.graph.input:
+        value = value_of(info)
+        if value is None or not value.shape:
+            raise CompileError(f"input {info.name!r}: has no shape with a batch dimension; export it with one")
+        if value.dtype not in INPUT_DTYPES:
+            raise CompileError(
+                f"input {info.name!r}: type {value.dtype} is not one of {INPUT_DTYPES}; export in float32"
+            )
+        if not all(isinstance(d, int) and d > 0 for d in value.shape[1:]):
+            raise CompileError(
+                f"input {info.name!r}: shape {list(value.shape)}: only the first dimension, the batch, may be open; "
+                "export the model with the others fixed"
+            )
+        inputs.append(Value(info.name, value.dtype, (BATCH, *value.shape[1:])))
+    if not inputs:
+        raise CompileError("the model has no input")
+    return tuple(inputs)
+
+
+def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    outputs = []
+    for info in proto.graph.output:
+        value = values.get(info.name)
+        if value is None or not value.shape or value.shape[0] != BATCH:
+            shape = list(value.shape) if value else "unknown"
+            raise CompileError(
+                f"output {info.name!r}: its shape is {shape}, expected the batch first; the batch size seems to be "
+                "written into the graph: export with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"
+            )
+        outputs.append(value)
+    return tuple(outputs)
+
+
+def _array(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise CompileError(f"{where}: its bytes do not fill its shape {list(tensor.dims)}: {error}") from error
+    if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+        raise CompileError(f"{where}: holds NaN or infinity; training cannot start from it")
+    return array
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for tensor in graph.initializer:
+        yield f"initializer {tensor.name!r}", tensor
+    for node in _all_nodes(graph):
+        for attribute in node.attribute:
+            for tensor in (attribute.t, *attribute.tensors):
+                yield f"attribute {attribute.name!r} of node {node.name or node.output[0]!r}", tensor
+            for inner in (attribute.g, *attribute.graphs):
+                for tensor in inner.initializer:
+                    yield f"initializer {tensor.name!r}", tensor
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(inner)
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "no location given")
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+            raise CompileError(
+                f"the name {name!r} is used by the training graph itself ({sorted(RESERVED)}, {RESERVED_PREFIXES}); "
+                "rename that tensor in the export"
+            )

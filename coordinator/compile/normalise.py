@@ -1,0 +1,108 @@
+"""Nodes in the form that the rest of the compiler expects, and initializers told apart.
+
+A float initializer is a parameter if it stands in an operator slot that holds one (``rules.RULES`` says which);
+elsewhere it is a constant, as the scales of a Resize are. Exporters store equal initializers once: two biases that
+start as zeros become one tensor, and training would tie the layers. A shared tensor whose elements are all equal is
+therefore split again; a shared tensor with a pattern in it was meant to be shared and stays tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from coordinator.compile.graph import Node
+from coordinator.compile.rules import RULES
+from edge_sdk.errors import CompileError
+
+__all__ = ["fold", "read_node", "split_parameters"]
+
+
+def read_node(proto: onnx.NodeProto) -> Node:
+    """The node, attributes as plain values and arrays."""
+    attributes = {a.name: _attribute(a) for a in proto.attribute}
+    return Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto.name)
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [v.decode() if isinstance(v, bytes) else v for v in value]
+    return value
+
+
+def fold(nodes: Iterable[Node], constants: dict[str, NDArray[Any]], outputs: Collection[str]) -> list[Node]:
+    """Constant and ConstantOfShape become arrays and Expand; Identity of an array becomes another name of it."""
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        node = Node(node.op, tuple(renamed.get(i, i) for i in node.inputs), node.outputs, node.attributes, node.name)
+        if node.op == "Constant":
+            constants[node.outputs[0]] = _constant(node)
+        elif node.op == "Identity" and node.inputs[0] in constants and node.outputs[0] not in outputs:
+            renamed[node.outputs[0]] = node.inputs[0]
+        elif node.op == "ConstantOfShape":
+            filled = node.outputs[0] + "/value"
+            value = np.asarray(node.attributes.get("value", np.zeros(1, np.float32)))
+            constants[filled] = value.reshape(())
+            kept.append(Node("Expand", (filled, node.inputs[0]), node.outputs, {}, node.name))
+        else:
+            kept.append(node)
+    return kept
+
+
+def _constant(node: Node) -> NDArray[Any]:
+    ((key, value),) = node.attributes.items()
+    if key == "value":
+        return np.asarray(value)
+    if key in ("value_float", "value_floats"):
+        return np.asarray(value, dtype=np.float32)
+    if key in ("value_int", "value_ints"):
+        return np.asarray(value, dtype=np.int64)
+    raise CompileError(f"{node}: a constant of the form {key!r} is not supported; only numbers are")
+
+
+def split_parameters(
+    nodes: Iterable[Node], constants: Mapping[str, NDArray[Any]], frozen: frozenset[str]
+) -> tuple[dict[str, NDArray[np.float32]], frozenset[str], list[Node]]:
+    """Parameters in order of first use, which of them are statistics, and the nodes with false ties undone."""
+    parameters: dict[str, NDArray[np.float32]] = {}
+    statistics: set[str] = set()
+    rewritten = []
+    for node in nodes:
+        rule = RULES.get(node.op)
+        inputs = list(node.inputs)
+        for slot, operand in enumerate(node.inputs):
+            if rule is None or operand in frozen or not _is_parameter(slot, constants.get(operand), rule.parameters):
+                continue
+            array = constants[operand]
+            if array.dtype != np.float32:
+                raise CompileError(f"{node}: parameter {operand!r} is {array.dtype}; export the model in float32")
+            name = operand
+            if operand in parameters and np.all(array == array.flat[0]):
+                name = f"{operand}@{node.name or node.outputs[0]}"
+            parameters[name] = np.ascontiguousarray(array)
+            inputs[slot] = name
+            if slot in rule.statistics:
+                statistics.add(name)
+        rewritten.append(Node(node.op, tuple(inputs), node.outputs, node.attributes, node.name))
+    missing = sorted(frozen - set(constants))
+    if missing:
+        raise CompileError(f"frozen: the model has no initializer {missing[0]!r}; it has {sorted(constants)[:20]}")
+    if not parameters:
+        raise CompileError(f"the model has no parameters to train (constants: {sorted(constants)[:10]})")
+    return parameters, frozenset(statistics), rewritten
+
+
+def _is_parameter(slot: int, array: NDArray[Any] | None, slots: Collection[int]) -> bool:
+    # A scalar is a factor of the architecture (1/sqrt(d), a Clip bound); no exporter writes a parameter like this.
+    return array is not None and slot in slots and array.ndim > 0 and array.dtype.kind == "f"

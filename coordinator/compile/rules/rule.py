@@ -1,0 +1,40 @@
+"""What the compiler knows about one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from coordinator.compile.graph import GraphBuilder, Node, Product
+
+__all__ = ["Gradient", "Gradients", "Rule", "Wanted"]
+
+Gradient: TypeAlias = str | Product
+"""The name of a gradient in the graph, or a product that is not emitted yet."""
+
+Gradients: TypeAlias = Sequence[Gradient | None]
+"""One for each input of the node; None where there is none or nobody wants it."""
+
+Wanted: TypeAlias = Sequence[bool]
+"""For each input of the node, whether its gradient is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one operator is differentiated.
+
+    Attributes:
+        gradient: ``(builder, node, dy, wanted) -> gradients``: appends the nodes that compute the gradients with
+            respect to the node's inputs from ``dy``, the gradients with respect to its outputs (``""`` where an
+            output has none).
+        parameters: Input slots in which a float initializer is a parameter of the model.
+        statistics: Those of ``parameters`` that are averaged instead of trained.
+        training: Appends the node's form in the training graph, where that is another one than in the inference
+            graph; it must give the same outputs and may ``save`` names for ``gradient``.
+    """
+
+    gradient: Callable[[GraphBuilder, Node, Sequence[str], Wanted], Gradients]
+    parameters: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()
+    training: Callable[[GraphBuilder, Node], None] | None = None

@@ -1,0 +1,241 @@
+"""A compiled program is checked with numbers before anybody trains with it.
+
+1. The inference graph gives what the source model gives, and an example's output does not depend on its batch.
+2. For every parameter, the step that onnxruntime makes with the train graph agrees with central differences of the
+   evaluate graph's loss, taken in float64 along random directions by the NumPy engine (by ONNX's reference evaluator
+   where that lacks an operator). ReLU, max-pooling and hinge have kinks, where a difference quotient means nothing;
+   points are random, so one that disagrees is drawn again, and a wrong gradient disagrees every time.
+3. Both engines make the same step, with every optional term switched on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from coordinator.compile.oracle import Arrays, Run, loss_in_float64, session_of, widened
+from edge_sdk.bundle import Bundle, Input, Program
+from edge_sdk.engine.executor import Executor
+from edge_sdk.errors import CompileError
+from edge_sdk.program import ANCHOR, NEW
+
+__all__ = ["Verification", "verify_program"]
+
+BATCH_SIZE: Final = 3
+ATTEMPTS: Final = 4
+DIFFERENCE: Final = 1e-7
+"""Half the width of the central difference, in a direction whose elements are +1 and -1."""
+GRADIENT_TOLERANCE: Final = 2e-3
+ENGINE_TOLERANCE: Final = 1e-4
+FORWARD_TOLERANCE: Final = 1e-4
+LEARNING_RATE: Final = 1024.0
+"""Large, so that the step is not lost beside the parameter, and a power of two, so that undoing it is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far the checks were from exact agreement, each relative to the size of what was compared.
+
+    Attributes:
+        forward: Source model against inference graph.
+        gradients: By parameter, the step against central differences.
+        engines: A step by onnxruntime against one by NumPy; None where the NumPy engine lacks an operator.
+    """
+
+    forward: float
+    gradients: Mapping[str, float]
+    engines: float | None
+
+
+def verify_program(source: onnx.ModelProto, bundle: Bundle, *, seed: int = 0) -> Verification:
+    """Check a program against its source model and its gradients against differences.
+
+    Args:
+        source: The model that was compiled.
+        bundle: What it was compiled into.
+        seed: Decides the random inputs, parameters and directions.
+
+    Raises:
+        CompileError: Says which check failed, for which parameter and node.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    forward = _check_forward(source, bundle, rng)
+    gradients = _check_gradients(bundle, rng)
+    engines = _check_engines(bundle, rng) if bundle.program.train_plan.outputs else None
+    return Verification(forward, gradients, engines)
+
+
+def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Generator) -> float:
+    program = bundle.program
+    inputs = _examples(program.inputs, rng)
+    expected = _run_source(source, inputs)
+    run = session_of(program.infer)
+    parameters = program.spec.unflatten(bundle.parameters)
+    worst = 0.0
+    whole = run({**inputs, **parameters})
+    alone = run({**{name: array[:1] for name, array in inputs.items()}, **parameters})
+    for name, array in whole.items():
+        others = (("the source model", array, expected[name]), ("a batch of one", array[:1], alone[name]))
+        for what, found, other in others:
+            error = _distance(found, other)
+            if not error <= FORWARD_TOLERANCE:
+                raise CompileError(
+                    f"output {name!r}: differs from that of {what} by {error:.2g} of its size; the batch size may be "
+                    "written into the graph: export it with a dynamic batch, in inference mode"
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
+    run = session_of(source.SerializeToString())
+    sizes = {i.type.tensor_type.shape.dim[0].dim_value for i in source.graph.input if i.name in inputs}
+    fixed = max(sizes, default=0)
+    if not fixed:
+        return run(inputs)
+    # A source with a fixed batch sees our examples repeated until they fill it, one by one.
+    parts = [
+        run({name: np.repeat(array[i : i + 1], fixed, axis=0) for name, array in inputs.items()})
+        for i in range(BATCH_SIZE)
+    ]
+    return {name: np.concatenate([part[name][:1] for part in parts]) for name in parts[0]}
+
+
+def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, float]:
+    program = bundle.program
+    step = session_of(program.train)
+    loss = loss_in_float64(program)
+    errors: dict[str, float] = {}
+    for _ in range(ATTEMPTS):
+        point = _Point.draw(bundle, rng)
+        gradients = point.gradients(step, program)
+        floor = 1e-5 * max(float(np.linalg.norm(g)) for g in gradients.values())
+        for name, gradient in gradients.items():
+            if errors.get(name, np.inf) > GRADIENT_TOLERANCE:
+                errors[name] = point.error(loss, name, gradient, floor, rng)
+        if max(errors.values()) <= GRADIENT_TOLERANCE:
+            return errors
+    worst = max(errors, key=lambda name: errors[name])
+    raise CompileError(
+        f"parameter {worst!r} (used by {_users(program, worst)}): its compiled gradient differs from differences of "
+        f"the loss by {errors[worst]:.2g} of its size, {GRADIENT_TOLERANCE} is allowed. A gradient rule is wrong, or "
+        "the model is not differentiable there: freeze the parameter, or report the model"
+    )
+
+
+def _check_engines(bundle: Bundle, rng: np.random.Generator) -> float:
+    program = bundle.program
+    point = _Point.draw(bundle, rng)
+    feeds = point.feeds(program, {**program.scalars, "lr": 0.1, "mu": 0.3, "weight_decay": 0.2})
+    for name, array in feeds.items():
+        if name.startswith((ANCHOR, "state/")):
+            feeds[name] = np.asarray(np.abs(array + 0.1 * rng.standard_normal(array.shape)), dtype=np.float32)
+    expected = session_of(program.train)(feeds)
+    found = Executor(program.train_plan, "train").run(feeds)
+    worst = 0.0
+    for name, array in expected.items():
+        error = _distance(np.asarray(found[name]), array)
+        if not error <= ENGINE_TOLERANCE:
+            raise CompileError(
+                f"{name!r}: onnxruntime and the NumPy engine differ by {error:.2g} of its size after one step; "
+                "a NumPy kernel is wrong for this model: report it"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A batch and parameters at which gradients are compared."""
+
+    batch: Arrays
+    parameters: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def draw(cls, bundle: Bundle, rng: np.random.Generator) -> _Point:
+        """Random examples; parameters moved off their initial values, which may lie on a kink (zeros do)."""
+        program = bundle.program
+        batch = {**_examples(program.inputs, rng), "target": _labels(program, rng)}
+        parameters = {}
+        values = program.spec.unflatten(bundle.parameters)
+        for tensor in program.spec:
+            value = values[tensor.name]
+            scale = 0.1 * float(np.sqrt(np.mean(np.square(value)))) or 0.05
+            noise = scale * rng.standard_normal(value.shape) if tensor.kind == "trainable" else 0.0
+            parameters[tensor.name] = (value + noise).astype(np.float32)
+        return cls(batch, parameters)
+
+    def feeds(self, program: Program, scalars: Mapping[str, float]) -> Arrays:
+        """All that a train graph may ask for, states at zero and anchors at the parameters."""
+        feeds: Arrays = {**self.batch, **self.parameters}
+        feeds.update({name: np.array(value, np.float32) for name, value in scalars.items()})
+        feeds.update({name: np.zeros(shape, np.float32) for name, shape in program.state})
+        feeds.update({ANCHOR + name: array for name, array in self.parameters.items()})
+        return feeds
+
+    def gradients(self, step: Run, program: Program) -> dict[str, NDArray[np.float64]]:
+        """What the train graph takes for the gradients, recovered from one step."""
+        results = step(self.feeds(program, {**program.scalars, "lr": LEARNING_RATE, "beta1": 0.0}))
+        trainable = [t.name for t in program.spec if t.kind == "trainable"]
+        if program.optimizer == "adam":
+            return {name: results[f"{NEW}state/first/{name}"].astype(np.float64) for name in trainable}
+        return {
+            name: (self.parameters[name].astype(np.float64) - results[NEW + name]) / LEARNING_RATE for name in trainable
+        }
+
+    def error(
+        self,
+        loss: Callable[[Arrays], float],
+        name: str,
+        gradient: NDArray[np.float64],
+        floor: float,
+        rng: np.random.Generator,
+    ) -> float:
+        """Relative error of ``gradient`` along one random direction."""
+        feeds: Arrays = {n: widened(a) for n, a in {**self.batch, **self.parameters}.items()}
+        start = feeds[name]
+        direction = rng.choice((-1.0, 1.0), size=start.shape)
+        ahead = loss({**feeds, name: start + DIFFERENCE * direction})
+        behind = loss({**feeds, name: start - DIFFERENCE * direction})
+        measured = (ahead - behind) / (2 * DIFFERENCE * BATCH_SIZE)
+        computed = float(np.sum(gradient * direction))
+        size = max(float(np.linalg.norm(gradient)), abs(measured), floor)
+        return abs(measured - computed) / size if size else 0.0
+
+
+def _examples(inputs: tuple[Input, ...], rng: np.random.Generator) -> Arrays:
+    """Random inputs; integers are 0 or 1, which are legal indices and flags everywhere."""
+    examples: Arrays = {}
+    for entry in inputs:
+        shape = (BATCH_SIZE, *(int(d or 1) for d in entry.shape[1:]))
+        values = rng.standard_normal(shape) if entry.dtype == "float32" else rng.integers(0, 2, shape)
+        examples[entry.name] = values.astype(entry.dtype)
+    return examples
+
+
+def _labels(program: Program, rng: np.random.Generator) -> NDArray[Any]:
+    shape = (BATCH_SIZE, *(int(d or 1) for d in program.target.shape[1:]))
+    if program.classes:
+        return rng.integers(0, program.classes, shape).astype(program.target.dtype)
+    if program.loss == "mean_squared_error":
+        return rng.standard_normal(shape).astype(np.float32)
+    flags = rng.integers(0, 2, shape).astype(np.float32)
+    return 2 * flags - 1 if program.loss == "hinge" else flags
+
+
+def _distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference, relative to the largest element."""
+    size = float(np.max(np.abs(expected), initial=0.0))
+    difference = float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0))
+    return difference / max(size, 1e-6)
+
+
+def _users(program: Program, name: str) -> str:
+    graph = onnx.ModelProto.FromString(program.infer).graph
+    users = [f"{n.op_type} {n.name or n.output[0]!r}" for n in graph.node if name in n.input]
+    return ", ".join(users) or "no node"
