@@ -136,6 +136,13 @@ class Checkpoints:
                 )
             return standing
 
+    def set_metrics(self, task: str, round_number: int, metrics: Mapping[str, Any]) -> None:
+        """Replace the metrics of one checkpoint, inside the caller's transaction."""
+        self._database.write(
+            "UPDATE checkpoints SET metrics = ? WHERE task = ? AND round = ?",
+            (json.dumps(dict(metrics)), task, round_number),
+        )
+
     def latest(self, task: str) -> Checkpoint | None:
         row = self._database.row(
             "SELECT round, parameters, program, server_state, metrics FROM checkpoints "

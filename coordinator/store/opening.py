@@ -30,7 +30,6 @@ CACHE_KILOBYTES: Final = 8192
 
 _SETTINGS: Final = (
     f"page_size = {PAGE_BYTES}",
-    f"application_id = {APPLICATION_ID}",
     "journal_mode = WAL",
     "synchronous = FULL",
     "foreign_keys = ON",
@@ -153,6 +152,8 @@ def _prepare(connection: sqlite3.Connection, steps: Sequence[Migration], path: P
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
+    if application != APPLICATION_ID:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     migrate(connection, steps, str(path))
 
 

@@ -56,7 +56,7 @@ class RoundRecord:
     Attributes:
         task: The task's name.
         number: The round's number, from 1.
-        attempt: Which attempt at this number, from 1; an abandoned round is tried again under the same number.
+        attempt: Which attempt at this number, from 0; an abandoned round is tried again under the same number.
         phase: One of ``PHASES``.
         seconds_remaining: Seconds left in the phase when it was saved (downtime does not count).
         base: SHA-256 of the parameters that the round starts from.

@@ -132,6 +132,16 @@ class RoundWriter(Rounds):
             )
             return before is None
 
+    def set_metrics(self, task: str, number: int, metrics: Mapping[str, Any]) -> None:
+        """Replace ``summary["metrics"]`` of a closed round, inside the caller's transaction."""
+        row = self._database.row(
+            "SELECT id, summary FROM rounds WHERE task = ? AND number = ? AND phase = 'closed'", (task, number)
+        )
+        if row is None:
+            raise StateError(f"task {task} round {number}: is not closed, so it has no metrics")
+        summary = {**json.loads(row[1]), "metrics": dict(metrics)}
+        self._database.write("UPDATE rounds SET summary = ? WHERE id = ?", (json.dumps(summary), row[0]))
+
     def insert_tickets(self, records: Sequence[TicketRecord]) -> None:
         ids: dict[tuple[str, int, int], int] = {}
         with self._database.transaction():

@@ -259,6 +259,18 @@ class Store(StoreReader):
             self._writer.settle(record, verdicts, self._tombstone_days)
             self._epoch.advance()
 
+    def set_metrics(self, task: str, round: int, metrics: Mapping[str, Any]) -> None:
+        """Replace the metrics of a closed round, in its checkpoint and in its summary (key "metrics").
+
+        An evaluation ends after its round; of a round whose checkpoint is gone already only the summary is changed.
+
+        Raises:
+            StateError: The round is not closed.
+        """
+        with self.transaction():
+            self._writer.set_metrics(task, round, metrics)
+            self._checkpoints.set_metrics(task, round, metrics)
+
     def put_initial(self, task: str, program: bytes, parameters: bytes, server_state: bytes) -> Checkpoint:
         """Store program and parameters as the checkpoint of round 0, unless the task was started before.
 
