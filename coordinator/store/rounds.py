@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from coordinator.store.database import Database
@@ -76,11 +75,10 @@ class Rounds:
 
     @staticmethod
     def _record(row: Sequence[Any], entries: Mapping[bytes, JournalEntry]) -> TicketRecord:
-        record = TicketRecord(*row)
-        entry = entries.get(record.ticket)
-        if entry is None or record.state in VERDICTS:
-            return record
-        return replace(record, state="journalled", digest=entry.digest, seq=entry.seq)
+        entry = entries.get(row[0])
+        if entry is not None and row[6] not in VERDICTS:
+            row = (*row[:6], "journalled", row[7], entry.digest, entry.seq)
+        return TicketRecord(*row)
 
 
 class RoundWriter(Rounds):
