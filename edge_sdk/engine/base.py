@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ Batch: TypeAlias = Mapping[str, NDArray[Any]]
 
 Handle: TypeAlias = Any
 """A model in training, inside an engine's memory: each engine has its own kind and nobody else looks into it."""
-
-ENGINES: Final = ("auto", "onnxruntime", "numpy")
 
 
 class Engine(Protocol):

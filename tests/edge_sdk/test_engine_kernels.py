@@ -9,14 +9,12 @@ import warnings
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx.backend.test.case.node as node_cases
-from onnx import numpy_helper
+from hand_made import transcribed
 
 from edge_sdk.engine.executor import Executor
 from edge_sdk.engine.kernels import KERNELS
 from edge_sdk.errors import EdgeFedError
-from edge_sdk.numpy_plan import Node, NumpyPlan
 
 NUMBERS = {"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"}
 
@@ -50,26 +48,11 @@ def is_plain(case: Any) -> bool:
     return all(isinstance(v, np.ndarray | np.generic) and np.asarray(v).dtype.name in NUMBERS for v in values)
 
 
-def attribute(proto: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(proto)
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    return value.decode() if isinstance(value, bytes) else list(value) if not isinstance(value, int | float) else value
-
-
-def plan_of(model: onnx.ModelProto) -> NumpyPlan:
-    graph = model.graph
-    nodes = tuple(
-        Node(n.op_type, tuple(n.input), tuple(n.output), {a.name: attribute(a) for a in n.attribute}) for n in graph.node
-    )
-    return NumpyPlan(tuple(i.name for i in graph.input), tuple(o.name for o in graph.output), {}, nodes)
-
-
 def test_every_kernel_passes_the_node_cases_of_its_operator() -> None:
     failures = []
     for case in cases():
         try:
-            executor = Executor(plan_of(case.model), case.name)
+            executor = Executor(transcribed(case.model), case.name)
             for inputs, outputs in case.data_sets:
                 feeds = {i.name: np.asarray(v) for i, v in zip(case.model.graph.input, inputs, strict=True)}
                 for got, expected in zip(executor.run(feeds).values(), outputs, strict=True):
