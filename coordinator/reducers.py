@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError, StateError
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.update.codec import Decoded
+from edge_sdk.update import Decoded
 
 __all__ = ["FixedPoint", "ScalarSums", "WeightedMean"]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.update.codec import Decoded
+from edge_sdk.update import Decoded
 
 __all__ = ["Validation"]
 

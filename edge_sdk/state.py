@@ -96,6 +96,8 @@ class OutboxEntry:
 class DeviceState:
     """The device's durable state; every change is on disk when the method returns.
 
+    One thread may use the outbox and the residual while another uses the cache; neither pair from two threads at once.
+
     Args:
         files: Where the files are; :class:`DirectoryFiles` on a device.
         new_instance: Gives 16 random bytes; called once for a new directory.

@@ -6,6 +6,7 @@ The count is kept over restarts in coarse steps, since keeping it costs a write 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -23,7 +24,7 @@ STEPS: Final = 256
 
 
 class WriteBudget:
-    """A daily budget of bytes written.
+    """A daily budget of bytes written; any thread may ask and count.
 
     Args:
         files: Where the count is kept.
@@ -36,16 +37,15 @@ class WriteBudget:
         self._files = files
         self._wall_day = wall_day
         self._bytes_max = bytes_per_day_max
+        self._lock = threading.Lock()
         self._day = wall_day()
         self._bytes = self._bytes_kept = self._read()
 
     @property
     def bytes_today(self) -> int:
         """Bytes counted since the day began."""
-        day = self._wall_day()
-        if day != self._day:
-            self._day, self._bytes, self._bytes_kept = day, 0, 0
-        return self._bytes
+        with self._lock:
+            return self._turned()
 
     def allows(self, size_bytes: int) -> bool:
         """Whether ``size_bytes`` more are within today's budget."""
@@ -53,14 +53,21 @@ class WriteBudget:
 
     def count(self, size_bytes: int) -> None:
         """``size_bytes`` were written."""
-        self._bytes = self.bytes_today + size_bytes
-        if self._bytes - self._bytes_kept < max(self._bytes_max // STEPS, 1):
-            return
-        self._bytes_kept = self._bytes
-        try:
-            self._files.write(NAME, seal(KIND, {"day": self._day, "bytes": self._bytes}))
-        except StateError as error:
-            logger.warning("state: today's count of bytes written is not kept: %s", error)
+        with self._lock:
+            self._bytes = self._turned() + size_bytes
+            if self._bytes - self._bytes_kept < max(self._bytes_max // STEPS, 1):
+                return
+            self._bytes_kept = self._bytes
+            try:
+                self._files.write(NAME, seal(KIND, {"day": self._day, "bytes": self._bytes}))
+            except StateError as error:
+                logger.warning("state: today's count of bytes written is not kept: %s", error)
+
+    def _turned(self) -> int:
+        day = self._wall_day()
+        if day != self._day:
+            self._day, self._bytes, self._bytes_kept = day, 0, 0
+        return self._bytes
 
     def _read(self) -> int:
         size_bytes = self._files.size_bytes(NAME)

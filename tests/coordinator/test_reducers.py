@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coordinator.reducers import FixedPoint, ScalarSums, WeightedMean
 from edge_sdk.errors import ConfigurationError, StateError
-from edge_sdk.update.codec import Decoded
+from edge_sdk.update import Decoded
 
 SIZE = 40
 POINT = FixedPoint(fraction_bits=30, value_max=32.0, weight_sum_max=1 << 20)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator.reducers import FixedPoint, WeightedMean
 from coordinator.validate import Validation
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.update.codec import Decoded
+from edge_sdk.update import Decoded
 
 SIZE = 6
 GATE = Validation(SIZE, value_max=8.0, norm_max=10.0, examples_max=1000, steps_max=500, loss_max=100.0)
