@@ -1,0 +1,221 @@
+"""The socket that paho reads from and writes to, with buffers in between.
+
+paho reads a packet's header byte by byte and writes each packet with a call of its own; at a thousand messages a
+second most of the time would go into system calls. ``Stream`` reads much at once and hands it out in the pieces that
+paho asks for, collects what paho writes until it is flushed, refuses a packet over the limit before any of it is
+kept, and remembers why a connection ended, which paho does not tell.
+
+It reaches paho through the one public place where paho takes a socket from somebody else: its TLS context, asked by
+``wrap_socket``. ``SocketSource`` answers that call for plain TCP too.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl
+from pathlib import Path
+
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt.settings import TlsSettings
+
+__all__ = ["PacketTooLarge", "SocketSource", "Stream", "tls_context"]
+
+_FILL_BYTES = 128 << 10
+_OUTBOX_BYTES_MAX = 256 << 10
+_FILLS_PER_TURN = 16
+
+
+class PacketTooLarge(OSError):
+    """The peer announced a packet of more bytes than we take."""
+
+
+class Stream:
+    """A non-blocking socket with a bounded inbox and outbox (paho's SocketLike, and what the transport adds)."""
+
+    __slots__ = (
+        "_fills_left",
+        "_inbox",
+        "_outbox",
+        "_packet_bytes_max",
+        "_position",
+        "_socket",
+        "_tls",
+        "ended",
+        "failure",
+        "first_bytes",
+    )
+
+    def __init__(self, connection: socket.socket, packet_bytes_max: int) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connection
+        self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
+        self._packet_bytes_max = packet_bytes_max
+        self._inbox = b""
+        self._position = 0
+        self._fills_left = 0
+        self._outbox = bytearray()
+        self.first_bytes = b""
+        self.failure: OSError | None = None
+        self.ended = False
+
+    # What paho calls.
+
+    def recv(self, wanted: int) -> bytes:
+        if wanted > self._packet_bytes_max:
+            raise self.fail(PacketTooLarge(wanted))
+        position = self._position
+        if position < len(self._inbox):
+            self._position = position + wanted
+            return self._inbox[position : position + wanted]
+        if self.failure is not None:
+            raise self.failure
+        if self._fills_left <= 0 and not (self._tls is not None and self._tls.pending()):
+            raise BlockingIOError
+        self._fills_left -= 1
+        # A large rest goes straight through; anything else is read ahead.
+        size = wanted if wanted > _FILL_BYTES // 2 else _FILL_BYTES
+        try:
+            data = self._socket.recv(size)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._fills_left = 0
+            raise
+        except OSError as error:
+            raise self.fail(error) from None
+        if self._tls is None and len(data) < size:
+            self._fills_left = 0
+        if not data:
+            self.ended = True
+        elif not self.first_bytes:
+            self.first_bytes = data[:8]
+        if len(data) <= wanted:
+            return data
+        self._inbox, self._position = data, wanted
+        return data[:wanted]
+
+    def send(self, data: bytes | bytearray) -> int:
+        if self.failure is not None:
+            raise self.failure
+        if len(self._outbox) >= _OUTBOX_BYTES_MAX:
+            raise BlockingIOError
+        self._outbox += data
+        return len(data)
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        except OSError:
+            pass  # The connection is over either way.
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._socket.setblocking(flag)
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._socket.settimeout(seconds)
+
+    def do_handshake(self) -> None:
+        if self._tls is None:
+            return
+        try:
+            self._tls.do_handshake()
+        except OSError:
+            self._tls.close()
+            raise
+
+    def pending(self) -> int:
+        return max(0, len(self._inbox) - self._position)
+
+    # What the transport calls.
+
+    def open_turn(self) -> None:
+        """Allow this turn's reads: the socket was reported readable."""
+        self._fills_left = _FILLS_PER_TURN if self._tls is not None else 2
+
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes that were read ahead wait for paho."""
+        return self._position < len(self._inbox)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether bytes wait for the socket."""
+        return bool(self._outbox)
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing is left, False when the socket is full."""
+        while self._outbox:
+            if self.failure is not None:
+                raise self.failure
+            try:
+                sent = self._socket.send(self._outbox)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            except OSError as error:
+                raise self.fail(error) from None
+            del self._outbox[:sent]
+        return True
+
+    def fail(self, error: OSError) -> OSError:
+        """Make every further call raise ``error`` (or the first one given), and forget what waits."""
+        if self.failure is None:
+            self.failure = error
+        self._inbox, self._position = b"", 0
+        self._outbox.clear()
+        return self.failure
+
+
+class SocketSource:
+    """Stands where paho expects a TLS context, and wraps plain and TLS connections alike."""
+
+    check_hostname = True  # paho asks: the context checks the name itself, so that paho need not.
+
+    def __init__(self, context: ssl.SSLContext | None, packet_bytes_max: int) -> None:
+        self._context = context
+        self._packet_bytes_max = packet_bytes_max
+
+    def wrap_socket(
+        self, sock: socket.socket, *, server_hostname: str | None = None, do_handshake_on_connect: bool = False
+    ) -> Stream:
+        if self._context is not None:
+            sock = self._context.wrap_socket(
+                sock, server_hostname=server_hostname, do_handshake_on_connect=do_handshake_on_connect
+            )
+        return Stream(sock, self._packet_bytes_max)
+
+
+def tls_context(settings: TlsSettings) -> ssl.SSLContext:
+    """A context for ``settings``; thousands of connections share one, a renewed certificate makes another.
+
+    Raises ConfigurationError when a file is missing or is not what it should be.
+    """
+    stamps = []
+    for name in ("ca_file", "cert_file", "key_file"):
+        path = getattr(settings, name)
+        try:
+            stamps.append(Path(path).stat().st_mtime_ns if path is not None else 0)
+        except OSError as error:
+            raise ConfigurationError(f"{name}: {path} cannot be read ({error.strerror}); check the path") from None
+    return _tls_context(settings, tuple(stamps))
+
+
+@functools.lru_cache(maxsize=8)
+def _tls_context(settings: TlsSettings, _stamps: tuple[int, ...]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"ca_file: {settings.ca_file} holds no PEM certificate ({error})") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.cert_file is not None:
+        try:
+            # An empty password makes a locked key an error instead of a question on the terminal.
+            context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"cert_file, key_file: {settings.cert_file} and {settings.key_file} are no pair of certificate and key"
+                f" in PEM form without a password ({error})"
+            ) from None
+    return context
