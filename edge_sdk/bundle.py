@@ -168,6 +168,8 @@ def _read(file: BinaryIO, program_bytes_max: int) -> Bundle:
     if size != _BUNDLE_HEADER.size + manifest_bytes + program_bytes + parameters_bytes:
         raise DecodeError(f"the file has {size} bytes, its manifest says otherwise")
     program = Program.decode(_part(file, program_bytes, manifest, "program"), program_bytes_max=program_bytes_max)
+    if manifest.get("name") != program.name:
+        raise DecodeError("the manifest names another model")
     parameters = decode_parameters(_part(file, parameters_bytes, manifest, "parameters"), program.spec)
     return Bundle(program, parameters)
 
