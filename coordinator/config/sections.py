@@ -1,0 +1,418 @@
+"""The tables of ``federation.toml`` and all their keys. Defaults suit forty Raspberry Pis on LTE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import model_validator
+
+from coordinator.config.fields import LocalPath, Section, Segment, Share, Sizes, key
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt import BrokerSettings
+
+__all__ = [
+    "Aggregation",
+    "Broker",
+    "Codec",
+    "Evaluation",
+    "Federation",
+    "FederationConfig",
+    "Model",
+    "Selection",
+    "Stopping",
+    "StoreSection",
+    "Training",
+    "Transfer",
+    "Validation",
+]
+
+LINEAR: Final = ("linear_regression", "logistic_regression", "softmax_regression", "linear_svm")
+
+SERVER_SETTINGS: Final = {
+    "fedavg": ("learning_rate",),
+    "fedavgm": ("learning_rate", "momentum"),
+    "fedadagrad": ("learning_rate", "beta1", "tau"),
+    "fedadam": ("learning_rate", "beta1", "beta2", "tau"),
+    "fedyogi": ("learning_rate", "beta1", "beta2", "tau"),
+}
+
+CLIENT_SCALARS: Final = {
+    "sgd": (),
+    "momentum": (),
+    "adam": ("beta1", "beta2", "epsilon"),
+}
+
+
+class Federation(Section):
+    """Who this is."""
+
+    name: Segment = key(
+        "Name of the federation: the part of every topic that keeps federations on one broker apart.",
+        allowed="1 to 64 characters out of A-Z a-z 0-9 _ and -",
+    )
+    task: Segment = key(
+        "Name of the task; another model under the same federation is another task.",
+        "default",
+        allowed="1 to 64 characters out of A-Z a-z 0-9 _ and -",
+    )
+    seed: int = key("Seed of everything drawn: cohorts, initial weights.", 0, ge=0, le=2**63 - 1)
+    state_dir: LocalPath = key(
+        "Directory of the database; a relative path starts at this file.", Path("state"), validate_default=True
+    )
+
+
+class Broker(Section):
+    """How to reach the MQTT broker: ``url``, or ``host`` and ``port``."""
+
+    url: str = key(
+        "Address of the broker; mqtts:// for TLS.",
+        "mqtt://localhost:1883",
+        allowed="text: mqtt://host:port, or mqtts://host:port",
+    )
+    host: str | None = key("Name or address of the broker, in place of url.", None, shown="none", min_length=1)
+    port: int | None = key("Port, with host.", None, shown="1883, or 8883 with a ca_file or cert_file", ge=1, le=65_535)
+    username: str | None = key("Name to log in with.", None, shown="none", min_length=1)
+    password_file: LocalPath | None = key(
+        "File whose first line is the password (under systemd: a credential).", None, shown="none"
+    )
+    ca_file: LocalPath | None = key("PEM file of the authorities to trust.", None, shown="the system's")
+    cert_file: LocalPath | None = key("PEM file of the coordinator's own certificate.", None, shown="none")
+    key_file: LocalPath | None = key("PEM file of its private key.", None, shown="none")
+    keepalive_seconds: int = key("A ping is sent after so much silence.", 30, ge=5, le=65_535)
+    protocol: Literal["auto", "5", "3.1.1"] = key("MQTT version; auto tries 5 and falls back to 3.1.1.", "auto")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.host is not None and "url" in self.model_fields_set:
+            raise ValueError("broker.url and broker.host: give one of them")
+        if self.port is not None and self.host is None:
+            raise ValueError("broker.port: goes with broker.host; with broker.url, write it into the url")
+        if "@" in self.url:
+            raise ValueError("broker.url: holds a login; use broker.username and broker.password_file")
+        try:
+            plain = BrokerSettings.parse(self.url).tls is None
+        except ConfigurationError as error:
+            raise ValueError(f"broker.url: {error}") from None
+        if self.host is None and plain and (self.ca_file or self.cert_file):
+            raise ValueError("broker.url: is plain mqtt://, but certificates are given; use mqtts://")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("broker.cert_file and broker.key_file: give both or neither")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("broker.password_file: needs broker.username too")
+        return self
+
+
+class Model(Section):
+    """The model: one of the zoo, or a compiled bundle."""
+
+    zoo: (
+        Literal["linear_regression", "logistic_regression", "softmax_regression", "linear_svm", "mlp", "cnn"] | None
+    ) = key("A model of the zoo.", None, shown="none: give zoo or bundle")
+    bundle: LocalPath | None = key(
+        "A bundle made by `edge-coordinator compile`; it fixes all other keys of this table.",
+        None,
+        shown="none: give zoo or bundle",
+    )
+    inputs: Sizes = key(
+        "Shape of one example; [channels, height, width] for cnn.", (64,), unit="elements", min_length=1, max_length=8
+    )
+    outputs: int = key(
+        "Number of classes or of predicted values; 1 for a yes/no model.", 10, unit="values", ge=1, le=1_000_000
+    )
+    hidden: Sizes | None = key(
+        "Widths of the hidden layers of mlp and cnn.", None, unit="units", shown="[64, 32] for mlp, [] for cnn"
+    )
+    activation: Literal["relu", "tanh", "sigmoid"] = key("Activation of the hidden layers of mlp and cnn.", "relu")
+    channels: Sizes = key(
+        "Output channels of the two convolutions of cnn.", (16, 32), unit="channels", min_length=2, max_length=2
+    )
+    loss: Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error", "hinge"] | None = key(
+        "What is minimised.", None, shown="the model's own"
+    )
+    optimizer: Literal["sgd", "momentum", "adam"] = key("Optimiser on the devices.", "sgd")
+    proximal: bool = key("Compile FedProx's proximal term in; training.proximal_mu sets its weight.", False)
+    seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.zoo is None) == (self.bundle is None):
+            raise ValueError("model.zoo and model.bundle: give exactly one of them")
+        given = sorted(self.model_fields_set - {"bundle", "zoo"})
+        if self.bundle is not None and given:
+            raise ValueError(f"model.{given[0]}: is fixed by model.bundle; leave it out, or compile another bundle")
+        if self.zoo in LINEAR and self.hidden:
+            raise ValueError(f"model.hidden = {list(self.hidden)}: {self.zoo} has no hidden layers; use mlp")
+        if self.zoo == "softmax_regression" and self.outputs < 2:
+            raise ValueError("model.outputs = 1: softmax_regression needs at least 2; use logistic_regression")
+        if self.zoo == "cnn" and len(self.inputs) != 3:
+            raise ValueError(f"model.inputs = {list(self.inputs)}: cnn takes [channels, height, width]")
+        return self
+
+    @property
+    def hidden_widths(self) -> tuple[int, ...]:
+        """The widths of the hidden layers, with the default of the model."""
+        if self.hidden is not None:
+            return self.hidden
+        return (64, 32) if self.zoo == "mlp" else ()
+
+    @property
+    def metric(self) -> str | None:
+        """What the model is judged by, ``accuracy`` or ``mean_squared_error``; None: its bundle says."""
+        if self.bundle is not None:
+            return None
+        squared = self.loss == "mean_squared_error" or (self.loss is None and self.zoo == "linear_regression")
+        return "mean_squared_error" if squared else "accuracy"
+
+
+class Training(Section):
+    """What a device does in one round."""
+
+    epochs: int = key("Passes over the local examples.", 1, unit="passes", ge=1, le=10_000)
+    batch_size: int = key("Examples a step.", 32, unit="examples", ge=1, le=1 << 20)
+    learning_rate: float | None = key(
+        "Learning rate on the devices.", None, shown="the optimiser's: 0.1, adam 0.001", gt=0, le=1000
+    )
+    momentum: float | None = key("Momentum, with optimizer momentum.", None, shown="0.9", ge=0, lt=1)
+    steps_max: int = key("Steps after which a device stops; 0 for no limit.", 0, unit="steps", ge=0, le=1 << 31)
+    seconds_max: float = key("Time after which a device stops and reports what it has.", 600.0, gt=0, le=1e6)
+    proximal_mu: float | None = key(
+        "Weight of FedProx's proximal term, with model.proximal; usual: 0.001 to 1.", None, shown="none", ge=0, le=1e6
+    )
+    clip_norm: float = key("L2 norm to which a device scales its delta down; 0 for no clipping.", 0.0, ge=0, le=1e9)
+    scalars: dict[str, float] = key(
+        "Further scalar inputs of the training graph by name (adam: beta1, beta2, epsilon; a bundle: its own).",
+        {},
+        max_length=29,
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        own = {"lr": "learning_rate", "momentum": "momentum", "mu": "proximal_mu"}
+        for name in self.scalars.keys() & own.keys():
+            raise ValueError(f"training.scalars.{name}: is set by training.{own[name]}")
+        return self
+
+
+class Selection(Section):
+    """Who takes part in a round, and how long it may take."""
+
+    goal_count: int = key("Updates after which a round closes.", 20, unit="devices", ge=1, le=1_000_000)
+    minimum_count: int = key(
+        "Updates below which a round is abandoned and the model stays as it is.", 10, unit="devices", ge=1, le=1_000_000
+    )
+    over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
+    window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
+    share: Share = key(
+        "Share of all devices asked to check in; auto goes by how many were seen lately.",
+        "auto",
+        allowed='"auto", or a number above 0, at most 1',
+    )
+    selection_seconds_max: float = key("Time to find enough devices.", 600.0, gt=0, le=1e6)
+    configuration_seconds_max: float = key("Time for the invited to accept or decline.", 60.0, gt=0, le=1e6)
+    reporting_seconds_max: float = key("Time for them to train and to send their updates.", 1200.0, gt=0, le=1e6)
+    come_back_seconds: float = key(
+        "When a device that was turned away asks again, unless a round is announced before.", 900.0, gt=0, le=1e6
+    )
+    jitter: float = key("Share by which come_back_seconds varies either way.", 0.2, ge=0, lt=1)
+    pause_seconds: float = key("Time between the end of a round and the next one.", 10.0, ge=0, le=1e7)
+    retry_seconds: float = key("Time between an abandoned round and the next attempt.", 60.0, ge=0, le=1e7)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.minimum_count > self.goal_count:
+            raise ValueError(
+                f"selection.minimum_count = {self.minimum_count}: is above selection.goal_count = {self.goal_count}"
+            )
+        if self.window_seconds > self.selection_seconds_max:
+            raise ValueError(
+                f"selection.window_seconds = {self.window_seconds:g}: is above selection.selection_seconds_max = "
+                f"{self.selection_seconds_max:g}, so that a round would end before anybody was chosen"
+            )
+        return self
+
+
+class Aggregation(Section):
+    """How updates become the next model."""
+
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = key(
+        "Server optimiser.", "fedavg"
+    )
+    learning_rate: float | None = key(
+        "Learning rate of the server.", None, shown="fedavg, fedavgm 1.0; fedadagrad 0.1; others 0.01", gt=0, le=1000
+    )
+    momentum: float | None = key("Momentum of fedavgm.", None, shown="0.9", ge=0, lt=1)
+    beta1: float | None = key("Decay of the mean, adaptive optimisers.", None, shown="0.9; fedadagrad 0.0", ge=0, lt=1)
+    beta2: float | None = key("Decay of the square, fedadam and fedyogi.", None, shown="0.99", ge=0, lt=1)
+    tau: float | None = key("Degree of adaptivity, adaptive optimisers.", None, shown="0.001", gt=0, le=1000)
+    weighting: Literal["examples", "uniform"] = key(
+        "Weight of an update: its number of examples, or 1 for all.", "examples"
+    )
+    examples_max: int = key(
+        "Largest number of examples that an update may claim as its weight.", 100_000, unit="examples", ge=1, le=1 << 27
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        allowed = SERVER_SETTINGS[self.server_optimizer]
+        for name in ("momentum", "beta1", "beta2", "tau"):
+            if getattr(self, name) is not None and name not in allowed:
+                raise ValueError(f"aggregation.{name}: {self.server_optimizer} has only {', '.join(allowed)}")
+        return self
+
+
+class Codec(Section):
+    """How updates are compressed."""
+
+    name: Literal["sparse", "int8", "int4", "dense"] = key(
+        "sparse: largest coordinates with error feedback; int8, int4: all of them, quantised; dense: float32.", "sparse"
+    )
+    density: float = key("Share of the coordinates that sparse sends.", 0.03, ge=1e-6, le=1)
+    block_size: int = key("Elements that share one scale in int8 and int4.", 1024, unit="elements", ge=8, le=1 << 16)
+    rounding: Literal["nearest", "stochastic"] = key("How int8 and int4 round.", "stochastic")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        read = {"sparse": {"density"}, "int8": {"block_size", "rounding"}, "int4": {"block_size", "rounding"}}
+        for name in sorted(self.model_fields_set - {"name"} - read.get(self.name, set())):
+            raise ValueError(f"codec.{name}: is not read by {self.name}; leave it out, or choose another codec.name")
+        return self
+
+
+class Validation(Section):
+    """What an update must satisfy to be counted."""
+
+    norm_max: float | None = key("Largest L2 norm of an update.", None, shown="none", gt=0, le=1e12)
+    norm_median_factor: float | None = key(
+        "Largest norm of an update as a multiple of the median of recent ones; usual: 3 to 10.",
+        None,
+        shown="none",
+        gt=1,
+        le=1e6,
+    )
+    value_max: float = key("Largest absolute value of one element of an update.", 32.0, gt=0, le=1e6)
+
+
+class Evaluation(Section):
+    """How the model is judged."""
+
+    data: LocalPath | None = key("Held-out examples on the coordinator, a .npz file with x and y.", None, shown="none")
+    held_out: float = key(
+        "Share of its examples that each device keeps from training, for federated evaluation; without data.",
+        0.0,
+        ge=0,
+        le=0.9,
+    )
+    every_rounds: int = key("Evaluate after every so many rounds.", 1, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data is not None and self.held_out:
+            raise ValueError("evaluation.data and evaluation.held_out: give one of them")
+        return self
+
+
+class Stopping(Section):
+    """When the federation ends."""
+
+    rounds_max: int = key("Rounds after which it ends; 0 for no limit.", 100, ge=0, le=1 << 30)
+    target_metric: float | None = key(
+        "Value to reach: at least this accuracy, or at most this mean squared error.", None, shown="none"
+    )
+    patience: int = key(
+        "Evaluations without an improvement after which it ends; 0 for never.", 0, unit="evaluations", ge=0, le=1 << 30
+    )
+    min_delta: float = key("Smallest change of the metric that is an improvement.", 0.001, ge=0, le=1e6)
+
+
+class Transfer(Section):
+    """How bytes travel, and how many are held."""
+
+    chunk_bytes_max: int = key(
+        "Largest payload of one message; models and updates travel in pieces of this size.",
+        60_000,
+        ge=4096,
+        le=250_000,
+    )
+    retained_blobs: Literal["auto", "always", "never"] = key(
+        "Whether models are also put on the broker as retained messages, which serve many devices at once.", "auto"
+    )
+    partial_bytes_max: int = key("Unfinished uploads held of all devices.", 256 << 20, ge=1 << 16, le=1 << 40)
+    partial_bytes_per_device_max: int = key(
+        "Unfinished uploads held of one device; no larger update can arrive.", 32 << 20, ge=1 << 16, le=1 << 34
+    )
+    journal_bytes_max: int = key("Whole updates held for the open round.", 512 << 20, ge=1 << 16, le=1 << 40)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.partial_bytes_per_device_max > self.partial_bytes_max:
+            raise ValueError(
+                f"transfer.partial_bytes_per_device_max = {self.partial_bytes_per_device_max}: is above "
+                f"transfer.partial_bytes_max = {self.partial_bytes_max}"
+            )
+        return self
+
+
+class StoreSection(Section):
+    """What the database keeps."""
+
+    checkpoints_kept: int = key("Newest checkpoints kept.", 5, unit="checkpoints", ge=1, le=100_000)
+    tombstone_days: int = key("Time for which the verdict on a ticket is remembered.", 30, ge=1, le=3650)
+
+
+class FederationConfig(Section):
+    """The whole file."""
+
+    federation: Federation
+    broker: Broker = Broker()
+    model: Model
+    training: Training = Training()
+    selection: Selection = Selection()
+    aggregation: Aggregation = Aggregation()
+    codec: Codec = Codec()
+    validation: Validation = Validation()
+    evaluation: Evaluation = Evaluation()
+    stopping: Stopping = Stopping()
+    transfer: Transfer = Transfer()
+    store: StoreSection = StoreSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_training()
+        self._check_stopping()
+        if self.training.seconds_max >= self.selection.reporting_seconds_max:
+            raise ValueError(
+                f"training.seconds_max = {self.training.seconds_max:g}: leaves no time to send the update before "
+                f"selection.reporting_seconds_max = {self.selection.reporting_seconds_max:g}"
+            )
+        return self
+
+    def _check_training(self) -> None:
+        model, training = self.model, self.training
+        if model.zoo is None:
+            return
+        if training.momentum is not None and model.optimizer != "momentum":
+            raise ValueError(f'training.momentum: needs model.optimizer = "momentum", not "{model.optimizer}"')
+        if model.proximal != (training.proximal_mu is not None):
+            raise ValueError("model.proximal and training.proximal_mu: go together; give both or neither")
+        allowed = CLIENT_SCALARS[model.optimizer]
+        for name in training.scalars:
+            if name not in allowed:
+                known = ", ".join(allowed) or "no further scalars"
+                raise ValueError(f"training.scalars.{name}: a model with optimizer {model.optimizer} has {known}")
+
+    def _check_stopping(self) -> None:
+        stopping, evaluated = self.stopping, self.evaluation.data is not None or self.evaluation.held_out > 0
+        for name, wanted in (
+            ("target_metric", stopping.target_metric is not None),
+            ("patience", stopping.patience > 0),
+        ):
+            if wanted and not evaluated:
+                raise ValueError(f"stopping.{name}: nothing is evaluated; set evaluation.data or evaluation.held_out")
+        target = stopping.target_metric
+        if target is None:
+            return
+        if self.model.metric == "accuracy" and not 0 < target <= 1:
+            raise ValueError(f"stopping.target_metric = {target:g}: an accuracy is above 0 and at most 1")
+        if target < 0:
+            raise ValueError(f"stopping.target_metric = {target:g}: no metric is below 0")

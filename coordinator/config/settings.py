@@ -1,0 +1,193 @@
+"""From the configuration to the settings that the machines take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.config.sections import (
+    Aggregation,
+    Broker,
+    Codec,
+    FederationConfig,
+    Selection,
+    Stopping,
+    Transfer,
+    Validation,
+)
+from coordinator.round import RoundSettings
+from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
+from coordinator.stopping import StoppingRule
+from coordinator.validate import Validation as Bounds
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.messages import Plan
+from edge_sdk.mqtt import BrokerSettings, TlsSettings
+from edge_sdk.plan import TrainingPlan
+from edge_sdk.update import CodecSettings
+
+__all__ = [
+    "broker_settings",
+    "codec_settings",
+    "database_path",
+    "piece_bytes_max",
+    "plan",
+    "round_settings",
+    "server_optimizer",
+    "stopping_rule",
+    "store_limits",
+    "training_plan",
+    "validation_bounds",
+]
+
+ENVELOPE_BYTES_MAX: Final = 600
+
+
+def training_plan(config: FederationConfig, defaults: dict[str, float]) -> TrainingPlan:
+    """What a device does in one round.
+
+    Args:
+        config: The configuration.
+        defaults: The program's scalars and their defaults; the configuration overrides them.
+
+    Raises:
+        ConfigurationError: The configuration sets a scalar that the program does not have.
+    """
+    training = config.training
+    given = {"lr": training.learning_rate, "momentum": training.momentum, "mu": training.proximal_mu}
+    scalars = {name: value for name, value in given.items() if value is not None} | training.scalars
+    keys = {"lr": "learning_rate", "momentum": "momentum", "mu": "proximal_mu"}
+    for name in scalars.keys() - defaults.keys():
+        key = keys.get(name, f"scalars.{name}")
+        has = ", ".join(sorted(defaults)) or "none"
+        raise ConfigurationError(f"training.{key}: the model has no scalar {name!r}; its scalars are {has}")
+    return TrainingPlan(
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        steps_max=training.steps_max,
+        seconds_max=training.seconds_max,
+        scalars={**defaults, **scalars},
+        held_out=config.evaluation.held_out,
+        clip_norm=training.clip_norm,
+    )
+
+
+def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
+    """What a round asks of a device; arguments and errors as of :func:`training_plan`."""
+    return Plan(
+        training=training_plan(config, defaults),
+        codec=codec_settings(config.codec),
+        examples_max=config.aggregation.examples_max,
+        weighting=config.aggregation.weighting,
+    )
+
+
+def codec_settings(codec: Codec) -> CodecSettings:
+    """How updates are encoded."""
+    return CodecSettings(name=codec.name, density=codec.density, block_size=codec.block_size, rounding=codec.rounding)
+
+
+def round_settings(selection: Selection) -> RoundSettings:
+    """The numbers of a round."""
+    return RoundSettings(
+        goal_count=selection.goal_count,
+        minimum_count=selection.minimum_count,
+        over_selection=selection.over_selection,
+        window_seconds=selection.window_seconds,
+        selection_seconds_max=selection.selection_seconds_max,
+        configuration_seconds_max=selection.configuration_seconds_max,
+        reporting_seconds_max=selection.reporting_seconds_max,
+    )
+
+
+def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
+    """The server optimiser; what the configuration leaves open is its own default."""
+    given: dict[str, Any] = {
+        "eta": aggregation.learning_rate,
+        "momentum": aggregation.momentum,
+        "beta1": aggregation.beta1,
+        "beta2": aggregation.beta2,
+        "tau": aggregation.tau,
+    }
+    set_ones = {name: value for name, value in given.items() if value is not None}
+    return make_server_optimizer(aggregation.server_optimizer, **set_ones)
+
+
+def stopping_rule(stopping: Stopping, metric: str) -> StoppingRule:
+    """When to end, by the program's metric."""
+    return StoppingRule(
+        rounds_max=stopping.rounds_max,
+        metric=metric,
+        target=stopping.target_metric,
+        patience=stopping.patience,
+        min_delta=stopping.min_delta,
+    )
+
+
+def validation_bounds(validation: Validation, *, size: int, examples_max: int) -> Bounds:
+    """The gate for updates of ``size`` elements."""
+    return Bounds(
+        size=size,
+        value_max=validation.value_max,
+        norm_max=validation.norm_max,
+        norm_median_factor=validation.norm_median_factor,
+        examples_max=examples_max,
+    )
+
+
+def broker_settings(broker: Broker, **settings: Any) -> BrokerSettings:
+    """How to reach the broker; the password is read from its file now.
+
+    Args:
+        broker: The table of the configuration.
+        settings: Further fields of :class:`BrokerSettings`: ``client_id``, ``will``, ``in_flight_max``, ...
+
+    Raises:
+        ConfigurationError: The password's file cannot be read or is empty, or the address makes no sense.
+    """
+    fields: dict[str, Any] = {
+        "username": broker.username,
+        "password": None if broker.password_file is None else _password(broker.password_file),
+        "keepalive_seconds": broker.keepalive_seconds,
+        "protocol": broker.protocol,
+        **settings,
+    }
+    files = {"ca_file": broker.ca_file, "cert_file": broker.cert_file, "key_file": broker.key_file}
+    given = {name: str(path) for name, path in files.items() if path is not None}
+    if given:
+        fields["tls"] = TlsSettings(**given)
+    if broker.host is None:
+        return BrokerSettings.parse(broker.url, **fields)
+    return BrokerSettings(host=broker.host, port=broker.port or (8883 if given else 1883), **fields)
+
+
+def database_path(config: FederationConfig) -> Path:
+    """The database of the task; each task of a federation has its own."""
+    return config.federation.state_dir / f"{config.federation.name}-{config.federation.task}.db"
+
+
+def piece_bytes_max(transfer: Transfer) -> int:
+    """The largest range of bytes that fits into one message beside its envelope."""
+    return transfer.chunk_bytes_max - ENVELOPE_BYTES_MAX
+
+
+def store_limits(config: FederationConfig) -> dict[str, int]:
+    """The keyword arguments of ``Store`` that the configuration sets."""
+    return {
+        "partial_bytes_max": config.transfer.partial_bytes_max,
+        "partial_bytes_per_device_max": config.transfer.partial_bytes_per_device_max,
+        "journal_bytes_max": config.transfer.journal_bytes_max,
+        "checkpoints_kept": config.store.checkpoints_kept,
+        "tombstone_days": config.store.tombstone_days,
+    }
+
+
+def _password(path: Path) -> str:
+    try:
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"broker.password_file: {path} cannot be read ({error}); check its owner and mode"
+        ) from None
+    if not first:
+        raise ConfigurationError(f"broker.password_file: the first line of {path} is empty; write the password there")
+    return first
