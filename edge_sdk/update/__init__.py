@@ -1,0 +1,107 @@
+"""Updates as frames of bytes: sparsify, quantise, code the indices, check; and the way back, which trusts nothing.
+
+    encode_update(delta, residual, settings, seed=...) -> Encoded(frame, residual)
+    decode_update(frame, size, settings) -> Decoded(size, indices, values)
+
+The wire format is described byte by byte in ``docs/wire-format.md``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.parameters import ELEMENTS_MAX
+from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded
+from edge_sdk.update.codecs import CODECS
+from edge_sdk.update.frame import HEADER_BYTES, VERSION, pack_frame, unpack_frame
+from edge_sdk.update.settings import ROUNDINGS, CodecSettings
+
+__all__ = [
+    "CODECS",
+    "MAGNITUDE_MAX",
+    "ROUNDINGS",
+    "VERSION",
+    "CodecSettings",
+    "Decoded",
+    "Encoded",
+    "decode_update",
+    "encode_update",
+    "frame_bytes_max",
+    "keeps_residual",
+]
+
+
+def encode_update(
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, *, seed: int
+) -> Encoded:
+    """The frame of one update.
+
+    Args:
+        delta: float32[P], local parameters minus global ones; not changed.
+        residual: float32[P] that earlier frames left out, or None for zeros; not changed. A codec that keeps no
+            residual sends a given one too, so that nothing is lost when a plan changes codecs.
+        settings: The codec and its knobs.
+        seed: Chooses the random bits of stochastic rounding; the same arguments give the same bytes.
+
+    Returns:
+        The frame, and the residual for the next update. What the frame decodes to plus the new residual equals
+        ``delta + residual`` up to the rounding of float32.
+
+    Raises:
+        ConfigurationError: A vector is not float32[P] with 1..2^28 elements, or the two differ in size.
+        TrainingError: ``delta + residual`` is not finite, or above ``MAGNITUDE_MAX`` somewhere.
+    """
+    _check_vector("delta", delta)
+    if residual is not None:
+        _check_vector("residual", residual)
+        if residual.size != delta.size:
+            raise ConfigurationError(
+                f"residual: {residual.size} elements, the delta has {delta.size}; drop the residual"
+            )
+    codec = CODECS[settings.name]
+    body, left = codec.encode(delta, residual, settings, seed)
+    return Encoded(pack_frame(body, delta.size, codec.wire_id), left)
+
+
+def decode_update(frame: bytes | memoryview, size: int, settings: CodecSettings) -> Decoded:
+    """What a frame that nobody vouches for says.
+
+    Args:
+        frame: The bytes; not referred to by the result.
+        size: Number of coordinates of the model's vector.
+        settings: The settings that the sender was told to use.
+
+    Raises:
+        ConfigurationError: ``size`` is not in 1..2^28.
+        DecodeError: The frame is damaged, or not one that an honest sender with these settings can make.
+        VersionError: Its version is not ours (says which side to upgrade).
+    """
+    _check_size(size)
+    codec = CODECS[settings.name]
+    body = unpack_frame(frame, size, codec.wire_id, codec.body_bytes_max(size, settings))
+    return codec.decode(body, size, settings)
+
+
+def frame_bytes_max(size: int, settings: CodecSettings) -> int:
+    """Bytes that no honest frame of ``size`` coordinates exceeds; ``decode_update`` refuses longer ones."""
+    _check_size(size)
+    return HEADER_BYTES + CODECS[settings.name].body_bytes_max(size, settings)
+
+
+def keeps_residual(settings: CodecSettings) -> bool:
+    """Whether a device must keep a residual between updates with these settings."""
+    return CODECS[settings.name].keeps_residual
+
+
+def _check_size(size: int) -> None:
+    if not 0 < size <= ELEMENTS_MAX:
+        raise ConfigurationError(f"size: {size!r} is not a number of coordinates in 1..{ELEMENTS_MAX}")
+
+
+def _check_vector(name: str, vector: NDArray[np.float32]) -> None:
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
+        kind = f"{vector.dtype}{list(vector.shape)}" if isinstance(vector, np.ndarray) else type(vector).__name__
+        raise ConfigurationError(f"{name}: {kind}, expected a float32 vector (ParameterSpec.flatten makes one)")
+    _check_size(vector.size)

@@ -1,0 +1,139 @@
+"""Every coordinate in 8 or 4 bits, with one scale per block.
+
+    bytes 0..3  block size, little-endian
+    scales      float32 per block, little-endian: the largest magnitude of the block / (127 or 7), rounded up
+    codes       int8: one two's complement byte per coordinate, -127..127
+                int4: a nibble per coordinate, code + 7 in 0..14, the low nibble first; an odd last high nibble is zero
+
+A coordinate is code * scale. Scales are rounded up so that no coordinate is ever clipped: the error stays within half
+a scale (``nearest``) or one scale with mean zero (``stochastic``). No residual is kept.
+
+Source: Alistarh et al., "QSGD: communication-efficient SGD via gradient quantization and encoding", 2017, section 3,
+with the maximum norm per bucket.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.errors import DecodeError
+from edge_sdk.update.codec import MAGNITUDE_MAX, Codec, Decoded
+from edge_sdk.update.feedback import add_residual
+from edge_sdk.update.splitmix import uniforms
+
+if TYPE_CHECKING:
+    from edge_sdk.update.settings import CodecSettings
+
+__all__ = ["INT4", "INT8"]
+
+_HEAD: Final = struct.Struct("<I")
+
+
+def _encode(
+    delta: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    settings: CodecSettings,
+    seed: int,
+    *,
+    bits: int,
+) -> tuple[bytes, None]:
+    block = settings.block_size
+    total = add_residual(delta, residual)
+    padded = np.zeros((_blocks(total.size, block), block), dtype=np.float32)
+    padded.ravel()[: total.size] = total
+    scales = _scales(np.abs(padded).max(axis=1), _level_max(bits))
+    np.divide(padded, scales[:, None], out=padded, where=scales[:, None] > 0.0)
+    steps = padded.ravel()[: total.size]
+    if settings.rounding == "nearest":
+        levels = np.rint(steps)
+    else:
+        levels = np.floor(steps)
+        levels += uniforms(seed, total.size) < steps - levels
+    codes = levels.astype(np.int8)
+    data = codes.tobytes() if bits == 8 else _pack_nibbles((codes + 7).view(np.uint8))
+    return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + data, None
+
+
+def _decode(body: memoryview, size: int, settings: CodecSettings, *, bits: int) -> Decoded:
+    block = settings.block_size
+    if len(body) != _body_bytes(size, settings, bits=bits):
+        raise DecodeError(
+            f"update frame: a body of {len(body)} bytes, expected {_body_bytes(size, settings, bits=bits)}",
+            reason="length",
+        )
+    (frame_block,) = _HEAD.unpack_from(body)
+    if frame_block != block:
+        raise DecodeError(f"update frame: blocks of {frame_block}, the plan asked for {block}", reason="block_size")
+    blocks = _blocks(size, block)
+    codes_at = _HEAD.size + 4 * blocks
+    scales = np.frombuffer(body[_HEAD.size : codes_at], dtype="<f4").astype(np.float32)
+    # Written so that a NaN, which is neither above nor below, is refused.
+    if not (scales.min() >= 0.0 and scales.max() <= MAGNITUDE_MAX):
+        raise DecodeError(f"update frame: a scale is not a finite number in 0..{MAGNITUDE_MAX:g}", reason="values")
+    codes = _unpack_codes(body[codes_at:], size, bits)
+    values = np.zeros((blocks, block), dtype=np.float32)
+    values.ravel()[:size] = codes
+    values *= scales[:, None]
+    return Decoded(size, None, values.ravel()[:size])
+
+
+def _unpack_codes(data: memoryview, size: int, bits: int) -> NDArray[np.int8]:
+    if bits == 8:
+        codes = np.frombuffer(data, dtype=np.int8)
+        if codes.min() < -127:
+            raise DecodeError("update frame: the code -128 is not used", reason="values")
+        return codes
+    nibbles = np.empty(2 * len(data), dtype=np.uint8)
+    octets = np.frombuffer(data, dtype=np.uint8)
+    np.bitwise_and(octets, 0x0F, out=nibbles[0::2])
+    np.right_shift(octets, 4, out=nibbles[1::2])
+    if size & 1 and nibbles[-1]:
+        raise DecodeError("update frame: unused bits are set", reason="values")
+    if nibbles[:size].max() > 14:
+        raise DecodeError("update frame: the code 8 is not used", reason="values")
+    return nibbles[:size].view(np.int8) - np.int8(7)
+
+
+def _pack_nibbles(codes: NDArray[np.uint8]) -> bytes:
+    octets = np.zeros((codes.size + 1) >> 1, dtype=np.uint8)
+    octets[: codes.size >> 1] = codes[1::2] << 4
+    octets |= codes[0::2]
+    return octets.tobytes()
+
+
+def _scales(largest: NDArray[np.float32], level_max: int) -> NDArray[np.float32]:
+    scales = largest / np.float32(level_max)
+    # The next float32 up, so that no quotient exceeds level_max; a block of zeros keeps the scale zero.
+    np.nextafter(scales, np.float32(np.inf), out=scales, where=largest > 0.0)
+    return scales
+
+
+def _level_max(bits: int) -> int:
+    return (1 << (bits - 1)) - 1
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _body_bytes(size: int, settings: CodecSettings, *, bits: int) -> int:
+    return _HEAD.size + 4 * _blocks(size, settings.block_size) + ((size * bits + 7) >> 3)
+
+
+def _codec(wire_id: int, bits: int) -> Codec:
+    return Codec(
+        wire_id=wire_id,
+        keeps_residual=False,
+        encode=partial(_encode, bits=bits),
+        decode=partial(_decode, bits=bits),
+        body_bytes_max=partial(_body_bytes, bits=bits),
+    )
+
+
+INT8: Final = _codec(1, bits=8)
+INT4: Final = _codec(2, bits=4)

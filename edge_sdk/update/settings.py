@@ -1,0 +1,89 @@
+"""Which codec an update is encoded with, and how: the same values on both sides, since a decoder needs them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from edge_sdk.errors import ConfigurationError, DecodeError, VersionError
+from edge_sdk.plan import checked_float, checked_int, checked_map, checked_text
+from edge_sdk.update.codecs import CODECS
+
+__all__ = ["ROUNDINGS", "CodecSettings"]
+
+DENSITY_MIN: Final = 1e-6
+BLOCK_SIZE_MIN: Final = 8
+BLOCK_SIZE_MAX: Final = 1 << 16
+NAME_CHARACTERS_MAX: Final = 32
+
+ROUNDINGS: Final = ("nearest", "stochastic")
+"""``nearest`` has the smaller error in one update; ``stochastic`` is unbiased, so errors average out over a cohort."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecSettings:
+    """How an update is encoded.
+
+    Attributes:
+        name: The codec: ``sparse`` (top-k with error feedback), ``int8``, ``int4`` or ``dense`` (float32).
+        density: Share of the coordinates that ``sparse`` sends, 1e-6..1; other codecs do not read it.
+        block_size: Elements that share one scale in ``int8`` and ``int4``, 8..65536; other codecs do not read it.
+        rounding: How ``int8`` and ``int4`` round, ``nearest`` or ``stochastic``; other codecs do not read it.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+
+    name: str = "sparse"
+    density: float = 0.01
+    block_size: int = 1024
+    rounding: str = "stochastic"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or self.name not in CODECS:
+            raise ConfigurationError(f"codec.name: {self.name!r} is not one of {', '.join(CODECS)}")
+        density = self.density
+        if isinstance(density, bool) or not isinstance(density, int | float) or not DENSITY_MIN <= density <= 1.0:
+            raise ConfigurationError(f"codec.density: {density!r} is not a share in {DENSITY_MIN:g}..1")
+        size = self.block_size
+        if isinstance(size, bool) or not isinstance(size, int) or not BLOCK_SIZE_MIN <= size <= BLOCK_SIZE_MAX:
+            raise ConfigurationError(
+                f"codec.block_size: {size!r} is not a number of elements in {BLOCK_SIZE_MIN}..{BLOCK_SIZE_MAX}"
+            )
+        if self.rounding not in ROUNDINGS:
+            raise ConfigurationError(f"codec.rounding: {self.rounding!r} is not one of {', '.join(ROUNDINGS)}")
+
+    def to_wire(self) -> dict[str, Any]:
+        """The settings as a msgpack map."""
+        return {
+            "name": self.name,
+            "density": float(self.density),
+            "block_size": self.block_size,
+            "rounding": self.rounding,
+        }
+
+    @classmethod
+    def from_wire(cls, value: object) -> CodecSettings:
+        """The inverse of :meth:`to_wire`, for bytes that nobody vouches for.
+
+        Raises:
+            DecodeError: A field is missing or out of range.
+            VersionError: The codec is one that this side does not know.
+        """
+        where = "plan.codec"
+        source = checked_map(value, where)
+        name = checked_text(source, "name", NAME_CHARACTERS_MAX, where)
+        if name not in CODECS:
+            raise VersionError(
+                f"{where}.name: this side knows {', '.join(CODECS)} and not {name!r}: upgrade this side, "
+                "or configure one of these codecs on the other"
+            )
+        rounding = checked_text(source, "rounding", NAME_CHARACTERS_MAX, where)
+        if rounding not in ROUNDINGS:
+            raise DecodeError(f"{where}.rounding: {rounding!r} is not one of {', '.join(ROUNDINGS)}")
+        return cls(
+            name=name,
+            density=checked_float(source, "density", DENSITY_MIN, 1.0, where),
+            block_size=checked_int(source, "block_size", BLOCK_SIZE_MIN, BLOCK_SIZE_MAX, where),
+            rounding=rounding,
+        )
