@@ -57,7 +57,8 @@ def measure(directory: Path, count: int, batch: int, *, chunked: bool) -> str:
     micro = 1e6 / count
     return (
         f"batch {batch:3d} {'through partials' if chunked else 'whole':16s} journal {cpu_journal * micro:6.1f} us CPU, "
-        f"{wall_journal * micro:6.1f} us wall; replay {cpu_replay * micro:5.1f}; round's end {cpu_end * micro:6.1f} us CPU"
+        f"{wall_journal * micro:6.1f} us wall; replay {cpu_replay * micro:5.1f}; "
+        f"round's end {cpu_end * micro:6.1f} us CPU"
     )
 
 
