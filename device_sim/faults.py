@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, fields
 
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt.events import Protocol
 
 __all__ = ["Crash", "LinkProfile", "NetworkFaults", "Partition"]
 
@@ -21,6 +22,9 @@ class LinkProfile:
         uplink_bytes_per_second: Rate towards the broker; infinite for no limit.
         downlink_bytes_per_second: Rate from the broker; infinite for no limit.
         delay_seconds: One-way delay of this link, added to the network's own.
+        delay_factor: What the network's drawn delay is multiplied with; 0 for a client beside the broker, as a
+            coordinator usually is (its deliveries wait for its acknowledgements, so distance costs it throughput).
+        disconnect_factor: What the network's ``disconnects_per_hour`` is multiplied with for this link.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -29,6 +33,8 @@ class LinkProfile:
     uplink_bytes_per_second: float = math.inf
     downlink_bytes_per_second: float = math.inf
     delay_seconds: float = 0.0
+    delay_factor: float = 1.0
+    disconnect_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.uplink_bytes_per_second > 0 or not self.downlink_bytes_per_second > 0:
@@ -36,8 +42,14 @@ class LinkProfile:
                 f"link: rates {self.uplink_bytes_per_second!r} and {self.downlink_bytes_per_second!r} bytes per second "
                 "must be more than 0 (inf for no limit)"
             )
-        if not 0.0 <= self.delay_seconds < math.inf:
-            raise ConfigurationError(f"link.delay_seconds: {self.delay_seconds!r} must be 0 or more and finite")
+        for name in ("delay_seconds", "delay_factor", "disconnect_factor"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"link.{name}: {getattr(self, name)!r} must be 0 or more and finite")
+
+    def delay_range(self, faults: NetworkFaults) -> tuple[float, float]:
+        """Least and greatest one-way delay of a packet on this link, in seconds."""
+        least = self.delay_seconds + self.delay_factor * faults.delay_seconds_min
+        return least, self.delay_seconds + self.delay_factor * faults.delay_seconds_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +125,7 @@ class NetworkFaults:
         duplicate: Probability that a subscriber gets a message twice.
         reorder: Probability that a message to a subscriber does not keep its place and is late by up to
             ``reorder_seconds_max``. A single connection never does that; bridges and broker clusters do.
-        reorder_seconds_max: Greatest extra delay of a reordered or duplicate message.
+        reorder_seconds_max: Greatest extra delay of a reordered message, and of the second copy of a duplicate one.
         disconnects_per_hour: Mean number of times per hour that a connection drops without warning.
         notice_seconds_max: The broker notices such a drop after a uniform draw up to this; 0 = at once. Until then
             the session is half open: its will is unpublished and a reconnect takes it over.
@@ -122,10 +134,11 @@ class NetworkFaults:
         keepalive_seconds: MQTT keepalive. Cut off for longer, the broker drops a connection after 1.5 times and the
             client gives up after twice this time.
         connect_seconds_max: A connection attempt fails after this time.
-        protocol: MQTT level that CONNACK reports, 5 or 4 (3.1.1, without message expiry).
-        packet_bytes_max: Maximum Packet Size of the broker; who publishes more is disconnected. 0 = no limit.
+        protocol: The version of MQTT that the broker speaks; "3.1.1" has no message expiry and gives no reasons.
+        packet_bytes_max: Maximum Packet Size of the broker in bytes, whole packets (default: the protocol's own).
         receive_max: Receive Maximum in CONNACK: unacknowledged messages that a publisher may have under way.
-        inflight_max: Messages to a subscriber that may await its acknowledgement; the rest queue at the broker.
+        inflight_max: Messages to a subscriber that may await its acknowledgement (fewer if the client says so); the
+            rest queue at the broker.
         queued_messages_max: Limit of that queue, beyond which messages are dropped silently; 0 = no limit.
 
     Raises:
@@ -144,8 +157,8 @@ class NetworkFaults:
     crashes: tuple[Crash, ...] = ()
     keepalive_seconds: float = 60.0
     connect_seconds_max: float = 10.0
-    protocol: int = 5
-    packet_bytes_max: int = 0
+    protocol: Protocol = "5"
+    packet_bytes_max: int = 268_435_460
     receive_max: int = 20
     inflight_max: int = 20
     queued_messages_max: int = 0
@@ -162,7 +175,8 @@ class NetworkFaults:
                 f"faults.delay_seconds_max: {self.delay_seconds_max!r} is below "
                 f"faults.delay_seconds_min: {self.delay_seconds_min!r}"
             )
-        if self.protocol not in (4, 5):
-            raise ConfigurationError(f"faults.protocol: {self.protocol!r} must be 5 or 4 (MQTT 3.1.1)")
-        if self.receive_max < 1 or self.inflight_max < 1 or self.keepalive_seconds <= 0:
-            raise ConfigurationError("faults: receive_max, inflight_max and keepalive_seconds must be more than 0")
+        if self.protocol not in ("5", "3.1.1"):
+            raise ConfigurationError(f"faults.protocol: {self.protocol!r} must be '5' or '3.1.1'")
+        for name in ("keepalive_seconds", "connect_seconds_max", "packet_bytes_max", "receive_max", "inflight_max"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"faults.{name}: {getattr(self, name)!r} must be more than 0")

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from typing import Final, Generic, TypeVar
 
-__all__ = ["FilterTree", "TopicTree", "is_filter", "is_topic", "matches"]
+__all__ = ["FilterTree", "TopicTree", "is_filter"]
 
 _Value = TypeVar("_Value")
 
 TEXT_BYTES_MAX: Final = 65_535
 CACHE_TOPICS_MAX: Final = 100_000
-
-
-def is_topic(text: str) -> bool:
-    """Whether a message may be published to ``text``."""
-    return text != "" and len(text.encode()) <= TEXT_BYTES_MAX and not any(c in text for c in "+#\0")
 
 
 def is_filter(text: str) -> bool:
@@ -30,19 +25,6 @@ def is_filter(text: str) -> bool:
     if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
         return False
     return all(level == "+" for level in levels if "+" in level)
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Whether a topic filter matches a topic: the definition, level by level."""
-    wanted, levels = pattern.split("/"), topic.split("/")
-    if topic.startswith("$") and wanted[0] in ("+", "#"):
-        return False
-    for position, level in enumerate(wanted):
-        if level == "#":
-            return True
-        if position >= len(levels) or level not in ("+", levels[position]):
-            return False
-    return len(wanted) == len(levels)
 
 
 class _Node(Generic[_Value]):

@@ -4,6 +4,8 @@ Nothing here waits. ``run`` takes the earliest event off a heap, sets the clock 
 the call schedules goes onto the same heap. Events of equal time run in the order in which they were scheduled, so a
 program that draws its randomness from one seeded generator does exactly the same thing at every run.
 
+An event for the present moment skips the heap: whatever the heap holds for that moment was scheduled before it.
+
 A cancelled event lets go of its callback at once. Its place on the heap is swept together with others once they
 outnumber the living ones, so cancelling costs O(log n) on average and the heap stays within twice the living events.
 """
@@ -11,6 +13,7 @@ outnumber the living ones, so cancelling costs O(log n) on average and the heap 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
@@ -48,34 +51,39 @@ class VirtualClock:
 
     Args:
         start: Virtual time at the beginning, in seconds.
+
+    Attributes:
+        now: The current virtual time in seconds; only ``run`` changes it.
     """
 
-    __slots__ = ("_cancelled", "_heap", "_now", "_running", "_sequence")
+    # ``now`` is no property because it is read several times for each simulated packet.
+    __slots__ = ("_cancelled", "_heap", "_ready", "_running", "_sequence", "now")
 
     def __init__(self, start: float = 0.0) -> None:
         if not math.isfinite(start):
             raise ValueError(f"start={start!r} is not a finite number of seconds")
-        self._now = start
+        self.now = start
         # (time, sequence, callback, its arguments), or (time, sequence, None, handle) for a call that can be cancelled.
         self._heap: list[tuple[float, int, Callable[..., object] | None, Any]] = []
+        # (callback, its arguments) or (None, handle): due now, after what the heap has for now.
+        self._ready: deque[tuple[Callable[..., object] | None, Any]] = deque()
         self._sequence = 0
         self._cancelled = 0
         self._running = False
 
     @property
-    def now(self) -> float:
-        """The current virtual time in seconds."""
-        return self._now
-
-    @property
     def pending_count(self) -> int:
         """Number of calls that are still to come."""
-        return len(self._heap) - self._cancelled
+        return len(self._ready) + len(self._heap) - self._cancelled
 
     @property
     def next_time(self) -> float | None:
         """Virtual time of the next call in seconds, or None when nothing is scheduled."""
-        self._drop_cancelled_head()
+        while self._heap and _is_cancelled(self._heap[0]):
+            heappop(self._heap)
+            self._cancelled -= 1
+        if any(not _is_cancelled(entry) for entry in self._ready):
+            return self.now
         return self._heap[0][0] if self._heap else None
 
     def call_at(self, time: float, fn: Callable[..., object], *args: Any) -> Handle:
@@ -87,11 +95,14 @@ class VirtualClock:
         Raises:
             ValueError: ``time`` lies in the past or is not finite.
         """
-        if not self._now <= time < math.inf:
-            raise ValueError(f"time={time!r} must be finite and not before now={self._now!r}")
+        if not self.now <= time < math.inf:
+            raise ValueError(f"time={time!r} must be finite and not before now={self.now!r}")
         handle = Handle(time, fn, args)
-        heappush(self._heap, (time, self._sequence, None, handle))
-        self._sequence += 1
+        if time == self.now:
+            self._ready.append((None, handle))
+        else:
+            heappush(self._heap, (time, self._sequence, None, handle))
+            self._sequence += 1
         return handle
 
     def post_at(self, time: float, fn: Callable[..., object], *args: Any) -> None:
@@ -100,8 +111,11 @@ class VirtualClock:
         Raises:
             ValueError: ``time`` lies in the past or is not finite.
         """
-        if not self._now <= time < math.inf:
-            raise ValueError(f"time={time!r} must be finite and not before now={self._now!r}")
+        if time == self.now:
+            self._ready.append((fn, args))
+            return
+        if not self.now <= time < math.inf:
+            raise ValueError(f"time={time!r} must be finite and not before now={self.now!r}")
         heappush(self._heap, (time, self._sequence, fn, args))
         self._sequence += 1
 
@@ -111,7 +125,7 @@ class VirtualClock:
         Raises:
             ValueError: The delay is negative or not finite.
         """
-        return self.call_at(self._now + delay_seconds, fn, *args)
+        return self.call_at(self.now + delay_seconds, fn, *args)
 
     def cancel(self, handle: Handle) -> bool:
         """Take back a call; returns whether it was still to come (False after it ran or was cancelled)."""
@@ -122,9 +136,9 @@ class VirtualClock:
         self._cancelled += 1
         if self._cancelled > SWEEP_ENTRIES_MIN and 2 * self._cancelled > len(self._heap):
             # In place: a running loop holds a reference to this very list.
-            self._heap[:] = [e for e in self._heap if e[2] is not None or e[3]._fn is not None]
+            self._heap[:] = [entry for entry in self._heap if not _is_cancelled(entry)]
             heapify(self._heap)
-            self._cancelled = 0
+            self._cancelled = sum(map(_is_cancelled, self._ready))
         return True
 
     def run(self, until: float | None = None, events_max: int | None = None) -> int:
@@ -144,8 +158,8 @@ class VirtualClock:
             ValueError: ``until`` lies in the past or is not a number.
             RuntimeError: ``run`` was called from inside one of its own events.
         """
-        if until is not None and not until >= self._now:
-            raise ValueError(f"until={until!r} lies before now={self._now!r}")
+        if until is not None and not until >= self.now:
+            raise ValueError(f"until={until!r} lies before now={self.now!r}")
         if self._running:
             raise RuntimeError("run() was called from inside an event; schedule a call instead")
         self._running = True
@@ -155,14 +169,18 @@ class VirtualClock:
             self._running = False
 
     def _run(self, until: float, events_max: float) -> int:
-        heap = self._heap
+        heap, ready = self._heap, self._ready
         count = 0
         while count < events_max:
-            if not heap or heap[0][0] > until:
+            time = self.now
+            if ready and not (heap and heap[0][0] <= time):
+                fn, args = ready.popleft()
+            elif heap and heap[0][0] <= until:
+                time, _, fn, args = heappop(heap)
+            else:
                 if until < math.inf:
-                    self._now = until
+                    self.now = until
                 break
-            time, _, fn, args = heappop(heap)
             if fn is None:
                 handle: Handle = args
                 fn, args = handle._fn, handle._args
@@ -170,12 +188,12 @@ class VirtualClock:
                     self._cancelled -= 1
                     continue
                 handle._fn, handle._args = None, ()
-            self._now = time
+            self.now = time
             count += 1
             fn(*args)
         return count
 
-    def _drop_cancelled_head(self) -> None:
-        while self._heap and self._heap[0][2] is None and self._heap[0][3]._fn is None:
-            heappop(self._heap)
-            self._cancelled -= 1
+
+def _is_cancelled(entry: tuple[Any, ...]) -> bool:
+    """Whether an entry, which ends in (callback, arguments) or (None, handle), has been taken back."""
+    return entry[-2] is None and entry[-1]._fn is None

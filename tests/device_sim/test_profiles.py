@@ -90,7 +90,7 @@ def test_a_wrong_setting_is_refused_by_name(text: str, message: str) -> None:
 
 
 def test_a_table_with_the_wrong_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="profile.dropout: True is not a number"):
+    with pytest.raises(ConfigurationError, match="dropout: True is not a number"):
         FleetProfile.from_table({"dropout": True})
     path = tmp_path / "fleet.toml"
     path.write_text("profile = 3\n")

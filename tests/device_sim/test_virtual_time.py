@@ -60,6 +60,36 @@ def test_events_scheduled_by_events_run_in_the_same_run() -> None:
     assert seen == [("first", 6.0), ("sibling", 6.0), ("now", 6.0), ("later", 7.5)]
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), max_size=40))
+def test_events_for_the_present_moment_keep_their_turn(plan: list[tuple[int, bool, bool]]) -> None:
+    clock = VirtualClock()
+    seen: list[tuple[float, int]] = []
+    scheduled: list[tuple[float, int]] = []
+
+    def step(order: int) -> None:
+        seen.append((clock.now, order))
+        if plan:
+            delay, with_handle, cancelled = plan.pop()
+            for extra in (0, delay):
+                schedule(extra, with_handle, cancelled and extra == 0)
+
+    def schedule(delay: int, with_handle: bool, cancelled: bool) -> None:
+        if not with_handle:
+            clock.post_at(clock.now + delay, step, len(scheduled))
+        else:
+            handle = clock.call_later(delay, step, len(scheduled))
+            if cancelled:
+                clock.cancel(handle)
+                return
+        scheduled.append((clock.now + delay, len(scheduled)))
+
+    schedule(0, True, False)
+    clock.run()
+    assert seen == sorted(scheduled)
+    assert clock.pending_count == 0
+    assert clock.next_time is None
+
+
 def test_a_cancelled_event_lets_go_of_its_callback_and_the_heap_stays_small() -> None:
     class Payload:
         pass
@@ -95,6 +125,14 @@ def test_cancelling_from_inside_an_event_while_the_heap_is_swept() -> None:
     clock.run()
     assert seen == list(range(0, 1000, 10))
     assert clock.pending_count == 0
+
+
+def test_a_cancelled_event_does_not_move_the_clock() -> None:
+    clock = VirtualClock()
+    clock.call_at(1, int)
+    clock.cancel(clock.call_at(9, int))
+    assert clock.run() == 1
+    assert clock.now == 1
 
 
 def test_next_time_skips_cancelled_events() -> None:
