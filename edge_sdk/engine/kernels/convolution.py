@@ -2,12 +2,15 @@
 
 A whole batch unfolded would be the largest tensor of the training by far (the kernel's size times the input), so it
 is unfolded in blocks of examples that fit into a processor's cache: faster, and the memory stays bounded.
+
+Unfolding is copying, and copying is fast in long runs. With the channels first, a run is a row of the output; with the
+channels last, it is the kernel's width times the channels. The longer one wins.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -37,16 +40,11 @@ def conv(
     if x.shape[1] != w.shape[1] * group or w.shape[0] % group:
         raise TrainingError(f"Conv: input {x.shape}, weight {w.shape} and group {group} do not fit")
     windows = geometry(x.shape[2:], w.shape[2:], pads, strides, dilations, auto_pad=auto_pad)
-    count, maps = x.shape[0], w.shape[0]
-    places, depth = math.prod(windows.output), math.prod(w.shape[1:])
-    weight = w.reshape(group, maps // group, depth)
-    result = np.empty(bounded((count, group, maps // group, places)), dtype=x.dtype)
     padded = pad_spatial(x, windows, 0)
-    block = max(1, COLUMNS_BYTES_MAX // max(1, group * depth * places * x.itemsize))
-    for start in range(0, count, block):
-        columns = _unfold(padded[start : start + block], windows, group)
-        np.matmul(weight, columns, out=result[start : start + block])
-    folded = result.reshape(count, maps, *windows.output)
+    if group == 1 and w.shape[1] * w.shape[-1] > windows.output[-1]:
+        folded = _conv_channels_last(padded, w, windows)
+    else:
+        folded = _conv_channels_first(padded, w, windows, group)
     if b is not None:
         np.add(folded, b.reshape(-1, *(1,) * len(windows.output)), out=folded)
     return folded
@@ -78,41 +76,88 @@ def conv_transpose(
     if output_shape:
         full = [max(f, wanted) for f, wanted in zip(full, output_shape[-rank:], strict=True)]
     before, after = _cuts(full, x.shape[2:], steps, pads, output_shape, auto_pad)
-    # Every tap adds one slice of `full`; the geometry's "output" is here the input that is spread.
+    margins = [(k - 1) * g - c for cut in (before, after) for k, g, c in zip(w.shape[2:], gaps, cut, strict=True)]
+    if max(steps) == 1 == group and full == reach and min(margins) >= 0:
+        # Without strides it is the convolution with the kernel turned round, and BLAS does the sums.
+        turned = np.flip(np.swapaxes(w, 0, 1), tuple(range(2, w.ndim)))
+        return conv(x, turned, b, pads=margins, dilations=gaps)
+    # Every tap adds one slice of the full result; the windows' "output" is here the input that is spread.
     windows = Geometry(w.shape[2:], steps, gaps, (0,) * rank, (0,) * rank, x.shape[2:])
-    spread = _fold(x, w, windows, group, bounded((x.shape[0], w.shape[1] * group, *full)))
+    spread = _spread(x, w, windows, group, bounded((x.shape[0], w.shape[1] * group, *full)))
     if b is not None:
         np.add(spread, b.reshape(-1, *(1,) * rank), out=spread)
     return spread[(..., *(slice(c, f - a) for c, f, a in zip(before, full, after, strict=True)))]
 
 
-def _unfold(padded: Array, windows: Geometry, group: int) -> Array:
+def _blocks(count: int, columns_bytes: int) -> Iterator[slice]:
+    """Slices of ``count`` examples whose columns, of ``columns_bytes`` each, stay within the limit."""
+    block = max(1, COLUMNS_BYTES_MAX // max(1, columns_bytes))
+    return (slice(start, start + block) for start in range(0, count, block))
+
+
+def _conv_channels_first(padded: Array, w: Array, windows: Geometry, group: int) -> Array:
+    count, maps = padded.shape[0], w.shape[0]
+    places, depth = math.prod(windows.output), math.prod(w.shape[1:])
+    weight = w.reshape(group, maps // group, depth)
+    result = np.empty(bounded((count, group, maps // group, places)), dtype=padded.dtype)
+    for part in _blocks(count, group * depth * places * padded.itemsize):
+        np.matmul(weight, _columns(padded[part], windows, group), out=result[part])
+    return result.reshape(count, maps, *windows.output)
+
+
+def _columns(padded: Array, windows: Geometry, group: int) -> Array:
     """Columns [n, group, C/group * taps, places]: below each place, what its window sees."""
     count, channels = padded.shape[:2]
-    places = math.prod(windows.output)
-    if math.prod(windows.kernel) == 1 and padded.shape[2:] == windows.output:
+    places, taps = math.prod(windows.output), math.prod(windows.kernel)
+    if taps == 1 and padded.shape[2:] == windows.output:
         return padded.reshape(count, group, channels // group, places)
-    taps = math.prod(windows.kernel)
     columns = np.empty((count, channels, taps, *windows.output), dtype=padded.dtype)
     for tap, where in enumerate(windows.taps()):
         columns[:, :, tap] = padded[(..., *where)]
     return columns.reshape(count, group, channels // group * taps, places)
 
 
-def _fold(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int, ...]) -> Array:
+def _conv_channels_last(padded: Array, w: Array, windows: Geometry) -> Array:
+    count, maps = padded.shape[0], w.shape[0]
+    places, depth = math.prod(windows.output), math.prod(w.shape[1:])
+    weight = np.moveaxis(w, 1, -1).reshape(maps, depth).T
+    source = np.ascontiguousarray(np.moveaxis(padded, 1, -1))
+    result = np.empty(bounded((count, places, maps)), dtype=padded.dtype)
+    for part in _blocks(count, depth * places * padded.itemsize):
+        rows = np.ascontiguousarray(_windows_last(source[part], windows))
+        np.matmul(rows.reshape(-1, depth), weight, out=result[part].reshape(-1, maps))
+    return np.ascontiguousarray(np.moveaxis(result.reshape(count, *windows.output, maps), -1, 1))
+
+
+def _windows_last(source: Array, windows: Geometry) -> Array:
+    """A view [n, *output, *kernel, C] of ``source`` [n, *input, C]: what each window sees."""
+    count, channels = source.shape[0], source.shape[-1]
+    steps = source.strides[1:-1]
+    return np.lib.stride_tricks.as_strided(
+        source,
+        (count, *windows.output, *windows.kernel, channels),
+        (
+            source.strides[0],
+            *(step * s for step, s in zip(steps, windows.strides, strict=True)),
+            *(step * d for step, d in zip(steps, windows.dilations, strict=True)),
+            source.strides[-1],
+        ),
+        writeable=False,
+    )
+
+
+def _spread(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int, ...]) -> Array:
     """The sum, over the kernel's taps, of ``x`` times that tap, laid where the tap points."""
     count, channels = x.shape[:2]
     maps, taps = shape[1], math.prod(windows.kernel)
     weight = w.reshape(group, channels // group, maps // group * taps).transpose(0, 2, 1)
     source = x.reshape(count, group, channels // group, -1)
     result: Array = np.zeros(shape, dtype=x.dtype)
-    block = max(1, COLUMNS_BYTES_MAX // max(1, maps * taps * source.shape[3] * x.itemsize))
-    for start in range(0, count, block):
-        columns = np.matmul(weight, source[start : start + block])
+    for part in _blocks(count, maps * taps * source.shape[3] * x.itemsize):
+        columns = np.matmul(weight, source[part])
         columns = columns.reshape(columns.shape[0], maps, taps, *windows.output)
-        part = result[start : start + block]
         for tap, where in enumerate(windows.taps()):
-            part[(..., *where)] += columns[:, :, tap]
+            result[(part, slice(None), *where)] += columns[:, :, tap]
     return result
 
 

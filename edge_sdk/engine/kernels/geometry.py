@@ -58,14 +58,10 @@ def geometry(
     steps = tuple(strides) if strides else (1,) * rank
     gaps = tuple(dilations) if dilations else (1,) * rank
     margins = tuple(pads) if pads else (0,) * (2 * rank)
-    if (
-        not len(kernel) == len(steps) == len(gaps) == rank
-        or len(margins) != 2 * rank
-        or min((*kernel, *steps, *gaps)) < 1
-    ):
-        raise TrainingError(
-            f"windows {tuple(kernel)}, strides {steps}, dilations {gaps}, pads {margins} over {tuple(spatial)}"
-        )
+    if not len(kernel) == len(steps) == len(gaps) == rank or len(margins) != 2 * rank:
+        raise TrainingError(f"kernel {tuple(kernel)}, strides {steps}, pads {margins} over {rank} axes")
+    if min((*kernel, *steps, *gaps)) < 1 or min(margins) < 0:
+        raise TrainingError(f"kernel {tuple(kernel)}, strides {steps}, dilations {gaps} or pads {margins} out of range")
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
     before, after = margins[:rank], margins[rank:]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):

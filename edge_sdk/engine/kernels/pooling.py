@@ -36,12 +36,13 @@ def max_pool(
         for where in taps:
             np.maximum(best, padded[(..., *where)], out=best)
         return best
-    winner = np.zeros(best.shape, dtype=np.int32)
+    winner = np.zeros(best.shape, dtype=np.uint8 if math.prod(windows.kernel) <= 256 else np.uint32)
     for tap, where in enumerate(taps, start=1):
-        candidate = padded[(..., *where)]
-        better = candidate > best
-        np.copyto(best, candidate, where=better)
-        np.copyto(winner, tap, where=better)
+        candidate = np.ascontiguousarray(padded[(..., *where)])
+        # Taps come in ascending order, so the greatest number among those that beat all before them is the winner's.
+        better = np.greater(candidate, best).astype(winner.dtype)
+        np.maximum(winner, np.multiply(better, winner.dtype.type(tap), out=better), out=winner)
+        np.maximum(best, candidate, out=best)
     return best, _positions(winner, windows, x.shape, storage_order)
 
 
@@ -121,7 +122,7 @@ def _positions(winner: Array, windows: Geometry, shape: tuple[int, ...], column_
         base += (starts * steps[i]).reshape(along)
         reach += (np.arange(windows.kernel[i]) * windows.dilations[i] * steps[i]).reshape(along)
     plane = np.arange(shape[0] * shape[1], dtype=np.int64).reshape(*shape[:2], *(1,) * rank) * math.prod(spatial)
-    flat: Array = reach.ravel()[winner]
+    flat: Array = np.take(reach.ravel(), winner)
     flat += base
     flat += plane
     return flat
