@@ -1,0 +1,340 @@
+"""Frames that nobody honest makes: each check by hand, then mutations by the thousand, within a bounded time."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edge_sdk.errors import DecodeError, ProtocolError, VersionError
+from edge_sdk.update import MAGNITUDE_MAX, CodecSettings, Decoded, decode_update, encode_update, frame_bytes_max
+
+SIZE = 2001
+SPARSE = CodecSettings("sparse", density=0.05)
+COUNT = 100
+HEADER_BYTES = 14
+SECONDS_MAX = 0.25
+
+
+def seal(body: bytes, *, size: int = SIZE, wire_id: int = 3, version: int = 1, body_bytes: int | None = None) -> bytes:
+    """A frame with a right checksum around anything."""
+    rest = struct.pack("<IIB", len(body) if body_bytes is None else body_bytes, size, wire_id) + body
+    return bytes([version]) + struct.pack("<I", zlib.crc32(bytes([version]) + rest)) + rest
+
+
+def vector(kind: str = "random", size: int = SIZE) -> NDArray[np.float32]:
+    values = np.random.default_rng(0).standard_normal(size)
+    if kind == "rows":
+        values *= np.arange(size) % 40 < 2
+    return values.astype(np.float32)
+
+
+def honest(codec: CodecSettings, kind: str = "random", size: int = SIZE) -> bytes:
+    return encode_update(vector(kind, size), None, codec, seed=0).frame
+
+
+def deflate(data: bytes) -> bytes:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflater.compress(data) + deflater.flush()
+
+
+def bits(text: str) -> bytes:
+    return bytes(int(text[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(text), 8))
+
+
+def sparse_body(
+    *,
+    count: int = 3,
+    coding: int = 255,
+    index_data: bytes | None = None,
+    index_bytes: int | None = None,
+    base: float = 1.0,
+    step: float = 0.5,
+    signs: bytes = b"\x40",
+    quotients: bytes = b"\xe0",
+    tail: bytes = b"",
+) -> bytes:
+    """A sparse body that is right unless told otherwise."""
+    data = deflate(bytes([5, 6, 7])) if index_data is None else index_data
+    head = struct.pack("<IBI", count, coding, len(data) if index_bytes is None else index_bytes)
+    return head + data + struct.pack("<ff", base, step) + signs + quotients + tail
+
+
+def check_promises(decoded: Decoded, size: int) -> None:
+    """What a decoder promises about whatever it accepts."""
+    assert decoded.size == size and decoded.values.dtype == np.float32 and np.isfinite(decoded.values).all()
+    assert np.abs(decoded.values).max(initial=0.0) <= 256 * MAGNITUDE_MAX
+    if decoded.indices is None:
+        assert decoded.values.shape == (size,)
+    else:
+        assert decoded.indices.dtype == np.int64 and decoded.indices.shape == decoded.values.shape
+        assert (np.diff(decoded.indices) > 0).all()
+        assert decoded.indices.size == 0 or (decoded.indices[0] >= 0 and decoded.indices[-1] < size)
+
+
+def test_the_hand_made_body_is_right_before_it_is_spoilt() -> None:
+    decoded = decode_update(seal(sparse_body()), SIZE, SPARSE)
+    assert decoded.indices is not None and decoded.indices.tolist() == [5, 12, 20]
+    assert decoded.values.tolist() == [1.0, -1.0, 1.0]
+    decoded = decode_update(seal(sparse_body(index_data=deflate(bytes([0xC6, 0x0F, 1, 7])))), SIZE, SPARSE)
+    assert decoded.indices is not None and decoded.indices.tolist() == [1990, 1992, 2000]
+    rice = sparse_body(coding=2, index_data=bits("011" + "101") + bits("01" + "01" + "01"))
+    decoded = decode_update(seal(rice), SIZE, SPARSE)
+    assert decoded.indices is not None and decoded.indices.tolist() == [5, 12, 20]
+
+
+SPOILT: dict[str, tuple[str, bytes]] = {
+    "no count": ("length", b"\x03\x00"),
+    "more coordinates than the density allows": ("count", sparse_body(count=COUNT + 1)),
+    "more coordinates than there are": ("count", sparse_body(count=SIZE + 1)),
+    "most coordinates": ("count", sparse_body(count=0xFFFFFFFF)),
+    "bytes behind an empty update": ("length", struct.pack("<I", 0) + b"\x00"),
+    "nothing behind the count": ("length", struct.pack("<I", 3)),
+    "indices cut in their head": ("length", struct.pack("<IBH", 3, 255, 1)),
+    "more index bytes than there are": ("length", sparse_body(index_bytes=1 << 31)),
+    "unknown index coding": ("indices", sparse_body(coding=29)),
+    "unknown index coding 254": ("indices", sparse_body(coding=254)),
+    "not a deflate stream": ("deflate", sparse_body(index_data=b"\xff\xff\xff\xff")),
+    "empty deflate stream": ("deflate", sparse_body(index_data=b"")),
+    "deflate stream without an end": ("deflate", sparse_body(index_data=deflate(bytes([5, 6, 7]))[:-1])),
+    "bytes behind the deflate stream": ("deflate", sparse_body(index_data=deflate(bytes([5, 6, 7])) + b"\x00")),
+    "deflate bomb": ("deflate", sparse_body(index_data=deflate(bytes(50_000))[:40])),
+    "deflate bomb, whole": ("deflate", sparse_body(index_data=deflate(bytes(50_000)))),
+    "too few gaps": ("indices", sparse_body(index_data=deflate(bytes([5, 6])))),
+    "too many gaps": ("indices", sparse_body(index_data=deflate(bytes([5, 6, 7, 8])))),
+    "no gaps": ("indices", sparse_body(index_data=deflate(b""))),
+    "gap without an end": ("indices", sparse_body(index_data=deflate(bytes([5, 6, 0x87])))),
+    "terminators right, last gap open": ("indices", sparse_body(index_data=deflate(bytes([5, 6, 7, 0x87])))),
+    "gap longer than it needs": ("indices", sparse_body(index_data=deflate(bytes([0x85, 0x00, 6, 7])))),
+    "gap of too many octets": ("indices", sparse_body(index_data=deflate(bytes([0x85, 0x81, 1, 6, 7])))),
+    "index beyond the vector": ("indices", sparse_body(index_data=deflate(bytes([0xFF, 0x7F, 6, 7])))),
+    "last index at the size": ("indices", sparse_body(index_data=deflate(bytes([0xC7, 0x0F, 1, 7])))),
+    "Rice: no bytes": ("length", sparse_body(coding=2, index_data=b"")),
+    "Rice: remainders only": ("length", sparse_body(coding=2, index_data=b"\x00")),
+    "Rice: too few codes": ("rice", sparse_body(coding=2, index_data=b"\x00" + bits("0101"))),
+    "Rice: too many codes": ("rice", sparse_body(coding=2, index_data=b"\x00" + bits("01010101"))),
+    "Rice: bytes behind the last code": ("rice", sparse_body(coding=2, index_data=b"\x00" + bits("010101") + b"\x00")),
+    "Rice: unused bits set": ("rice", sparse_body(coding=2, index_data=b"\x01" + bits("010101"))),
+    "Rice: longer than any": ("length", sparse_body(coding=2, index_data=b"\x00" + bytes(70) + b"\xe0")),
+    "Rice: beyond the vector": ("indices", sparse_body(coding=9, index_data=b"\xff\xff\xff\xe0" + bits("000111"))),
+    "Rice: largest parameter": ("indices", sparse_body(coding=28, index_data=b"\xff" * 10 + b"\xf0\xe0")),
+    "base zero": ("values", sparse_body(base=0.0)),
+    "base negative": ("values", sparse_body(base=-1.0)),
+    "base NaN": ("values", sparse_body(base=float("nan"))),
+    "base infinite": ("values", sparse_body(base=float("inf"))),
+    "base too large": ("values", sparse_body(base=2.0**101)),
+    "step negative": ("values", sparse_body(step=-1.0)),
+    "step denormal": ("values", sparse_body(step=2.0**-140)),
+    "step NaN": ("values", sparse_body(step=float("nan"))),
+    "step infinite": ("values", sparse_body(step=float("inf"))),
+    "value too large": ("values", sparse_body(step=2.0**100, quotients=b"\x1c")),
+    "unused sign bits set": ("values", sparse_body(signs=b"\x41")),
+    "no quotients": ("length", sparse_body(quotients=b"")),
+    "too few quotients": ("rice", sparse_body(quotients=b"\xc0")),
+    "too many quotients": ("rice", sparse_body(quotients=b"\xf0")),
+    "quotients larger than allowed": ("length", sparse_body(quotients=b"\x00\xe0")),
+    "trailing bytes": ("length", sparse_body(tail=b"\x00")),
+    "values cut": ("length", sparse_body()[:-2]),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_sparse_bodies_are_refused_for_the_right_reason(what: str) -> None:
+    reason, body = SPOILT[what]
+    with pytest.raises(DecodeError) as caught:
+        decode_update(seal(body), SIZE, SPARSE)
+    assert caught.value.reason == reason, str(caught.value)
+
+
+def test_the_header_is_checked_in_order() -> None:
+    good = honest(SPARSE)
+    cases: list[tuple[bytes, type[ProtocolError], str]] = [
+        (b"", DecodeError, "length"),
+        (b"\x02", VersionError, "version"),
+        (b"\x00" + good[1:], VersionError, "version"),
+        (good[:1], DecodeError, "length"),
+        (good[: HEADER_BYTES - 1], DecodeError, "length"),
+        (good + bytes(frame_bytes_max(SIZE, SPARSE)), DecodeError, "length"),
+        (good[:-1], DecodeError, "checksum"),
+        (good + b"\x00", DecodeError, "checksum"),
+        (good[:3] + bytes([good[3] ^ 1]) + good[4:], DecodeError, "checksum"),
+        (seal(good[HEADER_BYTES:], body_bytes=3), DecodeError, "length"),
+        (seal(good[HEADER_BYTES:], body_bytes=0xFFFFFFFF), DecodeError, "length"),
+        (seal(good[HEADER_BYTES:], size=SIZE - 1), DecodeError, "size"),
+        (seal(good[HEADER_BYTES:], size=0xFFFFFFFF), DecodeError, "size"),
+        (seal(good[HEADER_BYTES:], wire_id=0), DecodeError, "codec"),
+        (seal(good[HEADER_BYTES:], wire_id=200), DecodeError, "codec"),
+    ]
+    for frame, kind, reason in cases:
+        with pytest.raises(kind) as caught:
+            decode_update(frame, SIZE, SPARSE)
+        assert caught.value.reason == reason, str(caught.value)
+
+
+def test_an_unknown_version_says_which_side_to_upgrade() -> None:
+    for version, side in (
+        (2, "upgrade this side"),
+        (255, "upgrade this side"),
+        (0, "upgrade the side that encoded it"),
+    ):
+        with pytest.raises(VersionError, match=side):
+            decode_update(seal(sparse_body(), version=version), SIZE, SPARSE)
+
+
+def test_every_single_bit_error_is_found() -> None:
+    frame = honest(CodecSettings("sparse", density=0.01))
+    for bit in range(8 * len(frame)):
+        damaged = bytearray(frame)
+        damaged[bit >> 3] ^= 1 << (bit & 7)
+        with pytest.raises((DecodeError, VersionError)):
+            decode_update(bytes(damaged), SIZE, CodecSettings("sparse", density=0.01))
+
+
+def test_a_frame_must_fit_the_settings_of_the_plan() -> None:
+    with pytest.raises(DecodeError):
+        decode_update(honest(SPARSE), SIZE, CodecSettings("sparse", density=0.01))
+    with pytest.raises(DecodeError):
+        decode_update(honest(SPARSE), SIZE, CodecSettings("dense"))
+    with pytest.raises(DecodeError):
+        decode_update(honest(CodecSettings("int8", block_size=1024)), SIZE, CodecSettings("int8", block_size=1023))
+    with pytest.raises(DecodeError):
+        decode_update(honest(CodecSettings("int8")), SIZE, CodecSettings("int4"))
+
+
+def quantised_body(scale: float, codes: bytes, block: int = 8) -> bytes:
+    return struct.pack("<If", block, scale) + codes
+
+
+def test_quantised_bodies_are_refused_for_the_right_reason() -> None:
+    int8, int4 = (CodecSettings(name, block_size=8) for name in ("int8", "int4"))
+    assert decode_update(seal(quantised_body(1.0, b"\x81\x7f\x00"), size=3, wire_id=1), 3, int8).values[0] == -127
+    assert decode_update(seal(quantised_body(1.0, b"\xe0\x07"), size=3, wire_id=2), 3, int4).values.tolist() == [
+        -7,
+        7,
+        0,
+    ]
+    cases = [
+        (int8, 1, quantised_body(1.0, b"\x80\x00\x00"), "values"),
+        (int8, 1, quantised_body(float("nan"), b"\x00\x00\x00"), "values"),
+        (int8, 1, quantised_body(float("inf"), b"\x00\x00\x00"), "values"),
+        (int8, 1, quantised_body(-1.0, b"\x00\x00\x00"), "values"),
+        (int8, 1, quantised_body(2.0**101, b"\x00\x00\x00"), "values"),
+        (int8, 1, quantised_body(1.0, b"\x00\x00\x00", block=9), "block_size"),
+        (int8, 1, quantised_body(1.0, b"\x00\x00"), "length"),
+        (int8, 1, b"", "length"),
+        (int4, 2, quantised_body(1.0, b"\xf0\x07"), "values"),
+        (int4, 2, quantised_body(1.0, b"\x0f\x07"), "values"),
+        (int4, 2, quantised_body(1.0, b"\xe0\x17"), "values"),
+        (int4, 2, quantised_body(1.0, b"\xe0"), "length"),
+        (CodecSettings("dense"), 0, struct.pack("<3f", 1, float("nan"), 2), "values"),
+        (CodecSettings("dense"), 0, struct.pack("<3f", 1, float("-inf"), 2), "values"),
+        (CodecSettings("dense"), 0, struct.pack("<3f", 1, 2.0**101, 2), "values"),
+        (CodecSettings("dense"), 0, struct.pack("<2f", 1, 2), "length"),
+    ]
+    for codec, wire_id, body, reason in cases:
+        with pytest.raises(DecodeError) as caught:
+            decode_update(seal(body, size=3, wire_id=wire_id), 3, codec)
+        assert caught.value.reason == reason, str(caught.value)
+
+
+MUTANTS: list[tuple[CodecSettings, int, str]] = [
+    (SPARSE, 3, "random"),
+    (SPARSE, 3, "rows"),
+    (CodecSettings("sparse", density=1.0), 3, "random"),
+    (CodecSettings("int8", block_size=64), 1, "random"),
+    (CodecSettings("int4", block_size=64), 2, "random"),
+    (CodecSettings("dense"), 0, "random"),
+]
+
+
+def cut(rng: np.random.Generator, body: bytearray) -> None:
+    del body[int(rng.integers(len(body))) :]
+
+
+def flip(rng: np.random.Generator, body: bytearray) -> None:
+    for _ in range(int(rng.integers(1, 4))):
+        body[int(rng.integers(len(body)))] ^= 1 << int(rng.integers(8))
+
+
+def flip_head(rng: np.random.Generator, body: bytearray) -> None:
+    body[int(rng.integers(min(24, len(body))))] = int(rng.integers(256))
+
+
+def insert(rng: np.random.Generator, body: bytearray) -> None:
+    at = int(rng.integers(len(body)))
+    body[at:at] = rng.bytes(int(rng.integers(1, 9)))
+
+
+def flatten(rng: np.random.Generator, body: bytearray) -> None:
+    at = int(rng.integers(len(body)))
+    end = min(len(body), at + int(rng.integers(1, 60)))
+    body[at:end] = bytes([int(rng.choice([0, 255]))]) * (end - at)
+
+
+def scramble(rng: np.random.Generator, body: bytearray) -> None:
+    body[:] = rng.bytes(int(rng.integers(1, 400)))
+
+
+@pytest.mark.parametrize("mutation", [cut, flip, flip_head, insert, flatten, scramble])
+def test_mutations_behind_a_right_checksum_raise_nothing_else(
+    mutation: Callable[[np.random.Generator, bytearray], None],
+) -> None:
+    rng = np.random.default_rng(1)
+    slowest = 0.0
+    for codec, wire_id, kind in MUTANTS:
+        original = honest(codec, kind)[HEADER_BYTES:]
+        for _ in range(120):
+            body = bytearray(original)
+            mutation(rng, body)
+            frame = seal(bytes(body), wire_id=wire_id)
+            start = time.thread_time()
+            try:
+                check_promises(decode_update(frame, SIZE, codec), SIZE)
+            except (DecodeError, VersionError):
+                pass
+            slowest = max(slowest, time.thread_time() - start)
+    assert slowest < SECONDS_MAX
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80), st.sampled_from(MUTANTS), st.booleans())
+def test_random_bytes_raise_nothing_else(data: bytes, mutant: tuple[CodecSettings, int, str], sealed: bool) -> None:
+    codec, wire_id, _ = mutant
+    try:
+        check_promises(decode_update(seal(data, wire_id=wire_id) if sealed else data, SIZE, codec), SIZE)
+    except (DecodeError, VersionError):
+        pass
+
+
+def test_the_costliest_frames_cost_no_more_than_honest_ones_by_much() -> None:
+    size = 200_000
+    codec = CodecSettings("sparse", density=0.1)
+    count = 20_000
+    room = frame_bytes_max(size, codec) - HEADER_BYTES
+    values = {"signs": bytes(count // 8), "quotients": b"\xff" * (count // 8)}
+    empty_blocks = b"\x00\x00\x00\xff\xff" * (room // 8)  # stored deflate blocks of no bytes: work without output
+    hostile = [
+        sparse_body(count=count, index_data=deflate(bytes(count)), **values),
+        sparse_body(count=count, index_data=deflate(bytes(50 * count)), **values),
+        sparse_body(count=count, index_data=empty_blocks + deflate(bytes(count)), **values),
+        sparse_body(count=count, index_data=deflate(b"\x80" * (3 * count - 1) + b"\x01"), **values),
+        sparse_body(count=count, coding=0, index_data=b"\xff" * (room // 2), **values),
+        sparse_body(count=count, coding=3, index_data=b"\xff" * (room // 2), **values),
+        sparse_body(count=count, index_data=deflate(bytes(count)), signs=bytes(count // 8), quotients=b"\x00" * 5000),
+    ]
+    slowest = 0.0
+    for body in hostile:
+        start = time.thread_time()
+        try:
+            check_promises(decode_update(seal(body, size=size), size, codec), size)
+        except DecodeError:
+            pass
+        slowest = max(slowest, time.thread_time() - start)
+    assert slowest < SECONDS_MAX
