@@ -1,7 +1,8 @@
 """From an ONNX file to a :class:`~coordinator.compile.graph.Model`: what can be wrong with a file is found here.
 
 What happens, in order: refuse what cannot travel (external data, foreign domains), inline functions, convert to the
-working opset, infer shapes with an open batch, then normalise the nodes (``normalise``).
+working opset, fold shape arithmetic (``folding``), infer shapes with an open batch (``shapes``), normalise the nodes
+and tell parameters from constants (``normalise``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
+from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, Model, Value, prune
 from coordinator.compile.normalise import fold, read_node, split_parameters
 from coordinator.compile.schema import complete
@@ -64,10 +66,12 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
         CompileError: Names what is wrong, where, and what to do about it.
     """
     proto = _at_working_opset(_self_contained(model, name), name)
-    constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
-    _drop_initialized_inputs(proto, constants)
+    _drop_initialized_inputs(proto)
     inputs = _inputs(proto)
+    open_fixed_batch(proto)
+    fold_shape_arithmetic(proto, f"model {name!r}")
     values = infer_values(proto, f"model {name!r}")
+    constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
     outputs = _outputs(proto, values)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
@@ -123,9 +127,10 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return copy
 
 
-def _drop_initialized_inputs(proto: onnx.ModelProto, constants: Mapping[str, Any]) -> None:
+def _drop_initialized_inputs(proto: onnx.ModelProto) -> None:
     """Up to IR version 3 every initializer was listed as an input too."""
-    kept = [info for info in proto.graph.input if info.name not in constants]
+    initialized = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.input if info.name not in initialized]
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
 

@@ -7,17 +7,21 @@ that is k times the prime both times is ``batch*k``.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import onnx
-from onnx import helper
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from coordinator.compile.graph import BATCH, UNKNOWN, Dim, Value
 from edge_sdk.errors import CompileError
 
-__all__ = ["infer_values", "value_of"]
+__all__ = ["PROBES", "infer_values", "inferred", "value_of"]
 
 PROBES: Final = (7_368_787, 15_485_863)  # the 500,000th and the 1,000,000th prime
+
+_DATA_BYTES_MAX: Final = 8192
 
 
 def infer_values(model: onnx.ModelProto, where: str) -> dict[str, Value]:
@@ -33,8 +37,24 @@ def infer_values(model: onnx.ModelProto, where: str) -> dict[str, Value]:
     Raises:
         CompileError: Two shapes contradict each other.
     """
-    first, second = (_infer(model, batch, where) for batch in PROBES)
+    first, second = (_infer(model, batch, where, {}) for batch in PROBES)
     return {name: _join(value, second[name]) for name, value in first.items() if name in second}
+
+
+def inferred(
+    model: onnx.ModelProto, batch: int, where: str, known: Mapping[str, NDArray[Any]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that are fully known for one batch size, given the values of the integers in ``known``.
+
+    Raises:
+        CompileError: Two shapes contradict each other.
+    """
+    values = _infer(model, batch, where, known)
+    return {
+        name: tuple(int(d) for d in value.shape)
+        for name, value in values.items()
+        if all(isinstance(d, int) for d in value.shape)
+    }
 
 
 def value_of(info: onnx.ValueInfoProto) -> Value | None:
@@ -46,27 +66,44 @@ def value_of(info: onnx.ValueInfoProto) -> Value | None:
     return Value(info.name, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
 
 
-def _infer(model: onnx.ModelProto, batch: int, where: str) -> dict[str, Value]:
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.value_info[:]
-    for info in probe.graph.input:
-        info.type.tensor_type.shape.dim[0].dim_value = batch
-    for info in probe.graph.output:
-        info.type.tensor_type.ClearField("shape")
+def _infer(model: onnx.ModelProto, batch: int, where: str, known: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
+    probe = _probe(model, batch, known)
     try:
-        inferred = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True, data_prop=True)
+        result = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise CompileError(
             f"{where}: the shapes contradict each other once the batch is open: {error}. "
             "Export the model with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"
         ) from error
-    infos = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
+    infos = [*result.graph.input, *result.graph.value_info, *result.graph.output]
     values = {info.name: value_of(info) for info in infos}
-    for tensor in inferred.graph.initializer:
-        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        values[tensor.name] = Value(tensor.name, dtype, tuple(tensor.dims))
+    values.update((t.name, _tensor_value(t)) for t in result.graph.initializer)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _probe(model: onnx.ModelProto, batch: int, known: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+    """``model`` for one batch size, the nodes behind ``known`` values cut off, large tensors without their data."""
+    probe = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = probe.graph
+    graph.name = "probe"
+    graph.node.extend(n for n in model.graph.node if not any(name in known for name in n.output))
+    graph.input.extend(model.graph.input)
+    for info in graph.input:
+        info.type.tensor_type.shape.dim[0].dim_value = batch
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _DATA_BYTES_MAX:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in known.items())
+    for info in model.graph.output:
+        if info.name not in known:
+            graph.output.append(helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, None))
+    return probe
+
+
+def _tensor_value(tensor: onnx.TensorProto) -> Value:
+    return Value(tensor.name, str(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims))
 
 
 def _join(first: Value, second: Value) -> Value:

@@ -1,0 +1,145 @@
+"""Shape arithmetic, done once instead of in every step.
+
+Exporters write a flatten as Shape, Gather, Concat, Reshape; ONNX's own inference gives up somewhere on that way. Here
+the integers are computed for real, for two prime batch sizes that no real dimension has. What comes out the same
+both times is a constant. In the shape of a Reshape, the one entry that follows the batch is written as -1. Only
+integers that come from shapes are touched: parameters enter this module as inputs without values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from coordinator.compile.graph import OPSET
+from coordinator.compile.shapes import PROBES, inferred
+
+__all__ = ["fold_shape_arithmetic", "open_fixed_batch"]
+
+ELEMENTS_MAX: Final = 1024
+"""A tensor above this is no shape."""
+
+ARITHMETIC: Final = frozenset(
+    {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Less"}
+    | {"Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze", "Sub"}
+    | {"Transpose", "Unsqueeze", "Where"}
+)
+
+
+def open_fixed_batch(model: onnx.ModelProto) -> None:
+    """Make a batch size that the exporter wrote into Reshape nodes follow the input instead, in place.
+
+    Only where every input has the same fixed first dimension; ``[1, 64]`` becomes ``[0, 64]`` (0 copies a dimension).
+    That the entry meant the batch is a guess, which verification against the source model confirms or refuses.
+    """
+    sizes = {info.type.tensor_type.shape.dim[0].dim_value for info in model.graph.input}
+    fixed = sizes.pop() if len(sizes) == 1 else 0
+    shapes = _integers(model)
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
+        if fixed and shape is not None and shape.size > 1 and shape[0] == fixed and not np.any(shape == 0):
+            _set_shape(model, node, np.array([0, *shape[1:]], dtype=np.int64))
+
+
+def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> None:
+    """Replace computed integers by constants, in place.
+
+    Args:
+        model: At the working opset, batch first in every input.
+        where: What is compiled, for messages.
+
+    Raises:
+        CompileError: Two shapes contradict each other.
+    """
+    (first, first_shapes), (second, second_shapes) = (_computed(model, batch, where) for batch in PROBES)
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        names = [name for name in node.output if name]
+        if names and all(n in first and n in second and np.array_equal(first[n], second[n]) for n in names):
+            model.graph.initializer.extend(numpy_helper.from_array(first[n], n) for n in names)
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in first and node.output[0] in first_shapes:
+            shape = _with_open_entry(first_shapes[node.output[0]], second_shapes.get(node.output[0], ()))
+            if shape is not None:
+                _set_shape(model, node, shape)
+
+
+def _with_open_entry(first: tuple[int, ...], second: tuple[int, ...]) -> NDArray[np.int64] | None:
+    differing = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    if len(first) != len(second) or len(differing) != 1:
+        return None
+    return np.array([-1 if axis in differing else d for axis, d in enumerate(first)], dtype=np.int64)
+
+
+def _set_shape(model: onnx.ModelProto, node: onnx.NodeProto, shape: NDArray[np.int64]) -> None:
+    name = f"{node.output[0]}/shape"
+    model.graph.initializer.append(numpy_helper.from_array(shape, name))
+    node.input[1] = name
+    for attribute in [a for a in node.attribute if a.name == "allowzero"]:
+        node.attribute.remove(attribute)
+
+
+def _integers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Initializers and Constant nodes that may be shapes."""
+    tensors = [t for t in model.graph.initializer if _is_small_integer(t)]
+    values = {t.name: numpy_helper.to_array(t) for t in tensors}
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            value = helper.get_attribute_value(attribute)
+            if attribute.name in ("value_int", "value_ints"):
+                values[node.output[0]] = np.array(value, dtype=np.int64)
+            elif attribute.name == "value" and _is_small_integer(value):
+                values[node.output[0]] = numpy_helper.to_array(value)
+    return values
+
+
+def _is_small_integer(tensor: onnx.TensorProto) -> bool:
+    kinds = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+    return tensor.data_type in kinds and int(np.prod(tensor.dims)) <= ELEMENTS_MAX
+
+
+def _computed(
+    model: onnx.ModelProto, batch: int, where: str
+) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, ...]]]:
+    """For one batch size, every integer that is computed from shapes, and every shape."""
+    integers = _integers(model)
+    computed: dict[str, NDArray[Any]] = {}
+    while True:
+        before = len(computed)
+        shapes = inferred(model, batch, where, computed)
+        for node in model.graph.node:
+            if not any(name in computed for name in node.output):
+                computed.update(_evaluated(node, {**integers, **computed}, shapes))
+        if len(computed) == before:
+            return computed, shapes
+
+
+def _evaluated(
+    node: onnx.NodeProto, known: dict[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, NDArray[Any]]:
+    """The node's outputs, if it is shape arithmetic and everything in it is known."""
+    if node.op_type in ("Shape", "Size"):
+        if node.input[0] not in shapes:
+            return {}
+        shape = np.array(shapes[node.input[0]], dtype=np.int64)
+        if node.op_type == "Size":
+            return {node.output[0]: np.asarray(np.prod(shape))}
+        bounds = {a.name: a.i for a in node.attribute}
+        return {node.output[0]: shape[bounds.get("start", 0) : bounds.get("end", len(shape))]}
+    if node.op_type not in ARITHMETIC or not all(name in known for name in node.input if name):
+        return {}
+    if any(name in shapes and np.prod(shapes[name]) > ELEMENTS_MAX for name in node.output):
+        return {}
+    evaluator: Any = ReferenceEvaluator(node, opsets={"": OPSET})
+    values = evaluator.run(None, {name: known[name] for name in node.input if name})
+    found = {name: np.asarray(value) for name, value in zip(node.output, values, strict=True) if name}
+    return found if all(v.size <= ELEMENTS_MAX and v.dtype.kind in "iub" for v in found.values()) else {}
