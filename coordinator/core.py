@@ -71,7 +71,7 @@ logger = logging.getLogger(__name__)
 
 SHARD: Final = "0"
 ENVELOPE_BYTES_MAX: Final = 600
-STATE_SECONDS_MIN: Final = 0.25
+ROUND_SECONDS_MIN: Final = 0.25
 ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
 DONE_SECONDS: Final = 4 * 3600.0
 POPULATION_SECONDS: Final = 7 * 86_400.0
@@ -139,7 +139,7 @@ class _Pending:
 
     record: bool = False
     devices: list[tuple[str, bytes, dict[str, Any]]] = field(default_factory=list)
-    state: bool = False
+    round: bool = False
 
 
 class Coordinator:
@@ -185,7 +185,7 @@ class Coordinator:
         self._up: set[str] = set()
         self._traffic = _Traffic()
         self._share = 1.0
-        self._state_published_at = float("-inf")
+        self._round_published_at = float("-inf")
         self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
         self._final: dict[bytes, tuple[str, str]] = {}
         self._committing = False
@@ -255,8 +255,8 @@ class Coordinator:
             self.store.device_seen(pending.devices)
         if pending.record and self.record is not None and self.round is not None and not self._committing:
             self.store.save_round(self._record_now(now))
-        if pending.state:
-            self._publish_state(now)
+        if pending.round:
+            self._publish_round(now)
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order, after the commit."""
@@ -274,8 +274,7 @@ class Coordinator:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: the coordinator is gone."""
-        body = {"incarnation": self.incarnation, "online": False, "federation": self.settings.federation}
-        return self._topics.coordinator_state, json.dumps(body).encode()
+        return self._topics.coordinator_state, self._state(online=False)
 
     # --- the broker ---
 
@@ -289,8 +288,16 @@ class Coordinator:
             self._effects.append(Subscribe(CONTROL, (self._topics.from_device("+", "+"),)))
         if len(self._up) == 2:
             # Both inboxes are open: now devices may be told that somebody is here.
+            # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
             self._announce(now)
-            self._publish_state(now)
+            state = Publish(CONTROL, self._topics.coordinator_state, self._state(online=True), retain=True)
+            self._effects.append(state)
+            self._publish_round(now)
+
+    def _state(self, *, online: bool) -> bytes:
+        return json.dumps(
+            {"incarnation": self.incarnation, "online": online, "federation": self.settings.federation}
+        ).encode()
 
     def _on_broker_down(self, event: BrokerDown, now: float) -> None:
         self._up.discard(event.channel)
@@ -319,7 +326,7 @@ class Coordinator:
         except ProtocolError as error:
             # One bad message is counted and dropped; it harms neither its round nor any other device.
             self.store.count(error.reason)
-            self._pending.state = True
+            self._pending.round = True
             logger.info("refused a message on %s: %s", event.topic, error)
         if not taken:
             self._effects.append(Acknowledge(event.channel, event.acknowledgement))
@@ -552,7 +559,7 @@ class Coordinator:
         self._uploads.clear()
         self._traffic = _Traffic(down_at_start=self._downloads.bytes_sent)
         self._phase_seconds, self._phase_began = {}, now
-        self._pending.record = self._pending.state = True
+        self._pending.record = self._pending.round = True
         self._workers.start(
             StartJob(self.record.task, self.record.number, self.record.attempt, self._parameters, self._server_state)
         )
@@ -611,7 +618,7 @@ class Coordinator:
                 case rounds.Hold() | rounds.Admit():
                     pass
         if actions:
-            self._pending.state = True
+            self._pending.round = True
 
     def _phase_changed(self, phase: str, now: float) -> None:
         assert self.record is not None
@@ -673,7 +680,6 @@ class Coordinator:
         )
         self.store.save_round(self.record)
         self._close(last_seq, verdicts)
-        self._announce(now)
 
     def _close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]]) -> None:
         assert self.record is not None
@@ -704,7 +710,7 @@ class Coordinator:
                 self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, why))
         self._timers["next"] = now + self.settings.retry_seconds
         self._announce(now)
-        self._pending.state = True
+        self._pending.round = True
 
     def _on_committed(self, event: RoundCommitted, now: float) -> None:
         assert self.record is not None and self.round is not None
@@ -733,7 +739,7 @@ class Coordinator:
         every = self.settings.evaluate_every
         if every and number % every == 0:
             self._workers.evaluate(number, event.blob)
-            self._pending.state = True
+            self._pending.round = True
         else:
             self._round_over(number, now)
 
@@ -750,8 +756,9 @@ class Coordinator:
             self._timers["next"] = now + self.settings.pause_seconds
         else:
             self._effects.append(Finished(self.finished))
-        self._announce(now)
-        self._pending.state = True
+        if self.finished is not None or self.settings.pause_seconds > 0:  # else the next selection says it all
+            self._announce(now)
+        self._pending.round = True
 
     def _serve(self) -> None:
         """The blobs of this round and of the one before (its stragglers may still be fetching; rule 7)."""
@@ -767,8 +774,8 @@ class Coordinator:
             del self._timers[name]
             if name == "next" and self.round is None and self.finished is None:
                 self._start_round(now)
-            elif name == "state":
-                self._publish_state(now)
+            elif name == "round":
+                self._publish_round(now)
         if self.round is not None:
             deadline = self.round.next_deadline()
             if deadline is not None and deadline <= now:
@@ -807,24 +814,24 @@ class Coordinator:
         topic = self._topics.announce(self.settings.task)
         self._effects.append(Publish(CONTROL, topic, self._wrap(message), retain=True, expiry_seconds=expiry))
 
-    def _publish_state(self, now: float) -> None:
+    def _publish_round(self, now: float) -> None:
         """Retained JSON for people and machines, at most a few times a second."""
         if len(self._up) < 2:
             return
-        if now - self._state_published_at < STATE_SECONDS_MIN and self.finished is None:
-            self._timers.setdefault("state", self._state_published_at + STATE_SECONDS_MIN)
+        due = self._round_published_at + ROUND_SECONDS_MIN
+        if now < due and self.finished is None:
+            self._timers["round"] = due
             return
-        self._state_published_at = now
-        self._timers.pop("state", None)
+        self._round_published_at = now
+        self._timers.pop("round", None)
         body = json.dumps(self.summary(now)).encode()
-        self._effects.append(Publish(CONTROL, self._topics.coordinator_state, body, retain=True))
+        self._effects.append(Publish(CONTROL, self._topics.coordinator_round, body, retain=True))
 
     def summary(self, now: float) -> dict[str, Any]:
-        """What ``coordinator/state`` says: plain numbers and words."""
+        """What ``coordinator/round`` says: plain numbers and words."""
         s, record = self.settings, self.record
         return {
             "incarnation": self.incarnation,
-            "online": True,
             "federation": s.federation,
             "task": s.task,
             "round": record.number if record else self._completed,

@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_sdk.bundle import Program, decode_parameters
 from edge_sdk.engine import make_engine
-from edge_sdk.training import Examples
+from edge_sdk.examples import Examples
 
 __all__ = ["Evaluator"]
 
@@ -40,7 +40,7 @@ class Evaluator:
         total = len(self._examples)
         loss_sum = metric_sum = 0.0
         for start in range(0, total, BATCH_EXAMPLES):
-            batch = self._examples.batch(np.arange(start, min(start + BATCH_EXAMPLES, total)))
+            batch = self._examples.batch(self._program, np.arange(start, min(start + BATCH_EXAMPLES, total)))
             loss, metric = self._engine.evaluate(handle, batch)
             loss_sum += loss
             metric_sum += metric

@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edge_sdk.agent import Progress, Status
     from edge_sdk.client import EdgeClient, Limits
-    from edge_sdk.training import Examples, Trainer
+    from edge_sdk.examples import Examples
+    from edge_sdk.training import Trainer
 
 __all__ = ["EdgeClient", "Examples", "Limits", "Progress", "Status", "Trainer", "__version__"]
 
@@ -22,7 +23,7 @@ _WHERE = {
     "Limits": "edge_sdk.client",
     "Progress": "edge_sdk.agent",
     "Status": "edge_sdk.agent",
-    "Examples": "edge_sdk.training",
+    "Examples": "edge_sdk.examples",
     "Trainer": "edge_sdk.training",
 }
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, MutableMapping
+from collections import OrderedDict
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ from edge_sdk.topics import Topics
 from edge_sdk.update import CODECS
 from edge_sdk.work import Cancelled, Order, Product, Work, order_seed
 
-__all__ = ["Agent", "AgentSettings", "Progress", "Status"]
+__all__ = ["Agent", "AgentSettings", "BlobMemory", "Progress", "Status"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,36 @@ class Status:
     error: str = ""
 
 
+class BlobMemory:
+    """Downloaded blobs in memory, the most recently used ones; devices of one process may share it.
+
+    Args:
+        blobs_max: How many are kept; a device works with two, its program and the round's parameters.
+    """
+
+    def __init__(self, blobs_max: int = 2) -> None:
+        self._blobs_max = blobs_max
+        self._blobs: OrderedDict[bytes, bytes | memoryview] = OrderedDict()
+
+    @property
+    def digests(self) -> Set[bytes]:
+        """What is here."""
+        return self._blobs.keys()
+
+    def get(self, digest: bytes) -> bytes | memoryview | None:
+        """The blob, if it is still here."""
+        if digest in self._blobs:
+            self._blobs.move_to_end(digest)
+        return self._blobs.get(digest)
+
+    def keep(self, digest: bytes, data: bytes | memoryview) -> None:
+        """Keeps a blob; equal blobs are kept once."""
+        self._blobs.setdefault(digest, data)
+        self._blobs.move_to_end(digest)
+        while len(self._blobs) > self._blobs_max:
+            self._blobs.popitem(last=False)
+
+
 @dataclass(slots=True)
 class _Job:
     start: StartTraining
@@ -143,6 +174,7 @@ class Agent:
         eligible: Whether the device may work now; asked every few seconds, must answer at once.
         on_progress: Told what happens, on the driving thread.
         blobs: Where downloaded blobs live in memory; devices of one process may share it.
+        connect_at: When to connect first, on the clock of ``now``.
     """
 
     def __init__(
@@ -155,7 +187,8 @@ class Agent:
         rng: np.random.Generator,
         eligible: Callable[[], bool] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        blobs: MutableMapping[bytes, bytes | memoryview] | None = None,
+        blobs: BlobMemory | None = None,
+        connect_at: float = 0.0,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -168,11 +201,11 @@ class Agent:
         self._was_eligible = True
         self._eligible_due = float("-inf") if eligible else float("inf")
         self._on_progress = on_progress
-        self._blobs = {} if blobs is None else blobs
-        self._known: list[bytes] = []
+        self._blobs = blobs or BlobMemory()
+        self._fetched: set[bytes] = set()  # by this device: shared memory may hold what it has never asked for
         self._topics = Topics(settings.federation)
         self._transport: Transport | None = None
-        self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng))
+        self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng), due=connect_at)
         self._job: _Job | None = None
         self._waiting: _Job | None = None
         self._status_due: float | None = None
@@ -268,6 +301,11 @@ class Agent:
         self.handle(Stop(), now)
 
     @property
+    def job(self) -> StartTraining | None:
+        """What the job that was given out is about."""
+        return self._job.start if self._job is not None else None
+
+    @property
     def busy(self) -> bool:
         """Whether a job is running somewhere."""
         return self._job is not None
@@ -315,6 +353,12 @@ class Agent:
             self.status = replace(self.status, phase=self.session.state, round=self.session.round)
 
     def _act(self, action: Action, now: float) -> None:
+        try:
+            self._do(action, now)
+        except EdgeFedError as error:  # a message that the broker will never take, a full queue
+            self._tell(Notify("action_failed", str(error)))
+
+    def _do(self, action: Action, now: float) -> None:
         transport = self._transport
         match action:
             case Send(topic, payload, token):
@@ -350,7 +394,6 @@ class Agent:
         try:
             change()
         except StateError as error:
-            logger.error("state: %s", error)
             self._tell(Notify("state_failed", str(error)))
 
     def _count(self, counted: bool, reason: str, now: float) -> None:
@@ -374,14 +417,12 @@ class Agent:
     # --- blobs ---
 
     def _has_blob(self, digest: bytes) -> bool:
-        if digest in self._known and digest in self._blobs:
-            self._keep(digest, self._blobs[digest])  # what is in use is not the oldest
+        if digest in self._fetched and self._blobs.get(digest) is not None:
             return True
         data = self.state.cache_get(digest)
-        if data is None:
-            return False
-        self._keep(digest, data)
-        return True
+        if data is not None:
+            self._keep(digest, data)
+        return data is not None
 
     def _store_blob(self, kind: str, digest: bytes, data: memoryview) -> None:
         self._keep(digest, data)
@@ -391,13 +432,9 @@ class Agent:
         self.state.cache_put(digest, data, kind)
 
     def _keep(self, digest: bytes, data: bytes | memoryview) -> None:
-        """In memory: one program and one set of parameters (the newest two blobs)."""
-        self._blobs.setdefault(digest, data)
-        self._known = [*(d for d in self._known if d != digest), digest]
-        while len(self._known) > 2:
-            old = self._known.pop(0)
-            if type(self._blobs) is dict:
-                self._blobs.pop(old, None)
+        self._blobs.keep(digest, data)
+        self._fetched.add(digest)
+        self._fetched &= self._blobs.digests
 
     # --- work ---
 
@@ -407,10 +444,14 @@ class Agent:
             return
         self._job = job
         start = job.start
+        program, parameters = self._blobs.get(start.program), self._blobs.get(start.parameters)
+        if program is None or parameters is None:
+            self._run_job(lambda: TrainingFailed(start.ticket, "gone", "the downloads are no longer in memory"))
+            return
         order = Order(
             start=start,
-            program=self._blobs[start.program],
-            parameters=self._blobs[start.parameters],
+            program=program,
+            parameters=parameters,
             residual=self.state.residual,
             seed=order_seed(start.ticket),
             stop=lambda: job.cancelled,
@@ -497,6 +538,7 @@ class Agent:
 
 WARNINGS: Final = frozenset(
     {
+        "action_failed",
         "bad_digest",
         "bad_message",
         "connection_failed",

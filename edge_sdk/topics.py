@@ -6,7 +6,8 @@
     fl/v1/<federation>/from/<device>/<kind>                  one device -> coordinator, control
     fl/v1/<federation>/up/<shard>/<device>                   one device -> coordinator, bulk
     fl/v1/<federation>/status/<device>            retained   JSON for people: availability, health, last round
-    fl/v1/<federation>/coordinator/state          retained   JSON: incarnation, online, summary of the round
+    fl/v1/<federation>/coordinator/state          retained   JSON: incarnation, online; every device hears it
+    fl/v1/<federation>/coordinator/round          retained   JSON for people: the round as it goes
 
 A device's identity is its segment of the topic, never the payload, so that a broker's ACL (``%u`` patterns) decides
 who may speak as whom. Segments are ``[A-Za-z0-9_-]{1,64}``: no wildcard, no slash and no ``$`` can be smuggled in.
@@ -54,6 +55,10 @@ class Topics:
     def coordinator_state(self) -> str:
         return f"{self.root}/coordinator/state"
 
+    @property
+    def coordinator_round(self) -> str:
+        return f"{self.root}/coordinator/round"
+
     def announce(self, task: str) -> str:
         return f"{self.root}/tasks/{task}/announce"
 
@@ -76,7 +81,7 @@ class Topics:
         """The segments behind the federation's root, or None for a topic of something else.
 
         ``("to", device, kind)``, ``("from", device, kind)``, ``("up", shard, device)``, ``("blobs", hex, offset)``,
-        ``("tasks", task, "announce")``, ``("status", device)`` or ``("coordinator", "state")``.
+        ``("tasks", task, "announce")``, ``("status", device)``, ``("coordinator", "state")`` or ``("coordinator", "round")``.
         """
         root = f"{PREFIX}/{self.federation}/"
         if not topic.startswith(root) or len(topic) > len(root) + 200:

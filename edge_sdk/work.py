@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from edge_sdk.bundle import Program, decode_parameters, digest_of
 from edge_sdk.engine import Engine, make_engine
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.examples import as_examples
 from edge_sdk.messages import Update
 from edge_sdk.session import StartTraining
 from edge_sdk.state import OutboxEntry
-from edge_sdk.training import Trainer, TrainResult, as_examples, train_locally, train_with_trainer
+from edge_sdk.training import Trainer, TrainResult, train_locally, train_with_trainer
 from edge_sdk.update import encode_update
 
 __all__ = ["Cancelled", "EngineCache", "Order", "Product", "TrainingWork", "Work", "make_product"]

@@ -218,6 +218,8 @@ def _session_options(runtime: Any, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
+    # A plan of all memory per batch size: as fast, and 10 % more of it (the CNN of the FedAvg paper, batch 32).
+    options.enable_mem_pattern = False
     # Threads that spin while they wait take the one core that a small board can spare.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The bytes are ONNX and nothing else: no format that is recognised by its first bytes.

@@ -161,6 +161,7 @@ class Link:
         stream.open_turn()
         while self._step(self._client.loop_read) and stream.has_input:
             pass
+        stream.close_turn()
         if self.paused:
             self._wake()
 

@@ -14,16 +14,29 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
+import threading
 from pathlib import Path
+from typing import Final
 
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt.settings import TlsSettings
 
 __all__ = ["PacketTooLarge", "SocketSource", "Stream", "tls_context"]
 
-_FILL_BYTES = 128 << 10
-_OUTBOX_BYTES_MAX = 256 << 10
-_FILLS_PER_TURN = 16
+_FILL_BYTES: Final = 256 << 10
+_OUTBOX_BYTES_MAX: Final = 256 << 10
+_TLS_FILLS_PER_TURN: Final = 16  # TLS hands out 16 kB at a time.
+_NOTHING: Final = memoryview(b"")
+
+
+class _Scratch(threading.local):
+    """One buffer for all streams of a thread: paho takes all that a turn has read before the turn ends."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_FILL_BYTES))
+
+
+_scratch = _Scratch()
 
 
 class PacketTooLarge(OSError):
@@ -38,7 +51,6 @@ class Stream:
         "_inbox",
         "_outbox",
         "_packet_bytes_max",
-        "_position",
         "_socket",
         "_tls",
         "ended",
@@ -51,8 +63,7 @@ class Stream:
         self._socket = connection
         self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
         self._packet_bytes_max = packet_bytes_max
-        self._inbox = b""
-        self._position = 0
+        self._inbox = _NOTHING
         self._fills_left = 0
         self._outbox = bytearray()
         self.first_bytes = b""
@@ -61,37 +72,31 @@ class Stream:
 
     # What paho calls.
 
-    def recv(self, wanted: int) -> bytes:
+    def recv(self, wanted: int) -> bytes | memoryview:
         if wanted > self._packet_bytes_max:
             raise self.fail(PacketTooLarge(wanted))
-        position = self._position
-        if position < len(self._inbox):
-            self._position = position + wanted
-            return self._inbox[position : position + wanted]
+        if not self._inbox:
+            self._fill()
+        data, self._inbox = self._inbox[:wanted], self._inbox[wanted:]
+        return data
+
+    def _fill(self) -> None:
+        """Read ahead, as much as there is, into the inbox; leave it empty at the end of the stream."""
         if self.failure is not None:
             raise self.failure
-        if self._fills_left <= 0 and not (self._tls is not None and self._tls.pending()):
+        if self._fills_left <= 0:
             raise BlockingIOError
         self._fills_left -= 1
-        # A large rest goes straight through; anything else is read ahead.
-        size = wanted if wanted > _FILL_BYTES // 2 else _FILL_BYTES
         try:
-            data = self._socket.recv(size)
+            count = self._socket.recv_into(_scratch.view)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             self._fills_left = 0
             raise
         except OSError as error:
             raise self.fail(error) from None
-        if self._tls is None and len(data) < size:
-            self._fills_left = 0
-        if not data:
-            self.ended = True
-        elif not self.first_bytes:
-            self.first_bytes = data[:8]
-        if len(data) <= wanted:
-            return data
-        self._inbox, self._position = data, wanted
-        return data[:wanted]
+        self.ended = count == 0
+        self._inbox = _scratch.view[:count]
+        self.first_bytes = self.first_bytes or bytes(self._inbox[:8])
 
     def send(self, data: bytes | bytearray) -> int:
         if self.failure is not None:
@@ -127,18 +132,24 @@ class Stream:
             raise
 
     def pending(self) -> int:
-        return max(0, len(self._inbox) - self._position)
+        return len(self._inbox)
 
     # What the transport calls.
 
     def open_turn(self) -> None:
         """Allow this turn's reads: the socket was reported readable."""
-        self._fills_left = _FILLS_PER_TURN if self._tls is not None else 2
+        self._fills_left = 1 if self._tls is None else _TLS_FILLS_PER_TURN
+
+    def close_turn(self) -> None:
+        """No more reads until the next turn; what paho has not taken yet moves out of the shared buffer."""
+        self._fills_left = 0
+        if self._inbox:
+            self._inbox = memoryview(bytes(self._inbox))
 
     @property
     def has_input(self) -> bool:
         """Whether bytes that were read ahead wait for paho."""
-        return self._position < len(self._inbox)
+        return len(self._inbox) > 0
 
     @property
     def has_output(self) -> bool:
@@ -163,7 +174,7 @@ class Stream:
         """Make every further call raise ``error`` (or the first one given), and forget what waits."""
         if self.failure is None:
             self.failure = error
-        self._inbox, self._position = b"", 0
+        self._inbox = _NOTHING
         self._outbox.clear()
         return self.failure
 

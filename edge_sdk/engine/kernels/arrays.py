@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from edge_sdk.errors import TrainingError
 from edge_sdk.parameters import ELEMENTS_MAX
 
@@ -29,7 +31,9 @@ def bounded(shape: Iterable[int]) -> tuple[int, ...]:
 
 def integers(value: Array | Iterable[int]) -> list[int]:
     """A shape-like input (an int64 array) or attribute (a list) as plain integers."""
-    return [int(v) for v in (value.ravel().tolist() if hasattr(value, "ravel") else value)]
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist()  # type: ignore[no-any-return]
+    return [int(v) for v in value]
 
 
 def positive_axis(axis: int, rank: int) -> int:

@@ -186,13 +186,12 @@ def pad(
 
 def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
     """ONNX OneHot: negative indices count from ``depth``; an index out of range is off everywhere."""
-    (classes,) = bounded([int(depth.reshape(()))])
-    whole = indices.astype(np.int64, copy=False)
+    classes = int(depth.reshape(()))
+    bounded((classes, *indices.shape))
     axis = positive_axis(axis, indices.ndim + 1)
-    bounded([*indices.shape, classes])
-    ladder = np.arange(classes, dtype=np.int64).reshape([-1] + [1] * (indices.ndim - axis))
-    hit = np.expand_dims(np.where(whole < 0, whole + classes, whole), axis) == ladder
-    return np.where(hit, values[1], values[0])
+    whole = indices.reshape((*indices.shape[:axis], 1, *indices.shape[axis:]))
+    ladder = np.arange(classes).reshape([-1] + [1] * (indices.ndim - axis))
+    return np.where((whole == ladder) | (whole == ladder - classes), values[1], values[0])
 
 
 def depth_to_space(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:

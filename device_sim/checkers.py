@@ -1,0 +1,198 @@
+"""The invariants of the protocol, checked while a scenario runs. What is compared here is computed a second time.
+
+1. A ticket counts at most once, and only with the update that its device made for it.
+2. A receipt is honoured: an update that the coordinator has acknowledged counts, unless its round was abandoned.
+3. The verdicts partition the tickets of a round.
+4. The model of a round is bit-identical to one computed from the counted updates.
+5. Rounds always end (the scenario's virtual time is bounded).
+6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.events import CloseJob, RoundCommitted
+from coordinator.ingest import pack_state, unpack_state
+from coordinator.reducers import FixedPoint
+from coordinator.server_optimizers import ServerOptimizer
+from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.messages import Plan, Update
+from edge_sdk.update import decode_update
+
+__all__ = ["InvariantBroken", "Ledger"]
+
+VERDICTS: Final = frozenset({"counted", "refused", "declined", "late", "missing"})
+CLOSE: Final = 2e-4
+
+
+class InvariantBroken(AssertionError):
+    """A rule of the protocol did not hold."""
+
+
+@dataclass(slots=True)
+class _Training:
+    device: str
+    payload: bytes
+    delta: NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _DeviceBooks:
+    deltas: NDArray[np.float64] | None = None
+    sent: NDArray[np.float64] | None = None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What really happened, kept outside of the coordinator and the devices.
+
+    Attributes:
+        program: The task's program.
+        plan: What devices are asked to do.
+        optimizer: The server optimiser.
+        fixed_point: Scale of the sums.
+        parameters: The parameters blob of the last committed round.
+        state: The optimiser's state after it.
+        trainings: Every update that a device has finished, by ticket and digest.
+        receipts: Tickets for which a device was told "received", with the digest.
+        counted: Every counted ticket with its round's number.
+        rounds: Verdict counts of each committed round.
+        digests: Digest of each committed model.
+    """
+
+    program: Program
+    plan: Plan
+    optimizer: ServerOptimizer
+    fixed_point: FixedPoint
+    parameters: bytes
+    state: bytes = b""
+    trainings: dict[tuple[bytes, bytes], _Training] = field(default_factory=dict)
+    receipts: dict[bytes, bytes] = field(default_factory=dict)
+    counted: dict[bytes, int] = field(default_factory=dict)
+    abandoned: set[bytes] = field(default_factory=set)
+    rounds: list[dict[str, int]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    books: dict[str, _DeviceBooks] = field(default_factory=dict)
+
+    # --- what devices do ---
+
+    def on_trained(self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32]) -> None:
+        """A device has finished an update (it may crash before saving it, and train again)."""
+        self.trainings[ticket, digest] = _Training(device, payload, delta)
+
+    def on_receipt(self, device: str, ticket: bytes, digest: bytes) -> None:
+        """A device was told that its update is held."""
+        self.receipts[ticket] = digest
+
+    def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
+        """A device believes to know the outcome."""
+        if counted and ticket not in self.counted:
+            raise InvariantBroken(f"{device} was told that {ticket.hex()} counted, and it did not")
+        if not counted and ticket in self.counted:
+            raise InvariantBroken(f"{device} was told that {ticket.hex()} did not count, and it did")
+
+    # --- what the coordinator does ---
+
+    def on_committed(self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """A round was committed.
+
+        Args:
+            job: What was to be closed.
+            journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
+            result: What came of it.
+        """
+        if result.error:
+            raise InvariantBroken(f"round {job.record.number} could not be aggregated: {result.error}")
+        counted = {ticket for ticket, (verdict, _) in job.verdicts.items() if verdict == "counted"}
+        if counted != {ticket for ticket, _ in journalled} or len(journalled) != len(counted):
+            raise InvariantBroken(f"round {job.record.number}: counted are not those in the journal")
+        for ticket in counted:
+            if ticket in self.counted:
+                raise InvariantBroken(
+                    f"ticket {ticket.hex()} counts twice: in {self.counted[ticket]} and {result.number}"
+                )
+            self.counted[ticket] = result.number
+        self._check_verdicts(job.verdicts)
+        self._check_model(journalled, result)
+        self.rounds.append(_tally(job.verdicts))
+        self.digests.append(result.parameters)
+
+    def on_abandoned(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
+        """A round ended without a model."""
+        self._check_verdicts(verdicts)
+        if any(verdict == "counted" for verdict, _ in verdicts.values()):
+            raise InvariantBroken("a ticket of an abandoned round counts")
+        self.abandoned |= verdicts.keys()
+
+    def _check_verdicts(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
+        for ticket, (verdict, _) in verdicts.items():
+            if verdict not in VERDICTS:
+                raise InvariantBroken(f"ticket {ticket.hex()} ended as {verdict!r}")
+
+    def _check_model(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """Sums once more, in Python's own integers and another order, from what the devices say that they sent."""
+        size = self.program.spec.size
+        sums = np.zeros(size, dtype=object)
+        total = 0
+        for ticket, digest in sorted(journalled, reverse=True):
+            training = self.trainings.get((ticket, digest))
+            if training is None:
+                raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
+            update = Update.decode(training.payload)
+            dense = decode_update(update.frame, size, self.plan.codec).dense().astype(np.float64)
+            weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
+            scaled = np.rint(dense * (weight * 2.0**self.fixed_point.fraction_bits))
+            sums += np.array([int(v) for v in scaled], dtype=object)
+            total += weight
+            self._count(training, dense)
+        divisor = total * 2.0**self.fixed_point.fraction_bits
+        mean = np.array([float(v) / divisor for v in sums], dtype=np.float64).astype(np.float32)
+        vector, state = self.optimizer.apply(
+            decode_parameters(self.parameters, self.program.spec), mean, unpack_state(self.state)
+        )
+        self.parameters, self.state = encode_parameters(vector), pack_state(state)
+        if digest_of(self.parameters) != result.parameters:
+            raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
+        books = self.books.setdefault(training.device, _DeviceBooks())
+        delta = training.delta.astype(np.float64)
+        books.deltas = delta if books.deltas is None else books.deltas + delta
+        books.sent = sent if books.sent is None else books.sent + sent
+
+    # --- at the end ---
+
+    def check_receipts(self) -> None:
+        """Every receipt was honoured, unless its round was abandoned or is still open."""
+        open_tickets = self.receipts.keys() - self.counted.keys() - self.abandoned
+        if open_tickets:
+            raise InvariantBroken(f"{len(open_tickets)} receipts were not honoured: {min(open_tickets).hex()}")
+
+    def check_books(self, device: str, residual: NDArray[np.float32] | None, *, settled: bool, kept: bool) -> None:
+        """counted + residual = the deltas of the counted trainings, for a device whose last outcome is known.
+
+        Args:
+            device: Its name.
+            residual: float32[P], what is on its disk.
+            settled: Whether it knows the outcome of its last update.
+            kept: Whether the codec keeps a residual at all.
+        """
+        books = self.books.get(device)
+        if books is None or books.deltas is None or books.sent is None or not settled or not kept:
+            return
+        left = np.zeros_like(books.deltas) if residual is None else residual.astype(np.float64)
+        gap = float(np.abs(books.sent + left - books.deltas).max())
+        if gap > CLOSE * max(1.0, float(np.abs(books.deltas).max())):
+            raise InvariantBroken(f"{device}: counted + residual misses the counted deltas by {gap:.3g}")
+
+
+def _tally(verdicts: dict[bytes, tuple[str, str]]) -> dict[str, int]:
+    tally = dict.fromkeys(sorted(VERDICTS), 0)
+    for verdict, _ in verdicts.values():
+        tally[verdict] += 1
+    return tally

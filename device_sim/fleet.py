@@ -1,0 +1,293 @@
+"""Many devices in one process: each with its own session, state and real MQTT connection, all on one event loop.
+
+There is no thread per device. Training runs on a few worker threads and is then stretched to each device's speed, so
+that a slow device looks slow to the coordinator without costing CPU. A dropout is a power cut: the connection dies with
+its will, the process' memory is gone, and after a while the device starts again from its state directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from device_sim.draws import Draws
+from device_sim.profiles import DeviceProfile
+from edge_sdk.agent import Agent, AgentSettings, BlobMemory, Progress
+from edge_sdk.files import MemoryFiles
+from edge_sdk.loop import EventLoop, TimerHandle, raise_file_limit
+from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
+from edge_sdk.session import Event, TrainingFinished
+from edge_sdk.state import DeviceState
+from edge_sdk.work import EngineCache, Order, Product, TrainingWork, Work
+
+__all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
+
+logger = logging.getLogger(__name__)
+
+SHARED_BLOBS_MAX: Final = 8
+IN_FLIGHT_MAX: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device of a fleet: its name, how it behaves, and its own examples ``(x, y)``."""
+
+    device: str
+    profile: DeviceProfile
+    examples: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """How a fleet runs.
+
+    Attributes:
+        federation: Topic segment.
+        task: Topic segment.
+        engine: Engine preference.
+        seed: Draws dropouts, instances and jitter.
+        training_threads: Worker threads that train.
+        connects_per_second: Pace of the first connections.
+        away_seconds: How long a device that dropped out stays away, in seconds.
+        publish_status: Whether each device publishes its retained status.
+    """
+
+    federation: str
+    task: str = "default"
+    engine: str = "auto"
+    seed: int = 0
+    training_threads: int = 1
+    connects_per_second: float = 500.0
+    away_seconds: float = 5.0
+    publish_status: bool = False
+
+
+class ThreadLocalTraining:
+    """Real training for many devices: one engine per worker thread, shared by all devices.
+
+    Args:
+        engine: Engine preference.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._local = threading.local()
+
+    def bind(self, examples: tuple[Any, Any]) -> Work:
+        """The work of one device."""
+        return _BoundTraining(self, examples)
+
+    def engines(self) -> EngineCache:
+        """This thread's engines."""
+        cache: EngineCache | None = getattr(self._local, "engines", None)
+        if cache is None:
+            cache = self._local.engines = EngineCache(self._engine)
+        return cache
+
+
+class _BoundTraining:
+    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any]) -> None:
+        self._shared = shared
+        self._examples = examples
+
+    def run(self, order: Order) -> Product:
+        return TrainingWork(lambda: self._examples, engines=self._shared.engines()).run(order)
+
+
+class _Device:
+    """One device: everything but its files goes when it drops out."""
+
+    def __init__(self, fleet: Fleet, number: int, member: Member, work: Work) -> None:
+        self.member = member
+        self.fleet = fleet
+        self.work = work
+        self.files = MemoryFiles()
+        self.draws = Draws(fleet.settings.seed, f"device/{number}")
+        self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([fleet.settings.seed, number])))
+        self.timer: TimerHandle | None = None
+        self.life = 0
+        self.agent: Agent
+        self.transport: PahoTransport
+        self.start(fleet.loop.clock() + number / fleet.settings.connects_per_second)
+
+    def start(self, connect_at: float) -> None:
+        self.life += 1
+        fleet, settings = self.fleet, self.fleet.settings
+        state = DeviceState(self.files, new_instance=lambda: self.rng.bytes(16), wall_day=lambda: 0, cache_bytes_max=0)
+        self.agent = Agent(
+            AgentSettings(
+                federation=settings.federation,
+                device=self.member.device,
+                task=settings.task,
+                engine=settings.engine,
+                publish_status=settings.publish_status,
+            ),
+            state=state,
+            work=self.work,
+            run_job=self.run_job,
+            rng=self.rng,
+            on_progress=self.on_progress if fleet.on_progress or self.member.profile.dropout else None,
+            blobs=fleet.blobs,
+            connect_at=connect_at,
+        )
+        will = self.agent.will()
+        broker = replace(fleet.broker, client_id=self.member.device, will=Will(*will) if will else None)
+        life = self.life
+        self.transport = PahoTransport(broker, lambda event: self.on_transport(event, life), manual_ack=False)
+        self.agent.attach(self.transport)
+        fleet.loop.register(self.transport)
+        self.reschedule()
+
+    def on_transport(self, event: TransportEvent, life: int) -> None:
+        if life != self.life:
+            return  # the last words of a connection that a power cut has ended
+        self.agent.on_transport(event, self.fleet.loop.clock())
+        self.reschedule()
+
+    def on_timer(self) -> None:
+        self.timer = None
+        self.agent.tick(self.fleet.loop.clock())
+        self.reschedule()
+
+    def reschedule(self) -> None:
+        """A timer that is early costs one look; so it is only replaced when it would be late."""
+        due = self.agent.next_deadline()
+        if due is None or (self.timer is not None and not self.timer.cancelled and self.timer.when <= due):
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.fleet.loop.call_at(due, self.on_timer)
+
+    def run_job(self, job: Callable[[], Event]) -> None:
+        life = self.life
+        self.fleet.run_job(job, lambda event, seconds: self.deliver(event, seconds, life))
+
+    def deliver(self, event: Event, seconds: float, life: int) -> None:
+        """Stretches a training of ``seconds`` to this device's speed and link, then hands in its event."""
+        profile = self.member.profile
+        delay = profile.training_seconds(seconds) - seconds
+        if isinstance(event, TrainingFinished):
+            delay += len(event.payload) / profile.uplink_bytes_per_second
+        if delay <= 0.0 or not math.isfinite(delay):
+            self.hand_in(event, life)
+        else:
+            self.fleet.loop.call_at(self.fleet.loop.clock() + delay, lambda: self.hand_in(event, life))
+
+    def hand_in(self, event: Event, life: int) -> None:
+        if life == self.life:
+            self.agent.handle(event, self.fleet.loop.clock())
+            self.reschedule()
+
+    def on_progress(self, progress: Progress) -> None:
+        if self.fleet.on_progress is not None:
+            self.fleet.on_progress(self.member.device, progress)
+        if progress.what == "training" and self.draws.uniform() < self.member.profile.dropout:
+            life = self.life
+            self.fleet.loop.call_at(self.fleet.loop.clock(), lambda: self.drop_out(life))
+
+    def drop_out(self, life: int) -> None:
+        """A power cut in the middle of a round."""
+        if life != self.life:
+            return
+        self.life += 1
+        self.fleet.dropouts += 1
+        self.stop_now()
+        wait = self.fleet.settings.away_seconds * (0.5 + self.draws.uniform())
+        self.fleet.loop.call_at(self.fleet.loop.clock() + wait, lambda: self.start(self.fleet.loop.clock()))
+
+    def stop_now(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.transport.disconnect(will=True)
+        self.fleet.loop.unregister(self.transport)
+
+
+class Fleet:
+    """Runs the devices.
+
+    Args:
+        broker: How to reach the broker; client id and will are each device's own.
+        settings: See :class:`FleetSettings`.
+        members: The devices.
+        work: Gives a member's work; None trains for real on the member's examples.
+        on_progress: Told device and progress, on the loop's thread (steps: on a training thread).
+
+    Raises:
+        ConfigurationError: The process may not open enough sockets; the message says how to allow it.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerSettings,
+        settings: FleetSettings,
+        members: Sequence[Member],
+        *,
+        work: Callable[[Member], Work] | None = None,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> None:
+        raise_file_limit(len(members))
+        self.broker = replace(broker, in_flight_max=IN_FLIGHT_MAX)
+        self.settings = settings
+        self.loop = EventLoop()
+        self.blobs = BlobMemory(SHARED_BLOBS_MAX)
+        self.on_progress = on_progress
+        self.dropouts = 0
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Event], Callable[[Event, float], None]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._train, name=f"fleet-training-{i}", daemon=True)
+            for i in range(settings.training_threads)
+        ]
+        training = ThreadLocalTraining(settings.engine)
+        make = work or (lambda member: training.bind(member.examples if member.examples is not None else ((), ())))
+        self._devices = [_Device(self, number, member, make(member)) for number, member in enumerate(members)]
+
+    @property
+    def connected(self) -> int:
+        """Devices that the broker has accepted."""
+        return sum(device.agent.status.connected for device in self._devices)
+
+    @property
+    def agents(self) -> list[Agent]:
+        """The devices' agents, for a look at their status."""
+        return [device.agent for device in self._devices]
+
+    def run(self, until: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
+        """Runs until ``until()``; False means that the timeout came first."""
+        for thread in self._threads:
+            if not thread.is_alive():
+                thread.start()
+        return self.loop.run_until(until, timeout_seconds)
+
+    def close(self) -> None:
+        """Cuts all connections and ends the threads."""
+        for device in self._devices:
+            device.life += 1
+            device.stop_now()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(10.0)
+        self.loop.close()
+
+    def run_job(self, job: Callable[[], Event], done: Callable[[Event, float], None]) -> None:
+        """Runs a device's job on a training thread and calls ``done(event, seconds)`` on the loop's."""
+        self._jobs.put((job, done))
+
+    def _train(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            job, done = entry
+            began = time.perf_counter()
+            event = job()
+            seconds = time.perf_counter() - began
+            self.loop.call_soon_threadsafe(lambda done=done, event=event, seconds=seconds: done(event, seconds))  # type: ignore[misc]

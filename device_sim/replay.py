@@ -1,0 +1,76 @@
+"""Updates without training: load the coordinator with many devices' precomputed updates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.bundle import Program
+from edge_sdk.training import TrainResult
+from edge_sdk.update import CodecSettings
+from edge_sdk.work import Order, Product, make_product
+
+__all__ = ["ReplayWork"]
+
+VARIANTS: Final = 8
+
+
+class ReplayWork:
+    """Hands out one of a few updates, encoded once; every device of a process may share it, from one thread.
+
+    Args:
+        seed: Draws the deltas where none are given.
+        deltas: float32[P] vectors to replay; Gaussian ones of scale 0.01 otherwise.
+        examples: Weight that each update claims.
+    """
+
+    def __init__(self, seed: int = 0, deltas: list[NDArray[np.float32]] | None = None, examples: int = 100) -> None:
+        self._seed = seed
+        self._deltas = deltas
+        self._examples = examples
+        self._program: Program | None = None
+        self._ready: dict[CodecSettings, list[Product]] = {}
+        self._count = 0
+
+    def run(self, order: Order) -> Product:
+        """A product with this order's ticket; only the first of each variant is encoded."""
+        if self._program is None or self._program.digest != order.start.program:
+            self._program = Program.decode(order.program)
+            self._ready.clear()
+        codec = order.start.plan.codec
+        if codec not in self._ready:
+            self._ready[codec] = [
+                make_product(order, self._program, self._result(delta), "replay") for delta in self._vectors()
+            ]
+        self._count += 1
+        return _for(order, self._ready[codec][self._count % len(self._ready[codec])])
+
+    def _vectors(self) -> list[NDArray[np.float32]]:
+        assert self._program is not None
+        if self._deltas is not None:
+            return self._deltas
+        rng = np.random.Generator(np.random.PCG64(self._seed))
+        size = self._program.spec.size
+        return [(0.01 * rng.standard_normal(size)).astype(np.float32) for _ in range(VARIANTS)]
+
+    def _result(self, delta: NDArray[np.float32]) -> TrainResult:
+        return TrainResult(
+            delta=delta, examples=self._examples, steps=1, loss=1.0, seconds=0.0, complete=True, evaluation=None
+        )
+
+
+def _for(order: Order, product: Product) -> Product:
+    start = order.start
+    entry = replace(
+        product.entry,
+        ticket=start.ticket,
+        epoch=start.epoch,
+        task=start.task,
+        round=start.round,
+        shard=start.shard,
+        base=start.parameters,
+    )
+    return Product(entry, None, product.result)  # no residual: the next replayed update owes nothing to this one
