@@ -2,8 +2,9 @@
 
 A float initializer is a parameter if it stands in an operator slot that holds one (``rules.RULES`` says which);
 elsewhere it is a constant, as the scales of a Resize are. Exporters store equal initializers once: two biases that
-start as zeros become one tensor, and training would tie the layers. A shared tensor whose elements are all equal is
-therefore split again; a shared tensor with a pattern in it was meant to be shared and stays tied.
+start as zeros become one tensor, and training would tie the layers. So a shared tensor whose elements are all equal
+is split again, unless the layers that share it also share a tensor with a pattern in it: such a tensor cannot be
+equal by accident, so this is one layer used twice, and it stays tied.
 """
 
 from __future__ import annotations
@@ -78,7 +79,12 @@ def split_parameters(
     parameters: dict[str, NDArray[np.float32]] = {}
     statistics: set[str] = set()
     rewritten = []
+    layers: dict[str, set[str]] = {}  # by parameter, the patterned tensors beside it where it was first used
+    patterned: dict[str, set[str]] = {}  # by value, the patterned tensors of the node that made it
     for node in nodes:
+        beside = {name for name in node.inputs if name in constants and not _is_uniform(constants[name])}
+        patterned.update({name: set(beside) for name in node.outputs})
+        beside.update(*(patterned.get(name, ()) for name in node.inputs))
         rule = RULES.get(node.op)
         inputs = list(node.inputs)
         for slot, operand in enumerate(node.inputs):
@@ -88,8 +94,9 @@ def split_parameters(
             if array.dtype != np.float32:
                 raise CompileError(f"{node}: parameter {operand!r} is {array.dtype}; export the model in float32")
             name = operand
-            if operand in parameters and np.all(array == array.flat[0]):
+            if operand in parameters and _is_uniform(array) and not beside & layers[operand]:
                 name = f"{operand}@{node.name or node.outputs[0]}"
+            layers.setdefault(name, beside)
             parameters[name] = np.ascontiguousarray(array)
             inputs[slot] = name
             if slot in rule.statistics:
@@ -101,6 +108,10 @@ def split_parameters(
     if not parameters:
         raise CompileError(f"the model has no parameters to train (constants: {sorted(constants)[:10]})")
     return parameters, frozenset(statistics), rewritten
+
+
+def _is_uniform(array: NDArray[Any]) -> bool:
+    return bool(array.size == 0 or np.all(array == array.flat[0]))
 
 
 def _is_parameter(slot: int, array: NDArray[Any] | None, slots: Collection[int]) -> bool:

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edge_sdk.bundle import Node, NumpyPlan, Program
 from edge_sdk.engine.executor import Executor
+from edge_sdk.errors import CompileError
 
 __all__ = ["Arrays", "Run", "loss_in_float64", "session_of", "widened"]
 
@@ -21,17 +22,28 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 Run: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 
 
-def session_of(model: bytes) -> Run:
-    """A function that runs ``model`` on onnxruntime; feeds that the model does not take are left out."""
+def session_of(model: bytes, where: str) -> Run:
+    """A function that runs ``model`` on onnxruntime; feeds that the model does not take are left out.
+
+    Raises:
+        CompileError: onnxruntime refuses the model; the function raises it where onnxruntime fails on the feeds.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no exception root of its own
+        raise CompileError(f"{where}: onnxruntime {onnxruntime.__version__} does not load it: {error}") from error
     inputs = {i.name for i in session.get_inputs()}
     outputs = [o.name for o in session.get_outputs()]
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        return dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in inputs}), strict=True))
+        try:
+            values = session.run(outputs, {n: a for n, a in feeds.items() if n in inputs})
+        except Exception as error:
+            raise CompileError(f"{where}: onnxruntime cannot run it on random examples: {error}") from error
+        return dict(zip(outputs, values, strict=True))
 
     return run
 

@@ -30,7 +30,7 @@ BATCH_SIZE: Final = 3
 ATTEMPTS: Final = 4
 DIFFERENCE: Final = 1e-7
 """Half the width of the central difference, in a direction whose elements are +1 and -1."""
-GRADIENT_TOLERANCE: Final = 2e-3
+GRADIENT_TOLERANCE: Final = 1e-3
 ENGINE_TOLERANCE: Final = 1e-4
 FORWARD_TOLERANCE: Final = 1e-4
 LEARNING_RATE: Final = 1024.0
@@ -74,7 +74,7 @@ def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Gener
     program = bundle.program
     inputs = _examples(program.inputs, rng)
     expected = _run_source(source, inputs)
-    run = session_of(program.infer)
+    run = session_of(program.infer, "the inference graph")
     parameters = program.spec.unflatten(bundle.parameters)
     worst = 0.0
     whole = run({**inputs, **parameters})
@@ -93,7 +93,7 @@ def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Gener
 
 
 def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
-    run = session_of(source.SerializeToString())
+    run = session_of(source.SerializeToString(), "the source model")
     sizes = {i.type.tensor_type.shape.dim[0].dim_value for i in source.graph.input if i.name in inputs}
     fixed = max(sizes, default=0)
     if not fixed:
@@ -108,19 +108,20 @@ def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
 
 def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, float]:
     program = bundle.program
-    step = session_of(program.train)
+    step = session_of(program.train, "the train graph")
     loss = loss_in_float64(program)
     errors: dict[str, float] = {}
     for _ in range(ATTEMPTS):
         point = _Point.draw(bundle, rng)
-        gradients = point.gradients(step, program)
+        gradients, mean_loss = point.gradients(step, program)
+        _check_loss(mean_loss, loss(point.wide()) / BATCH_SIZE)
         floor = 1e-5 * max(float(np.linalg.norm(g)) for g in gradients.values())
         for name, gradient in gradients.items():
-            if errors.get(name, np.inf) > GRADIENT_TOLERANCE:
+            if not errors.get(name, np.inf) <= GRADIENT_TOLERANCE:  # also where it is NaN
                 errors[name] = point.error(loss, name, gradient, floor, rng)
-        if max(errors.values()) <= GRADIENT_TOLERANCE:
+        if all(error <= GRADIENT_TOLERANCE for error in errors.values()):
             return errors
-    worst = max(errors, key=lambda name: errors[name])
+    worst = next(name for name, error in errors.items() if not error <= GRADIENT_TOLERANCE)
     raise CompileError(
         f"parameter {worst!r} (used by {_users(program, worst)}): its compiled gradient differs from differences of "
         f"the loss by {errors[worst]:.2g} of its size, {GRADIENT_TOLERANCE} is allowed. A gradient rule is wrong, or "
@@ -128,25 +129,32 @@ def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, floa
     )
 
 
+def _check_loss(trained: float, evaluated: float) -> None:
+    if not abs(trained - evaluated) <= FORWARD_TOLERANCE * max(abs(evaluated), 1e-3):
+        raise CompileError(
+            f"the train graph's loss is {trained:.7g}, the evaluate graph's {evaluated:.7g} on the same random "
+            "examples; the model may behave differently in a batch: export it in inference mode"
+        )
+
+
 def _check_engines(bundle: Bundle, rng: np.random.Generator) -> float:
     program = bundle.program
-    point = _Point.draw(bundle, rng)
-    feeds = point.feeds(program, {**program.scalars, "lr": 0.1, "mu": 0.3, "weight_decay": 0.2})
-    for name, array in feeds.items():
-        if name.startswith((ANCHOR, "state/")):
-            feeds[name] = np.asarray(np.abs(array + 0.1 * rng.standard_normal(array.shape)), dtype=np.float32)
-    expected = session_of(program.train)(feeds)
-    found = Executor(program.train_plan, "train").run(feeds)
-    worst = 0.0
-    for name, array in expected.items():
-        error = _distance(np.asarray(found[name]), array)
-        if not error <= ENGINE_TOLERANCE:
-            raise CompileError(
-                f"{name!r}: onnxruntime and the NumPy engine differ by {error:.2g} of its size after one step; "
-                "a NumPy kernel is wrong for this model: report it"
-            )
-        worst = max(worst, error)
-    return worst
+    step = session_of(program.train, "the train graph")
+    executor = Executor(program.train_plan, "train")
+    for _ in range(ATTEMPTS):  # a pre-activation that rounds to either side of a kink differs without any fault
+        feeds = _Point.draw(bundle, rng).feeds(program, {**program.scalars, "lr": 0.1, "mu": 0.3, "weight_decay": 0.2})
+        for name, array in feeds.items():
+            if name.startswith((ANCHOR, "state/")):
+                feeds[name] = np.asarray(np.abs(array + 0.1 * rng.standard_normal(array.shape)), dtype=np.float32)
+        expected, found = step(feeds), executor.run(feeds)
+        errors = {name: _distance(np.asarray(found[name]), array) for name, array in expected.items()}
+        if all(error <= ENGINE_TOLERANCE for error in errors.values()):
+            return max(errors.values())
+    worst = next(name for name, error in errors.items() if not error <= ENGINE_TOLERANCE)
+    raise CompileError(
+        f"{worst!r}: onnxruntime and the NumPy engine differ by {errors[worst]:.2g} of its size after one step; a "
+        "kernel of one of them is wrong for this model: report it"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +186,20 @@ class _Point:
         feeds.update({ANCHOR + name: array for name, array in self.parameters.items()})
         return feeds
 
-    def gradients(self, step: Run, program: Program) -> dict[str, NDArray[np.float64]]:
-        """What the train graph takes for the gradients, recovered from one step."""
+    def wide(self) -> Arrays:
+        """Batch and parameters in float64."""
+        return {name: widened(array) for name, array in {**self.batch, **self.parameters}.items()}
+
+    def gradients(self, step: Run, program: Program) -> tuple[dict[str, NDArray[np.float64]], float]:
+        """What the train graph takes for the gradients, recovered from one step, and its loss."""
         results = step(self.feeds(program, {**program.scalars, "lr": LEARNING_RATE, "beta1": 0.0}))
         trainable = [t.name for t in program.spec if t.kind == "trainable"]
         if program.optimizer == "adam":
-            return {name: results[f"{NEW}state/first/{name}"].astype(np.float64) for name in trainable}
-        return {
-            name: (self.parameters[name].astype(np.float64) - results[NEW + name]) / LEARNING_RATE for name in trainable
-        }
+            gradients = {name: results[f"{NEW}state/first/{name}"].astype(np.float64) for name in trainable}
+        else:
+            moved = {name: self.parameters[name].astype(np.float64) - results[NEW + name] for name in trainable}
+            gradients = {name: change / LEARNING_RATE for name, change in moved.items()}
+        return gradients, float(results["loss"])
 
     def error(
         self,
@@ -197,7 +210,7 @@ class _Point:
         rng: np.random.Generator,
     ) -> float:
         """Relative error of ``gradient`` along one random direction."""
-        feeds: Arrays = {n: widened(a) for n, a in {**self.batch, **self.parameters}.items()}
+        feeds = self.wide()
         start = feeds[name]
         direction = rng.choice((-1.0, 1.0), size=start.shape)
         ahead = loss({**feeds, name: start + DIFFERENCE * direction})

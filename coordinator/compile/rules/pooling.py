@@ -28,7 +28,7 @@ def max_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> 
     """dX = dY scattered to the maxima: one MaxUnpool where windows do not overlap, else a sum of what meets."""
     x, indices = node.inputs[0], b.saved(node, "indices")
     window = window_of(node)
-    if not _overlaps(window) and len(window.kernel) == 2:
+    if not _overlaps(window):
         shape = b.op("Shape", x, start=0)
         attributes = {"kernel_shape": list(window.kernel), "strides": list(window.strides)}
         return [b.op("MaxUnpool", dy[0], indices, shape, pads=node.attributes["pads"], **attributes)]
