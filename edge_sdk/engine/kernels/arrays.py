@@ -32,7 +32,7 @@ def bounded(shape: Iterable[int]) -> tuple[int, ...]:
 def integers(value: Array | Iterable[int]) -> list[int]:
     """A shape-like input (an int64 array) or attribute (a list) as plain integers."""
     if isinstance(value, np.ndarray):
-        return value.ravel().tolist()  # type: ignore[no-any-return]
+        return value.ravel().tolist()
     return [int(v) for v in value]
 
 

@@ -191,7 +191,10 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     axis = positive_axis(axis, indices.ndim + 1)
     whole = indices.reshape((*indices.shape[:axis], 1, *indices.shape[axis:]))
     ladder = np.arange(classes).reshape([-1] + [1] * (indices.ndim - axis))
-    return np.where((whole == ladder) | (whole == ladder - classes), values[1], values[0])
+    hit = whole == ladder
+    if indices.size and indices.min() < 0:
+        hit |= whole == ladder - classes
+    return np.where(hit, values[1], values[0])
 
 
 def depth_to_space(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:
