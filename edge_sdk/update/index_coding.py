@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -42,10 +43,12 @@ _HUFFMAN: Final = (6, zlib.Z_HUFFMAN_ONLY)
 _SEARCH_SPARSE: Final = (6, zlib.Z_DEFAULT_STRATEGY)
 _SEARCH_DENSE: Final = (4, zlib.Z_FILTERED)
 _SPARSE_GAP: Final = 32
+_STRUCTURED: Final = 0.98  # of the Rice code's bytes
 _WINDOW_BITS: Final = -15  # raw: the frame has its own checksum
 _MEMORY_LEVEL: Final = 9
 
 
+@lru_cache(maxsize=64)  # asked for every frame of a round with the same answer
 def indices_bytes_max(count: int, size: int) -> int:
     """Bytes that :func:`encode_indices` never exceeds for at most ``count`` indices below ``size``."""
     parameter = best_parameter(count, size)
@@ -62,10 +65,11 @@ def encode_indices(indices: NDArray[np.int64], size: int) -> bytes:
     rice_bytes, parameter = _cheapest_rice(gaps, size)
     leb128 = _to_leb128(gaps)
     deflated = _deflate(leb128, *_HUFFMAN)
-    if len(deflated) < rice_bytes:
-        # Positions have structure (random ones cost more this way): it is worth a search for repetitions too.
+    if len(deflated) < _STRUCTURED * rice_bytes:
+        # Random positions never come here; where there is structure, it is worth a search for repetitions too.
         repetitions = _deflate(leb128, *(_SEARCH_DENSE if _SPARSE_GAP * gaps.size > size else _SEARCH_SPARSE))
         deflated = min(deflated, repetitions, key=len)
+    if len(deflated) < rice_bytes:
         return _HEAD.pack(_DEFLATE, len(deflated)) + deflated
     data = pack_bit_planes(gaps, parameter) + pack_unary(gaps >> parameter)
     return _HEAD.pack(parameter, len(data)) + data
@@ -99,7 +103,7 @@ def _cheapest_rice(gaps: NDArray[np.int64], size: int) -> tuple[int, int]:
     """Bytes and parameter of the smallest Rice code around the one that suits random positions."""
     middle = best_parameter(gaps.size, size)
     costs = []
-    for parameter in range(max(0, middle - 2), min(PARAMETER_MAX, middle + 1) + 1):
+    for parameter in range(max(0, middle - 1), min(PARAMETER_MAX, middle + 1) + 1):
         unary_bits = gaps.size + int((gaps >> parameter).sum())
         costs.append((bytes_for_bits(gaps.size * parameter) + bytes_for_bits(unary_bits), parameter))
     return min(costs)
@@ -115,8 +119,9 @@ def _from_rice(data: memoryview, count: int, size: int, parameter: int) -> NDArr
     # The i-th terminator stands behind i other ones and the sum of the quotients so far, which saves summing these:
     # index = (terminator - i) * 2^r + i + (sum of the remainders so far).
     mask = (1 << parameter) - 1
-    steps = np.subtract(remainders, mask, dtype=np.int64)
-    np.cumsum(steps, out=steps)
+    steps = remainders.astype(np.int64)
+    steps -= mask
+    steps.cumsum(out=steps)
     indices <<= parameter
     indices += steps
     indices += mask
@@ -149,20 +154,23 @@ def _to_leb128(gaps: NDArray[np.int64]) -> bytes:
 
 def _from_leb128(data: bytes, count: int, size: int) -> NDArray[np.int64]:
     octets = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(octets < 0x80)
+    ends = (octets < 0x80).nonzero()[0]
     if ends.size != count or ends[-1] != octets.size - 1:
         raise DecodeError(f"update frame: {ends.size} gaps, expected {count}", reason="indices")
     steps = (octets & 0x7F).astype(np.int64)
     # Octets behind one that is not the last of its gap weigh 2^7 as much, those behind two 2^14, ...
-    heavier = np.flatnonzero(octets >= 0x80) + 1
+    heavier = (octets >= 0x80).nonzero()[0] + 1
     for _ in range(_leb128_bytes_max(size) - 1):
-        if not octets[heavier].all():
+        if not heavier.size:
+            break
+        weighed = octets[heavier]
+        if not weighed.all():
             raise DecodeError("update frame: a gap is written longer than it needs", reason="indices")
         steps[heavier] <<= 7
-        heavier = heavier[octets[heavier] >= 0x80] + 1
+        heavier = heavier[weighed >= 0x80] + 1
     if heavier.size:
         raise DecodeError(f"update frame: a gap of more than {_leb128_bytes_max(size)} bytes", reason="indices")
-    np.cumsum(steps, out=steps)
+    steps.cumsum(out=steps)
     indices = steps[ends]
     indices += np.arange(count)
     return indices

@@ -67,7 +67,7 @@ def unpack_terminators(data: memoryview, count: int) -> NDArray[np.int64]:
         DecodeError: There are more or fewer ones, or bytes behind the last one.
     """
     bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
-    ends = np.flatnonzero(bits.view(np.bool_))
+    ends = bits.view(np.bool_).nonzero()[0]
     if ends.size != count:
         raise DecodeError(f"update frame: {ends.size} unary codes, expected {count}", reason="rice")
     if len(data) and data[-1] == 0:
@@ -77,7 +77,7 @@ def unpack_terminators(data: memoryview, count: int) -> NDArray[np.int64]:
 
 def pack_bit_planes(numbers: NDArray[np.int64], width: int) -> bytes:
     """The low ``width`` bits of each of the int64[k] numbers, highest bit plane first."""
-    narrow = numbers.astype(_unsigned(width))
+    narrow = numbers.astype(np.uint8 if width <= 8 else np.uint32)
     planes = np.empty((width, numbers.size), dtype=np.uint8)
     for plane in range(width):
         np.right_shift(narrow, width - 1 - plane, out=planes[plane], casting="unsafe")
@@ -101,13 +101,20 @@ def unpack_bit_planes(data: memoryview, count: int, width: int) -> NDArray[Any]:
     if bits & 7 and data[-1] & (0xFF >> (bits & 7)):
         raise DecodeError("update frame: unused bits are set", reason="rice")
     planes = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=bits).reshape(width, count)
-    numbers = np.zeros(count, dtype=_unsigned(width))
-    for plane in planes:
-        # Doubling is an addition here because NumPy's shifts are not vectorised on every processor.
-        numbers += numbers
-        numbers += plane
+    if width <= 8:
+        return _octets(planes)
+    numbers = _octets(planes[: width & 7]).astype(np.uint32)
+    for group in range(width & 7, width, 8):
+        numbers <<= 8
+        numbers |= _octets(planes[group : group + 8])
     return numbers
 
 
-def _unsigned(width: int) -> Any:
-    return np.uint8 if width <= 8 else np.uint16 if width <= 16 else np.uint32
+def _octets(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8[k] from at most eight bit planes, uint8[width, k]."""
+    octets = np.zeros(planes.shape[1], dtype=np.uint8)
+    for plane in planes:
+        # Doubling is an addition here because NumPy's shifts are not vectorised on every processor.
+        octets += octets
+        octets += plane
+    return octets

@@ -20,7 +20,7 @@ __all__ = ["add_and_select"]
 _SAMPLE_SIZE: Final = 4096
 _SAMPLED_SIZE_MIN: Final = 1 << 15  # below, the whole vector is as cheap as a sample
 _SAFETY_DEVIATIONS: Final = 3.0
-_CHUNK_SIZE: Final = 1 << 17  # what is read again soon stays in the cache, and there are few calls
+_CHUNK_SIZE: Final = 1 << 17  # a multiple of 8; what is read again soon stays in the cache, and there are few calls
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: multiples spread evenly and hit no layer's period
 _SMALLEST: Final = np.float32(2.0**-149)
 
@@ -94,8 +94,9 @@ def _add_and_compare(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """The sum, and a bit per coordinate, clear where its magnitude is below ``threshold`` (which a NaN never is)."""
     total = np.empty_like(delta)
-    small = np.empty(delta.size, dtype=np.bool_)
+    bits = np.empty((delta.size + 7) >> 3, dtype=np.uint8)
     magnitudes = np.empty(min(_CHUNK_SIZE, delta.size), dtype=np.float32)
+    small = np.empty(magnitudes.size, dtype=np.bool_)
     for start in range(0, delta.size, _CHUNK_SIZE):
         part = slice(start, start + _CHUNK_SIZE)
         chunk = total[part]
@@ -104,14 +105,15 @@ def _add_and_compare(
         else:
             np.add(delta[part], residual[part], out=chunk)
         magnitude = np.abs(chunk, out=magnitudes[: chunk.size])
-        np.less(magnitude, threshold, out=small[part])
-    return total, ~np.packbits(small)
+        below = np.less(magnitude, threshold, out=small[: chunk.size])
+        np.invert(np.packbits(below), out=bits[start >> 3 : (start + chunk.size + 7) >> 3])
+    return total, bits
 
 
 def _positions(bits: NDArray[np.uint8], size: int) -> NDArray[np.int64]:
     """Where the first ``size`` bits are set, int64, increasing: few octets have any, and only these are unpacked."""
-    octets = np.flatnonzero(bits != 0)
-    found = np.flatnonzero(np.unpackbits(bits[octets]).view(np.bool_))
+    octets = (bits != 0).nonzero()[0]
+    found = np.unpackbits(bits[octets]).view(np.bool_).nonzero()[0]
     positions: NDArray[np.int64] = octets[found >> 3]
     positions <<= 3
     found &= 7

@@ -39,6 +39,7 @@ __all__ = ["SPARSE"]
 
 _COUNT: Final = struct.Struct("<I")
 _LEVELS: Final = struct.Struct("<ff")
+_SIGN_BIT: Final = 1 << 31
 _STEP_MIN: Final = 2.0**-126  # the smallest normal float32: a denormal step would be zero where these are flushed
 
 
@@ -122,13 +123,14 @@ def _decode_values(section: memoryview, count: int) -> NDArray[np.float32]:
     quotients = ends.copy()
     quotients[1:] -= ends[:-1]
     quotients[1:] -= 1
-    if int(quotients.max()) * step > 2.0 * MAGNITUDE_MAX:
+    # No quotient exceeds the number of bits, which settles it for all but absurd steps.
+    if 8.0 * unary_bytes * step > MAGNITUDE_MAX and int(quotients.max()) * step > 2.0 * MAGNITUDE_MAX:
         raise DecodeError(f"update frame: a value is above {2.0 * MAGNITUDE_MAX:g}", reason="values")
     magnitudes = _magnitudes(quotients, np.float32(base), np.float32(step))
-    factors = np.unpackbits(np.frombuffer(signs, dtype=np.uint8), count=count).astype(np.float32)
-    factors *= np.float32(-2.0)
-    factors += np.float32(1.0)
-    magnitudes *= factors
+    negative = np.unpackbits(np.frombuffer(signs, dtype=np.uint8), count=count).astype(np.uint32)
+    negative *= np.uint32(_SIGN_BIT)
+    values = magnitudes.view(np.uint32)
+    values |= negative
     return magnitudes
 
 

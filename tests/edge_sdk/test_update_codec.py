@@ -274,8 +274,9 @@ def test_a_sum_that_overflows_is_a_training_error_without_a_warning(codec: Codec
         encode_update(large, large, codec, seed=0)
 
 
-def test_the_largest_magnitude_allowed_can_be_sent_by_every_codec() -> None:
-    vector = gaussian(300)
+@pytest.mark.parametrize("others", [1.0, 0.5 * MAGNITUDE_MAX, 0.999 * MAGNITUDE_MAX])
+def test_the_largest_magnitude_allowed_can_be_sent_by_every_codec(others: float) -> None:
+    vector = np.clip(gaussian(300), -1, 1) * np.float32(others)
     vector[17] = -np.float32(MAGNITUDE_MAX)
     for codec in EVERY_CODEC:
         decoded = decode_update(encode_update(vector, None, codec, seed=0).frame, 300, codec).dense()
