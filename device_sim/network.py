@@ -6,6 +6,7 @@ The broker does what real ones do, measured or read in their sources, not what t
   messages. Inside a connection a QoS 1 message reaches a subscriber at least once, in order.
 * PUBACK means that the broker has the message. It goes out when the message comes in, not when anybody gets it;
   a crash, a full queue or ``NetworkFaults.loss`` can still lose it.
+* A message that several filters of one client match comes once for each of them, as mosquitto does it.
 * A subscriber's unanswered messages fill a window; while it is full the rest waits, for as long as it takes.
 * The last will is published when a connection ends without a goodbye, and when another connection takes it over
   (mosquitto does so for a clean start, and so does MQTT 3.1.1, section 3.1.2.5); not when the broker crashes.

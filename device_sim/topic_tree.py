@@ -73,7 +73,7 @@ class FilterTree(Generic[_Value]):
             del path[-1].children[level]
 
     def match(self, topic: str) -> tuple[_Value, ...]:
-        """The values of all filters that match ``topic``; a value under several of them comes once."""
+        """The values of all filters that match ``topic``; a value under several of them comes several times."""
         found = self._cache.get(topic)
         if found is None:
             if len(self._cache) >= CACHE_TOPICS_MAX:
@@ -82,7 +82,7 @@ class FilterTree(Generic[_Value]):
         return found
 
     def _search(self, topic: str) -> tuple[_Value, ...]:
-        found: dict[_Value, None] = {}
+        found: list[_Value] = []
         nodes = [self._root]
         wildcards = not topic.startswith("$")  # $SYS and the like want to be asked for by name
         for level in topic.split("/"):
@@ -94,13 +94,13 @@ class FilterTree(Generic[_Value]):
                 if wildcards and "+" in children:
                     following.append(children["+"])
                 if wildcards and "#" in children:
-                    found.update(children["#"].values)
+                    found.extend(children["#"].values)
             nodes = following
             wildcards = True
         for node in nodes:
-            found.update(node.values)
+            found.extend(node.values)
             if "#" in node.children:  # "a/#" matches "a" as well
-                found.update(node.children["#"].values)
+                found.extend(node.children["#"].values)
         return tuple(found)
 
 

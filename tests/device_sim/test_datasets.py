@@ -252,6 +252,12 @@ def test_windows_are_cut_from_recordings_and_scaled(tmp_path: Path) -> None:
 
 
 GOOD: dict[str, Any] = {"x": np.zeros((2, 3), np.float32), "y": np.array([0, 1])}
+SPLIT: dict[str, Any] = {
+    "x_train": np.zeros((2, 3), np.uint8),
+    "y_train": np.array([0, 1]),
+    "x_test": np.zeros((1, 3), np.uint8),
+    "y_test": np.array([0]),
+}
 WINDOWS: dict[str, Any] = {
     "signals": np.zeros((10, 2), np.int16),
     "scale": np.ones(2, np.float32),
@@ -278,6 +284,12 @@ WINDOWS: dict[str, Any] = {
         ({**GOOD, "client": np.array([1])}, "client has shape \\[1\\], expected \\[2\\]"),
         ({**GOOD, "is_test": np.array([[True], [False]])}, "'is_test' is bool"),
         ({**GOOD, "x": np.array([[object()], [2]], dtype=object)}, "'x' cannot be read"),
+        (
+            {**SPLIT, "x_test": np.zeros((1, 4), np.uint8)},
+            "'x_test' is uint8\\[1, 4\\], expected uint8 examples of shape",
+        ),
+        ({**SPLIT, "y_train": np.array([0])}, "'y_train' is int64\\[1\\], expected 2 labels"),
+        ({**SPLIT, "y_test": np.array([0.5])}, "labels of the same kind as 'y_test'"),
         ({**WINDOWS, "window_start": np.array([0, 8])}, "row numbers in 0..7"),
         ({**WINDOWS, "window_start": np.array([-1, 0])}, "row numbers in 0..7"),
         ({**WINDOWS, "window_len": np.int32(11)}, "one integer in 1..10"),
