@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 _PACKET_BYTES_MAX: Final = 268_435_460  # MQTT 5.0 section 2.1.4: the largest remaining length and its fixed header
 _RECEIVE_MAX: Final = 65_535  # MQTT 5.0 section 3.2.2.3.3
 _FAILURE, _UNSUPPORTED_VERSION, _KEEPALIVE_TIMEOUT, _DISCONNECT_WITH_WILL = 0x80, 0x84, 0x8D, 0x04  # section 2.4
-_CONNACK: Final = b"\x20"
+_CONNACK, _TLS_ALERT, _HTTP = b"\x20", b"\x15", b"H"  # what a peer's first byte gives away
 
 
 class Link:
@@ -121,7 +121,7 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        return self.stream is None or self.stream.fileno() < 0
+        return self.stream is None or self.stream.closed
 
     @property
     def in_flight(self) -> int:
@@ -171,7 +171,9 @@ class Link:
     def write(self) -> None:
         """Write what waits, as far as the socket takes it."""
         client, stream = self._client, self.stream
-        while stream is not None and self.wants_write():
+        if stream is None:
+            return
+        while True:
             if client.want_write() and not self._step(client.loop_write):
                 return
             try:
@@ -179,6 +181,8 @@ class Link:
                     return
             except OSError as error:
                 self.abort("lost", explain_loss(self.settings, error))
+                return
+            if not client.want_write():
                 return
 
     def keep_alive(self) -> None:
@@ -272,11 +276,11 @@ class Link:
         first_bytes = b"" if stream is None else stream.first_bytes
         if self._refusal:
             return "refused", explain_refusal(settings, self._refusal)
-        if not self.accepted and first_bytes[:1] in (b"", b"\x15", b"H"):
+        if not self.accepted and first_bytes[:1] in (b"", _CONNACK, _TLS_ALERT, _HTTP):
             return "unavailable", explain_unreachable(settings, failure, first_bytes)
         if isinstance(failure, PacketTooLarge):
             return "protocol", explain_packet_too_large(settings, failure.args[0])
-        if stream is not None and failure is None and not stream.ended:
+        if not self.accepted or (stream is not None and failure is None and not stream.ended):
             return "protocol", explain_not_mqtt(settings)
         return "lost", explain_loss(settings, failure)
 
@@ -305,7 +309,7 @@ class Link:
             self._refusal = code.value
             return
         self.accepted = True
-        self.receive_max = max(1, getattr(properties, "ReceiveMaximum", _RECEIVE_MAX))
+        self.receive_max = getattr(properties, "ReceiveMaximum", _RECEIVE_MAX)
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", _PACKET_BYTES_MAX)
         self._notes.append(Connected(self.protocol, self.packet_bytes_max, self.receive_max))
 
@@ -318,6 +322,8 @@ class Link:
             self._ending = ("keepalive", explain_silence(self.settings))
 
     def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        if not self.accepted:
+            return
         number = 0
         if self._manual_ack and message.qos == 1:
             number = self._number << 16 | message.mid

@@ -53,6 +53,7 @@ class Stream:
         "_packet_bytes_max",
         "_socket",
         "_tls",
+        "closed",
         "ended",
         "failure",
         "first_bytes",
@@ -69,6 +70,7 @@ class Stream:
         self.first_bytes = b""
         self.failure: OSError | None = None
         self.ended = False
+        self.closed = False
 
     # What paho calls.
 
@@ -112,6 +114,7 @@ class Stream:
         except OSError:
             pass  # The connection is over either way.
         self._socket.close()
+        self.closed = True
 
     def fileno(self) -> int:
         return self._socket.fileno()

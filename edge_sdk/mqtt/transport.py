@@ -280,7 +280,7 @@ class PahoTransport:
                 self._open("3.1.1")
             else:
                 self._report(*link.verdict())
-        elif self.connected:
+        elif link.accepted and not link.leaving:
             self._spoken = link.protocol
             while self._queue and link.in_flight < self._window(link):
                 message = self._queue.popleft()
@@ -297,7 +297,7 @@ class PahoTransport:
 
     def _dispatch(self) -> None:
         """Tell the listener what has happened up to now; what happens meanwhile waits for the next turn."""
-        if self._dispatching:
+        if self._dispatching or not self._events:
             return
         self._dispatching = True
         try:
