@@ -11,6 +11,8 @@ The files, and what the order of writing them guarantees:
 2. Counted: ``residual.next`` is renamed to ``residual``, then ``outbox`` is deleted. An outbox whose ticket the
    residual names was counted: opening finishes the deletion.
 3. Not counted: ``outbox`` is deleted, then ``residual.next``: the same rule as 1 finishes that.
+4. Counted, by a codec that keeps no residual: the update has sent that of before too, so it is deleted, then
+   ``outbox``. A cut between the two leaves an update whose verdict is asked for again, and none to send twice.
 
 Thus the residual is always that of before or that of after, never both, and never a mixture. Where the residual of
 after could not be kept (write budget, full disk, a corrupt file) and the update counts, or may have counted, the
@@ -44,7 +46,7 @@ MIB: Final = 1 << 20
 TEXT_BYTES_MAX: Final = 256
 FILE_BYTES_MAX: Final = ELEMENTS_MAX * 4 + 2 * HEAD_BYTES_MAX
 
-NOT_ANY, ON_DISK, IN_MEMORY = 0, 1, 2  # where the residual of after is
+NOT_ANY, ON_DISK, IN_MEMORY, IN_FORCE = 0, 1, 2, 3  # where the residual of after is
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class DeviceState:
         self._residual_now: tuple[bytes, NDArray[np.float32]] | None = None  # spec, values; where disk has none
         self._residual_next: NDArray[np.float32] | None = None
         self._next_is = NOT_ANY
+        self._verdict: bool | None = None  # that the storage did not take yet
         self.instance = self._load_instance(new_instance)
         self._outbox: OutboxEntry | None = None
         self._recover()
@@ -150,8 +153,8 @@ class DeviceState:
 
         Args:
             entry: The update, with its payload.
-            residual_after: float32[P], the residual to be in force if the update counts; None where the codec has none.
-                It is not copied: leave it as it is afterwards.
+            residual_after: float32[P], the residual to be in force if the update counts; None where the codec
+                keeps none and has sent that of before. It is not copied: leave it as it is afterwards.
 
         Raises:
             StateError: Another update is not settled, this one is above ``outbox_bytes_max``, or the storage fails.
@@ -160,6 +163,8 @@ class DeviceState:
         entry.check()
         if entry.payload is None:
             raise ValueError("outbox.payload is None: there is nothing to send")
+        if self._outbox is not None and self._verdict is not None:
+            self.settle(self._outbox.ticket, self._verdict)
         if self._outbox is not None:
             raise StateError(f"update of ticket {self._outbox.ticket.hex()} is not settled yet: settle it first")
         if len(entry.payload) > self.outbox_bytes_max:
@@ -190,22 +195,23 @@ class DeviceState:
     def settle(self, ticket: bytes, counted: bool) -> None:
         """The outcome: counted, the residual of after comes into force; not counted, that of before stays.
 
-        An unknown ticket is ignored.
+        An unknown ticket is ignored. Where the storage fails half way, the next ``save_outbox`` tries again.
         """
         entry = self._outbox
         if entry is None or entry.ticket != ticket:
             return
+        self._verdict = counted
         if counted and self._next_is == ON_DISK:
             self._files.rename("residual.next", "residual")
             self._residual_now = None
-            self._next_is = NOT_ANY  # a second attempt, after a failing delete, has nothing left to rename
-        elif counted and self._next_is == IN_MEMORY:
+            self._next_is = IN_FORCE  # a second attempt, after a failing delete, must leave it there
+        elif counted and self._next_is != IN_FORCE:
             self._files.delete("residual")
             self._residual_now = None if self._residual_next is None else (entry.spec, self._residual_next)
         self._files.delete("outbox")
         if not counted:
             self._files.delete("residual.next")
-        self._outbox, self._next_is, self._residual_next = None, NOT_ANY, None
+        self._outbox, self._next_is, self._residual_next, self._verdict = None, NOT_ANY, None, None
 
     def residual(self, spec: bytes) -> NDArray[np.float32] | None:
         """The residual in force, float32[P], read-only, or None where there is none.
@@ -357,7 +363,8 @@ ENTRY_FIELDS: Final = ("ticket", "epoch", "task", "round", "shard", "digest", "b
 
 
 def _entry_of(head: dict[str, Any], body: memoryview) -> tuple[OutboxEntry, int]:
-    if head.get("next_is") not in (NOT_ANY, ON_DISK, IN_MEMORY) or any(name not in head for name in ENTRY_FIELDS):
+    places = (NOT_ANY, ON_DISK, IN_MEMORY, IN_FORCE)
+    if head.get("next_is") not in places or any(name not in head for name in ENTRY_FIELDS):
         raise CorruptError("its head makes no sense")
     fields = {name: head[name] for name in ENTRY_FIELDS}
     entry = OutboxEntry(**fields, payload=None if fields["received"] else bytes(body))

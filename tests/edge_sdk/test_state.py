@@ -116,9 +116,11 @@ def same(a: Vector | None, b: Vector | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or bool(np.array_equal(a, b)))
 
 
-def run_round(state: DeviceState, number: int, counted: bool, receipt: bool, phase: list[str]) -> None:
+def run_round(
+    state: DeviceState, number: int, counted: bool, receipt: bool, phase: list[str], keeps: bool = True
+) -> None:
     phase[:] = ["save"]
-    state.save_outbox(entry(number), vector(number))
+    state.save_outbox(entry(number), vector(number) if keeps else None)
     phase[:] = ["saved"]
     if receipt:
         state.mark_received(entry(number).ticket)
@@ -139,9 +141,11 @@ def reopen(files: CrashingFiles, second_cut_after: int, budget: int) -> DeviceSt
         files.changes_left = None
 
 
-def check_after_the_cut(state: DeviceState, phase: str, before: Vector | None, counted: bool, lossy: bool) -> None:
+def check_after_the_cut(
+    state: DeviceState, phase: str, before: Vector | None, counted: bool, lossy: bool, keeps: bool
+) -> None:
     found, residual = state.outbox, state.residual(SPEC)
-    after = vector(2) if counted else before
+    after = (vector(2) if keeps else None) if counted else before
     legal: list[Vector | None] = [None] if lossy else []
     if found is None:
         assert phase in ("save", "settle", "settled"), "an update whose save_outbox returned was lost"
@@ -151,6 +155,8 @@ def check_after_the_cut(state: DeviceState, phase: str, before: Vector | None, c
         assert found.ticket == entry(2).ticket
         assert found.received or found == entry(2)
         legal.append(before)
+        if not keeps and counted and phase == "settle":
+            legal.append(None)  # gone already, and the verdict that comes again will find nothing to do
     assert any(same(residual, value) for value in legal)
     state.settle(entry(2).ticket, counted)  # the coordinator repeats its verdict
     assert state.unsettled == []
@@ -162,8 +168,9 @@ def check_after_the_cut(state: DeviceState, phase: str, before: Vector | None, c
 @pytest.mark.parametrize("receipt", [False, True])
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("budget", [1 << 31, 1200, 0], ids=["ample", "runs-out", "none"])
+@pytest.mark.parametrize("keeps", [True, False], ids=["sparse", "dense"])
 def test_a_power_cut_between_any_two_changes_leaves_a_legal_state(
-    counted: bool, receipt: bool, budget: int, second_cut_after: int
+    counted: bool, receipt: bool, budget: int, second_cut_after: int, keeps: bool
 ) -> None:
     for cut_after in range(100):
         files = CrashingFiles()
@@ -174,16 +181,16 @@ def test_a_power_cut_between_any_two_changes_leaves_a_legal_state(
         files.changes_left = cut_after
         phase: list[str] = []
         try:
-            run_round(first, 2, counted, receipt, phase)
+            run_round(first, 2, counted, receipt, phase, keeps)
         except PowerCut:
             reopened = reopen(files, second_cut_after, budget)
             assert reopened.instance == first.instance
-            check_after_the_cut(reopened, phase[0], before, counted, lossy=budget < 1 << 31)
+            check_after_the_cut(reopened, phase[0], before, counted, budget < 1 << 31, keeps)
         else:
             files.changes_left = None
             reopened = open_state(files, budget=budget)
-            check_after_the_cut(reopened, "settled", before, counted, lossy=budget < 1 << 31)
-            assert cut_after >= 3, "the cuts did not reach into the round"
+            check_after_the_cut(reopened, "settled", before, counted, budget < 1 << 31, keeps)
+            assert cut_after >= 2 + keeps, "the cuts did not reach into the round"
             return
     raise AssertionError("the round never ended")
 
@@ -233,13 +240,39 @@ def test_a_verdict_on_an_unknown_ticket_changes_nothing() -> None:
     assert state.residual(SPEC) is None
 
 
-def test_an_update_without_residual_leaves_the_residual_alone() -> None:
+@pytest.mark.parametrize("budget", [1 << 31, 0], ids=["on-disk", "in-memory"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_residual_that_was_sent_whole_is_dropped_once_that_update_counts(counted: bool, budget: int) -> None:
     files = MemoryFiles()
+    state = open_state(files, budget=budget)
+    run_round(state, 1, True, True, [])
+    run_round(state, 2, counted, True, [], keeps=False)
+    assert same(state.residual(SPEC), None if counted else vector(1))
+    assert budget == 0 or same(open_state(files).residual(SPEC), None if counted else vector(1))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_verdict_that_the_storage_refused_is_tried_again_before_the_next_update(counted: bool, keeps: bool) -> None:
+    files = FailingFiles()
     state = open_state(files)
     run_round(state, 1, True, True, [])
-    state.save_outbox(entry(2), None)
-    state.settle(entry(2).ticket, True)
-    assert same(open_state(files).residual(SPEC), vector(1))
+    state.save_outbox(entry(2), vector(2) if keeps else None)
+    files.refuses = lambda action, name: (action, name) == ("delete", "outbox")
+    with pytest.raises(StateError):
+        state.settle(entry(2).ticket, counted)
+    state.mark_received(entry(2).ticket)
+    files.refuses = lambda action, name: False
+    expected = (vector(2) if keeps else None) if counted else vector(1)
+    copy = MemoryFiles()  # a power cut here asks for the verdict again, or finds that it was carried out
+    for name in files.names():
+        copy.write(name, [files.read(name) or b""])
+    reopened = open_state(copy)
+    reopened.settle(entry(2).ticket, counted)
+    assert same(reopened.residual(SPEC), expected)
+    state.save_outbox(entry(3), None)
+    assert state.outbox == entry(3)
+    assert same(state.residual(SPEC), expected)
 
 
 def test_a_residual_of_another_spec_is_dropped_for_good() -> None:
