@@ -53,7 +53,7 @@ def test_several_inputs_go_by_name() -> None:
     value = {"user": [1, 2], "item": [3, 4], "target": [0.5, 1.0]}
     examples = as_examples(value, TWO)
     assert examples.batch(TWO, np.array([1]))["item"].tolist() == [4]
-    with pytest.raises(ExamplesError, match="inputs .'user', 'item'.: give a dictionary"):
+    with pytest.raises(ExamplesError, match=r"inputs .'user', 'item'.: give a dictionary"):
         as_examples(([1, 2], [1, 2]), TWO)
     with pytest.raises(ExamplesError, match="'item' is missing"):
         as_examples({"user": [1, 2], "y": [1, 2]}, TWO)
@@ -140,18 +140,14 @@ def test_npz_by_x_and_y_and_by_input_names(tmp_path: Path) -> None:
 
 def test_npz_never_unpickles(tmp_path: Path) -> None:
     np.savez(tmp_path / "evil.npz", x=np.array([{"a": 1}], dtype=object), y=[0])
-    with pytest.raises(ExamplesError, match="cannot be read as .npz"):
+    with pytest.raises(ExamplesError, match=r"cannot be read as \.npz"):
         load_examples(tmp_path / "evil.npz", PROGRAM)
 
 
 def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nothing")
-    for name, message in (
-        ("bad.npz", "cannot be read"),
-        ("none.npz", "cannot be read"),
-        ("none.csv", "cannot be read"),
-    ):
-        with pytest.raises(ExamplesError, match=f"{name}.*{message}"):
+    for name in ("bad.npz", "none.npz", "none.csv"):
+        with pytest.raises(ExamplesError, match=f"{name}.*cannot be read"):
             load_examples(tmp_path / name, PROGRAM)
     with pytest.raises(ExamplesError, match=r"ends in \.npz or \.csv"):
         load_examples(tmp_path / "data.parquet", PROGRAM)

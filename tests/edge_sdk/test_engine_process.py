@@ -1,0 +1,75 @@
+"""What a device's process weighs, measured from outside: imports and peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_made import mlp_program, start
+
+from edge_sdk.bundle import Bundle
+
+IMPORTS = """
+import json, sys
+import edge_sdk.bundle, edge_sdk.engine, edge_sdk.training, edge_sdk.examples
+heavy = ("onnx", "onnxruntime", "pydantic", "sqlite3", "paho", "ssl", "hashlib", "csv")
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+
+TRAIN = """
+import json, sys, time
+import numpy as np
+from edge_sdk.bundle import Bundle
+from edge_sdk.engine import make_engine
+from edge_sdk.plan import TrainingPlan
+from edge_sdk.training import as_examples, train_locally
+
+bundle = Bundle.load(sys.argv[1])
+engine = make_engine(bundle.program, sys.argv[2])
+rng = np.random.Generator(np.random.PCG64(0))
+x = rng.integers(0, 256, (500, 784), dtype=np.uint8)
+examples = as_examples((x, rng.integers(0, 10, 500)), bundle.program)
+plan = TrainingPlan(epochs=2, held_out=0.1, scalars={"lr": 1e-5})
+result = train_locally(engine, bundle.parameters, examples, plan, rng=rng, clock=time.monotonic)
+status = open("/proc/self/status").read()
+peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+print(json.dumps({"peak": peak, "steps": result.steps, "modules": [m for m in ("onnx",) if m in sys.modules]}))
+"""
+
+
+def run(code: str, *arguments: str) -> object:
+    """The JSON that ``code`` prints in a fresh interpreter."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_importing_what_trains_loads_nothing_heavy() -> None:
+    assert run(IMPORTS) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(("engine", "megabytes_max"), [("numpy", 50), ("onnxruntime", 90)])
+def test_training_200_000_parameters_stays_in_a_small_boards_memory(
+    tmp_path: Path, engine: str, megabytes_max: int
+) -> None:
+    program = mlp_program((784, 200, 200, 10))
+    path = tmp_path / "model.bundle"
+    Bundle(program, start(program) * np.float32(0.2)).save(path)
+    found = run(TRAIN, str(path), engine)
+    assert isinstance(found, dict)
+    assert found["steps"] > 20 and found["modules"] == []
+    assert found["peak"] < megabytes_max, found
