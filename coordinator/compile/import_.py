@@ -115,6 +115,7 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     if not versions:
         raise CompileError(f"model {name!r}: does not say which opset it uses; export it again")
     try:
+        model = onnx.shape_inference.infer_shapes(model)  # some exporters leave the outputs' shapes out
         onnx.checker.check_model(model)
         if versions[0] != OPSET:
             model = version_converter.convert_version(model, OPSET)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.compile.graph import GraphBuilder, Node
+from coordinator.compile.graph import GraphBuilder, Node, Shape
 from coordinator.compile.rules.rule import Gradients, Wanted
 from coordinator.compile.spatial import Window, window_of
 from edge_sdk.errors import CompileError
@@ -25,10 +25,10 @@ def max_pool_training(b: GraphBuilder, node: Node) -> None:
 
 
 def max_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dX = dY scattered to the maxima: one MaxUnpool where windows do not overlap, else a sum of what meets."""
+    """dX = dY scattered to the maxima: one MaxUnpool where windows are apart, else a sum of what meets."""
     x, indices = node.inputs[0], b.saved(node, "indices")
     window = window_of(node)
-    if not _overlaps(window):
+    if _unpools(window, b.shape(x)[2:], b.shape(node.outputs[0])[2:]):
         shape = b.op("Shape", x, start=0)
         attributes = {"kernel_shape": list(window.kernel), "strides": list(window.strides)}
         return [b.op("MaxUnpool", dy[0], indices, shape, pads=node.attributes["pads"], **attributes)]
@@ -40,5 +40,14 @@ def max_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> 
     return [b.op("Reshape", scattered, b.op("Shape", x, start=0), allowzero=0)]
 
 
-def _overlaps(window: Window) -> bool:
-    return any(extent > stride for extent, stride in zip(window.extents, window.strides, strict=True))
+def _unpools(window: Window, sizes: Shape, pooled: Shape) -> bool:
+    """Whether no two windows overlap, and none reaches beyond the input (which MaxUnpool refuses to undo)."""
+    if any(extent > stride for extent, stride in zip(window.extents, window.strides, strict=True)):
+        return False
+    reached = (
+        (int(count) - 1) * stride + kernel - begin - end
+        for count, stride, kernel, begin, end in zip(
+            pooled, window.strides, window.kernel, window.pads_begin, window.pads_end, strict=True
+        )
+    )
+    return all(reach <= int(size) for reach, size in zip(reached, sizes, strict=True))
