@@ -34,9 +34,9 @@ from device_sim.sim_device import SimDevice
 from device_sim.virtual_time import VirtualClock
 from edge_sdk.agent import BlobMemory
 from edge_sdk.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.examples import as_examples
 from edge_sdk.messages import Plan
 from edge_sdk.plan import TrainingPlan
-from edge_sdk.examples import as_examples
 from edge_sdk.update import CodecSettings, frame_bytes_max, keeps_residual
 from edge_sdk.work import EngineCache, spec_digest
 

@@ -1,0 +1,160 @@
+"""``edge-fleet run``: a fleet against a broker and a coordinator that somebody else runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.partitions import partition
+from device_sim.profiles import FleetProfile, draw_profiles
+from device_sim.replay import ReplayWork
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
+from edge_sdk.topics import Topics, check_segment
+
+__all__ = ["FleetRun", "deal", "run_fleet"]
+
+REPORT_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRun:
+    """The options of ``edge-fleet run``, as they are described there."""
+
+    broker: str
+    federation: str
+    task: str = "default"
+    devices: int | None = None
+    data: str = "digits"
+    split: str = "iid"
+    train: str = "real"
+    profile: str = ""
+    engine: str = "auto"
+    shape: str = ""
+    held_out: Path | None = None
+    held_out_share: float = 0.2
+    threads: int = 1
+    prefix: str = "device"
+    seed: int = 0
+    seconds: float = 0.0
+
+
+def deal(
+    dataset: Dataset, split: str, devices: int | None, seed: int, held_out_share: float
+) -> tuple[Dataset, Dataset, list[NDArray[np.int64]]]:
+    """Holds examples out (the published test set where there is one) and deals the others to devices."""
+    if dataset.held_out is not None:
+        train = dataset.subset(np.flatnonzero(~dataset.held_out))
+        test = dataset.subset(np.flatnonzero(dataset.held_out))
+    else:
+        train, test = split_held_out(dataset, held_out_share, seed)
+    return train, test, partition(train, split, devices, seed)
+
+
+def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
+    """Runs until the coordinator says that training is done, or the time is up.
+
+    Returns:
+        Why it ended.
+
+    Raises:
+        EdgeFedError: An option is wrong, or the process may not open enough sockets.
+    """
+    check_segment(run.federation, "--federation")
+    broker = BrokerSettings.parse(run.broker)
+    members = _members(run, say)
+    replay = ReplayWork(run.seed) if run.train == "replay" else None
+    fleet = Fleet(
+        broker,
+        FleetSettings(
+            run.federation, run.task, engine=run.engine, seed=run.seed, training_threads=1 if replay else run.threads
+        ),
+        members,
+        work=None if replay is None else (lambda member: replay),
+    )
+    listener = _Listener(fleet, broker, run, say)
+    try:
+        done = fleet.run(lambda: bool(listener.reason), run.seconds or None)
+        return f"finished: {listener.reason}" if done else f"stopped after {run.seconds:g} s"
+    except KeyboardInterrupt:
+        return "stopped"
+    finally:
+        fleet.close()
+
+
+def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
+    if run.train not in ("real", "replay"):
+        raise ConfigurationError(f"--train: {run.train!r} is not one of real, replay")
+    check_segment(run.prefix, "--prefix")
+    if run.train == "replay":
+        if run.devices is None:
+            raise ConfigurationError("--devices: missing; a replayed fleet has no data that could tell their number")
+        profiles = draw_profiles(run.devices, run.seed, FleetProfile.parse(run.profile))
+        return [Member(f"{run.prefix}-{i:05d}", profile) for i, profile in enumerate(profiles)]
+    dataset = load_dataset(run.data)
+    if run.shape:
+        dataset = dataset.reshaped(_shape(run.shape))
+    train, test, parts = deal(dataset, run.split, run.devices, run.seed, run.held_out_share)
+    if run.held_out is not None:
+        np.savez(run.held_out, x=test.x, y=test.y)
+        say(f"held out: {len(test)} examples in {run.held_out}")
+    profiles = draw_profiles(len(parts), run.seed, FleetProfile.parse(run.profile))
+    say(f"{dataset.name}: {len(train)} examples over {len(parts)} devices ({run.split}), {len(test)} held out")
+    return [
+        Member(f"{run.prefix}-{i:05d}", profile, (train.x[part], train.y[part]))
+        for i, (profile, part) in enumerate(zip(profiles, parts, strict=True))
+    ]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"--shape: {text!r}; write dimensions such as 784 or 1,28,28") from None
+
+
+class _Listener:
+    """Follows the coordinator's retained JSON and says a line now and then."""
+
+    def __init__(self, fleet: Fleet, broker: BrokerSettings, run: FleetRun, say: Callable[[str], None]) -> None:
+        self.reason = ""
+        self._fleet = fleet
+        self._say = say
+        self._topic = Topics(run.federation).coordinator_round
+        self._last = ""
+        settings = replace(broker, client_id=f"{run.prefix}-fleet-listener")
+        self._transport = PahoTransport(settings, self._on_event)
+        fleet.loop.register(self._transport)
+        self._report()
+
+    def _on_event(self, event: TransportEvent) -> None:
+        match event:
+            case Connected():
+                self._transport.subscribe((self._topic,))
+            case Delivery(topic, payload) if topic == self._topic:
+                self._take(payload)
+
+    def _take(self, payload: bytes) -> None:
+        try:
+            state = json.loads(payload)
+        except ValueError:
+            return
+        if state.get("phase") == "done":
+            self.reason = str(state.get("reason", "done"))
+        self._last = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}"
+
+    def _report(self) -> None:
+        if not self._transport.connected:
+            self._transport.connect()
+        self._say(
+            f"connected {self._fleet.connected} of {len(self._fleet.agents)}; {self._last or 'no coordinator yet'}"
+        )
+        self._fleet.loop.call_at(self._fleet.loop.clock() + REPORT_SECONDS, self._report)
