@@ -26,6 +26,7 @@ __all__ = [
     "Publish",
     "Published",
     "RoundCommitted",
+    "RoundEnded",
     "StartJob",
     "Subscribe",
     "Tick",
@@ -152,7 +153,14 @@ class Finished:
     reason: str
 
 
-Effect = Subscribe | Publish | Acknowledge | Finished
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """Round ``number`` was committed and evaluated, or abandoned: its record is the newest one in the store."""
+
+    number: int
+
+
+Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

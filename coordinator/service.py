@@ -11,7 +11,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -30,11 +31,12 @@ from coordinator.events import (
     Finished,
     Publish,
     Published,
+    RoundEnded,
     Subscribe,
     Tick,
 )
 from coordinator.ingest import Ingest
-from coordinator.store import Store
+from coordinator.store import RoundRecord, Store
 from coordinator.workers import ThreadWorkers, WorkerFailed
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.loop import Backoff, EventLoop
@@ -58,6 +60,7 @@ RECONNECT_SECONDS: Final = 0.5
 RECONNECT_SECONDS_MAX: Final = 30.0
 TURN_EVENTS_MAX: Final = 512
 LEAVE_SECONDS_MAX: Final = 5.0
+BACKUP_SECONDS: Final = 300.0
 
 
 @dataclass(slots=True)
@@ -68,7 +71,6 @@ class _Link:
     backoff: Backoff
     due: float | None = 0.0
     up: bool = False
-    told: str = field(default="")
 
 
 class Service:
@@ -84,6 +86,8 @@ class Service:
         rng: For jitter.
         wall: Wall time in seconds, for display.
         linger_seconds: How long to go on answering devices after the end; None for ever.
+        on_round: Told the record of each round that has ended, on the loop's thread.
+        backup: Where a copy of the database is kept, made after commits at most every few minutes; None for none.
     """
 
     def __init__(
@@ -98,8 +102,15 @@ class Service:
         rng: np.random.Generator,
         wall: Callable[[], float],
         linger_seconds: float | None = 10.0,
+        on_round: Callable[[RoundRecord], None] | None = None,
+        backup: Path | None = None,
     ) -> None:
         self._store = store
+        self._task = settings.task
+        self._on_round = on_round
+        self._backup = backup
+        self._backup_due = float("-inf")
+        self._told = ""
         self._loop = EventLoop()
         self._inbox: deque[Event | WorkerFailed] = deque()
         self._workers = ThreadWorkers(ingest, evaluator, self._post)
@@ -198,9 +209,23 @@ class Service:
                     self._links[channel].transport.acknowledge(delivery)
                 case Subscribe(channel, filters):
                     self._links[channel].transport.subscribe(filters)
-                case Finished(reason):
-                    logger.info("finished: %s", reason)
+                case RoundEnded():
+                    self._round_ended(self._loop.clock())
+                case Finished():
                     self._finish(self._loop.clock())
+
+    def _round_ended(self, now: float) -> None:
+        if self._on_round is not None:
+            self._on_round(self._store.rounds(self._task, limit=1)[0])
+        if now >= self._backup_due or self.core.finished is not None:
+            self._backup_due = now + BACKUP_SECONDS
+            self._save_backup()
+
+    def _save_backup(self) -> None:
+        """On a worker's thread; a turn that writes meanwhile waits for the copy (some ms a megabyte)."""
+        path = self._backup
+        if path is not None:
+            self._workers.aside(lambda: self._store.backup(path))
 
     def _finish(self, now: float) -> None:
         if self._linger_seconds is not None:
@@ -229,17 +254,19 @@ class Service:
                 if token:
                     self._inbox.append(Published(channel, token))
             case Connected(_, packet_bytes_max, _):
-                link.up, link.told = True, ""
+                link.up, self._told = True, ""
                 link.backoff.reset()
+                if all(each.up for each in self._links.values()):
+                    logger.info("broker: connected")
                 self._inbox.append(BrokerUp(channel, packet_bytes_max))
             case Disconnected(_, error):
                 was_up, link.up = link.up, False
                 if was_up:
                     self._inbox.append(BrokerDown(channel))
                 link.due = self._loop.clock() + link.backoff.next_seconds()
-                if error is not None and str(error) != link.told:
-                    link.told = str(error)
-                    logger.warning("broker (%s): %s", channel, error)
+                if error is not None and str(error) != self._told:  # both connections would say the same
+                    self._told = str(error)
+                    logger.warning("broker: %s; trying again until it works", error)
             case Subscribed(_, refused):
                 if refused:
                     logger.error("broker (%s): it refused to subscribe to %s: check its ACL", channel, refused)

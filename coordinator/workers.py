@@ -46,7 +46,7 @@ class ThreadWorkers:
         self._evaluator = evaluator
         self._post = post
         self._queue: queue.Queue[StartJob | IngestItem | CloseJob | None] = queue.Queue()
-        self._models: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
+        self._models: queue.Queue[tuple[int, bytes] | Callable[[], None] | None] = queue.Queue()
         self._threads = [
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
             for name, target in (("edgefed-ingest", self._run_queue), ("edgefed-evaluation", self._run_models))
@@ -75,6 +75,10 @@ class ThreadWorkers:
 
     def evaluate(self, number: int, blob: bytes) -> None:
         self._models.put((number, blob))
+
+    def aside(self, job: Callable[[], None]) -> None:
+        """Runs a job behind the evaluations; that it fails is logged and harms nobody."""
+        self._models.put(job)
 
     def busy(self) -> bool:
         return self._queue.qsize() >= QUEUED_MAX
@@ -117,9 +121,19 @@ class ThreadWorkers:
 
     def _run_models(self) -> None:
         while (job := self._models.get()) is not None:
+            if callable(job):
+                self._run_aside(job)
+                continue
             number, blob = job
             try:
                 metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
                 self._post(Evaluated(number, metrics))
             except EdgeFedError as error:
                 self._post(Evaluated(number, {}, str(error)))
+
+    @staticmethod
+    def _run_aside(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except EdgeFedError as error:
+            logger.warning("%s", error)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from coordinator.store.opening import backup_path
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import (
     ENDED_PHASES,
@@ -36,4 +37,5 @@ __all__ = [
     "StoreReader",
     "TicketRecord",
     "Verdict",
+    "backup_path",
 ]

@@ -19,7 +19,15 @@ from typing import IO, Final
 from coordinator.store.migrations import Migration, load_migrations, migrate
 from edge_sdk.errors import StateError
 
-__all__ = ["BUSY_MILLISECONDS", "MEMORY", "claim", "open_for_reading", "open_for_writing", "state_error"]
+__all__ = [
+    "BUSY_MILLISECONDS",
+    "MEMORY",
+    "backup_path",
+    "claim",
+    "open_for_reading",
+    "open_for_writing",
+    "state_error",
+]
 
 MEMORY: Final = ":memory:"
 BUSY_MILLISECONDS: Final = 5000
@@ -53,6 +61,11 @@ _EXPLANATIONS: Final = {
     sqlite3.SQLITE_PERM: f"cannot be opened; {_MODE}",
     sqlite3.SQLITE_CONSTRAINT: "the step contradicts what is stored; nothing of it was kept",
 }
+
+
+def backup_path(path: Path) -> Path:
+    """Where the coordinator keeps the backup of the database ``path``."""
+    return path.with_name(f"{path.name}.backup")
 
 
 def state_error(path: Path, error: sqlite3.Error) -> StateError:
@@ -168,9 +181,11 @@ def _set_aside(path: Path, seconds: int, error: sqlite3.Error) -> StateError:
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{aside}{suffix}")
+    backup = backup_path(path)
+    named = f"the last backup ({backup.name})" if backup.is_file() else "the last backup"
     return StateError(
         f"{path}: the database is damaged ({error}); it was renamed to {aside.name}. Check the disk or SD card, then "
-        f"copy the last backup to {path.name} and start again; or start again without one, and the model begins anew "
+        f"copy {named} to {path.name} and start again; or start again without one, and the model begins anew "
         "from its initial parameters"
     )
 

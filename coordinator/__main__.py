@@ -1,0 +1,175 @@
+"""``edge-coordinator``: serve a federation, check its configuration, look at its rounds, export its model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from edge_sdk import __version__
+from edge_sdk.errors import (
+    BundleError,
+    CompileError,
+    ConfigurationError,
+    ConnectionRefused,
+    ConnectionUnavailable,
+    EdgeFedError,
+    StateError,
+    VersionError,
+)
+
+__all__ = ["EXIT_CODES", "app", "exit_code", "main"]
+
+EXIT_CODES: Final[tuple[tuple[tuple[type[EdgeFedError], ...], int], ...]] = (
+    ((ConfigurationError, CompileError, BundleError, VersionError), 2),
+    ((ConnectionRefused, ConnectionUnavailable), 3),
+    ((StateError,), 4),
+)
+"""What each kind of error ends with; any other one with 1."""
+
+app = typer.Typer(
+    name="edge-coordinator",
+    help="The coordinator of a federation: rounds over MQTT, from one federation.toml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 failed, 2 configuration, 3 broker, 4 state or database.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="The configuration, federation.toml.", metavar="FEDERATION.TOML")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def main() -> None:
+    """The entry point: errors that we raise on purpose become one clear line and an exit code."""
+    try:
+        app()
+    except EdgeFedError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: EdgeFedError) -> int:
+    """The process's exit code for an error."""
+    return next((code for kinds, code in EXIT_CODES if isinstance(error, kinds)), 1)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"edge-coordinator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    stay: Annotated[bool, typer.Option("--stay", help="Go on answering devices after the end, until stopped.")] = False,
+    linger: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for which devices are still answered after the end.")
+    ] = 10.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the federation until it is finished, or until SIGTERM or SIGINT; the next start goes on where it was."""
+    from coordinator.cli_serve import serve as run
+
+    reason = run(config, linger_seconds=None if stay else linger, log_level=log_level)
+    typer.echo(f"finished: {reason}" if reason else "stopped; start again to go on")
+
+
+@app.command()
+def check(config: ConfigFile, as_json: AsJson = False) -> None:
+    """Check configuration, files, model, held-out data, database and broker; nothing is changed."""
+    from coordinator.cli_check import run_checks
+    from coordinator.cli_show import print_checks
+
+    outcomes = run_checks(config)
+    if as_json:
+        _print_json([outcome.as_json() for outcome in outcomes])
+    else:
+        print_checks(outcomes)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed and failed[0].error is not None:
+        raise typer.Exit(exit_code(failed[0].error))
+
+
+@app.command()
+def status(
+    config: ConfigFile,
+    as_json: AsJson = False,
+    devices: Annotated[int, typer.Option(min=0, help="How many devices to list, those seen last first.")] = 10,
+) -> None:
+    """Show the round, tickets, devices, counters and bytes; from the database, also while it is served."""
+    from coordinator.cli_show import print_status
+    from coordinator.config import load_config
+    from coordinator.reports import status_report
+
+    report = status_report(load_config(config), devices_max=devices)
+    if as_json:
+        _print_json(report)
+    else:
+        print_status(report)
+
+
+@app.command()
+def rounds(
+    config: ConfigFile,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead.")] = False,
+    last: Annotated[int, typer.Option(min=0, help="Only so many of the newest rounds; 0 for all.")] = 0,
+) -> None:
+    """List the rounds that have ended: who reported, bytes, loss, metric, seconds."""
+    from coordinator.cli_show import print_rounds, rounds_csv
+    from coordinator.config import load_config
+    from coordinator.reports import rounds_report
+
+    rows = rounds_report(load_config(config), last or sys.maxsize)
+    if as_json:
+        _print_json(rows)
+    elif as_csv:
+        typer.echo(rounds_csv(rows), nl=False)
+    else:
+        print_rounds(rows)
+
+
+@app.command()
+def export(
+    config: ConfigFile,
+    onnx: Annotated[Path | None, typer.Option(help="Write the model with its weights as ONNX.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Write a bundle, to go on from these weights elsewhere.")] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="Of this round; the last by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint's model, and prove it by running what was written."""
+    from coordinator.cli_export import export_model
+    from coordinator.config import load_config
+
+    if onnx is None and bundle is None:
+        raise ConfigurationError("export: says nowhere to write to; give --onnx FILE, --bundle FILE or both")
+    report = export_model(load_config(config), onnx=onnx, bundle=bundle, round_number=round_number)
+    if as_json:
+        _print_json(report)
+    else:
+        for name, value in report.items():
+            typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Whether the model of the configuration is the one that a database was made for."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from coordinator.config import Model
+from edge_sdk.bundle import Program
+from edge_sdk.errors import ConfigurationError
+
+__all__ = ["check_same_model", "differences"]
+
+ACTIVATIONS: Final = frozenset({"Relu", "Tanh", "Sigmoid"})
+SHOWN_MAX: Final = 160
+
+
+def check_same_model(model: Model, configured: Program, stored: Program) -> None:
+    """Refuse another model than the stored one.
+
+    A model of the zoo may be compiled to other bytes by a newer version: what a person would call the model decides,
+    and the stored program goes on. A bundle is what it is: its digest decides.
+
+    Raises:
+        ConfigurationError: It is another one; says in what they differ.
+    """
+    if configured.digest == stored.digest:
+        return
+    differing = differences(configured, stored)
+    if model.bundle is not None and not differing:
+        differing = [f"the graphs: program {configured.digest.hex()[:12]}, not {stored.digest.hex()[:12]}"]
+    if differing:
+        key = "model.bundle" if model.bundle is not None else "model.zoo"
+        raise ConfigurationError(
+            f"{key}: the database was made for another model; the configuration's has {'; '.join(differing)}. Give the "
+            "new model a new name (federation.task) or another federation.state_dir, or put the old model back"
+        )
+
+
+def differences(configured: Program, stored: Program) -> list[str]:
+    """In what two programs differ for a person: ``"loss hinge, not softmax_cross_entropy"``."""
+    return [
+        f"{name} {_shown(mine)}, not {_shown(theirs)}"
+        for (name, mine), (_, theirs) in zip(_facts(configured), _facts(stored), strict=True)
+        if mine != theirs
+    ]
+
+
+def _facts(program: Program) -> list[tuple[str, Any]]:
+    operators = sorted({node.op for node in program.infer_plan.nodes} & ACTIVATIONS)
+    return [
+        ("name", program.name),
+        ("inputs", ", ".join(f"{i.name} {i.dtype}{list(i.shape[1:])}" for i in program.inputs)),
+        ("target", f"{program.target.dtype}{list(program.target.shape[1:])}"),
+        ("classes", program.classes),
+        ("loss", program.loss),
+        ("optimizer", program.optimizer),
+        ("scalars", ", ".join(sorted(program.scalars)) or "none"),
+        ("activations", ", ".join(operators) or "none"),
+        ("parameters", ", ".join(f"{t.name}{list(t.shape)}" for t in program.spec)),
+    ]
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
