@@ -2,7 +2,8 @@
 
 Rice codes are within half a percent of log2 C(n, k) where positions are random. Positions in real updates are not:
 whole rows and columns of a layer move together, so gaps repeat, and deflate (RFC 1951) over LEB128 bytes finds that.
-Both are tried on every update; an estimate of the smaller one would be wrong too often.
+Both are tried on every update whose gaps have structure; an estimate of the smaller one would be wrong too often.
+Random gaps are told by their octets' entropy, which is above the Rice code's length: no Huffman code can be below it.
 
     byte 0      0..28: Rice codes with this parameter; 255: LEB128 gaps under deflate
     bytes 1..4  bytes of the data that follow, little-endian
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -42,13 +42,12 @@ _DEFLATE: Final = 255
 _HUFFMAN: Final = (6, zlib.Z_HUFFMAN_ONLY)
 _SEARCH_SPARSE: Final = (6, zlib.Z_DEFAULT_STRATEGY)
 _SEARCH_DENSE: Final = (4, zlib.Z_FILTERED)
-_SPARSE_GAP: Final = 32
+_DENSE_GAP: Final = 32
 _STRUCTURED: Final = 0.98  # of the Rice code's bytes
 _WINDOW_BITS: Final = -15  # raw: the frame has its own checksum
 _MEMORY_LEVEL: Final = 9
 
 
-@lru_cache(maxsize=64)  # asked for every frame of a round with the same answer
 def indices_bytes_max(count: int, size: int) -> int:
     """Bytes that :func:`encode_indices` never exceeds for at most ``count`` indices below ``size``."""
     parameter = best_parameter(count, size)
@@ -63,14 +62,14 @@ def encode_indices(indices: NDArray[np.int64], size: int) -> bytes:
     np.subtract(indices[1:], indices[:-1], out=gaps[1:])
     gaps[1:] -= 1
     rice_bytes, parameter = _cheapest_rice(gaps, size)
-    leb128 = _to_leb128(gaps)
-    deflated = _deflate(leb128, *_HUFFMAN)
-    if len(deflated) < _STRUCTURED * rice_bytes:
-        # Random positions never come here; where there is structure, it is worth a search for repetitions too.
-        repetitions = _deflate(leb128, *(_SEARCH_DENSE if _SPARSE_GAP * gaps.size > size else _SEARCH_SPARSE))
-        deflated = min(deflated, repetitions, key=len)
-    if len(deflated) < rice_bytes:
-        return _HEAD.pack(_DEFLATE, len(deflated)) + deflated
+    huffman_bytes_min = _entropy_bytes(gaps)
+    if huffman_bytes_min < _STRUCTURED * rice_bytes:
+        leb128 = _to_leb128(gaps)
+        deflated = _deflate(leb128, *(_SEARCH_DENSE if _DENSE_GAP * gaps.size > size else _SEARCH_SPARSE))
+        if len(deflated) > huffman_bytes_min:
+            deflated = min(deflated, _deflate(leb128, *_HUFFMAN), key=len)
+        if len(deflated) < rice_bytes:
+            return _HEAD.pack(_DEFLATE, len(deflated)) + deflated
     data = pack_bit_planes(gaps, parameter) + pack_unary(gaps >> parameter)
     return _HEAD.pack(parameter, len(data)) + data
 
@@ -133,12 +132,27 @@ def _leb128_bytes_max(size: int) -> int:
     return max(1, -(-(size - 1).bit_length() // 7))
 
 
+def _entropy_bytes(gaps: NDArray[np.int64]) -> float:
+    """Bytes below which no Huffman code of the gaps' LEB128 octets can be."""
+    counts = np.zeros(256)
+    rest = gaps
+    while rest.size:
+        longer = (rest > 0x7F).nonzero()[0]
+        octets = rest & 0x7F
+        octets[longer] |= 0x80
+        counts += np.bincount(octets, minlength=256)
+        rest = rest[longer] >> 7
+    counts = counts[counts > 0.0]
+    total = counts.sum()
+    return float(total * np.log2(total) - counts @ np.log2(counts)) / 8
+
+
 def _to_leb128(gaps: NDArray[np.int64]) -> bytes:
     largest = int(gaps.max())
     octets_each = np.ones_like(gaps)
     longer_than = []  # for place 1, 2, ...: which gaps have an octet there
     for place in range(1, _leb128_bytes_max(largest + 1)):
-        longer = np.flatnonzero(gaps >= 1 << (7 * place))
+        longer = (gaps >= 1 << (7 * place)).nonzero()[0]
         octets_each[longer] += 1
         longer_than.append(longer)
     starts = np.cumsum(octets_each)

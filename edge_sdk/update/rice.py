@@ -12,6 +12,7 @@ Source: R. F. Rice, "Some practical universal noiseless coding techniques", JPL 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +38,7 @@ def bytes_for_bits(bits: int) -> int:
     return (bits + 7) >> 3
 
 
+@lru_cache(maxsize=64)  # asked for every frame of a round with the same answer
 def best_parameter(count: int, total: int) -> int:
     """The Rice parameter with the smallest bound on the bits of ``count`` numbers that add up to ``total``.
 

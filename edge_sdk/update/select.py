@@ -17,7 +17,7 @@ from edge_sdk.update.feedback import check_magnitude
 
 __all__ = ["add_and_select"]
 
-_SAMPLE_SIZE: Final = 4096
+_SAMPLE_SIZE: Final = 2048
 _SAMPLED_SIZE_MIN: Final = 1 << 15  # below, the whole vector is as cheap as a sample
 _SAFETY_DEVIATIONS: Final = 3.0
 _CHUNK_SIZE: Final = 1 << 17  # a multiple of 8; what is read again soon stays in the cache, and there are few calls

@@ -74,14 +74,14 @@ def _quantise(magnitudes: NDArray[np.float32]) -> tuple[np.float32, np.float32, 
     exact = magnitudes.astype(np.float64)
     smallest = exact.min()
     excess = exact - smallest
-    mean = excess.mean()
+    mean = excess.sum() / excess.size
     if mean == 0.0:
         return magnitudes[0], np.float32(0.0), np.zeros(magnitudes.size, dtype=np.int64)
     # Rounded up, so that all quotients together cannot exceed k.
     step = np.nextafter(np.float32(max(mean, _STEP_MIN)), np.float32(np.inf))
     quotients = excess / np.float64(step)
     np.floor(quotients, out=quotients)
-    base = (exact - quotients * np.float64(step)).mean()
+    base = (exact.sum() - quotients.sum() * np.float64(step)) / exact.size
     return np.float32(max(base, smallest)), step, quotients.astype(np.int64)
 
 
