@@ -63,6 +63,7 @@ TAKEOVERS_SUSPICIOUS: Final = 3
 SHORT_CONNECTION_SECONDS: Final = 5.0
 ELIGIBLE_SECONDS: Final = 5.0
 STATUS_SECONDS_MIN: Final = 10.0
+HINT_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,9 @@ class BlobMemory:
 @dataclass(slots=True)
 class _Job:
     start: StartTraining
+    uncached: dict[bytes, tuple[bytes | memoryview, str]]
     cancelled: bool = False
+    loss: float | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +163,10 @@ class _Connection:
     takeovers: int = 0
     since: float = field(default=float("-inf"))
     up: bool = False
+    hint_due: float | None = None
+    hinted: bool = False
+    heard: set[str] = field(default_factory=set)
+    refusal_told: bool = False
 
 
 class Agent:
@@ -203,6 +210,7 @@ class Agent:
         self._on_progress = on_progress
         self._blobs = blobs or BlobMemory()
         self._fetched: set[bytes] = set()  # by this device: shared memory may hold what it has never asked for
+        self._uncached: dict[bytes, tuple[bytes | memoryview, str]] = {}
         self._topics = Topics(settings.federation)
         self._transport: Transport | None = None
         self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng), due=connect_at)
@@ -245,7 +253,9 @@ class Agent:
         """Takes a session event (a job's result, a wish to stop) and performs what follows."""
         self._now = now
         if isinstance(event, TrainingFinished | TrainingFailed):
-            self._job, waiting, self._waiting = None, self._waiting, None
+            job, self._job, waiting, self._waiting = self._job, None, self._waiting, None
+            if job is not None and job.loss is not None:
+                self.status = replace(self.status, last_loss=job.loss)
             self._perform(event, now)
             if waiting is not None and not waiting.cancelled:
                 self._start(waiting)
@@ -260,12 +270,16 @@ class Agent:
                 if self._transport is not None:
                     self._transport.acknowledge(event)
                 self.status = replace(self.status, bytes_down=self.status.bytes_down + len(payload))
+                self._note_heard(topic)
                 self._perform(MessageArrived(topic, payload), now)
-            case Published(token):
+            case Published(token, refused):
+                if refused:
+                    self._tell_refused(refused)
                 if token:
                     self._perform(SentPublished(token), now)
             case Connected(_, packet_bytes_max, _):
                 self._connection.up, self._connection.since = True, now
+                self._connection.hint_due = now + HINT_SECONDS
                 self.status = replace(self.status, connected=True, error="")
                 self._perform(Online(packet_bytes_max), now)
                 self._publish_status(now)
@@ -289,10 +303,19 @@ class Agent:
             self._perform(Tick(), now)
         if self._status_due is not None and self._status_due <= now:
             self._publish_status(now)
+        if self._connection.hint_due is not None and self._connection.hint_due <= now:
+            self._give_hint()
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        due = [self.session.next_deadline(), self._connection.due, self._status_due, self._eligible_due]
+        connection = self._connection
+        due = [
+            self.session.next_deadline(),
+            connection.due,
+            connection.hint_due,
+            self._status_due,
+            self._eligible_due,
+        ]
         earliest = min((d for d in due if d is not None), default=float("inf"))
         return None if earliest == float("inf") else earliest
 
@@ -315,6 +338,8 @@ class Agent:
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         connection = self._connection
         was_up, connection.up = connection.up, False
+        connection.hint_due, connection.hinted, connection.refusal_told = None, False, False
+        connection.heard.clear()
         error = "" if event.error is None else str(event.error)
         self.status = replace(self.status, connected=False, error=error)
         if was_up:
@@ -344,6 +369,49 @@ class Agent:
         seconds = connection.backoff.next_seconds()
         return seconds + REFUSED_SECONDS_MIN if isinstance(event.error, ConnectionRefused) else seconds
 
+    def _note_heard(self, topic: str) -> None:
+        """Retained, so they come at once where there is a coordinator and the broker lets us hear it."""
+        connection = self._connection
+        if connection.hint_due is None and not connection.hinted:
+            return
+        if topic in (self._topics.coordinator_state, self._topics.announce(self.settings.task)):
+            connection.heard.add(topic)
+            if connection.hinted:
+                connection.hinted = False
+                self.status = replace(self.status, error="")
+            if len(connection.heard) == 2:
+                connection.hint_due = None
+
+    def _give_hint(self) -> None:
+        """A wrong name looks like silence: after a while the silence is explained."""
+        connection, settings = self._connection, self.settings
+        connection.hint_due, connection.hinted = None, True
+        state = self._topics.coordinator_state
+        if state not in connection.heard:
+            hint = (
+                f"connected, but no coordinator speaks in federation {settings.federation!r}: check the name, that the "
+                f"coordinator is running, and that the broker's ACL lets this device read {state}"
+            )
+            self._tell(Notify("no_coordinator", hint))
+        elif self.session.coordinator_online:
+            hint = f"federation {settings.federation!r} announces no task {settings.task!r}: check the task's name"
+            self._tell(Notify("no_task", hint))
+        else:
+            self._tell(Notify("coordinator_offline", "the coordinator is offline: this device waits for it"))
+
+    def _tell_refused(self, reason: str) -> None:
+        """On MQTT 5 the broker says so; on 3.1.1 it swallows the message, and only the silence shows."""
+        if self._connection.refusal_told:
+            return
+        self._connection.refusal_told = True
+        root, device = self._topics.root, self.settings.device
+        hint = (
+            f"the broker refused a message of this device ({reason}): its ACL must let the device write "
+            f"{root}/from/{device}/#, {root}/up/+/{device} and {root}/status/{device} "
+            "(with the ACL that we ship, the user name is the device id)"
+        )
+        self._tell(Notify("publish_refused", hint))
+
     # --- the session's actions ---
 
     def _perform(self, event: Event, now: float) -> None:
@@ -372,9 +440,12 @@ class Agent:
                 if transport is not None:
                     transport.unsubscribe(filters)
             case StoreBlob(kind, digest, data):
-                self._store_blob(kind, digest, data)
+                self._keep(digest, data)
+                self._uncached[digest] = (data, kind)
             case StartTraining():
-                self._start(_Job(action))
+                uncached = {digest: blob for digest, blob in self._uncached.items() if digest in self._fetched}
+                self._uncached = {}
+                self._start(_Job(action, uncached))
             case CancelTraining(ticket, _):
                 for job in (self._job, self._waiting):
                     if job is not None and job.start.ticket == ticket:
@@ -409,10 +480,11 @@ class Agent:
     def _leave(self) -> None:
         self.left = True
         self._connection.due = None
-        if self._transport is not None and self._connection.up:
-            if self.settings.publish_status:
-                self._transport.publish(self._status_topic, b'{"state": "offline"}', qos=1, retain=True)
-            self._transport.disconnect()
+        if self._transport is None:
+            return
+        if self._connection.up and self.settings.publish_status:
+            self._transport.publish(self._status_topic, b'{"state": "offline"}', qos=1, retain=True)
+        self._transport.disconnect()
 
     # --- blobs ---
 
@@ -424,17 +496,11 @@ class Agent:
             self._keep(digest, data)
         return data is not None
 
-    def _store_blob(self, kind: str, digest: bytes, data: memoryview) -> None:
-        self._keep(digest, data)
-        self._on_state(lambda: self._cache(digest, data, kind))
-
-    def _cache(self, digest: bytes, data: memoryview, kind: str) -> None:
-        self.state.cache_put(digest, data, kind)
-
     def _keep(self, digest: bytes, data: bytes | memoryview) -> None:
         self._blobs.keep(digest, data)
         self._fetched.add(digest)
         self._fetched &= self._blobs.digests
+        self._uncached = {known: blob for known, blob in self._uncached.items() if known in self._fetched}
 
     # --- work ---
 
@@ -457,12 +523,17 @@ class Agent:
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
         )
-        self._run_job(lambda: self._work_off(order))
+        self._run_job(lambda: self._work_off(job, order))
 
-    def _work_off(self, order: Order) -> Event:
-        """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4)."""
+    def _work_off(self, job: _Job, order: Order) -> Event:
+        """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4).
+
+        Downloads are kept here too: an SD card may take seconds, which the network thread does not have.
+        """
         ticket = order.start.ticket
         try:
+            for digest, (data, kind) in job.uncached.items():
+                self.state.cache_put(digest, data, kind)
             product = self._work.run(order)
             self.state.save_outbox(product.entry, product.residual_after)
         except Cancelled:
@@ -473,10 +544,10 @@ class Agent:
             return TrainingFailed(ticket, "state", str(error))
         except EdgeFedError as error:
             return TrainingFailed(ticket, "training", str(error))
-        except Exception as error:  # the user's own code: never our thread's end
+        except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
             logger.exception("training failed")
             return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
-        self.status = replace(self.status, last_loss=float(product.result.loss))
+        job.loss = float(product.result.loss)
         return _finished(product)
 
     def _on_step(self, start: StartTraining, steps: int, loss: float) -> None:
@@ -501,6 +572,8 @@ class Agent:
         logger.log(level, "%s: %s%s", self.settings.device, notice.what, f": {notice.detail}" if notice.detail else "")
         if notice.what in WARNINGS:
             self.status = replace(self.status, error=notice.detail or notice.what)
+        elif notice.what == "trained":
+            self.status = replace(self.status, error="")
         self._report(Progress(notice.what, notice.detail, notice.round))
 
     def _report(self, progress: Progress) -> None:
@@ -542,6 +615,9 @@ WARNINGS: Final = frozenset(
         "bad_digest",
         "bad_message",
         "connection_failed",
+        "no_coordinator",
+        "no_task",
+        "publish_refused",
         "state_failed",
         "subscription_refused",
         "taken_over",

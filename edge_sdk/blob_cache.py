@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from typing import Final
 
 from edge_sdk.errors import StateError
@@ -25,7 +26,7 @@ NAME: Final = re.compile(rf"({'|'.join(KINDS)})-([0-9a-f]{{64}})")
 
 
 class BlobCache:
-    """A bounded cache of content by digest, the least recently used going first.
+    """A bounded cache of content by digest, the least recently used going first; for any thread.
 
     Args:
         files: Where the entries are; files of other names are left alone.
@@ -40,6 +41,7 @@ class BlobCache:
         self._bytes_max = bytes_max
         self._sizes: dict[str, int] = {}  # by file name, the least recently used first
         self._verified: set[str] = set()
+        self._lock = threading.Lock()
         for name in files.names():
             if NAME.fullmatch(name):
                 self._sizes[name] = files.size_bytes(name) or 0
@@ -47,19 +49,21 @@ class BlobCache:
 
     def get(self, digest: bytes) -> bytes | None:
         """The content of ``digest``, or None; an entry that turns out corrupt is deleted."""
-        for kind in KINDS:
-            name = f"{kind}-{digest.hex()}"
-            if name in self._sizes:
-                return self._read(name, digest)
-        return None
+        with self._lock:
+            for kind in KINDS:
+                name = f"{kind}-{digest.hex()}"
+                if name in self._sizes:
+                    return self._read(name, digest)
+            return None
 
     def holds(self, digest: bytes, kind: str) -> bool:
         """Whether the content is here and was checked since the start; it then counts as used."""
         name = f"{kind}-{digest.hex()}"
-        if name not in self._verified:
-            return False
-        self._sizes[name] = self._sizes.pop(name)
-        return True
+        with self._lock:
+            if name not in self._verified:
+                return False
+            self._sizes[name] = self._sizes.pop(name)
+            return True
 
     def put(self, digest: bytes, data: BytesLike, kind: str) -> bool:
         """Keeps ``data``, which was checked against ``digest``; False where it does not fit or cannot be written.
@@ -69,7 +73,10 @@ class BlobCache:
         """
         if kind not in KINDS or len(digest) != 32:
             raise ValueError(f"cache: kind {kind!r} is not one of {KINDS}, or the digest is not 32 bytes")
-        name = f"{kind}-{digest.hex()}"
+        with self._lock:
+            return self._put(f"{kind}-{digest.hex()}", data, kind)
+
+    def _put(self, name: str, data: BytesLike, kind: str) -> bool:
         self._forget(name)
         if len(data) > self._bytes_max:
             return False

@@ -98,7 +98,7 @@ class OutboxEntry:
 class DeviceState:
     """The device's durable state; every change is on disk when the method returns.
 
-    One thread may use the outbox and the residual while another uses the cache; neither pair from two threads at once.
+    Any thread may use the cache; outbox and residual belong to one thread at a time.
 
     Args:
         files: Where the files are; :class:`DirectoryFiles` on a device.

@@ -88,6 +88,7 @@ TRANSITIONS: Final[dict[str, frozenset[str]]] = {
 FINAL_OUTCOMES: Final = ("counted", "refused", "late", "missing", "abandoned", "declined", "unknown")
 REPLY_SECONDS: Final = 5.0
 REPLY_SECONDS_MAX: Final = 60.0
+ATTEMPTS_UNTIL_HINT: Final = 4
 NONCES_KEPT: Final = 4
 TRAINING_SHARE: Final = 0.8
 """Share of the time left that training may take; the rest is for encoding and the link."""
@@ -215,6 +216,11 @@ class Session:
     def round(self) -> int:
         """The round of the ticket in hand, 0 for none."""
         return self._invite.round if self._invite else 0
+
+    @property
+    def coordinator_online(self) -> bool:
+        """Whether a live coordinator has been heard of in this connection."""
+        return self._live
 
     @property
     def unsettled(self) -> tuple[bytes, ...]:
@@ -656,10 +662,19 @@ class Session:
         if name == "checkin" and self.state == IDLE and self._can_talk:
             return self._check_in(now)
         if name == "reply" and self.state == CHECKING_IN:
-            return self._send_check_in(now)
+            hint = [Notify("no_answer", self._silence_explained)] if self._attempts == ATTEMPTS_UNTIL_HINT else []
+            return [*hint, *self._send_check_in(now)]
         if name == "report" and self.state == FETCHING:
             return self._decline("deadline", now)
         return []
+
+    @property
+    def _silence_explained(self) -> str:
+        root, device = self.topics.root, self.settings.device
+        return (
+            f"no answer to {self._attempts} check-ins: the round waits for more devices; or, if others take part, the "
+            f"broker's ACL keeps this device from writing {root}/from/{device}/# or reading {root}/to/{device}/#"
+        )
 
     # --- sending ---
 
