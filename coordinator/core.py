@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -34,6 +35,7 @@ from coordinator.events import (
     Publish,
     Published,
     RoundCommitted,
+    RoundEnded,
     StartJob,
     Subscribe,
     Tick,
@@ -76,6 +78,7 @@ ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
 DONE_SECONDS: Final = 4 * 3600.0
 POPULATION_SECONDS: Final = 7 * 86_400.0
 RETAIN_FROM_DEVICES: Final = 8
+RECENT_ROUNDS: Final = 8
 RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
 
 
@@ -188,6 +191,7 @@ class Coordinator:
         self._round_published_at = float("-inf")
         self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
         self._final: dict[bytes, tuple[str, str]] = {}
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROUNDS)
         self._committing = False
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = 0.0
@@ -703,6 +707,7 @@ class Coordinator:
             ended_at=self._wall(),
         )
         self.store.abandon_round(ended, verdicts)
+        self._effects.append(RoundEnded(ended.number))
         tickets, self.round, self.record = self.round.tickets, None, None
         for ticket in tickets.values():
             state, why = verdicts[ticket.ticket]
@@ -723,6 +728,7 @@ class Coordinator:
             self._abandon(event.error, verdicts, now)
             return
         number, tickets = self.record.number, self.round.tickets
+        self._recent.append({"round": number, **self.record.summary, "metrics": _rounded(event.metrics)})
         self.round, self.record = None, None
         self._completed = number
         self.metrics = dict(event.metrics)
@@ -748,10 +754,13 @@ class Coordinator:
             logger.error("evaluation of round %d failed: %s", event.number, event.error)
         self.metrics.update(event.metrics)
         self.store.set_metrics(self.settings.task, event.number, self.metrics)
+        if self._recent and self._recent[-1]["round"] == event.number:
+            self._recent[-1]["metrics"] = _rounded(self.metrics)
         self._round_over(event.number, now)
 
     def _round_over(self, number: int, now: float) -> None:
         self.finished = self._stopping.observe(number, self.metrics)
+        self._effects.append(RoundEnded(number))
         if self.finished is None:
             self._timers["next"] = now + self.settings.pause_seconds
         else:
@@ -842,7 +851,8 @@ class Coordinator:
             "remaining_seconds": round(self.round.seconds_remaining(now), 1) if self.round else 0.0,
             "goal_count": s.round.goal_count,
             **(self._summary() if self.round else {}),
-            "metrics": {k: round(v, 6) for k, v in self.metrics.items()},
+            "metrics": _rounded(self.metrics),
+            "recent": list(self._recent),
             "best": self._stopping.best,
             "refused_messages": self.store.counters(),
         }
@@ -855,7 +865,7 @@ class Coordinator:
         sent = self._downloads.bytes_sent - self._traffic.down_at_start
         return {
             "checked_in": counts["candidates"],
-            "invited": counts["invited"],
+            "invited": counts["tickets"],
             "at_work": counts["accepted"] + counts["admitted"],
             "committed": reported,
             **{state: counts[state] for state in RESULT_STATES},
@@ -868,6 +878,10 @@ class Coordinator:
     def _record_now(self, now: float) -> RoundRecord:
         assert self.record is not None and self.round is not None
         return replace(self.record, seconds_remaining=self.round.seconds_remaining(now))
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items()}
 
 
 def _ticket(row: TicketRecord) -> Ticket:

@@ -351,10 +351,10 @@ class Round:
         return self.seconds_remaining(now)
 
     def counts(self) -> dict[str, int]:
-        """Invited, checked in, and how many tickets stand in each state; terminal ones partition the invited."""
+        """Candidates, tickets, and how many tickets stand in each state; terminal ones partition the invited."""
         return {
             "candidates": len(self._candidates),
-            "invited": len(self.tickets),
+            "tickets": len(self.tickets),
             **{state: self._states[state] for state in (*OPEN, *TERMINAL)},
         }
 

@@ -1,7 +1,7 @@
 """Named crash points: a run counts them, and another run dies at one of them.
 
 Between any two things that a program does, the power may fail. Each such place has a name here; a scenario without a
-crash counts how often its points are passed, and a test (or ``make soak``) then repeats it with a crash at the n-th one.
+crash counts how often its points are passed, and a test (or ``make soak``) repeats it with a crash at the n-th one.
 """
 
 from __future__ import annotations

@@ -323,6 +323,10 @@ class Agent:
         """Leaves politely: gives back unfinished work, says offline, disconnects."""
         self.handle(Stop(), now)
 
+    def note_failure(self, error: BaseException) -> None:
+        """Whoever drove this device has given up: its status says so."""
+        self.status = replace(self.status, connected=False, error=str(error) or type(error).__name__)
+
     @property
     def job(self) -> StartTraining | None:
         """What the job that was given out is about."""

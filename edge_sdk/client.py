@@ -110,19 +110,55 @@ class EdgeClient:
         on_progress: Callable[[Progress], None] | None = None,
         publish_status: bool = True,
     ) -> None:
-        if load_examples is None:
-            raise ConfigurationError("load_examples: missing; give a function that returns this device's (x, y)")
+        if not callable(load_examples):
+            raise ConfigurationError("load_examples: give a function that returns this device's (x, y)")
+        _check_callables(trainer, eligible, on_progress)
         if engine not in ENGINES:
             raise ConfigurationError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
         self.limits = limits or Limits()
-        self._loop = EventLoop()
-        self._broker = broker if isinstance(broker, BrokerSettings) else BrokerSettings.parse(broker)
+        settings = AgentSettings(
+            federation=check_segment(federation, "federation"),
+            device=check_segment(device_id, "device_id"),
+            task=check_segment(task, "task"),
+            engine=engine,
+            program_bytes_max=self.limits.program_bytes_max,
+            parameters_bytes_max=self.limits.parameters_bytes_max,
+            publish_status=publish_status,
+        )
+        self._broker = _checked_broker(broker)
+        work = TrainingWork(
+            load_examples,
+            engines=EngineCache(engine, self.limits.threads),
+            trainer=trainer,
+            examples_min=self.limits.examples_min,
+        )
         self._jobs: queue.SimpleQueue[Callable[[], Event] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._begun = False
+        self._turned_at = time.monotonic()
+        # From here on there is something to give back.
         self._files = DirectoryFiles(Path(state_dir))
-        state = DeviceState(
+        try:
+            self._agent = Agent(
+                settings,
+                state=self._open_state(),
+                work=work,
+                run_job=self._jobs.put,
+                rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
+                eligible=eligible,
+                on_progress=on_progress,
+            )
+            self._transport = PahoTransport(self._with_identity(device_id), self._on_transport, manual_ack=True)
+            self._loop = EventLoop()
+        except BaseException:
+            self._files.close()
+            raise
+        self._agent.attach(self._transport)
+
+    def _open_state(self) -> DeviceState:
+        return DeviceState(
             self._files,
             new_instance=lambda: os.urandom(16),
             wall_day=lambda: int(time.time() // SECONDS_PER_DAY),
@@ -130,30 +166,6 @@ class EdgeClient:
             cache_bytes_max=self.limits.cache_bytes_max,
             outbox_bytes_max=self.limits.outbox_bytes_max,
         )
-        self._agent = Agent(
-            AgentSettings(
-                federation=check_segment(federation, "federation"),
-                device=check_segment(device_id, "device_id"),
-                task=check_segment(task, "task"),
-                engine=engine,
-                program_bytes_max=self.limits.program_bytes_max,
-                parameters_bytes_max=self.limits.parameters_bytes_max,
-                publish_status=publish_status,
-            ),
-            state=state,
-            work=TrainingWork(
-                load_examples,
-                engines=EngineCache(engine, self.limits.threads),
-                trainer=trainer,
-                examples_min=self.limits.examples_min,
-            ),
-            run_job=self._jobs.put,
-            rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
-            eligible=eligible,
-            on_progress=on_progress,
-        )
-        self._transport = PahoTransport(self._with_identity(device_id), self._on_transport, manual_ack=True)
-        self._agent.attach(self._transport)
 
     @property
     def status(self) -> Status:
@@ -165,12 +177,21 @@ class EdgeClient:
         """Whether the background thread is at work."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago the network thread last went round; a second or two while it is well, for a watchdog to see.
+
+        A connection attempt may hold it up for as long as name look-up, TCP and TLS take (``connect_seconds_max``).
+        """
+        return time.monotonic() - self._turned_at
+
     def run(self) -> None:
         """Works until ``stop()``, SIGTERM or SIGINT; leaves a round politely. Blocks.
 
         Raises:
             EdgeFedError: The client cannot go on (a broker that is away is no reason: it is waited for).
         """
+        self._begin("run()")
         before = _on_signals(self.request_stop)
         try:
             self._work()
@@ -180,8 +201,7 @@ class EdgeClient:
 
     def start(self) -> EdgeClient:
         """Works in the background; returns at once."""
-        if self._thread is not None:
-            raise ConfigurationError("start(): this client was started before; make a new one")
+        self._begin("start()")
         self._thread = threading.Thread(target=self._work_in_background, name="edgefed-network", daemon=True)
         self._thread.start()
         return self
@@ -198,10 +218,16 @@ class EdgeClient:
             EdgeFedError: The background thread had ended with this error.
         """
         self.request_stop()
+        if not self._begun:
+            self._begun = True
+            self._close()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
-        if isinstance(self._failure, EdgeFedError):
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if isinstance(failure, EdgeFedError):
+            raise failure
+        if failure is not None:
+            raise EdgeFedError(f"the client ended: {type(failure).__name__}: {failure}") from failure
 
     def __enter__(self) -> EdgeClient:
         return self.start()
@@ -211,6 +237,15 @@ class EdgeClient:
     ) -> None:
         self.stop()
 
+    def _begin(self, how: str) -> None:
+        if self._begun:
+            raise ConfigurationError(f"{how}: this client was started or stopped before; make a new one")
+        self._begun = True
+
+    def _close(self) -> None:
+        self._files.close()
+        self._loop.close()
+
     # --- the network thread ---
 
     def _work_in_background(self) -> None:
@@ -218,6 +253,7 @@ class EdgeClient:
             self._work()
         except BaseException as error:  # told by status and by stop(); an app's log shows it at once
             self._failure = error
+            self._agent.note_failure(error)
             logger.exception("the client ended")
 
     def _work(self) -> None:
@@ -233,10 +269,10 @@ class EdgeClient:
             self._jobs.put(None)
             worker.join(JOB_SECONDS_MAX)
             self._loop.unregister(self._transport)
-            self._files.close()
-            self._loop.close()
+            self._close()
 
     def _turn(self) -> None:
+        self._turned_at = time.monotonic()
         now = self._loop.clock()
         deadline = self._agent.next_deadline()
         if deadline is not None and deadline <= now:
@@ -267,6 +303,24 @@ class EdgeClient:
         while (job := self._jobs.get()) is not None:
             event = job()
             self._loop.call_soon_threadsafe(lambda event=event: self._agent.handle(event, self._loop.clock()))  # type: ignore[misc]
+
+
+def _check_callables(trainer: object, eligible: object, on_progress: object) -> None:
+    if trainer is not None and not callable(getattr(trainer, "fit", None)):
+        raise ConfigurationError(f"trainer: {type(trainer).__name__} has no method fit(parameters, examples, plan)")
+    for name, value in (("eligible", eligible), ("on_progress", on_progress)):
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"{name}: {value!r} is not a function")
+
+
+def _checked_broker(broker: object) -> BrokerSettings:
+    if isinstance(broker, BrokerSettings):
+        return broker
+    if not isinstance(broker, str):
+        raise ConfigurationError(
+            f"broker: {broker!r} is neither an address such as mqtt://host:1883 nor BrokerSettings"
+        )
+    return BrokerSettings.parse(broker)
 
 
 def _on_signals(stop: Callable[[], None]) -> dict[int, Any]:

@@ -50,7 +50,8 @@ def make_engine(program: Program, engine: str = "auto", threads: int = 1) -> Eng
     except TrainingError as error:
         if engine == "onnxruntime":
             raise
-        log.info("falling back to the NumPy engine: %s", error)
+        missing = isinstance(error.__cause__, ModuleNotFoundError)  # as on devices that were installed without it
+        log.log(logging.INFO if missing else logging.WARNING, "falling back to the NumPy engine: %s", error)
         return _numpy(program)
 
 

@@ -1,8 +1,9 @@
 """A look at ONNX bytes before onnxruntime parses them; a device has no ``onnx`` package to do it with.
 
-onnxruntime would read tensors from any file that a model names ("external data"), relative to the working directory:
-a hostile program could train on the device's files and have the update carry them away. So external data is refused
-here, by walking the protobuf wire format, and so are operators that are not ONNX's own.
+ONNX lets a model name files that hold its tensors ("external data"). Whether onnxruntime follows such a name in a model
+given as bytes depends on its version; where it does, a hostile program would train on the device's files and the update
+would carry them away. So it is refused here, by walking the protobuf wire format, and so are operators that are not
+ONNX's own.
 
 Source: Protocol Buffers encoding (wire types 0, 1, 2, 5); field numbers from onnx.proto3, IR version 10.
 """

@@ -174,7 +174,11 @@ class OnnxRuntimeEngine:
     def _session(self, graph: bytes, where: str) -> Any:
         check_onnx(graph, f"program {self.program.name!r}, graph {where!r}")
         try:
-            session = self._runtime.InferenceSession(graph, self._options, providers=["CPUExecutionProvider"])
+            # There is nothing to fall back to, and onnxruntime prints to stdout while it does.
+            session = self._runtime.InferenceSession(
+                graph, self._options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            session.disable_fallback()
         except Exception as error:  # onnxruntime has no exception root of its own
             raise TrainingError(
                 f"onnxruntime {self._runtime.__version__} does not load the graph {where!r}: {_brief(error)}; "

