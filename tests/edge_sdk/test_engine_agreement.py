@@ -13,7 +13,7 @@ from hand_made import blobs, mlp_program, modelled, start, transcribed
 from onnx import TensorProto, helper
 
 from coordinator.compile import LOSSES, OPTIMIZERS, build_zoo_model, compile_model, zoo_loss
-from edge_sdk.bundle import Bundle, NumpyPlan, Program
+from edge_sdk.bundle import Bundle, NumpyPlan, Program, decode_parameters, encode_parameters
 from edge_sdk.engine import make_engine
 from edge_sdk.engine.onnx_bytes import check_onnx
 from edge_sdk.engine.onnx_runtime import OnnxRuntimeEngine
@@ -25,10 +25,11 @@ ENGINES = ("numpy", "onnxruntime")
 def trajectories(bundle: Bundle, batches: list[dict[str, Any]], scalars: dict[str, float]) -> dict[str, Any]:
     """Losses, parameters and evaluations by engine, over the same batches; the program comes over the wire."""
     program = Program.decode(bundle.program.encode())
+    vector = decode_parameters(encode_parameters(bundle.parameters), program.spec)  # read-only, as on a device
     found: dict[str, Any] = {}
     for name in ENGINES:
         engine = make_engine(program, name)
-        handle = engine.load(bundle.parameters)
+        handle = engine.load(vector)
         losses = [engine.step(handle, batch, {**program.scalars, **scalars}) for batch in batches]
         found[name] = (
             losses,
