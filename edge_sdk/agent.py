@@ -18,6 +18,7 @@ import numpy as np
 
 from edge_sdk import __version__
 from edge_sdk.errors import ConnectionRefused, EdgeFedError, ExamplesError, StateError
+from edge_sdk.hints import Hints
 from edge_sdk.loop import Backoff
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
 from edge_sdk.session import (
@@ -63,7 +64,6 @@ TAKEOVERS_SUSPICIOUS: Final = 3
 SHORT_CONNECTION_SECONDS: Final = 5.0
 ELIGIBLE_SECONDS: Final = 5.0
 STATUS_SECONDS_MIN: Final = 10.0
-HINT_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +163,6 @@ class _Connection:
     takeovers: int = 0
     since: float = field(default=float("-inf"))
     up: bool = False
-    hint_due: float | None = None
-    hinted: bool = False
-    heard: set[str] = field(default_factory=set)
-    refusal_told: bool = False
 
 
 class Agent:
@@ -212,6 +208,7 @@ class Agent:
         self._fetched: set[bytes] = set()  # by this device: shared memory may hold what it has never asked for
         self._uncached: dict[bytes, tuple[bytes | memoryview, str]] = {}
         self._topics = Topics(settings.federation)
+        self._hints = Hints(self._topics, settings.task, settings.device)
         self._transport: Transport | None = None
         self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng), due=connect_at)
         self._job: _Job | None = None
@@ -270,16 +267,18 @@ class Agent:
                 if self._transport is not None:
                     self._transport.acknowledge(event)
                 self.status = replace(self.status, bytes_down=self.status.bytes_down + len(payload))
-                self._note_heard(topic)
+                if self._hints.on_message(topic):
+                    self.status = replace(self.status, error="")
                 self._perform(MessageArrived(topic, payload), now)
             case Published(token, refused):
-                if refused:
-                    self._tell_refused(refused)
+                hint = self._hints.on_refused(refused) if refused else None
+                if hint is not None:
+                    self._tell(hint)
                 if token:
                     self._perform(SentPublished(token), now)
             case Connected(_, packet_bytes_max, _):
                 self._connection.up, self._connection.since = True, now
-                self._connection.hint_due = now + HINT_SECONDS
+                self._hints.on_connected(now)
                 self.status = replace(self.status, connected=True, error="")
                 self._perform(Online(packet_bytes_max), now)
                 self._publish_status(now)
@@ -303,16 +302,15 @@ class Agent:
             self._perform(Tick(), now)
         if self._status_due is not None and self._status_due <= now:
             self._publish_status(now)
-        if self._connection.hint_due is not None and self._connection.hint_due <= now:
-            self._give_hint()
+        if self._hints.deadline is not None and self._hints.deadline <= now:
+            self._tell(self._hints.on_deadline(self.session.coordinator_online))
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        connection = self._connection
         due = [
             self.session.next_deadline(),
-            connection.due,
-            connection.hint_due,
+            self._connection.due,
+            self._hints.deadline,
             self._status_due,
             self._eligible_due,
         ]
@@ -342,8 +340,7 @@ class Agent:
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         connection = self._connection
         was_up, connection.up = connection.up, False
-        connection.hint_due, connection.hinted, connection.refusal_told = None, False, False
-        connection.heard.clear()
+        self._hints.on_disconnected()
         error = "" if event.error is None else str(event.error)
         self.status = replace(self.status, connected=False, error=error)
         if was_up:
@@ -372,49 +369,6 @@ class Agent:
             connection.backoff.reset()
         seconds = connection.backoff.next_seconds()
         return seconds + REFUSED_SECONDS_MIN if isinstance(event.error, ConnectionRefused) else seconds
-
-    def _note_heard(self, topic: str) -> None:
-        """Retained, so they come at once where there is a coordinator and the broker lets us hear it."""
-        connection = self._connection
-        if connection.hint_due is None and not connection.hinted:
-            return
-        if topic in (self._topics.coordinator_state, self._topics.announce(self.settings.task)):
-            connection.heard.add(topic)
-            if connection.hinted:
-                connection.hinted = False
-                self.status = replace(self.status, error="")
-            if len(connection.heard) == 2:
-                connection.hint_due = None
-
-    def _give_hint(self) -> None:
-        """A wrong name looks like silence: after a while the silence is explained."""
-        connection, settings = self._connection, self.settings
-        connection.hint_due, connection.hinted = None, True
-        state = self._topics.coordinator_state
-        if state not in connection.heard:
-            hint = (
-                f"connected, but no coordinator speaks in federation {settings.federation!r}: check the name, that the "
-                f"coordinator is running, and that the broker's ACL lets this device read {state}"
-            )
-            self._tell(Notify("no_coordinator", hint))
-        elif self.session.coordinator_online:
-            hint = f"federation {settings.federation!r} announces no task {settings.task!r}: check the task's name"
-            self._tell(Notify("no_task", hint))
-        else:
-            self._tell(Notify("coordinator_offline", "the coordinator is offline: this device waits for it"))
-
-    def _tell_refused(self, reason: str) -> None:
-        """On MQTT 5 the broker says so; on 3.1.1 it swallows the message, and only the silence shows."""
-        if self._connection.refusal_told:
-            return
-        self._connection.refusal_told = True
-        root, device = self._topics.root, self.settings.device
-        hint = (
-            f"the broker refused a message of this device ({reason}): its ACL must let the device write "
-            f"{root}/from/{device}/#, {root}/up/+/{device} and {root}/status/{device} "
-            "(with the ACL that we ship, the user name is the device id)"
-        )
-        self._tell(Notify("publish_refused", hint))
 
     # --- the session's actions ---
 
