@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 MODELS = {
     "mlp": {"inputs": (784,), "outputs": 10},
@@ -40,7 +41,10 @@ def measured(path: str, engine_name: str, batch_size: int) -> str:
     engine = make_engine(bundle.program, engine_name)
     rng = np.random.default_rng(0)
     shape = (batch_size, *(d or 1 for d in bundle.program.inputs[0].shape[1:]))
-    batch = {"x": rng.normal(0, 0.3, shape).astype(np.float32), "target": rng.integers(0, 10, batch_size)}
+    batch: dict[str, Any] = {
+        "x": rng.normal(0, 0.3, shape).astype(np.float32),
+        "target": rng.integers(0, 10, batch_size),
+    }
     handle = engine.load(bundle.parameters)
     steps = 200 if bundle.program.name == "mlp" else 5
     best = float("inf")
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("BUNDLE", "ENGINE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(measured(*arguments.measure, arguments.batch))
+        print(measured(arguments.measure[0], arguments.measure[1], arguments.batch))
         return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.bundle"
