@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import ExamplesError
 from edge_sdk.program import Input, Program
 
-__all__ = ["Examples", "as_examples", "load_examples"]
+__all__ = ["Examples", "ExamplesFile", "as_examples", "load_examples"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -47,17 +47,32 @@ class Examples:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ExamplesFile:
+    """Examples in a file; what is in it is known to fit only once there is a program to check it against.
+
+    Attributes:
+        path: A ``.npz`` or ``.csv``, see :func:`load_examples`.
+        target: Of a ``.csv``, the name of the target's column; None for the last one.
+    """
+
+    path: Path
+    target: str | None = None
+
+
 def as_examples(value: Any, program: Program) -> Examples:
     """Local examples in any of the usual forms, checked against ``program``.
 
     Args:
-        value: :class:`Examples`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name with ``"target"``;
-            ``x`` may itself hold arrays by input name.
+        value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
+            with ``"target"``; ``x`` may itself hold arrays by input name.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
         ExamplesError: Something is missing, or has another shape, type, length or range; says expected and got.
     """
+    if isinstance(value, ExamplesFile):
+        return load_examples(value.path, program, value.target)
     arrays, target = _taken_apart(value, program)
     inputs = {}
     for entry in program.inputs:
