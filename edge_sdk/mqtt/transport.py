@@ -149,6 +149,8 @@ class PahoTransport:
         """
         if qos not in (0, 1) or not topic or "+" in topic or "#" in topic or "\0" in topic:
             raise ConfigurationError(f"publish: {topic!r} at QoS {qos}; use a topic without wildcards and QoS 0 or 1")
+        if expiry_seconds is not None and not 1 <= expiry_seconds <= 0xFFFFFFFF:
+            raise ConfigurationError(f"publish: expiry_seconds {expiry_seconds!r}; use a whole number from 1, or None")
         link = self._connected_link()
         if link is None:
             return

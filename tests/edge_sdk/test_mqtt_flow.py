@@ -229,6 +229,14 @@ def test_a_topic_that_cannot_be_published_to_is_refused_here(
         client.transport.subscribe(["a/#/b"])
 
 
+@pytest.mark.parametrize("seconds", [0, -1, 1 << 32])
+def test_an_expiry_that_cannot_be_is_refused_here(
+    mosquitto_broker: PrivateBroker, make_client: MakeClient, seconds: int
+) -> None:
+    with pytest.raises(ConfigurationError, match="expiry_seconds"):
+        make_client(mosquitto_broker).transport.publish("t/x", b"", expiry_seconds=seconds)
+
+
 def test_many_filters_are_one_packet_with_one_answer(broker: PrivateBroker, make_client: MakeClient) -> None:
     client = make_client(broker).connected()
     client.transport.subscribe([f"t/{number}" for number in range(40)], token=5)
