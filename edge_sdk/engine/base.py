@@ -44,12 +44,12 @@ class Engine(Protocol):
         scalars: Mapping[str, float],
         corrections: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> float:
-        """One optimiser step in place; returns the batch's mean loss. ``scalars`` must hold all the program's scalars.
+        """One optimiser step in place; returns the batch's mean loss. Scalars not given have the program's defaults.
 
         ``corrections`` (to be added to the gradients, for SCAFFOLD and its kin) are reserved.
 
         Raises:
-            TrainingError: The graph failed on this batch, or corrections were given.
+            TrainingError: The graph failed on this batch, the program lacks a scalar, or corrections were given.
         """
 
     def read(self, handle: Handle) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engine.base import Batch, check_vector, no_corrections
+from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError, TrainingError
 from edge_sdk.numpy_plan import NumpyPlan
@@ -61,7 +61,9 @@ class NumpyEngine:
     ) -> float:
         """See :class:`Engine`."""
         no_corrections(corrections)
-        values = {name: np.array(value, dtype=np.float32) for name, value in scalars.items()}
+        values = {
+            name: np.array(value, dtype=np.float32) for name, value in merged_scalars(self.program, scalars).items()
+        }
         results = self._train.run({**handle.anchors, **handle.tensors, **batch, **values})
         handle.tensors.update([(name, results[new]) for name, new in self._updates])
         return _scalar(results["loss"], "loss")

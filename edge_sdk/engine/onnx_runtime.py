@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engine.base import Batch, check_vector, no_corrections
+from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections
 from edge_sdk.engine.onnx_bytes import check_onnx
 from edge_sdk.errors import BundleError, TrainingError
 from edge_sdk.program import ANCHOR, NEW, Program
@@ -102,7 +102,7 @@ class OnnxRuntimeEngine:
     ) -> float:
         """See :class:`Engine`."""
         no_corrections(corrections)
-        for name, number in scalars.items():
+        for name, number in merged_scalars(self.program, scalars).items():
             handle.scalars[name][()] = number
         binding = handle.bindings[handle.turn]
         # Kept until the run is over: onnxruntime reads these arrays where they are.

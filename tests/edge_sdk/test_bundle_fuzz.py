@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from hand_made import mlp_program, start
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.bundle import Bundle, Program, decode_parameters, encode_parameters
@@ -38,6 +38,7 @@ def mangled(data: bytes, seed: int) -> bytes:
     return bytes(result)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_program_decode_of_noise(data: bytes) -> None:
     for candidate in (data, DATA[:8] + data):
@@ -72,6 +73,7 @@ def test_engines_meet_mangled_programs_with_our_errors_only() -> None:
             pass
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 2**32))
 def test_check_onnx_of_noise(data: bytes, seed: int) -> None:
     for candidate in (data, mangled(PROGRAM.train, seed)):
@@ -81,6 +83,7 @@ def test_check_onnx_of_noise(data: bytes, seed: int) -> None:
             pass
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 2**32))
 def test_decode_parameters_of_noise(data: bytes, seed: int) -> None:
     good = encode_parameters(start(PROGRAM))

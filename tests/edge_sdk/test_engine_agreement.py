@@ -121,6 +121,22 @@ def test_loading_starts_anew_and_leaves_the_vector_alone(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_scalars_not_given_are_the_programs_and_unknown_ones_an_error(engine: str) -> None:
+    program = mlp_program(momentum=True)
+    x, y = blobs(20)
+    runner = make_engine(program, engine)
+    results = []
+    for later in ({}, {"lr": 0.1, "momentum": 0.9}):
+        handle = runner.load(start(program))
+        for scalars in ({"momentum": 0.1}, later, later):
+            runner.step(handle, {"x": x, "target": y}, scalars)
+        results.append(runner.read(handle))
+    assert np.array_equal(results[0], results[1])
+    with pytest.raises(TrainingError, match="no scalar input 'beta1'"):
+        runner.step(runner.load(start(program)), {"x": x, "target": y}, {"beta1": 0.9})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_handles_are_independent(engine: str) -> None:
     program = mlp_program(momentum=True)
     x, y = blobs(20)
