@@ -221,6 +221,7 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
         records = store.rounds("default", limit=100_000)
     rows = round_rows(records, "accuracy")
     write_csv(rows, folder / "rounds.csv")
+    view.save_svg(folder / "view.svg")
     title = f"{settings.devices} devices, digits, {settings.split}"
     write_picture(rows, folder / "rounds.png", metric="accuracy", title=title)
     _export(folder)
@@ -232,7 +233,7 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     view.say(f"updates: {human_bytes(up)} instead of {human_bytes(dense)} as dense float32 ({smaller})")
     view.say(f"model.onnx in stock onnxruntime: {accuracy:.1%} of {len(held_out)} held-out digits")
     view.say(
-        f"left in {folder}: model.onnx rounds.csv rounds.png state/demo-default.db federation.toml coordinator.log"
+        f"left in {folder}: model.onnx rounds.csv rounds.png view.svg state/demo-default.db federation.toml coordinator.log"
     )
     return accuracy
 

@@ -5,9 +5,11 @@ In a terminal it is one panel that stays in place; without one (a pipe, CI) each
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console, Group
@@ -20,6 +22,7 @@ from rich.text import Text
 __all__ = ["View", "human_bytes"]
 
 ROWS: Final = 12
+PICTURE_COLUMNS: Final = 116
 STATES: Final = ("late", "declined", "missing", "refused")
 
 
@@ -88,6 +91,12 @@ class View:
                 self._rows[-1] = row  # its evaluation has come
         if self._live is not None:
             self._live.update(self._draw())
+
+    def save_svg(self, path: Path) -> None:
+        """The panel as it stands, as a picture of a terminal."""
+        console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), highlight=False)
+        console.print(self._draw())
+        console.save_svg(str(path), title="edge-fleet demo")
 
     def _take(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
