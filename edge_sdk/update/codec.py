@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["MAGNITUDE_MAX", "Codec", "Decoded", "Encoded"]
+__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Decoded", "Encoded"]
 
 MAGNITUDE_MAX: Final = 2.0**100
 """Above this no coordinate is sent or believed: sums of squares of such values would leave even float64's comfort, and
 a model that moves so far has diverged."""
+
+MAGNITUDE_MAX_BITS: Final = (127 + 100) << 23
+"""``MAGNITUDE_MAX`` in float32, read as an integer: the order of such integers is that of the floats, and comparing
+them raises no floating-point warning, whatever a peer put there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

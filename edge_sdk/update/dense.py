@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.update.codec import MAGNITUDE_MAX, Codec, Decoded
+from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded
 from edge_sdk.update.feedback import add_residual
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def _decode(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
     if len(body) != 4 * size:
         raise DecodeError(f"update frame: {len(body)} bytes of float32, expected {4 * size}", reason="length")
     values = np.frombuffer(body, dtype="<f4").astype(np.float32)
-    # Written so that a NaN, which is neither above nor below, is refused.
-    if not (values.max() <= MAGNITUDE_MAX and values.min() >= -MAGNITUDE_MAX):
+    # As integers without their sign, floats up to the bound come first; infinities and NaNs are above.
+    if (values.view(np.uint32) & 0x7FFF_FFFF).max() > MAGNITUDE_MAX_BITS:
         raise DecodeError(f"update frame: a value is not finite or above {MAGNITUDE_MAX:g}", reason="values")
     return Decoded(size, None, values)
 

@@ -17,13 +17,11 @@ def add_residual(delta: NDArray[np.float32], residual: NDArray[np.float32] | Non
     Raises:
         TrainingError: A coordinate of the sum cannot be sent.
     """
-    if residual is None:
-        total = delta
-    else:
-        # A sum that overflows is refused below; a warning on the device's console would say less.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = delta + residual
-    check_magnitude(max(float(total.max()), -float(total.min())))
+    # What overflows is refused below; a warning on the device's console would say less.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = delta if residual is None else delta + residual
+        largest = max(float(total.max()), -float(total.min()))
+    check_magnitude(largest)
     return total
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.update.codec import MAGNITUDE_MAX, Codec, Decoded
+from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded
 from edge_sdk.update.feedback import add_residual
 from edge_sdk.update.splitmix import uniforms
 
@@ -72,8 +72,8 @@ def _decode(body: memoryview, size: int, settings: CodecSettings, *, bits: int) 
     blocks = _blocks(size, block)
     codes_at = _HEAD.size + 4 * blocks
     scales = np.frombuffer(body[_HEAD.size : codes_at], dtype="<f4").astype(np.float32)
-    # Written so that a NaN, which is neither above nor below, is refused.
-    if not (scales.min() >= 0.0 and scales.max() <= MAGNITUDE_MAX):
+    # As integers, floats from 0 to the bound come first; negative ones, infinities and NaNs are all above.
+    if scales.view(np.uint32).max() > MAGNITUDE_MAX_BITS:
         raise DecodeError(f"update frame: a scale is not a finite number in 0..{MAGNITUDE_MAX:g}", reason="values")
     codes = _unpack_codes(body[codes_at:], size, bits)
     values = np.zeros((blocks, block), dtype=np.float32)

@@ -42,16 +42,17 @@ def add_and_select(
     Raises:
         TrainingError: A coordinate of the sum cannot be sent.
     """
-    # Sums that overflow are found below; a warning on the device's console would say less.
+    # What overflows is refused below; a warning on the device's console would say less.
     with np.errstate(over="ignore", invalid="ignore"):
         threshold = _sampled_threshold(delta, residual, count)
         total, bits = _add_and_compare(delta, residual, threshold)
-    candidates = _positions(bits, delta.size)
-    if candidates.size < count and threshold > _SMALLEST:
-        candidates = np.flatnonzero(~(np.abs(total) < _SMALLEST))
-    magnitudes = np.abs(total[candidates])
+        candidates = _positions(bits, delta.size)
+        if candidates.size < count and threshold > _SMALLEST:
+            candidates = np.flatnonzero(~(np.abs(total) < _SMALLEST))
+        magnitudes = np.abs(total[candidates])
+        largest = float(magnitudes.max(initial=0.0))
     # A NaN is not below any threshold, hence among the candidates, as infinity and the largest magnitude are.
-    check_magnitude(float(magnitudes.max(initial=0.0)))
+    check_magnitude(largest)
     positive = magnitudes > 0.0  # a processor that flushes denormals to zero finds zeros not below the smallest one
     if not positive.all():
         candidates, magnitudes = candidates[positive], magnitudes[positive]

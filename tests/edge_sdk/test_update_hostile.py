@@ -282,6 +282,7 @@ def scramble(rng: np.random.Generator, body: bytearray) -> None:
     body[:] = rng.bytes(int(rng.integers(1, 400)))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mutation", [cut, flip, flip_head, insert, flatten, scramble])
 def test_mutations_behind_a_right_checksum_raise_nothing_else(
     mutation: Callable[[np.random.Generator, bytearray], None],
@@ -303,6 +304,7 @@ def test_mutations_behind_a_right_checksum_raise_nothing_else(
     assert slowest < SECONDS_MAX
 
 
+@pytest.mark.filterwarnings("error")
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=80), st.sampled_from(MUTANTS), st.booleans())
 def test_random_bytes_raise_nothing_else(data: bytes, mutant: tuple[CodecSettings, int, str], sealed: bool) -> None:
@@ -311,6 +313,22 @@ def test_random_bytes_raise_nothing_else(data: bytes, mutant: tuple[CodecSetting
         check_promises(decode_update(seal(data, wire_id=wire_id) if sealed else data, SIZE, codec), SIZE)
     except (DecodeError, VersionError):
         pass
+
+
+@pytest.mark.filterwarnings("error")
+def test_signalling_not_a_numbers_are_refused_without_a_warning() -> None:
+    signalling = struct.pack("<I", 0x7FA00000)
+    levels = sparse_body().index(struct.pack("<ff", 1.0, 0.5))
+    cases = [
+        (CodecSettings("int8", block_size=8), 1, struct.pack("<I", 8) + signalling + bytes(3)),
+        (CodecSettings("dense"), 0, bytes(4) + signalling + bytes(4)),
+        (CodecSettings("sparse", density=1.0), 3, sparse_body()[:levels] + signalling + sparse_body()[levels + 4 :]),
+    ]
+    for codec, wire_id, body in cases:
+        size = 100 if wire_id == 3 else 3
+        with pytest.raises(DecodeError) as caught:
+            decode_update(seal(body, size=size, wire_id=wire_id), size, codec)
+        assert caught.value.reason == "values"
 
 
 def test_the_costliest_frames_cost_no_more_than_honest_ones_by_much() -> None:
