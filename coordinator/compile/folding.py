@@ -1,9 +1,9 @@
 """Shape arithmetic, done once instead of in every step.
 
 Exporters write a flatten as Shape, Gather, Concat, Reshape; ONNX's own inference gives up somewhere on that way. Here
-the integers are computed for real, for two prime batch sizes that no real dimension has. What comes out the same
-both times is a constant. In the shape of a Reshape, the one entry that follows the batch is written as -1. Only
-integers that come from shapes are touched: parameters enter this module as inputs without values.
+the integers are computed for real, for two batch sizes. What comes out the same both times is a constant; in the
+shape of a Reshape, the one entry that follows the batch is written as -1. Only integers that come from shapes are
+touched: parameters enter this module as inputs without values.
 """
 
 from __future__ import annotations

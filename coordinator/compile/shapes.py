@@ -1,8 +1,8 @@
 """Shape inference with a batch that stays open.
 
 ONNX's own inference loses track of sizes behind a ``-1``, which most exporters write when they flatten. So it runs
-twice, with two prime batch sizes that no real dimension has: a size that is the same both times is static, and one
-that is k times the prime both times is ``batch*k``.
+twice, with two prime batch sizes: a size that is the same both times is static, and one that is k times the prime both
+times is ``batch*k``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from edge_sdk.errors import CompileError
 
 __all__ = ["PROBES", "infer_values", "inferred", "value_of"]
 
-PROBES: Final = (7_368_787, 15_485_863)  # the 500,000th and the 1,000,000th prime
+PROBES: Final = (1009, 2003)
+"""Two primes. Small ones, because inference writes out the elements of one-dimensional tensors."""
 
 _DATA_BYTES_MAX: Final = 8192
 
