@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "explain_goodbye",
+    "explain_hang_up",
     "explain_loss",
     "explain_no_answer",
     "explain_not_mqtt",
@@ -36,10 +37,8 @@ _BAD_CLIENT_ID, _BAD_LOGIN, _NOT_AUTHORISED, _UNAVAILABLE, _BUSY, _BANNED = 0x85
 _SHUTTING_DOWN, _TAKEN_OVER, _PACKET_TOO_LARGE, _CONNECTION_RATE = 0x8B, 0x8E, 0x95, 0x9F
 
 
-def explain_unreachable(
-    settings: BrokerSettings, error: BaseException | None, first_bytes: bytes = b""
-) -> EdgeFedError:
-    """The error for a broker that was not reached, or hung up before it answered (``error`` None: a plain hang-up)."""
+def explain_unreachable(settings: BrokerSettings, error: BaseException) -> EdgeFedError:
+    """The error for a broker to which no connection (with TLS: no handshake) came about."""
     where = settings.address
     if isinstance(error, socket.gaierror):
         return ConnectionUnavailable(
@@ -52,25 +51,39 @@ def explain_unreachable(
         return ConnectionUnavailable(f"nothing listens at {where}; {_nobody_listens(settings)}")
     if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN):
         return ConnectionUnavailable(f"there is no route to {where} ({error.strerror}); is this device's network up?")
-    if settings.tls is not None and (explained := _explain_tls(settings, error)):
+    if settings.tls is not None and (explained := _explain_handshake(settings, error)):
         return explained
     if isinstance(error, TimeoutError):
         return ConnectionUnavailable(
             f"no answer from {where} within {settings.connect_seconds_max:g} s; is the host up, the address right, and"
             " does a firewall let the port through?"
         )
+    return ConnectionUnavailable(f"no connection to {where}: {_short(error)}")
+
+
+def explain_hang_up(settings: BrokerSettings, error: BaseException | None, first_bytes: bytes) -> EdgeFedError:
+    """The error for a peer that took the connection and hung up before it accepted us.
+
+    error:  what the socket said, None for an orderly end
+    first_bytes:  what came before that
+    """
+    where = settings.address
     if first_bytes[:2] == b"\x15\x03":
         return ConnectionUnavailable(
             f"{where} speaks TLS, and we spoke plain MQTT; use mqtts:// (with ca_file if the certificate is your own)"
         )
     if first_bytes[:5] == b"HTTP/":
         return ConnectionUnavailable(f"{where} speaks HTTP; give the port where the broker speaks MQTT (usually 1883)")
-    if error is None or isinstance(error, ConnectionError):
-        hint = "" if settings.tls else "; if the port expects TLS use mqtts://"
-        return ConnectionUnavailable(
-            f"{where} closed the connection before it answered{hint}; the broker's log says why"
+    if settings.tls is None:
+        hint = "; if the port expects TLS use mqtts://"
+    else:
+        hint = (
+            "; if it asks for a client certificate, give cert_file and key_file" if not settings.tls.cert_file else ""
         )
-    return ConnectionUnavailable(f"no connection to {where}: {error}")
+    why = "" if error is None else f" ({_short(error)})"
+    return ConnectionUnavailable(
+        f"{where} closed the connection before it answered{why}{hint}; the broker's log says why"
+    )
 
 
 def _nobody_listens(settings: BrokerSettings) -> str:
@@ -82,14 +95,14 @@ def _nobody_listens(settings: BrokerSettings) -> str:
     )
 
 
-def _explain_tls(settings: BrokerSettings, error: BaseException | None) -> EdgeFedError | None:
+def _explain_handshake(settings: BrokerSettings, error: BaseException) -> EdgeFedError | None:
     import ssl
 
     where = settings.address
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConnectionUnavailable(f"the certificate of {where} was not accepted: {_explain_certificate(error)}")
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-        return ConnectionRefused(
+        return ConnectionUnavailable(
             f"{where} ended the TLS handshake ({error.reason}); if it asks for a client certificate, give cert_file and"
             " key_file signed by an authority that the broker trusts"
         )

@@ -33,13 +33,13 @@ from edge_sdk.mqtt.events import (
 )
 from edge_sdk.mqtt.failures import (
     explain_goodbye,
+    explain_hang_up,
     explain_loss,
     explain_no_answer,
     explain_not_mqtt,
     explain_packet_too_large,
     explain_refusal,
     explain_silence,
-    explain_unreachable,
 )
 from edge_sdk.mqtt.settings import BrokerSettings
 from edge_sdk.mqtt.stream import PacketTooLarge, SocketSource, Stream, tls_context
@@ -179,7 +179,11 @@ class Link:
                 if not stream.flush():
                     return
             except OSError as error:
-                self.abort("lost", explain_loss(self.settings, error))
+                # What the peer said before it hung up explains more than that it has.
+                self.read()
+                if not self.closed:
+                    stream.fail(error)
+                    self.abort(*self.verdict())
                 return
             if not client.want_write():
                 return
@@ -275,7 +279,7 @@ class Link:
         if self._refusal:
             return "refused", explain_refusal(settings, self._refusal)
         if not self.accepted and first_bytes[:1] in (b"", _CONNACK, _TLS_ALERT, _HTTP):
-            return "unavailable", explain_unreachable(settings, failure, first_bytes)
+            return "unavailable", explain_hang_up(settings, failure, first_bytes)
         if isinstance(failure, PacketTooLarge):
             return "protocol", explain_packet_too_large(settings, failure.args[0])
         if not self.accepted or (stream is not None and failure is None and not stream.ended):

@@ -11,6 +11,7 @@ from edge_sdk.errors import ConfigurationError
 __all__ = ["BrokerSettings", "TlsSettings", "Will"]
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
+_STRING_BYTES_MAX = 65_535  # MQTT 5.0 section 1.5.4
 
 
 class Will(NamedTuple):
@@ -82,6 +83,18 @@ class BrokerSettings:
             raise ConfigurationError(f"protocol: {self.protocol!r} is unknown; use 'auto', '5' or '3.1.1'")
         if self.password is not None and self.username is None:
             raise ConfigurationError("password: it was given without a username; MQTT 3.1.1 allows no such login")
+        for name in ("client_id", "username", "password"):
+            if len((getattr(self, name) or "").encode()) > _STRING_BYTES_MAX:
+                raise ConfigurationError(f"{name}: it is longer than the {_STRING_BYTES_MAX} bytes that MQTT allows")
+        if self.will is not None:
+            self._check_will(self.will)
+
+    @staticmethod
+    def _check_will(will: Will) -> None:
+        if not will.topic or "+" in will.topic or "#" in will.topic or "\0" in will.topic:
+            raise ConfigurationError(f"will: {will.topic!r} cannot be a topic; use one without wildcards")
+        if max(len(will.payload), len(will.topic.encode())) > _STRING_BYTES_MAX:
+            raise ConfigurationError(f"will: it is longer than the {_STRING_BYTES_MAX} bytes that MQTT allows")
 
     @classmethod
     def parse(cls, url: str, **settings: Any) -> Self:

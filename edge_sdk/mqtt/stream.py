@@ -160,7 +160,7 @@ class Stream:
         return bool(self._outbox)
 
     def flush(self) -> bool:
-        """Send what waits; True when nothing is left, False when the socket is full."""
+        """Send what waits; True when nothing is left, False when the socket is full. Raises OSError."""
         while self._outbox:
             if self.failure is not None:
                 raise self.failure
@@ -168,8 +168,6 @@ class Stream:
                 sent = self._socket.send(self._outbox)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
-            except OSError as error:
-                raise self.fail(error) from None
             del self._outbox[:sent]
         return True
 

@@ -53,7 +53,7 @@ class PahoTransport:
         listener: Listener,
         *,
         manual_ack: bool = False,
-        queue_messages_max: int = 10_000,
+        queue_messages_max: int = 100_000,
         queue_bytes_max: int = 64 << 20,
     ) -> None:
         self.settings = settings
@@ -281,6 +281,8 @@ class PahoTransport:
             if self.settings.protocol == "auto" and link.should_fall_back(when_told=self._spoken is not None):
                 self._open("3.1.1")
             else:
+                if not link.accepted:
+                    self._spoken = None  # Perhaps another broker answers there now.
                 self._report(*link.verdict())
         elif link.accepted and not link.leaving:
             self._spoken = link.protocol

@@ -33,6 +33,20 @@ def test_falls_back_to_3_1_1_once_and_remembers_it(amqtt_broker: PrivateBroker, 
     assert client.transport.connections == 3
 
 
+def test_another_broker_at_the_same_address_is_found_out_again(make_client: MakeClient) -> None:
+    with PrivateBroker("mosquitto") as first:
+        client = make_client(first, connect_seconds_max=0.5).connected()
+        first.stop()
+        client.expect(Disconnected)
+        with PrivateBroker("amqtt") as second:
+            second.stop()
+            second.port = first.port
+            second.start()
+            client.transport.connect()
+            assert client.expect(Disconnected, 2).reason == "unavailable"
+            assert client.connected().of(Connected)[1].protocol == "3.1.1"
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_protocol_can_be_asked_for(mosquitto_broker: PrivateBroker, make_client: MakeClient, protocol: str) -> None:
     assert make_client(mosquitto_broker, protocol=protocol).connected().of(Connected)[0].protocol == protocol

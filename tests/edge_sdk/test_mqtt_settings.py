@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.mqtt import BrokerSettings, TlsSettings
+from edge_sdk.mqtt import BrokerSettings, TlsSettings, Will
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,10 @@ def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
         {"packet_bytes_max": 10},
         {"protocol": "4"},
         {"password": "x"},
+        {"client_id": "x" * 65_536},
+        {"will": Will("a/#", b"")},
+        {"will": Will("", b"")},
+        {"will": Will("a", bytes(65_536))},
     ],
 )
 def test_a_setting_out_of_range_is_named(fields: dict[str, object]) -> None:
