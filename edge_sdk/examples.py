@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import ExamplesError
 from edge_sdk.program import Input, Program
 
-__all__ = ["Examples", "ExamplesFile", "as_examples", "load_examples"]
+__all__ = ["Examples", "ExamplesFile", "as_examples", "describe_file", "load_examples"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -109,13 +109,24 @@ def load_examples(path: str | os.PathLike[str], program: Program, target: str | 
     raise ExamplesError(f"{path}: a file of examples ends in .npz or .csv, not {suffix!r}")
 
 
+def describe_file(file: ExamplesFile) -> str:
+    """What is in a file of examples, for people; without a program nobody can say whether it fits.
+
+    Raises:
+        ExamplesError: It cannot be read.
+    """
+    if file.path.suffix.lower() == ".npz":
+        arrays = _read_npz(file.path)
+        return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
+    header, table = _read_csv(file.path)
+    target = header[-1] if file.target is None else file.target
+    _check_column(file.path, header, target)
+    return f"{len(table)} rows, {len(header) - 1} columns of inputs and the target {target!r}"
+
+
 def load_npz(path: str | os.PathLike[str], program: Program) -> Examples:
     """See :func:`load_examples`."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, header and pickle errors are of many types
-        raise ExamplesError(f"{path}: cannot be read as .npz: {error}") from error
+    arrays = _read_npz(path)
     try:
         return as_examples(arrays, program)
     except ExamplesError as error:
@@ -126,8 +137,7 @@ def load_csv(path: str | os.PathLike[str], program: Program, target: str | None 
     """See :func:`load_examples`."""
     header, table = _read_csv(path)
     label = header[-1] if target is None else target
-    if label not in header:
-        raise ExamplesError(f"{path}: no column {label!r} for the target; the columns are {header[:20]}")
+    _check_column(path, header, label)
     columns = {name: table[:, i] for i, name in enumerate(header) if name != label}
     if len(program.target.shape) != 1:
         raise ExamplesError(f"{path}: a target of shape {list(program.target.shape)} needs an .npz file")
@@ -145,7 +155,15 @@ def load_csv(path: str | os.PathLike[str], program: Program, target: str | None 
         raise ExamplesError(f"{path}: {error}") from error
 
 
-# ---- csv
+# ---- files
+
+
+def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, header and pickle errors are of many types
+        raise ExamplesError(f"{path}: cannot be read as .npz: {error}") from error
 
 
 def _read_csv(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float64]]:
@@ -170,6 +188,11 @@ def _read_csv(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExamplesError(f"{path}: cannot be read as .csv: {error}") from error
     return header, np.frombuffer(values, dtype=np.float64).reshape(-1, len(header))
+
+
+def _check_column(path: str | os.PathLike[str], header: list[str], label: str) -> None:
+    if label not in header:
+        raise ExamplesError(f"{path}: no column {label!r} for the target; the columns are {header[:20]}")
 
 
 def _check_header(path: str | os.PathLike[str], header: list[str]) -> None:
