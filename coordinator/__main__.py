@@ -167,6 +167,43 @@ def export(
             typer.echo(f"{name.replace('_', ' ')}: {value}")
 
 
+@app.command(name="compile")
+def compile_bundle(
+    model: Annotated[Path, typer.Argument(help="An ONNX inference model.", metavar="MODEL.ONNX")],
+    out: Annotated[Path, typer.Option(help="The bundle to write, for model.bundle.")],
+    loss: Annotated[str, typer.Option(help="What is minimised.")] = "softmax_cross_entropy",
+    optimizer: Annotated[str, typer.Option(help="Optimiser on the devices.")] = "sgd",
+    proximal: Annotated[bool, typer.Option("--proximal", help="Compile FedProx's proximal term in.")] = False,
+    weight_decay: Annotated[bool, typer.Option("--weight-decay", help="Compile weight decay in.")] = False,
+    output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
+    frozen: Annotated[list[str] | None, typer.Option(help="A parameter that is not trained; may be repeated.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn an ONNX model into a bundle that devices can train, and check its gradients."""
+    from coordinator.compile import compile_model, describe, load_onnx
+
+    bundle = compile_model(
+        load_onnx(model),
+        loss=loss,
+        optimizer=optimizer,
+        proximal=proximal,
+        weight_decay=weight_decay,
+        output=output,
+        frozen=frozen or (),
+        name=name or model.stem,
+    )
+    bundle.save(out)
+    report = describe(bundle)
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo(
+            f"{out}: {report['name']}, {report['parameter_count']} parameters, {report['train_nodes']} nodes to train, "
+            f"runs on {' and '.join(report['runs_on'])}"
+        )
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 

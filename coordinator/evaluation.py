@@ -29,6 +29,11 @@ class Evaluator:
         self._examples = examples
         self._engine = make_engine(program, engine)
 
+    @property
+    def examples(self) -> Examples:
+        """The held-out examples."""
+        return self._examples
+
     def evaluate(self, blob: bytes) -> dict[str, float]:
         """``loss`` and the program's metric, both means over the held-out examples.
 

@@ -1,17 +1,33 @@
-"""Whether the model of the configuration is the one that a database was made for."""
+"""The model that a database was made for, and whether the configuration's is the same one."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from coordinator.config import Model
+from coordinator.store import StoreReader
 from edge_sdk.bundle import Program
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, StateError
 
-__all__ = ["check_same_model", "differences"]
+__all__ = ["check_same_model", "differences", "stored_program"]
 
 ACTIVATIONS: Final = frozenset({"Relu", "Tanh", "Sigmoid"})
 SHOWN_MAX: Final = 160
+
+
+def stored_program(store: StoreReader, task: str) -> Program | None:
+    """The program that the task was started with, None before its start.
+
+    Raises:
+        StateError: The database does not hold it, or cannot be read.
+    """
+    checkpoint = store.latest_checkpoint(task)
+    if checkpoint is None:
+        return None
+    data = store.get_blob(checkpoint.program_digest)
+    if data is None:
+        raise StateError(f"task {task}: the database has lost its program; put back the backup")
+    return Program.decode(data)
 
 
 def check_same_model(model: Model, configured: Program, stored: Program) -> None:

@@ -30,12 +30,12 @@ from coordinator.config.settings import (
 from coordinator.core import TaskSettings
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state, unpack_state
-from coordinator.model_identity import check_same_model
+from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reducers import FixedPoint
 from coordinator.selection import wanted_count
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.service import Service
-from coordinator.store import RoundRecord, Store, StoreReader, backup_path
+from coordinator.store import RoundRecord, Store, backup_path
 from edge_sdk.bundle import Bundle, Program, encode_parameters
 from edge_sdk.errors import ConfigurationError, ExamplesError, ProtocolError, StateError
 from edge_sdk.examples import load_examples
@@ -46,11 +46,11 @@ from edge_sdk.update import decode_update, frame_bytes_max
 __all__ = [
     "Prepared",
     "build_bundle",
+    "check_not_lost",
     "fixed_point",
     "load_evaluator",
     "make_service",
     "prepare",
-    "stored_program",
     "task_settings",
 ]
 
@@ -250,21 +250,6 @@ def load_evaluator(config: FederationConfig, program: Program, engine: str = "au
         return Evaluator(program, load_examples(path, program), engine)
     except ExamplesError as error:
         raise ExamplesError(f"evaluation.data: {error}") from error
-
-
-def stored_program(store: StoreReader, task: str) -> Program | None:
-    """The program that the task was started with, None before its start.
-
-    Raises:
-        StateError: The database does not hold it, or cannot be read.
-    """
-    checkpoint = store.latest_checkpoint(task)
-    if checkpoint is None:
-        return None
-    data = store.get_blob(checkpoint.program_digest)
-    if data is None:
-        raise StateError(f"task {task}: the database has lost its program; put back the backup")
-    return Program.decode(data)
 
 
 def check_not_lost(database: Path) -> None:

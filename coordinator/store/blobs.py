@@ -144,12 +144,15 @@ class Checkpoints:
         )
 
     def latest(self, task: str) -> Checkpoint | None:
-        row = self._database.row(
+        return next(iter(self.newest(task, 1)), None)
+
+    def newest(self, task: str, limit: int) -> list[Checkpoint]:
+        rows = self._database.rows(
             "SELECT round, parameters, program, server_state, metrics FROM checkpoints "
-            "WHERE task = ? ORDER BY round DESC LIMIT 1",
-            (task,),
+            "WHERE task = ? ORDER BY round DESC LIMIT ?",
+            (task, limit),
         )
-        return None if row is None else Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4]))
+        return [Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
 
 
 class Retained:

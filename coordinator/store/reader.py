@@ -99,6 +99,10 @@ class StoreReader:
         """The newest checkpoint of ``task``, or None before ``put_initial``."""
         return self._checkpoints.latest(task)
 
+    def checkpoints(self, task: str, limit: int = 100_000) -> list[Checkpoint]:
+        """The checkpoints of ``task`` that are kept, the newest first."""
+        return self._checkpoints.newest(task, limit)
+
     def get_blob(self, digest: bytes) -> bytes | None:
         """The bytes with this SHA-256, or None."""
         return self._blobs.get(digest)

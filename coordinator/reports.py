@@ -1,0 +1,154 @@
+"""What the database tells about a federation, as plain values that JSON can hold; also while it is being served."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.config import FederationConfig
+from coordinator.config.settings import database_path, stopping_rule
+from coordinator.model_identity import stored_program
+from coordinator.stopping import Stopping
+from coordinator.store import DeviceRecord, RoundRecord, Store, StoreReader
+
+__all__ = ["VERDICTS", "is_served", "rounds_report", "status_report"]
+
+VERDICTS: Final = ("counted", "late", "declined", "missing", "refused")
+TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down")
+
+
+def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[str, Any]:
+    """The federation at a glance.
+
+    Args:
+        config: The configuration.
+        devices_max: How many devices to list, those seen last first.
+
+    Raises:
+        StateError: There is no database yet, or it cannot be read.
+    """
+    path, task = database_path(config), config.federation.task
+    with Store.open_readonly(path) as store:
+        program = stored_program(store, task)
+        checkpoint = store.latest_checkpoint(task)
+        ended = store.rounds(task, sys.maxsize)
+        totals: Counter[str] = Counter()
+        for record in ended:
+            totals.update({name: record.summary.get(name, 0) for name in TRAFFIC})
+        return {
+            "federation": config.federation.name,
+            "task": task,
+            "database": str(path),
+            "served": is_served(path),
+            "incarnation": store.incarnation,
+            "model": program and {"name": program.name, "parameters": program.spec.size, "metric": program.metric},
+            "completed": checkpoint.round if checkpoint else 0,
+            "rounds_max": config.stopping.rounds_max,
+            "finished": None if program is None else _finished(config, ended, program.metric),
+            "abandoned": sum(record.phase == "abandoned" for record in ended),
+            "round": _open_round(config, store),
+            "metrics": _plain(checkpoint.metrics if checkpoint else {}),
+            "bytes": {name: totals[name] for name in TRAFFIC},
+            "messages": store.counters(),
+            "devices": _devices(store, devices_max),
+        }
+
+
+def rounds_report(config: FederationConfig, limit: int) -> list[dict[str, Any]]:
+    """The last ``limit`` rounds that have ended, the oldest first, one flat row each.
+
+    Raises:
+        StateError: There is no database yet, or it cannot be read.
+    """
+    task = config.federation.task
+    with Store.open_readonly(database_path(config)) as store:
+        program = stored_program(store, task)
+        metric = program.metric if program is not None else "accuracy"
+        ended = [record for record in store.rounds(task, sys.maxsize) if record.ended_at is not None]
+    return [_row(record, metric) for record in reversed(ended[:limit])]
+
+
+def is_served(database: Path) -> bool:
+    """Whether a coordinator holds the database now."""
+    try:
+        with Path(f"{database}.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
+    summary, metrics = record.summary, record.summary.get("metrics", {})
+    seconds = None
+    if record.started_at is not None and record.ended_at is not None:
+        seconds = round(max(0.0, record.ended_at - record.started_at), 3)
+    return {
+        "round": record.number,
+        "attempt": record.attempt,
+        "phase": record.phase,
+        "reason": record.reason,
+        "invited": summary.get("invited", 0),
+        **{name: summary.get(name, 0) for name in VERDICTS},
+        **{name: summary.get(name, 0) for name in TRAFFIC},
+        **_plain({"train_loss": metrics.get("train_loss"), "loss": metrics.get("loss"), metric: metrics.get(metric)}),
+        "seconds": seconds,
+    }
+
+
+def _open_round(config: FederationConfig, store: StoreReader) -> dict[str, Any] | None:
+    record = store.open_round(config.federation.task)
+    if record is None:
+        return None
+    tickets = store.tickets(record.task, record.number, record.attempt)
+    return {
+        "number": record.number,
+        "attempt": record.attempt,
+        "phase": record.phase,
+        "seconds_remaining": round(record.seconds_remaining, 1),
+        "goal_count": config.selection.goal_count,
+        "tickets": dict(sorted(Counter(ticket.state for ticket in tickets).items())),
+    }
+
+
+def _finished(config: FederationConfig, rounds: list[RoundRecord], metric: str) -> str | None:
+    """Why it has ended, by today's configuration; the coordinator decides the same when it starts."""
+    stopping = Stopping(stopping_rule(config.stopping, metric))
+    finished = None
+    for record in reversed(rounds):
+        if record.phase == "closed":
+            finished = stopping.observe(record.number, dict(record.summary.get("metrics", {})))
+    return finished
+
+
+def _devices(store: StoreReader, devices_max: int) -> dict[str, Any]:
+    known = store.devices()
+    latest = sorted(known, key=lambda device: device.last_seen, reverse=True)[:devices_max]
+    return {"known": len(known), "latest": [_device(device) for device in latest]}
+
+
+def _device(device: DeviceRecord) -> dict[str, Any]:
+    return {
+        "device": device.device,
+        "last_seen": round(device.last_seen, 1),
+        **{name: getattr(device, name) for name in VERDICTS},
+        "instance_changes": device.instance_changes,
+        "sdk": device.capabilities.get("sdk", ""),
+        "engine": device.capabilities.get("engine", ""),
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON knows; one that is not finite becomes None."""
+    plain = dict(values)
+    for name, value in values.items():
+        with contextlib.suppress(TypeError):
+            plain[name] = value if math.isfinite(value) else None
+    return plain
