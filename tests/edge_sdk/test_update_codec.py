@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_the_sampled_filter_changes_nothing_about_the_top_k(shape: str, density:
     size = 100_003
     assert size > _SAMPLED_SIZE_MIN
     rng = np.random.default_rng(3)
-    vector = {
+    shapes: dict[str, Callable[[], NDArray[np.generic]]] = {
         "gaussian": lambda: rng.standard_normal(size),
         "cauchy": lambda: rng.standard_cauchy(size),
         "mostly zero": lambda: rng.standard_normal(size) * (rng.random(size) < 0.005),
@@ -98,7 +99,8 @@ def test_the_sampled_filter_changes_nothing_about_the_top_k(shape: str, density:
         "rows": lambda: rng.standard_normal(size) * (np.arange(size) % 1000 < 10),
         "one level": lambda: np.full(size, -0.25),
         "denormal": lambda: rng.integers(-9, 9, size) * 2.0**-149,
-    }[shape]().astype(np.float32)
+    }
+    vector = shapes[shape]().astype(np.float32)
     codec = CodecSettings("sparse", density=density)
     decoded = decode_update(encode_update(vector, None, codec, seed=0).frame, size, codec)
     assert decoded.indices is not None

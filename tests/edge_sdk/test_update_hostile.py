@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -336,7 +337,7 @@ def test_the_costliest_frames_cost_no_more_than_honest_ones_by_much() -> None:
     codec = CodecSettings("sparse", density=0.1)
     count = 20_000
     room = frame_bytes_max(size, codec) - HEADER_BYTES
-    values = {"signs": bytes(count // 8), "quotients": b"\xff" * (count // 8)}
+    values: dict[str, Any] = {"signs": bytes(count // 8), "quotients": b"\xff" * (count // 8)}
     empty_blocks = b"\x00\x00\x00\xff\xff" * (room // 8)  # stored deflate blocks of no bytes: work without output
     hostile = [
         sparse_body(count=count, index_data=deflate(bytes(count)), **values),
