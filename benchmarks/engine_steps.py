@@ -1,13 +1,12 @@
 """Step times and peak memory of both engines: ``python benchmarks/engine_steps.py [--model mlp|cnn] [--batch 32]``.
 
-Each engine runs in a process of its own, with one thread, as on a device. Times are of the process's CPU, the best of
+Each engine runs in a process of its own, as on a device. Times are of the process's CPU, the best of
 five rounds; the peak is the whole process's resident set (VmHWM), without the client and its connection.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -72,7 +71,7 @@ def main() -> None:
         print(f"{arguments.model}, batch {arguments.batch}")
         for engine in ("numpy", "onnxruntime"):
             command = [sys.executable, __file__, "--batch", str(arguments.batch), "--measure", str(path), engine]
-            subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+            subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

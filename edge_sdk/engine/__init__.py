@@ -31,7 +31,7 @@ def make_engine(program: Program, engine: str = "auto", threads: int = 1) -> Eng
         program: A checked program of kind ``"graph"``.
         engine: ``"onnxruntime"``, ``"numpy"``, or ``"auto"``: onnxruntime if it can be imported and loads the program,
             else NumPy.
-        threads: Threads inside of one operator; the NumPy engine has as many as its BLAS was started with.
+        threads: Threads inside of one operator. One is best on small boards: more of them spin while they wait.
 
     Raises:
         ConfigurationError: There is no engine of that name.
@@ -42,7 +42,7 @@ def make_engine(program: Program, engine: str = "auto", threads: int = 1) -> Eng
         raise ConfigurationError(f"engine is {engine!r}, expected one of {ENGINES}")
     _check_runnable(program)
     if engine == "numpy":
-        return _numpy(program)
+        return _numpy(program, threads)
     try:
         from edge_sdk.engine.onnx_runtime import OnnxRuntimeEngine
 
@@ -52,13 +52,13 @@ def make_engine(program: Program, engine: str = "auto", threads: int = 1) -> Eng
             raise
         missing = isinstance(error.__cause__, ModuleNotFoundError)  # as on devices that were installed without it
         log.log(logging.INFO if missing else logging.WARNING, "falling back to the NumPy engine: %s", error)
-        return _numpy(program)
+        return _numpy(program, threads)
 
 
-def _numpy(program: Program) -> Engine:
+def _numpy(program: Program, threads: int) -> Engine:
     from edge_sdk.engine.numpy_engine import NumpyEngine
 
-    return NumpyEngine(program)
+    return NumpyEngine(program, threads)
 
 
 def _check_runnable(program: Program) -> None:

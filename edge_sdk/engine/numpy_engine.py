@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections
+from edge_sdk.engine.blas import limit_blas_threads, restore_blas_threads
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError, TrainingError
 from edge_sdk.numpy_plan import NumpyPlan
@@ -29,14 +30,19 @@ class NumpyHandle:
 class NumpyEngine:
     """Runs a program's plans with NumPy.
 
+    Args:
+        program: What to run.
+        threads: Threads of the BLAS inside of a run, where it is an OpenBLAS.
+
     Raises:
         BundleError: The program has no plan, or one with an operator that this engine lacks.
     """
 
     name = "numpy"
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, threads: int = 1) -> None:
         self.program = program
+        self._threads = threads
         self._train = _executor(program.train_plan, "train")
         self._evaluate = _executor(program.evaluate_plan, "evaluate")
         self._infer: Executor | None = None
@@ -64,7 +70,7 @@ class NumpyEngine:
         values = {
             name: np.array(value, dtype=np.float32) for name, value in merged_scalars(self.program, scalars).items()
         }
-        results = self._train.run({**handle.anchors, **handle.tensors, **batch, **values})
+        results = self._run(self._train, {**handle.anchors, **handle.tensors, **batch, **values})
         handle.tensors.update([(name, results[new]) for name, new in self._updates])
         return _scalar(results["loss"], "loss")
 
@@ -77,15 +83,22 @@ class NumpyEngine:
 
     def evaluate(self, model: NDArray[np.float32] | NumpyHandle, batch: Batch) -> tuple[float, float]:
         """See :class:`Engine`."""
-        results = self._evaluate.run({**self._tensors(model), **batch})
+        results = self._run(self._evaluate, {**self._tensors(model), **batch})
         return _scalar(results["loss_sum"], "loss_sum"), _scalar(results["metric_sum"], "metric_sum")
 
     def infer(self, model: NDArray[np.float32] | NumpyHandle, inputs: Batch) -> dict[str, NDArray[Any]]:
         """See :class:`Engine`."""
         if self._infer is None:
             self._infer = _executor(self.program.infer_plan, "infer")
-        results = self._infer.run({**self._tensors(model), **inputs})
+        results = self._run(self._infer, {**self._tensors(model), **inputs})
         return {name: np.asarray(value) for name, value in results.items()}
+
+    def _run(self, executor: Executor, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        changed = limit_blas_threads(self._threads)
+        try:
+            return executor.run(feeds)
+        finally:
+            restore_blas_threads(changed)
 
     def _tensors(self, model: NDArray[np.float32] | NumpyHandle) -> Mapping[str, NDArray[Any]]:
         if isinstance(model, NumpyHandle):

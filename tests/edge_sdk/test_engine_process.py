@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,9 +45,9 @@ print(json.dumps({"peak": peak, "steps": result.steps, "modules": [m for m in ("
 """
 
 
-def run(code: str, *arguments: str) -> object:
+def run(code: str, *arguments: str, blas_threads: str = "1") -> Any:
     """The JSON that ``code`` prints in a fresh interpreter."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": blas_threads}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -72,6 +73,34 @@ def test_training_200_000_parameters_stays_in_a_small_boards_memory(
     path = tmp_path / "model.bundle"
     Bundle(program, start(program) * np.float32(0.2)).save(path)
     found = run(TRAIN, str(path), engine)
-    assert isinstance(found, dict)
     assert found["steps"] > 20 and found["modules"] == []
     assert found["peak"] < megabytes_max, found
+
+
+BLAS = """
+import json, sys, threading
+import numpy as np
+from edge_sdk.bundle import Bundle
+from edge_sdk.engine import blas, make_engine
+
+found = []
+bundle = Bundle.load(sys.argv[1])
+engine = make_engine(bundle.program, "numpy", threads=1)
+read = [get for _, get in blas._controls()]
+outside = [get() for get in read]
+run = engine._train.run
+engine._train.run = lambda feeds: (found.append([get() for get in read]), run(feeds))[1]
+batch = {"x": np.ones((4, 784), np.float32), "target": np.zeros(4, np.int64)}
+engine.step(engine.load(bundle.parameters), batch, {"lr": 0.1})
+print(json.dumps([outside, found[0], [get() for get in read]]))
+"""
+
+
+def test_blas_has_the_engines_threads_in_a_step_and_its_own_again_after_it(tmp_path: Path) -> None:
+    program = mlp_program((784, 8, 10))
+    Bundle(program, start(program)).save(tmp_path / "model.bundle")
+    before, within, after = run(BLAS, str(tmp_path / "model.bundle"), blas_threads="2")
+    if not before:
+        pytest.skip("this NumPy has no OpenBLAS whose threads could be set")
+    assert before == after == [2] * len(before)
+    assert within == [1] * len(before)
