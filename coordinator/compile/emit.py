@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from coordinator.compile.backward import append_forward, differentiate
-from coordinator.compile.graph import OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
+from coordinator.compile.graph import IR_VERSION, OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
 from coordinator.compile.losses import Loss
 from coordinator.compile.optimizers import STEP, Optimizer, Pulls, slot_name
 from coordinator.compile.schema import complete
@@ -25,9 +25,6 @@ from edge_sdk.program import ANCHOR, NEW
 __all__ = ["evaluate_graph", "infer_graph", "logits_of", "state_of", "to_onnx", "to_plan", "train_graph"]
 
 _log = logging.getLogger(__name__)
-
-IR_VERSION: Final = 10
-"""Written into the models; onnxruntime 1.18 and later read it."""
 
 
 def logits_of(model: Model, output: Value, loss: Loss) -> Value:

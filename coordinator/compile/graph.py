@@ -13,6 +13,7 @@ from edge_sdk.errors import CompileError
 
 __all__ = [
     "BATCH",
+    "IR_VERSION",
     "OPSET",
     "UNKNOWN",
     "Dim",
@@ -28,6 +29,9 @@ __all__ = [
 
 OPSET: Final = 21
 """The one opset that the compiler works in; onnxruntime 1.18 and later execute it."""
+
+IR_VERSION: Final = 10
+"""The version of the file format that goes with ``OPSET``."""
 
 BATCH: Final = "batch"
 """The name of the one dimension that is not known when compiling."""

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from coordinator.compile.graph import BATCH, UNKNOWN, Dim, Value
+from coordinator.compile.graph import BATCH, IR_VERSION, UNKNOWN, Dim, Value
 from edge_sdk.errors import CompileError
 
 __all__ = ["PROBES", "infer_values", "inferred", "value_of"]
@@ -84,7 +84,7 @@ def _infer(model: onnx.ModelProto, batch: int, where: str, known: Mapping[str, N
 
 def _probe(model: onnx.ModelProto, batch: int, known: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
     """``model`` for one batch size, the nodes behind ``known`` values cut off, large tensors without their data."""
-    probe = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    probe = onnx.ModelProto(ir_version=IR_VERSION, opset_import=model.opset_import)
     graph = probe.graph
     graph.name = "probe"
     graph.node.extend(n for n in model.graph.node if not any(name in known for name in n.output))

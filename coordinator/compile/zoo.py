@@ -16,8 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from coordinator.compile.emit import IR_VERSION
-from coordinator.compile.graph import BATCH, OPSET
+from coordinator.compile.graph import BATCH, IR_VERSION, OPSET
 from edge_sdk.errors import CompileError
 
 __all__ = ["ACTIVATIONS", "ZOO", "build_zoo_model", "zoo_loss"]
