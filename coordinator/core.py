@@ -45,7 +45,7 @@ from coordinator.round import Round, RoundSettings, Ticket
 from coordinator.selection import announced_share, come_back_seconds, wanted_count
 from coordinator.stopping import Stopping, StoppingRule
 from coordinator.store import RoundRecord, Store, TicketRecord
-from coordinator.uploads import Uploads
+from coordinator.uploads import BUSY, Uploads
 from edge_sdk.errors import ProtocolError
 from edge_sdk.messages import (
     Accept,
@@ -79,6 +79,9 @@ DONE_SECONDS: Final = 4 * 3600.0
 POPULATION_SECONDS: Final = 7 * 86_400.0
 RETAIN_FROM_DEVICES: Final = 8
 RECENT_ROUNDS: Final = 8
+CLOCK_SECONDS: Final = 15.0
+"""How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
+BUSY_SECONDS: Final = 15.0
 RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
 
 
@@ -203,7 +206,9 @@ class Coordinator:
             retained_add=store.retained_add,
             retained_remove=store.retained_remove,
         )
-        self._uploads = Uploads(store, update_bytes_max=settings.update_bytes_max)
+        self._uploads = Uploads(
+            store, update_bytes_max=settings.update_bytes_max, chunk_bytes_max=settings.chunk_bytes_max
+        )
         self._program = store.get_blob(settings.program_digest) or b""
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             BrokerUp: self._on_broker_up,
@@ -236,16 +241,25 @@ class Coordinator:
         self._previous: tuple[bytes, bytes] | None = None
         self._completed = checkpoint.round
         self.metrics = dict(checkpoint.metrics)
-        for record in sorted(self.store.rounds(self.settings.task, limit=100_000), key=lambda r: r.number):
-            if record.phase == "closed":
-                self.finished = self._stopping.observe(record.number, dict(record.summary.get("metrics", {})))
-        self._serve()
-        self._effects += self._downloads.clear_retained(self.store.retained())
         record = self.store.open_round(self.settings.task)
+        history = self.store.rounds(self.settings.task, limit=100_000)
+        closed = sorted((r for r in history if r.phase == rounds.CLOSED), key=lambda r: r.number)
+        # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
+        evaluating = record is None and bool(closed) and self._is_evaluated(self._completed)
+        for past in closed[:-1] if evaluating else closed:
+            self.finished = self._stopping.observe(past.number, dict(past.summary.get("metrics", {})))
+        self._serve()
         if record is not None:
+            self.finished = None
             self._restore(record, now)
-        elif self.finished is None:
+        elif evaluating:
+            self.finished = None
+            self._workers.evaluate(self._completed, self._parameters)
+        elif self.finished is not None:
+            self._finish(self.finished)
+        else:
             self._timers["next"] = now
+        self._effects += self._downloads.clear_retained(self.store.retained())
 
     def handle(self, event: Event, now: float) -> None:
         """Takes one event; ``now`` is a monotonic time in seconds. Effects wait in :meth:`take_effects`."""
@@ -259,6 +273,7 @@ class Coordinator:
             self.store.device_seen(pending.devices)
         if pending.record and self.record is not None and self.round is not None and not self._committing:
             self.store.save_round(self._record_now(now))
+            self._timers["clock"] = now + CLOCK_SECONDS
         if pending.round:
             self._publish_round(now)
 
@@ -287,16 +302,26 @@ class Coordinator:
         self._downloads.limit_chunk(event.packet_bytes_max, ENVELOPE_BYTES_MAX)
         if event.channel == BULK:
             self._effects.append(Subscribe(BULK, (self._topics.up(SHARD, "+"),)))
-            self._effects += self._downloads.again()
+            self._effects += self._downloads.on_broker_up()
         else:
-            self._effects.append(Subscribe(CONTROL, (self._topics.from_device("+", "+"),)))
+            # Its own state too: a last will of the connection before may come late, and all devices would wait.
+            inbox = (self._topics.from_device("+", "+"), self._topics.coordinator_state)
+            self._effects.append(Subscribe(CONTROL, inbox))
         if len(self._up) == 2:
             # Both inboxes are open: now devices may be told that somebody is here.
             # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
             self._announce(now)
-            state = Publish(CONTROL, self._topics.coordinator_state, self._state(online=True), retain=True)
-            self._effects.append(state)
+            self._say_online()
             self._publish_round(now)
+
+    def _say_online(self) -> None:
+        topic, payload = self._topics.coordinator_state, self._state(online=True)
+        self._effects.append(Publish(CONTROL, topic, payload, retain=True))
+
+    def _on_own_state(self, payload: bytes) -> None:
+        """Somebody says that the coordinator is offline, and here it is."""
+        if payload == self._state(online=False) and len(self._up) == 2:
+            self._say_online()
 
     def _state(self, *, online: bool) -> bytes:
         return json.dumps(
@@ -318,6 +343,8 @@ class Coordinator:
         try:
             if parts is None:
                 self.store.count("stray_topic")
+            elif parts == ("coordinator", "state"):
+                self._on_own_state(event.payload)
             elif parts[0] == "from" and parts[2] in self._kinds:
                 envelope, message = self._decode(event.payload, parts[2])
                 self._kinds[parts[2]](parts[1], message, envelope, now)
@@ -431,10 +458,20 @@ class Coordinator:
             return
         assert self.round is not None
         self._perform(self.round.handle(rounds.Offered(message.ticket), now), now)
-        ranges = self._uploads.ranges(message.ticket, message.digest, message.total)
-        self._to(device, self._uploads.have(message.ticket, message.digest, ranges), shard=SHARD)
-        if ranges.covers(message.total):
-            self._arrived_whole(device, message.ticket, message.digest, None, None, now)
+        why_not = self._uploads.why_not(message.total)
+        if why_not:
+            self._refuse_update(message.ticket, why_not, now)
+            return
+        have = self._uploads.offered(message.ticket, message.digest)
+        self._to(device, have, shard=SHARD)
+        if have.ranges == ((0, message.total),):
+            self._arrived_whole(message.ticket, message.digest, None, None, now)
+
+    def _refuse_update(self, ticket: bytes, reason: str, now: float) -> None:
+        """Ends a ticket whose update cannot be taken, unless a whole one is under way already."""
+        self.store.count(reason)
+        if self.round is not None and self.round.tickets[ticket].state in ("invited", "accepted"):
+            self._perform(self.round.handle(rounds.UpdateRefused(ticket, reason), now), now)
 
     def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope) -> Verdict | None:
         """The verdict that ends an upload before anything of it is read; None where it is welcome."""
@@ -460,35 +497,39 @@ class Coordinator:
         """Stores or hands on one chunk; True where its PUBACK is given later."""
         self._traffic.up += len(chunk.data)
         answer = self._refusal(device, chunk.ticket, chunk.digest, envelope)
-        if answer is None:
-            answer = self._uploads.check(chunk)
-        if answer is None and self._workers.busy():
-            answer = self._uploads.busy(chunk)
         if answer is not None:
             self._to(device, answer)
             return False
         assert self.round is not None
-        if self.round.tickets[chunk.ticket].state == "admitted":
-            return False  # a duplicate of what the worker has already
+        if self.round.tickets[chunk.ticket].state == "admitted" or self._uploads.stale(chunk):
+            return False  # a duplicate of what the worker has already, or of what the device has given up
+        why_not = self._uploads.why_not(chunk.total, chunk.offset, len(chunk.data))
+        if why_not:
+            self._refuse_update(chunk.ticket, why_not, now)
+            return False
+        if self._workers.busy():
+            self._to(device, _busy(chunk.ticket, chunk.digest))
+            return False
         if len(chunk.data) == chunk.total:
-            self._arrived_whole(device, chunk.ticket, chunk.digest, chunk.data, acknowledgement, now)
+            self._arrived_whole(chunk.ticket, chunk.digest, chunk.data, acknowledgement, now)
             return True
         self._uploads.add(device, chunk, acknowledgement)
         return True
 
     def _flush_chunks(self, now: float) -> None:
         """Stores the turn's chunks in one go, then acknowledges them, each for itself (rule 5)."""
-        for device, chunk, acknowledgement, refusal in self._uploads.flush():
+        for device, chunk, acknowledgement, why_not in self._uploads.flush():
             self._effects.append(Acknowledge(BULK, acknowledgement))
-            if refusal is not None:
-                self.store.count(refusal.reason)
-                self._to(device, refusal)
+            if why_not == BUSY:
+                self.store.count(why_not)
+                self._to(device, _busy(chunk.ticket, chunk.digest))
+            elif why_not:
+                self._refuse_update(chunk.ticket, why_not, now)
             elif self._uploads.complete(chunk):
-                self._arrived_whole(device, chunk.ticket, chunk.digest, None, None, now)
+                self._arrived_whole(chunk.ticket, chunk.digest, None, None, now)
 
     def _arrived_whole(
         self,
-        device: str,
         ticket: bytes,
         digest: bytes,
         payload: bytes | None,
@@ -510,7 +551,6 @@ class Coordinator:
                 self._effects.append(Acknowledge(BULK, result.acknowledgement))
             if self.round is None or result.ticket not in self.round.tickets:
                 continue
-            self._uploads.forget(result.ticket)
             if result.seq:
                 actions = self.round.handle(rounds.UpdateJournalled(result.ticket, result.seq), now)
             else:
@@ -526,9 +566,7 @@ class Coordinator:
         last = self.store.rounds(s.task, limit=1)
         number = self._completed + 1
         attempt = last[0].attempt + 1 if last and last[0].number == number else 0
-        population = self.store.population(s.task, POPULATION_SECONDS)
-        wanted = wanted_count(s.round.goal_count, s.round.over_selection)
-        self._share = announced_share(population, wanted, s.share, attempt)
+        expected = self._expected(attempt)
         self.record = RoundRecord(
             task=s.task,
             number=number,
@@ -546,13 +584,21 @@ class Coordinator:
         self.store.save_round(self.record)
         self.round = Round(
             s.round,
-            expected=int(population * self._share),
+            expected=expected,
             rng=self._cohort_rng(number, attempt),
             new_ticket=lambda: self._new_id(16),
             now=now,
         )
         self._begin(now)
         self._announce(now)
+
+    def _expected(self, attempt: int) -> int:
+        """Sets the share to announce; returns how many check-ins it should bring, 0 if nobody knows."""
+        s = self.settings
+        population = self.store.population(s.task, POPULATION_SECONDS)
+        wanted = wanted_count(s.round.goal_count, s.round.over_selection)
+        self._share = announced_share(population, wanted, s.share, attempt)
+        return int(population * self._share)
 
     def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.settings.seed, number, attempt])))
@@ -576,7 +622,7 @@ class Coordinator:
             phase=rounds.CLOSED if record.phase == rounds.CLOSING else record.phase,
             seconds_remaining=record.seconds_remaining,
             tickets=[_ticket(row) for row in known],
-            expected=0,
+            expected=self._expected(record.attempt),
             rng=self._cohort_rng(record.number, record.attempt),
             new_ticket=lambda: self._new_id(16),
             now=now,
@@ -586,6 +632,8 @@ class Coordinator:
             verdicts = {row.ticket: (row.state, row.reason) for row in known}
             self._close(record.last_seq or 0, verdicts)
         else:
+            if record.phase in (rounds.CONFIGURATION, rounds.REPORTING):
+                self._retain()
             self._perform(self.round.handle(rounds.Tick(), now), now)
 
     def _perform(self, actions: list[rounds.Action], now: float) -> None:
@@ -602,7 +650,7 @@ class Coordinator:
                 case rounds.Receipt(ticket):
                     self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, "journalled", ""))
                 case rounds.Refuse(ticket, outcome, reason):
-                    retry = 5.0 if outcome == "busy" else 0.0
+                    retry = BUSY_SECONDS if outcome == BUSY else 0.0
                     self._to(
                         ticket.device,
                         Verdict(
@@ -633,10 +681,13 @@ class Coordinator:
             self.record = replace(self.record, phase=phase)
             self._pending.record = True
         if phase == rounds.CONFIGURATION:
-            if self._retains():
-                self._effects += self._downloads.retain(self.settings.program_digest)
-                self._effects += self._downloads.retain(self._parameters_digest)
+            self._retain()
             self._announce(now)
+
+    def _retain(self) -> None:
+        if self._retains():
+            self._effects += self._downloads.retain(self.settings.program_digest)
+            self._effects += self._downloads.retain(self._parameters_digest)
 
     def _retains(self) -> bool:
         s = self.settings
@@ -742,12 +793,15 @@ class Coordinator:
             state, reason = self._final[ticket.ticket]
             if state in ("counted", "late"):
                 self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, reason))
-        every = self.settings.evaluate_every
-        if every and number % every == 0:
+        if self._is_evaluated(number):
             self._workers.evaluate(number, event.blob)
             self._pending.round = True
         else:
             self._round_over(number, now)
+
+    def _is_evaluated(self, number: int) -> bool:
+        every = self.settings.evaluate_every
+        return every > 0 and number > 0 and number % every == 0
 
     def _on_evaluated(self, event: Evaluated, now: float) -> None:
         if event.error:
@@ -764,10 +818,16 @@ class Coordinator:
         if self.finished is None:
             self._timers["next"] = now + self.settings.pause_seconds
         else:
-            self._effects.append(Finished(self.finished))
+            self._finish(self.finished)
         if self.finished is not None or self.settings.pause_seconds > 0:  # else the next selection says it all
             self._announce(now)
         self._pending.round = True
+
+    def _finish(self, reason: str) -> None:
+        """Nothing more will be asked of anybody: the retained cache goes (rule 14)."""
+        self._downloads.serve({})
+        self._effects += self._downloads.clear_retained(self.store.retained())
+        self._effects.append(Finished(reason))
 
     def _serve(self) -> None:
         """The blobs of this round and of the one before (its stragglers may still be fetching; rule 7)."""
@@ -785,6 +845,8 @@ class Coordinator:
                 self._start_round(now)
             elif name == "round":
                 self._publish_round(now)
+            elif name == "clock":
+                self._pending.record = True
         if self.round is not None:
             deadline = self.round.next_deadline()
             if deadline is not None and deadline <= now:
@@ -882,6 +944,11 @@ class Coordinator:
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in metrics.items()}
+
+
+def _busy(ticket: bytes, digest: bytes) -> Verdict:
+    """Retryable: the worker's queue or a quota is full (rule 14)."""
+    return Verdict(ticket=ticket, digest=digest, outcome=BUSY, reason=BUSY, retry_seconds=BUSY_SECONDS)
 
 
 def _ticket(row: TicketRecord) -> Ticket:

@@ -1,12 +1,13 @@
 """Serving blobs to devices: ranges on request, and the retained cache that serves many at once (rule 7). PURE.
 
-Requests wait in a queue of their own and go out a few at a time, each when the broker has acknowledged an earlier one:
-a thousand devices that ask for four megabytes each cost this process a thousand small tuples, not four gigabytes.
+What is to be sent waits in queues of small tuples and goes out a few messages at a time, each when the broker has
+acknowledged an earlier one: a thousand devices that ask for four megabytes each cost this process a thousand tuples,
+not four gigabytes, and a large blob never floods the connection.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -14,10 +15,12 @@ from coordinator.events import BULK, Effect, Publish
 from edge_sdk.messages import Bytes, Gone, Message, Want
 from edge_sdk.topics import Topics
 
-__all__ = ["Downloads"]
+__all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
 
 IN_FLIGHT_MAX: Final = 32
 QUEUED_MAX: Final = 100_000
+QUEUED_PER_DEVICE_MAX: Final = 512
+"""A device asks for eight ranges at a time; at the smallest chunk size they make this many pieces."""
 RETAINED_PIECE_BYTES: Final = 16_384
 
 
@@ -28,8 +31,8 @@ class Downloads:
         topics: The federation's topics.
         wrap: Makes a payload out of a message.
         chunk_bytes_max: Largest range in one message, in bytes.
-        retained_add: Journals a retained topic, before it is published.
-        retained_remove: Forgets it, after it was cleared.
+        retained_add: Journals retained topics, before they are published.
+        retained_remove: Forgets them, after the broker has taken what clears them.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class Downloads:
         wrap: Callable[[Message], bytes],
         *,
         chunk_bytes_max: int,
-        retained_add: Callable[[str], None],
-        retained_remove: Callable[[str], None],
+        retained_add: Callable[..., None],
+        retained_remove: Callable[..., None],
     ) -> None:
         self._topics = topics
         self._wrap = wrap
@@ -47,10 +50,14 @@ class Downloads:
         self._retained_add = retained_add
         self._retained_remove = retained_remove
         self._blobs: dict[bytes, bytes] = {}
-        self._queue: deque[tuple[str, bytes, int, int]] = deque()
-        self._in_flight: set[int] = set()
+        self._up = False
         self._token = 0
-        self._retained: set[bytes] = set()
+        self._in_flight: dict[int, str] = {}  # token -> the topic that it clears, "" for anything else
+        self._wanted: deque[tuple[str, bytes, int, int]] = deque()
+        self._wanted_by: Counter[str] = Counter()
+        self._pieces: deque[tuple[str, bytes, int]] = deque()  # topic, digest (empty: to be cleared), offset
+        self._retained: dict[bytes, None] = {}
+        self._stale: dict[str, None] = {}
         self.bytes_sent = 0
 
     def serve(self, blobs: dict[bytes, bytes]) -> None:
@@ -61,6 +68,34 @@ class Downloads:
         """The broker takes packets of at most ``packet_bytes_max`` bytes."""
         self._chunk_bytes_max = max(1024, min(self._chunk_bytes_max, packet_bytes_max - envelope_bytes))
 
+    # --- the connection ---
+
+    def on_broker_up(self) -> list[Effect]:
+        """The broker is (back) here, perhaps empty: all retained pieces once more, and what is still to be cleared."""
+        self._up = True
+        self._pieces.clear()
+        self._pieces += [(topic, b"", 0) for topic in self._stale]
+        for digest in self._retained:
+            self._pieces += self._pieces_of(digest)
+        return self._more()
+
+    def on_broker_down(self) -> None:
+        """What was asked for in that connection will be asked for again."""
+        self._up = False
+        self._wanted.clear()
+        self._wanted_by.clear()
+        self._in_flight.clear()
+
+    def on_published(self, token: int) -> list[Effect]:
+        """The broker has a message: the next may go. A topic that is cleared for certain leaves the journal."""
+        cleared = self._in_flight.pop(token, "")
+        if cleared in self._stale:
+            del self._stale[cleared]
+            self._retained_remove(cleared)
+        return self._more()
+
+    # --- ranges on request ---
+
     def on_want(self, device: str, want: Want) -> list[Effect]:
         """Queues what a device asks for; a blob that is not served any more is ``gone``."""
         blob = self._blobs.get(want.digest)
@@ -70,66 +105,74 @@ class Downloads:
         for start, stop in want.ranges:
             stop = min(stop, len(blob))
             for at in range(start, stop, self._chunk_bytes_max):
-                if len(self._queue) < QUEUED_MAX:  # beyond it the device asks again, after its stall timer
-                    self._queue.append((device, want.digest, at, min(at + self._chunk_bytes_max, stop)))
+                # Beyond the limits the device asks again, after its stall timer.
+                if len(self._wanted) >= QUEUED_MAX or self._wanted_by[device] >= QUEUED_PER_DEVICE_MAX:
+                    return self._more()
+                self._wanted.append((device, want.digest, at, min(at + self._chunk_bytes_max, stop)))
+                self._wanted_by[device] += 1
         return self._more()
-
-    def on_published(self, token: int) -> list[Effect]:
-        self._in_flight.discard(token)
-        return self._more()
-
-    def on_broker_down(self) -> None:
-        """What was asked for in that connection will be asked for again."""
-        self._queue.clear()
-        self._in_flight.clear()
-
-    def _more(self) -> list[Effect]:
-        effects: list[Effect] = []
-        while self._queue and len(self._in_flight) < IN_FLIGHT_MAX:
-            device, digest, start, stop = self._queue.popleft()
-            blob = self._blobs.get(digest)
-            if blob is None:
-                continue
-            self._token += 1
-            self._in_flight.add(self._token)
-            message = Bytes(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
-            payload = self._wrap(message)
-            self.bytes_sent += len(payload)
-            effects.append(Publish(BULK, self._topics.to_device(device, Bytes.kind), payload, token=self._token))
-        return effects
 
     # --- the retained cache ---
 
     def retain(self, digest: bytes) -> list[Effect]:
-        """Publishes a blob in retained pieces; each topic is journalled first, so that it can be cleared."""
+        """Publishes a blob in retained pieces; their topics are journalled first, so that they can be cleared."""
         if digest in self._retained:
             return []
-        self._retained.add(digest)
-        effects: list[Effect] = []
-        for topic, piece in self._pieces(digest):
-            self._retained_add(topic)
-            self.bytes_sent += len(piece)
-            effects.append(Publish(BULK, topic, piece, retain=True))
-        return effects
-
-    def again(self) -> list[Effect]:
-        """After the broker came back, perhaps empty: all retained pieces once more."""
-        return [Publish(BULK, t, p, retain=True) for digest in self._retained for t, p in self._pieces(digest)]
+        self._retained[digest] = None
+        pieces = self._pieces_of(digest)
+        for topic, _, _ in pieces:
+            self._stale.pop(topic, None)
+        self._retained_add(*(topic for topic, _, _ in pieces))
+        self._pieces += pieces
+        return self._more()
 
     def clear_retained(self, topics: Iterable[str]) -> list[Effect]:
         """Removes every journalled retained piece that belongs to no blob served now."""
         keep = {digest.hex() for digest in self._blobs}
-        self._retained = {digest for digest in self._retained if digest in self._blobs}
-        effects: list[Effect] = []
+        self._retained = {digest: None for digest in self._retained if digest in self._blobs}
         for topic in topics:
             parts = self._topics.parse(topic)
-            if parts is not None and parts[1] in keep:
-                continue
-            effects.append(Publish(BULK, topic, b"", retain=True))
-            self._retained_remove(topic)
+            if topic not in self._stale and not (parts is not None and parts[0] == "blobs" and parts[1] in keep):
+                self._stale[topic] = None
+                self._pieces.append((topic, b"", 0))
+        return self._more()
+
+    def _pieces_of(self, digest: bytes) -> list[tuple[str, bytes, int]]:
+        size = len(self._blobs.get(digest, b""))
+        return [(self._topics.blob(digest, at), digest, at) for at in range(0, size, RETAINED_PIECE_BYTES)]
+
+    # --- sending ---
+
+    def _more(self) -> list[Effect]:
+        """As much as the window takes; requests and retained pieces take turns."""
+        effects: list[Effect] = []
+        while self._up and (self._wanted or self._pieces) and len(self._in_flight) < IN_FLIGHT_MAX:
+            if self._pieces:
+                effects += self._send_piece(*self._pieces.popleft())
+            if self._wanted:
+                effects += self._send_range(*self._wanted.popleft())
         return effects
 
-    def _pieces(self, digest: bytes) -> Iterable[tuple[str, bytes]]:
-        blob = self._blobs.get(digest, b"")
-        for offset in range(0, len(blob), RETAINED_PIECE_BYTES):
-            yield self._topics.blob(digest, offset), blob[offset : offset + RETAINED_PIECE_BYTES]
+    def _send_range(self, device: str, digest: bytes, start: int, stop: int) -> list[Effect]:
+        self._wanted_by[device] -= 1
+        if not self._wanted_by[device]:
+            del self._wanted_by[device]
+        blob = self._blobs.get(digest)
+        if blob is None:
+            return []
+        message = Bytes(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
+        return [self._publish(self._topics.to_device(device, Bytes.kind), self._wrap(message))]
+
+    def _send_piece(self, topic: str, digest: bytes, offset: int) -> list[Effect]:
+        if not digest:
+            return [self._publish(topic, b"", retain=True, clears=topic)] if topic in self._stale else []
+        blob = self._blobs.get(digest)
+        if blob is None or digest not in self._retained:
+            return []
+        return [self._publish(topic, blob[offset : offset + RETAINED_PIECE_BYTES], retain=True)]
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool = False, clears: str = "") -> Publish:
+        self._token += 1
+        self._in_flight[self._token] = clears
+        self.bytes_sent += len(payload)
+        return Publish(BULK, topic, payload, retain=retain, token=self._token)

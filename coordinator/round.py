@@ -319,6 +319,8 @@ class Round:
         machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, now=now)
         machine.phase = phase
         machine._deadline = now + seconds_remaining
+        if phase == CONFIGURATION:
+            machine._refill_at = now + seconds_remaining / 2
         for ticket in tickets:
             machine._put(ticket)
             machine._by_device[ticket.device] = ticket.ticket

@@ -12,7 +12,6 @@ invite's ``requires``. A field's check is declared beside it; encode and decode 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 import msgpack
 
 from edge_sdk.errors import DecodeError, ProtocolError, VersionError
+from edge_sdk.packed import unpack_checked
 from edge_sdk.plan import TrainingPlan, checked_int, checked_map
 from edge_sdk.topics import is_segment
 from edge_sdk.update import CodecSettings
@@ -61,6 +61,11 @@ BLOB_BYTES_MAX: Final = 1 << 31
 SECONDS_MAX: Final = 1e9
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
+OBJECTS_MAX: Final = 4096
+"""Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
+DEPTH_MAX: Final = 8
+SCAN_FROM_BYTES: Final = 2048
+"""Below this size a message cannot cost more than some hundred kilobytes, whatever it nests."""
 
 OUTCOMES: Final = ("received", "counted", "refused", "late", "missing", "abandoned", "declined", "unknown", "busy")
 """What a verdict may say. ``received`` is the receipt; ``busy`` is retryable; ``counted`` and the rest are final."""
@@ -138,16 +143,20 @@ def _list_of(item: Check, length_max: int) -> Check:
     def check(value: object, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or len(value) > length_max:
             raise DecodeError(f"{where}: expected a list of at most {length_max} entries")
-        return tuple(item(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return tuple([item(entry, where) for entry in value])
 
     return check
+
+
+_POSITION: Final = _integer(0, BLOB_BYTES_MAX)
+_CAPABILITY: Final = _text(64)
+_CAPABILITIES: Final = _list_of(_CAPABILITY, 64)
 
 
 def _range(value: object, where: str) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise DecodeError(f"{where}: expected [start, stop]")
-    position = _integer(0, BLOB_BYTES_MAX)
-    start, stop = position(value[0], where), position(value[1], where)
+    start, stop = _POSITION(value[0], where), _POSITION(value[1], where)
     if start >= stop:
         raise DecodeError(f"{where}: the range {start}..{stop} is empty")
     return start, stop
@@ -157,11 +166,16 @@ def _capabilities(value: object, where: str) -> dict[str, Any]:
     source = checked_map(value, where)
     if len(source) > 32:
         raise DecodeError(f"{where}: more than 32 entries")
-    text, texts = _text(64), _list_of(_text(64), 64)
-    return {
-        text(key, where): list(texts(entry, where)) if isinstance(entry, list) else text(str(entry), where)
-        for key, entry in source.items()
-    }
+    return {_CAPABILITY(key, where): _capability(entry, where) for key, entry in source.items()}
+
+
+def _capability(value: object, where: str) -> str | list[str]:
+    """Text or a list of texts; a number or a truth value is taken as its text, for people."""
+    if isinstance(value, list):
+        return list(_CAPABILITIES(value, where))
+    if not isinstance(value, str | int | float):
+        raise DecodeError(f"{where}: expected text or a list of texts, got {type(value).__name__}")
+    return str(_CAPABILITY(str(value), where))
 
 
 def _evaluation(value: object, where: str) -> tuple[float, float, int] | None:
@@ -375,12 +389,17 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """To one device, the answer to an offer: these ranges are stored, send the others."""
+    """To one device, the answer to an offer: these ranges are stored, send the others.
+
+    ``chunk_bytes_max`` > 0 limits one chunk, in bytes. It stands here and not in the invite, so that it also reaches a
+    device that has restarted since.
+    """
 
     kind: ClassVar[str] = "have"
     ticket: bytes = _on_wire(ticket_field)
     digest: bytes = _on_wire(digest_field)
     ranges: tuple[tuple[int, int], ...] = _on_wire(_list_of(_range, RANGES_MAX))
+    chunk_bytes_max: int = _on_wire(_integer(0, BODY_BYTES_MAX), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,9 +562,11 @@ def decode_message(
 
 
 def _unpack_map(data: bytes, where: str) -> dict[str, Any]:
+    if len(data) >= SCAN_FROM_BYTES:
+        return checked_map(unpack_checked(data, objects_max=OBJECTS_MAX, depth_max=DEPTH_MAX, where=where), where)
     # msgpack checks every length against the buffer before it allocates; its errors share no base class.
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:
         raise DecodeError(f"{where}: not msgpack ({type(error).__name__})") from error
     return checked_map(value, where)
@@ -561,24 +582,31 @@ def _check_version(version: object, what: str, peer: str) -> None:
     )
 
 
-@functools.cache
-def _fields(cls: type) -> tuple[tuple[str, Check, Any], ...]:
-    return tuple((f.name, f.metadata["check"], f.default) for f in dataclasses.fields(cls))
+_Field = tuple[str, str, Check, Any]  # name, name for error messages, check, default
+_FIELDS: Final[dict[type, tuple[_Field, ...]]] = {}
+
+
+def _fields(cls: Any) -> tuple[_Field, ...]:
+    found = _FIELDS.get(cls)
+    if found is None:
+        declared = dataclasses.fields(cls)
+        found = tuple((f.name, f"{cls.kind}.{f.name}", f.metadata["check"], f.default) for f in declared)
+        _FIELDS[cls] = found
+    return found
 
 
 def _from_map(cls: type[T], source: dict[str, Any]) -> T:
-    kind = cast(Any, cls).kind
     values = {}
-    for name, check, default in _fields(cls):
+    for name, where, check, default in _fields(cls):
         if name in source:
-            values[name] = check(source[name], f"{kind}.{name}")
+            values[name] = check(source[name], where)
         elif default is dataclasses.MISSING:
-            raise DecodeError(f"{kind}.{name}: missing")
+            raise DecodeError(f"{where}: missing")
     return cls(**values)
 
 
 def _to_map(message: Any) -> dict[str, Any]:
-    return {name: _plain(getattr(message, name)) for name, _, _ in _fields(type(message))}
+    return {name: _plain(getattr(message, name)) for name, _, _, _ in _fields(type(message))}
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,8 @@ class Download:
         total: Its size in bytes.
         blob_bytes: Size of the retained pieces in bytes, 0 where there are none.
         bytes_max: The largest blob that this device takes, in bytes.
-        chunk: Adaptive size of the ranges asked for.
+        chunk: Gives the link's range size: halved after a stall without progress.
+        range_bytes_max: The largest range that the coordinator sends in one message, in bytes.
         topics: The federation's topics.
         send: Wraps a message for the coordinator into an action.
         rng: For jitter.
@@ -50,7 +51,8 @@ class Download:
         *,
         blob_bytes: int,
         bytes_max: int,
-        chunk: ChunkSize,
+        chunk: Callable[[], ChunkSize],
+        range_bytes_max: int,
         topics: Topics,
         send: Callable[[Want], Action],
         rng: np.random.Generator,
@@ -60,6 +62,7 @@ class Download:
         self._reassembly = Reassembly(digest, total, bytes_max=bytes_max)
         self._blob_bytes = blob_bytes
         self._chunk = chunk
+        self._range_bytes_max = range_bytes_max
         self._topics = topics
         self._send = send
         self._rng = rng
@@ -98,8 +101,8 @@ class Download:
     def on_range(self, offset: int, data: bytes, now: float) -> list[Action]:
         """A range that was asked for. Nonsense is ignored: the stall timer asks again, and the digest decides."""
         self._add(offset, data, now)
-        stop = offset + len(data)
-        self._asked = [(a, b) for a, b in self._asked if not (offset <= a and b <= stop)]
+        missing = self._missing()
+        self._asked = [(a, b) for a, b in self._asked if any(start < b and a < stop for start, stop in missing)]
         return [] if self.complete or len(self._asked) > WINDOW_CHUNKS // 2 else self._more()
 
     def on_retained(self, offset: int, data: bytes, now: float) -> list[Action]:
@@ -121,7 +124,7 @@ class Download:
     def on_stall(self, now: float) -> list[Action]:
         """Nothing has come for too long: smaller pieces, and away from the cache."""
         self._stalls += 1
-        self._chunk.cut(self._progress)
+        self._chunk().cut(self._progress)
         self._progress = False
         return self._leave_cache(now)
 
@@ -141,7 +144,7 @@ class Download:
         if new:
             self._progress = True
             self._stalls = 0
-            self._chunk.progress()
+            self._chunk().progress()
             self._arm(now)
 
     def _arm(self, now: float) -> None:
@@ -155,7 +158,8 @@ class Download:
         missing = self._reassembly.received
         for start, stop in self._asked:
             missing = missing.add(start, stop)
-        wanted = plan_chunks(missing.missing(self._reassembly.total), self._chunk.current)
+        size = min(self._chunk().current, self._range_bytes_max)
+        wanted = plan_chunks(missing.missing(self._reassembly.total), size)
         wanted = wanted[: WINDOW_CHUNKS - len(self._asked)]
         self._asked += wanted
         return [self._send(Want(digest=self.digest, ranges=tuple(wanted)))] if wanted else []

@@ -95,6 +95,11 @@ TRAINING_SHARE: Final = 0.8
 ENVELOPE_BYTES_MAX: Final = 600
 STATE_BYTES_MAX: Final = 20_000
 SETTLE_WINDOW_SECONDS: Final = 10.0
+SETTLE_SECONDS_MAX: Final = 900.0
+RESUME_WINDOW_SECONDS: Final = 5.0
+
+Asked = tuple[bytes, int, int, bool]
+"""What an announcement asks for, so that it is answered once: epoch, round, attempt, whether all is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +160,15 @@ class Session:
         # announcements
         self._epoch = b""
         self._announce: Announce | None = None
-        self._drawn: tuple[bytes, int, int] | None = None
+        self._incarnation_before: int | None = None
+        self._drawn: Asked | None = None
         self._draw = 0.0
-        self._answered: tuple[bytes, int, int] | None = None
+        self._answered: Asked | None = None
+        self._unanswered: Asked | None = None
         self._hold_until = float("-inf")
         self._come_back_at: float | None = None
         # the check-in that is out
-        self._nonces: dict[bytes, float] = {}
+        self._nonces: dict[bytes, tuple[float, Asked | None]] = {}
         self._attempts = 0
         # the ticket in hand
         self._invite: Invite | None = None
@@ -309,12 +316,17 @@ class Session:
             incarnation, live = int(state["incarnation"]), bool(state["online"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DecodeError("coordinator state: expected JSON with incarnation and online") from error
+        if self._incarnation is not None and incarnation < self._incarnation:
+            return []  # the last will of an earlier start, late
         if not live:
             return self._on_coordinator_gone() if self._live else []
         if self._live and incarnation == self._incarnation:
             return []
         actions = self._on_coordinator_gone() if self._live else []
         self._incarnation = incarnation
+        if incarnation != self._incarnation_before:
+            self._incarnation_before = incarnation
+            self._hold_until = float("-inf")  # somebody may have put right what we were held for
         return actions + self._on_coordinator_live(now)
 
     def _on_announce(self, payload: bytes, now: float) -> list[Action]:
@@ -325,9 +337,9 @@ class Session:
             return []
         self._announce, self._epoch = message, envelope.epoch
         invite = self._invite
-        if invite is not None and self.state in (FETCHING, TRAINING) and self._invite_epoch == self._epoch:
-            over = message.phase == "done" or (message.round, message.attempt) > (invite.round, invite.attempt)
-            if over:
+        if invite is not None and self.state in (FETCHING, TRAINING):
+            later = message.phase == "done" or (message.round, message.attempt) > (invite.round, invite.attempt)
+            if later or self._invite_epoch != self._epoch:
                 return self._drop_work("late", now) + self._consider(now)
         return self._consider(now)
 
@@ -344,18 +356,28 @@ class Session:
         return []
 
     def _checkin_due(self, now: float) -> float | None:
-        announce = self._announce
-        if announce is not None:
-            key = (self._epoch, announce.round, announce.attempt)
-            if key != self._drawn:
-                self._drawn, self._draw = key, float(self._rng.random())
-            fresh = key != self._answered
-            if announce.phase == "selection" and fresh and self._draw < announce.share:
-                return now + float(self._rng.random()) * announce.window_seconds
-            left = self._unsettled
-            if left is not None and fresh and (announce.phase == "done" or announce.round > left.round):
-                return now + float(self._rng.random()) * max(announce.window_seconds, SETTLE_WINDOW_SECONDS)
+        announce, left, asked = self._announce, self._unsettled, self._asked
+        if announce is not None and asked != self._answered:
+            if asked != self._drawn:
+                self._drawn, self._draw = asked, float(self._rng.random())
+            chance = float(self._rng.random())
+            if announce.phase == "selection" and self._draw < announce.share:
+                return now + chance * announce.window_seconds
+            if announce.phase == "working" and asked == self._unanswered:
+                return now + chance * RESUME_WINDOW_SECONDS  # an invite may have been lost with the connection
+            if left is not None and (announce.phase == "done" or announce.round > left.round):
+                return now + chance * max(announce.window_seconds, SETTLE_WINDOW_SECONDS)
+        if left is not None and self._come_back_at is None:
+            # The announcement that would tell may be lost.
+            self._come_back_at = now + SETTLE_SECONDS_MAX * (1.0 + 0.5 * float(self._rng.random()))
         return self._come_back_at
+
+    @property
+    def _asked(self) -> Asked | None:
+        announce = self._announce
+        if announce is None:
+            return None
+        return self._epoch, announce.round, announce.attempt, announce.phase == "done"
 
     def _check_in(self, now: float) -> list[Action]:
         self._enter(CHECKING_IN)
@@ -365,7 +387,8 @@ class Session:
 
     def _send_check_in(self, now: float) -> list[Action]:
         nonce = self._rng.bytes(8)
-        self._nonces[nonce] = now
+        self._nonces[nonce] = (now, self._asked)
+        self._unanswered = self._asked
         while len(self._nonces) > NONCES_KEPT:
             del self._nonces[next(iter(self._nonces))]
         self._timers["reply"] = now + self._backoff(self._attempts)
@@ -384,23 +407,25 @@ class Session:
 
     def _answer_to(self, nonce: bytes) -> float | None:
         """When the check-in with this nonce was sent; None for a reply to nothing that is out."""
-        sent_at = self._nonces.get(nonce) if self.state == CHECKING_IN else None
-        if sent_at is not None:
-            self._nonces.clear()
-            self._timers.pop("reply", None)
-            self._hold_until = float("-inf")
-            if self._announce is not None:
-                self._answered = (self._epoch, self._announce.round, self._announce.attempt)
+        found = self._nonces.get(nonce) if self.state == CHECKING_IN else None
+        if found is None:
+            return None
+        sent_at, self._answered = found
+        self._unanswered = None
+        self._nonces.clear()
+        self._timers.pop("reply", None)
+        self._hold_until = float("-inf")
         return sent_at
 
     def _on_come_back(self, message: ComeBack, envelope: Envelope, now: float) -> list[Action]:
-        if self._answer_to(message.nonce) is None:
+        sent_at = self._answer_to(message.nonce)
+        if sent_at is None:
             return []
         self._enter(IDLE)
         actions = self._judge_all(message.verdicts)
-        self._come_back_at = now + message.seconds if message.seconds > 0 else None
+        self._come_back_at = sent_at + message.seconds if message.seconds > 0 else None
         if message.hold:
-            self._hold_until = now + message.seconds
+            self._hold_until = sent_at + message.seconds
         actions.append(Notify("come_back", message.reason or f"in {message.seconds:.0f} s"))
         return actions + self._consider(now)
 
@@ -458,7 +483,8 @@ class Session:
                 total,
                 blob_bytes=invite.blob_bytes,
                 bytes_max=limit,
-                chunk=self._chunk,
+                chunk=lambda: self._chunk,
+                range_bytes_max=invite.chunk_bytes_max,
                 topics=self.topics,
                 send=self._to_coordinator,
                 rng=self._rng,
@@ -568,7 +594,7 @@ class Session:
         self._enter(UPLOADING)
         self._upload = Upload(
             holding,
-            chunk_bytes_max=self._chunk.current,
+            chunk=lambda: self._chunk,
             send_offer=lambda offer: self._to_coordinator(offer, epoch=holding.epoch),
             send_chunk=lambda chunk: self._chunk_action(chunk, holding),
             rng=self._rng,

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_sdk.messages import Chunk, Have, Offer
 from edge_sdk.session.events import Action, Holding
-from edge_sdk.transfer import Ranges, plan_chunks
+from edge_sdk.transfer import ChunkSize, Ranges, plan_chunks
 
 __all__ = ["Upload"]
 
@@ -28,7 +28,7 @@ class Upload:
 
     Args:
         holding: The update; ``payload`` must be there.
-        chunk_bytes_max: Largest chunk in bytes.
+        chunk: Gives the link's chunk size: halved after a cut or a silence without progress.
         send_offer: Wraps an offer into an action.
         send_chunk: Wraps a chunk into an action and returns it with its token.
         rng: For jitter.
@@ -38,7 +38,7 @@ class Upload:
         self,
         holding: Holding,
         *,
-        chunk_bytes_max: int,
+        chunk: Callable[[], ChunkSize],
         send_offer: Callable[[Offer], Action],
         send_chunk: Callable[[Chunk], tuple[int, Action]],
         rng: np.random.Generator,
@@ -47,7 +47,7 @@ class Upload:
             raise ValueError("an update without its payload cannot be uploaded")
         self.holding = holding
         self._payload = memoryview(holding.payload)
-        self._chunk_bytes_max = chunk_bytes_max
+        self._chunk = chunk
         self._send_offer = send_offer
         self._send_chunk = send_chunk
         self._rng = rng
@@ -55,6 +55,7 @@ class Upload:
         self._in_flight: set[int] = set()
         self._silences = 0
         self._offered = False
+        self._progress = False
         self.deadline = float("inf")
 
     @property
@@ -71,6 +72,7 @@ class Upload:
 
     def pause(self) -> None:
         """The connection or the coordinator is gone: wait for a new one."""
+        self._note_cut()
         self._queue.clear()
         self._in_flight.clear()
         self._offered = False
@@ -90,7 +92,10 @@ class Upload:
         self._offered = False
         self._silences = 0
         stored = Ranges(have.ranges)
-        self._queue = plan_chunks(stored.missing(self.total), self._chunk_bytes_max)
+        size = self._chunk().current
+        if have.chunk_bytes_max:
+            size = min(size, have.chunk_bytes_max)
+        self._queue = plan_chunks(stored.missing(self.total), size)
         self._arm(now)
         return self._more()
 
@@ -99,13 +104,22 @@ class Upload:
         if token not in self._in_flight:
             return []
         self._in_flight.discard(token)
+        self._progress = True
+        self._chunk().progress()
         self._arm(now)
         return self._more()
 
     def on_silence(self, now: float) -> list[Action]:
         """No answer, no PUBACK or no verdict for too long: offer again."""
         self._silences += 1
+        self._note_cut()
         return self.offer(now)
+
+    def _note_cut(self) -> None:
+        """A link that drops before one chunk is through would else be given the same chunk for ever."""
+        if self._in_flight:
+            self._chunk().cut(self._progress)
+        self._progress = False
 
     def _more(self) -> list[Action]:
         actions: list[Action] = []
