@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeAlias
 
 from edge_sdk.errors import StateError
 
-__all__ = ["BytesLike", "DirectoryFiles", "Files", "MemoryFiles"]
+__all__ = ["BytesLike", "DirectoryFiles", "Files", "MemoryFiles", "owner_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +190,8 @@ class DirectoryFiles:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in ERRNOS_LOCKED:
-                owner = os.pread(self._lock_fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
                 raise StateError(
-                    f"state directory {self.path} is in use by another process (pid {owner}): "
+                    f"state directory {self.path} is in use by another process (pid {_owner(self._lock_fd)}): "
                     "stop that one, or give this device a directory of its own"
                 ) from None
             raise StateError(
@@ -219,6 +218,25 @@ class DirectoryFiles:
                 f"state directory {self.path}: cannot {action} ({error.strerror}): check that it is writable by this "
                 "user and that the card is healthy"
             ) from error
+
+
+def owner_of(path: str | os.PathLike[str]) -> str | None:
+    """The process (its pid, or "unknown") that has the directory open as :class:`DirectoryFiles`; None for nobody."""
+    try:
+        descriptor = os.open(Path(path) / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return _owner(descriptor) if error.errno in ERRNOS_LOCKED else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _owner(descriptor: int) -> str:
+    return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
 
 
 def _write_all(descriptor: int, part: BytesLike) -> None:
