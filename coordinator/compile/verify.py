@@ -29,7 +29,8 @@ __all__ = ["Verification", "verify_program"]
 BATCH_SIZE: Final = 3
 ATTEMPTS: Final = 4
 DIFFERENCE: Final = 1e-7
-"""Half the width of the central difference, in a direction whose elements are +1 and -1."""
+"""Half the width of the central difference, in a direction whose elements are about 1."""
+RANDOM_DIRECTIONS: Final = 2
 GRADIENT_TOLERANCE: Final = 1e-3
 ENGINE_TOLERANCE: Final = 1e-4
 FORWARD_TOLERANCE: Final = 1e-4
@@ -209,16 +210,21 @@ class _Point:
         floor: float,
         rng: np.random.Generator,
     ) -> float:
-        """Relative error of ``gradient`` along one random direction."""
+        """Relative error of ``gradient`` along its own direction (which shows a wrong size) and along random ones
+        (which show what is missing from it)."""
         feeds = self.wide()
-        start = feeds[name]
-        direction = rng.choice((-1.0, 1.0), size=start.shape)
-        ahead = loss({**feeds, name: start + DIFFERENCE * direction})
-        behind = loss({**feeds, name: start - DIFFERENCE * direction})
-        measured = (ahead - behind) / (2 * DIFFERENCE * BATCH_SIZE)
-        computed = float(np.sum(gradient * direction))
-        size = max(float(np.linalg.norm(gradient)), abs(measured), floor)
-        return abs(measured - computed) / size if size else 0.0
+        start, size = feeds[name], float(np.linalg.norm(gradient))
+        directions = [rng.choice((-1.0, 1.0), size=start.shape) for _ in range(RANDOM_DIRECTIONS)]
+        if size > 0:
+            directions.append(gradient * (np.sqrt(gradient.size) / size))
+        worst = 0.0
+        for direction in directions:
+            ahead = loss({**feeds, name: start + DIFFERENCE * direction})
+            behind = loss({**feeds, name: start - DIFFERENCE * direction})
+            measured = (ahead - behind) / (2 * DIFFERENCE * BATCH_SIZE)
+            difference = abs(measured - float(np.sum(gradient * direction)))
+            worst = max(worst, difference / max(size, abs(measured), floor, 1e-30), key=_nan_last)
+        return worst
 
 
 def _examples(inputs: tuple[Input, ...], rng: np.random.Generator) -> Arrays:
@@ -239,6 +245,10 @@ def _labels(program: Program, rng: np.random.Generator) -> NDArray[Any]:
         return rng.standard_normal(shape).astype(np.float32)
     flags = rng.integers(0, 2, shape).astype(np.float32)
     return 2 * flags - 1 if program.loss == "hinge" else flags
+
+
+def _nan_last(value: float) -> float:
+    return np.inf if np.isnan(value) else value
 
 
 def _distance(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -1,0 +1,115 @@
+"""Verification finds what it is there to find: programs that were right are damaged on purpose and must be refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_graphs import model_of
+
+from coordinator.compile import build_zoo_model, compile_model, verify_program
+from coordinator.compile.oracle import loss_in_float64, widened
+from edge_sdk.bundle import Bundle, NumpyPlan
+from edge_sdk.errors import CompileError
+
+MODEL = build_zoo_model("mlp", inputs=(6,), hidden=(5, 4), outputs=3, activation="tanh", seed=2)
+
+
+def compiled(**options: Any) -> Bundle:
+    return compile_model(MODEL, loss="softmax_cross_entropy", name="mlp", verify=False, **options)
+
+
+def damaged(bundle: Bundle, graph: str, change: Callable[[onnx.NodeProto], bool]) -> Bundle:
+    """``bundle`` with the first node of a graph changed for which ``change`` says that it did so."""
+    model = onnx.ModelProto.FromString(getattr(bundle.program, graph))
+    assert any(change(node) for node in model.graph.node)
+    program = replace(bundle.program, **{graph: model.SerializeToString()})
+    return Bundle(program, bundle.parameters)
+
+
+def scale_gemm(output: str) -> Callable[[onnx.NodeProto], bool]:
+    def change(node: onnx.NodeProto) -> bool:
+        found = node.op_type == "Gemm" and node.output[0] == output
+        for attribute in node.attribute if found else ():
+            if attribute.name == "alpha":
+                attribute.f = 1.01
+        return found
+
+    return change
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_a_right_program_passes(optimizer: str) -> None:
+    checked = verify_program(MODEL, compiled(optimizer=optimizer, proximal=True, weight_decay=True))
+    assert set(checked.gradients) == {f"fc{n}.{kind}" for n in (1, 2, 3) for kind in ("weight", "bias")}
+    assert max(checked.gradients.values()) < 1e-5
+
+
+@pytest.mark.parametrize(("layer", "node"), [(1, "fc1/Gemm"), (2, "fc2/Gemm"), (3, "logits/Gemm")])
+def test_a_gradient_that_is_one_percent_off_names_its_parameter_and_node(layer: int, node: str) -> None:
+    wrong = damaged(compiled(), "train", scale_gemm(f"new/fc{layer}.weight"))
+    with pytest.raises(CompileError, match=re.escape(f"parameter 'fc{layer}.weight' (used by Gemm '{node}'")):
+        verify_program(MODEL, wrong)
+
+
+def test_an_inference_graph_that_differs_from_the_source_is_found() -> None:
+    with pytest.raises(CompileError, match="output 'logits': differs from that of the source model"):
+        verify_program(MODEL, damaged(compiled(), "infer", scale_gemm("logits")))
+
+
+def test_a_loss_that_differs_between_training_and_evaluation_is_found() -> None:
+    def change(node: onnx.NodeProto) -> bool:
+        if node.op_type == "Div" and node.output[0] == "loss":
+            node.op_type = "Mul"
+            return True
+        return False
+
+    with pytest.raises(CompileError, match="the train graph's loss is"):
+        verify_program(MODEL, damaged(compiled(), "train", change))
+
+
+def test_engines_that_disagree_are_found() -> None:
+    bundle = compiled()
+    plan = bundle.program.train_plan
+    nodes = tuple(n._replace(op="Sigmoid") if n.op == "Tanh" else n for n in plan.nodes)
+    wrong = replace(bundle.program, train_plan=NumpyPlan(plan.inputs, plan.outputs, plan.constants, nodes))
+    with pytest.raises(CompileError, match="onnxruntime and the NumPy engine differ"):
+        verify_program(MODEL, Bundle(wrong, bundle.parameters))
+
+
+def test_compiling_verifies_unless_told_otherwise() -> None:
+    text = "h = MatMul(x, w); r = RandomUniformLike(x); y = Add(h, r)"
+    model = model_of(text, {"w": np.ones((4, 4))}, inputs={"x": ["n", 4]})
+    compile_model(model, loss="mean_squared_error", name="random", verify=False)
+    with pytest.raises(CompileError, match="differs"):
+        compile_model(model, loss="mean_squared_error", name="random")
+
+
+def test_a_program_without_a_numpy_plan_is_verified_by_onnx_s_reference_evaluator() -> None:
+    bundle = compiled()
+    with_onnx = Bundle(replace(bundle.program, train_plan=NumpyPlan(), evaluate_plan=NumpyPlan()), bundle.parameters)
+    checked = verify_program(MODEL, with_onnx)
+    assert checked.engines is None
+    assert max(checked.gradients.values()) < 1e-5
+
+
+def test_the_float64_loss_is_the_same_by_both_evaluators() -> None:
+    model = build_zoo_model("cnn", inputs=(2, 6, 6), outputs=3, channels=(3, 4), seed=1)
+    bundle = compile_model(model, loss="hinge", name="cnn", verify=False)
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Any] = {"x": rng.standard_normal((4, 2, 6, 6)), "target": rng.integers(0, 3, 4)}
+    feeds.update({n: widened(a) for n, a in bundle.program.spec.unflatten(bundle.parameters).items()})
+    by_onnx = replace(bundle.program, evaluate_plan=NumpyPlan())
+    assert loss_in_float64(bundle.program)(feeds) == pytest.approx(loss_in_float64(by_onnx)(feeds), rel=1e-13)
+
+
+def test_an_operator_that_the_numpy_engine_lacks_leaves_the_plans_empty() -> None:
+    text = "c = Det(q); h = MatMul(x, w); y = Add(h, c)"
+    constants = {"w": np.ones((4, 3)), "q": np.eye(2)}
+    bundle = compile_model(model_of(text, constants, inputs={"x": ["n", 4]}), loss="mean_squared_error", name="det")
+    assert not bundle.program.train_plan.nodes and not bundle.program.evaluate_plan.nodes
