@@ -38,7 +38,7 @@ from coordinator.events import (
 from coordinator.ingest import Ingest
 from coordinator.store import RoundRecord, Store
 from coordinator.workers import ThreadWorkers, WorkerFailed
-from edge_sdk.errors import EdgeFedError, StateError
+from edge_sdk.errors import ConnectionUnavailable, EdgeFedError, StateError
 from edge_sdk.loop import Backoff, EventLoop
 from edge_sdk.mqtt import (
     BrokerSettings,
@@ -61,6 +61,8 @@ RECONNECT_SECONDS_MAX: Final = 30.0
 TURN_EVENTS_MAX: Final = 512
 LEAVE_SECONDS_MAX: Final = 5.0
 BACKUP_SECONDS: Final = 300.0
+QUEUED_MESSAGES_MAX: Final = 200_000
+"""Invites of a round leave in one turn: there may be as many as devices."""
 
 
 @dataclass(slots=True)
@@ -201,10 +203,8 @@ class Service:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Publish(channel, topic, payload, retain, expiry_seconds, token):
-                    self._links[channel].transport.publish(
-                        topic, payload, qos=1, retain=retain, expiry_seconds=expiry_seconds, token=token
-                    )
+                case Publish():
+                    self._publish(effect)
                 case Acknowledge(channel, delivery):
                     self._links[channel].transport.acknowledge(delivery)
                 case Subscribe(channel, filters):
@@ -213,6 +213,22 @@ class Service:
                     self._round_ended(self._loop.clock())
                 case Finished():
                     self._finish(self._loop.clock())
+
+    def _publish(self, effect: Publish) -> None:
+        try:
+            self._links[effect.channel].transport.publish(
+                effect.topic,
+                effect.payload,
+                qos=1,
+                retain=effect.retain,
+                expiry_seconds=effect.expiry_seconds,
+                token=effect.token,
+            )
+        except ConnectionUnavailable as error:
+            # The broker takes messages more slowly than they come. As if lost on the way: whoever misses it asks again.
+            logger.warning("a message was dropped: %s", error)
+            if effect.token:
+                self._inbox.append(Published(effect.channel, effect.token))
 
     def _round_ended(self, now: float) -> None:
         if self._on_round is not None:
@@ -242,7 +258,12 @@ class Service:
     def _link(self, broker: BrokerSettings, name: str, channel: str, rng: np.random.Generator) -> _Link:
         will = Will(*self.core.will()) if channel == CONTROL else None
         settings = replace(broker, client_id=f"{name}-{channel}", will=will)
-        transport = PahoTransport(settings, lambda event: self._on_transport(channel, event), manual_ack=True)
+        transport = PahoTransport(
+            settings,
+            lambda event: self._on_transport(channel, event),
+            manual_ack=True,
+            queue_messages_max=QUEUED_MESSAGES_MAX,
+        )
         return _Link(transport, Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng))
 
     def _on_transport(self, channel: str, event: TransportEvent) -> None:
