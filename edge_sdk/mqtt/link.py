@@ -62,7 +62,8 @@ class Link:
 
     number:  distinguishes this link's acknowledgements from those of links before
     notes:  where events are appended
-    wake:  called when bytes wait to be written
+    on_output:  called when bytes wait to be written
+    on_pause:  called when ``paused`` may have changed
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Link:
         number: int,
         manual_ack: bool,
         notes: deque[TransportEvent],
-        wake: Callable[[], None],
+        on_output: Callable[[], None],
+        on_pause: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.protocol = protocol
@@ -85,7 +87,8 @@ class Link:
         self._number = number
         self._manual_ack = manual_ack
         self._notes = notes
-        self._wake = wake
+        self._output_waits = on_output
+        self._pause_changed = on_pause
         self._refusal = 0
         self._silent = False
         self._ending: tuple[DisconnectReason, EdgeFedError | None] | None = None
@@ -162,7 +165,7 @@ class Link:
             pass
         stream.close_turn()
         if self.paused:
-            self._wake()
+            self._pause_changed()
 
     def wants_write(self) -> bool:
         return self.stream is not None and (self.stream.has_output or self._client.want_write())
@@ -222,7 +225,7 @@ class Link:
         self._unacknowledged.discard(number)
         self._client.ack(number & 0xFFFF, 1)
         if was_paused:
-            self._wake()
+            self._pause_changed()
 
     def leave(self, will: bool) -> None:
         """Write what waits and say goodbye, or (``will``) leave so that the broker publishes our last will."""
@@ -304,7 +307,7 @@ class Link:
         self.stream = stream
 
     def _on_output(self, _client: Client, _userdata: Any, _stream: Any) -> None:
-        self._wake()
+        self._output_waits()
 
     def _on_connect(self, _client: Client, _userdata: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.value >= _FAILURE:

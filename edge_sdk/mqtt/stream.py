@@ -47,11 +47,13 @@ class Stream:
     """A non-blocking socket with a bounded inbox and outbox (paho's SocketLike, and what the transport adds)."""
 
     __slots__ = (
+        "_filled",
         "_fills_left",
         "_inbox",
         "_outbox",
         "_packet_bytes_max",
         "_socket",
+        "_taken",
         "_tls",
         "closed",
         "ended",
@@ -65,6 +67,7 @@ class Stream:
         self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
         self._packet_bytes_max = packet_bytes_max
         self._inbox = _NOTHING
+        self._taken = self._filled = 0
         self._fills_left = 0
         self._outbox = bytearray()
         self.first_bytes = b""
@@ -77,10 +80,11 @@ class Stream:
     def recv(self, wanted: int) -> bytes | memoryview:
         if wanted > self._packet_bytes_max:
             raise self.fail(PacketTooLarge(wanted))
-        if not self._inbox:
+        if self._taken >= self._filled:
             self._fill()
-        data, self._inbox = self._inbox[:wanted], self._inbox[wanted:]
-        return data
+        start = self._taken
+        self._taken = end = min(start + wanted, self._filled)
+        return self._inbox[start:end]
 
     def _fill(self) -> None:
         """Read ahead, as much as there is, into the inbox; leave it empty at the end of the stream."""
@@ -97,8 +101,9 @@ class Stream:
         except OSError as error:
             raise self.fail(error) from None
         self.ended = count == 0
-        self._inbox = _scratch.view[:count]
-        self.first_bytes = self.first_bytes or bytes(self._inbox[:8])
+        self._inbox, self._taken, self._filled = _scratch.view, 0, count
+        if not self.first_bytes:
+            self.first_bytes = bytes(self._inbox[: min(count, 8)])
 
     def send(self, data: bytes | bytearray) -> int:
         if self.failure is not None:
@@ -135,7 +140,7 @@ class Stream:
             raise
 
     def pending(self) -> int:
-        return len(self._inbox)
+        return self._filled - self._taken
 
     # What the transport calls.
 
@@ -146,13 +151,14 @@ class Stream:
     def close_turn(self) -> None:
         """No more reads until the next turn; what paho has not taken yet moves out of the shared buffer."""
         self._fills_left = 0
-        if self._inbox:
-            self._inbox = memoryview(bytes(self._inbox))
+        if self.has_input:
+            rest = memoryview(bytes(self._inbox[self._taken : self._filled]))
+            self._inbox, self._taken, self._filled = rest, 0, len(rest)
 
     @property
     def has_input(self) -> bool:
         """Whether bytes that were read ahead wait for paho."""
-        return len(self._inbox) > 0
+        return self._taken < self._filled
 
     @property
     def has_output(self) -> bool:
@@ -175,7 +181,7 @@ class Stream:
         """Make every further call raise ``error`` (or the first one given), and forget what waits."""
         if self.failure is None:
             self.failure = error
-        self._inbox = _NOTHING
+        self._inbox, self._taken, self._filled = _NOTHING, 0, 0
         self._outbox.clear()
         return self.failure
 

@@ -67,6 +67,7 @@ class PahoTransport:
         self._link: Link | None = None
         self._events: deque[TransportEvent] = deque()
         self._dispatching = False
+        self._reading = False
         self._queue: deque[Message] = deque()
         self._queue_bytes = 0
         self._deadline: float | None = None
@@ -189,11 +190,21 @@ class PahoTransport:
         return self._link is not None and self._link.wants_write()
 
     def on_readable(self) -> None:
-        """Read what came, and tell the listener."""
-        if self._link is not None:
+        """Read what came, tell the listener, and write what it has to say to that."""
+        if self._link is None:
+            return
+        self._reading = True
+        try:
             self._link.read()
-        self._settle()
-        self._dispatch()
+            self._settle()
+            self._dispatch()
+        finally:
+            self._reading = False
+        if self.wants_write():
+            self._link.write()
+            self._settle()
+            if self.wants_write():
+                self._wake()
 
     def on_writable(self) -> None:
         """Write what waits, and tell the listener what it has not heard yet."""
@@ -234,7 +245,8 @@ class PahoTransport:
             number=self.connections,
             manual_ack=self._manual_ack,
             notes=self._events,
-            wake=self._wake,
+            on_output=self._note_output,
+            on_pause=self._wake,
         )
         try:
             link.open()
@@ -294,6 +306,10 @@ class PahoTransport:
     def _report(self, reason: DisconnectReason, error: EdgeFedError | None) -> None:
         self._events.append(Disconnected(reason, error))
         self._wake()
+
+    def _note_output(self) -> None:
+        if not self._reading:
+            self._wake()
 
     def _wake(self) -> None:
         if self.watcher is not None:
