@@ -62,7 +62,7 @@ REFUSED_SECONDS_MIN: Final = 15.0
 TAKEOVER_SECONDS: Final = 300.0
 TAKEOVERS_SUSPICIOUS: Final = 3
 SHORT_CONNECTION_SECONDS: Final = 5.0
-ELIGIBLE_SECONDS: Final = 5.0
+ELIGIBLE_SECONDS: Final = 2.0
 STATUS_SECONDS_MIN: Final = 10.0
 
 
@@ -341,18 +341,22 @@ class Agent:
         connection = self._connection
         was_up, connection.up = connection.up, False
         self._hints.on_disconnected()
-        error = "" if event.error is None else str(event.error)
+        # A broker may hang up over a message that it has refused (mosquitto 2.0 does): that is the news then.
+        refusal = self._hints.refusal if was_up else ""
+        error = refusal or ("" if event.error is None else str(event.error))
         self.status = replace(self.status, connected=False, error=error)
         if was_up:
             self._perform(Offline(), now)
         if self.left or event.reason == "requested":
             return
-        if error:
+        if error and not refusal:
             self._tell(Notify("connection_failed", error))
         connection.due = now + self._reconnect_seconds(event, was_up, now)
 
     def _reconnect_seconds(self, event: Disconnected, was_up: bool, now: float) -> float:
         connection = self._connection
+        if was_up and self._hints.refusal:
+            return connection.backoff.next_seconds() + REFUSED_SECONDS_MIN
         short = was_up and now - connection.since < SHORT_CONNECTION_SECONDS
         # On MQTT 3.1.1 a takeover looks like a cut right after connecting.
         connection.takeovers = connection.takeovers + 1 if event.reason == "taken_over" or short else 0

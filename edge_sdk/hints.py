@@ -19,6 +19,9 @@ SILENT_SECONDS: Final = 30.0
 class Hints:
     """What one device should be told about its connection.
 
+    ``deadline`` is when ``on_deadline`` is due; ``refusal`` is what was said of a message that the broker refused in
+    this connection, or "".
+
     Args:
         topics: The federation's topics.
         task: The task that the device works for.
@@ -27,19 +30,19 @@ class Hints:
 
     def __init__(self, topics: Topics, task: str, device: str) -> None:
         self.deadline: float | None = None
+        self.refusal = ""
         self._topics = topics
         self._task = task
         self._device = device
         self._retained = frozenset({topics.coordinator_state, topics.announce(task)})
         self._heard: set[str] = set()
         self._given = False
-        self._refusal_told = False
 
     def on_connected(self, now: float) -> None:
         """A new connection: what is retained should come soon."""
         self.deadline = now + SILENT_SECONDS
         self._heard.clear()
-        self._given = self._refusal_told = False
+        self._given, self.refusal = False, ""
 
     def on_disconnected(self) -> None:
         """Silence is no riddle any more."""
@@ -72,13 +75,12 @@ class Hints:
 
     def on_refused(self, reason: str) -> Notify | None:
         """The broker refused a message (only MQTT 5 says so); told once a connection."""
-        if self._refusal_told:
+        if self.refusal:
             return None
-        self._refusal_told = True
         root, device = self._topics.root, self._device
-        return Notify(
-            "publish_refused",
+        self.refusal = (
             f"the broker refused a message of this device ({reason}): its ACL must let the device write "
             f"{root}/from/{device}/#, {root}/up/+/{device} and {root}/status/{device} "
-            "(with the ACL that we ship, the user name is the device id)",
+            "(with the ACL that we ship, the user name is the device id)"
         )
+        return Notify("publish_refused", self.refusal)
