@@ -33,6 +33,7 @@ _NOT_YET_VALID, _EXPIRED, _HOSTNAME, _ADDRESS = 9, 10, 62, 64
 _UNKNOWN_AUTHORITY: Final = (2, 18, 19, 20, 21)
 
 # MQTT 5.0 section 2.4.
+_UNSUPPORTED_VERSION: Final = 0x84
 _BAD_CLIENT_ID, _BAD_LOGIN, _NOT_AUTHORISED, _UNAVAILABLE, _BUSY, _BANNED = 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A
 _SHUTTING_DOWN, _TAKEN_OVER, _PACKET_TOO_LARGE, _CONNECTION_RATE = 0x8B, 0x8E, 0x95, 0x9F
 
@@ -138,6 +139,8 @@ def explain_refusal(settings: BrokerSettings, code: int) -> EdgeFedError:
             f"{where} refused {who}: the password is wrong, the user unknown, or not allowed to connect; check both,"
             " and the broker's password file and ACL"
         )
+    if code == _UNSUPPORTED_VERSION:
+        return ConnectionRefused(f"{where} does not speak MQTT {settings.protocol}; set protocol to 'auto'")
     if code == _BAD_CLIENT_ID:
         return ConnectionRefused(
             f"{where} refused the client identifier {settings.client_id!r}; use letters and digits"

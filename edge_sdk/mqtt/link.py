@@ -313,6 +313,8 @@ class Link:
         if code.value >= _FAILURE:
             self._refusal = code.value
             return
+        if self.accepted:
+            return  # A broker accepts once (MQTT 5.0 section 3.2); a second time would look like a new connection.
         self.accepted = True
         self.receive_max = getattr(properties, "ReceiveMaximum", _RECEIVE_MAX)
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", _PACKET_BYTES_MAX)

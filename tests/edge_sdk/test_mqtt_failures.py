@@ -255,6 +255,7 @@ def test_a_web_server(make_client: MakeClient, peer: Callable[[Answer], str]) ->
 @pytest.mark.parametrize(
     ("code", "kind", "sentence"),
     [
+        (0x84, ConnectionRefused, "does not speak MQTT 5; set protocol to 'auto'"),
         (0x85, ConnectionRefused, "refused the client identifier 'dev'"),
         (0x86, ConnectionRefused, "give username and password"),
         (0x88, ConnectionUnavailable, "busy or not ready"),
@@ -373,7 +374,7 @@ def test_a_delivery_before_the_broker_has_accepted_us_is_ignored(
 def test_answers_that_nobody_asked_for_are_ignored(
     make_client: MakeClient, peer: Callable[[Answer], str], settle: Callable[[float], None]
 ) -> None:
-    strays = b"\x40\x02\x00\x07" + b"\x90\x04\x00\x09\x00\x01" + b"\xd0\x00"
+    strays = b"\x20\x03\x00\x00\x00" + b"\x40\x02\x00\x07" + b"\x90\x04\x00\x09\x00\x01" + b"\xd0\x00"
     client = make_client(peer(accept_then(strays + publish_packet(b"t", b"fine")))).connected()
     client.expect(Delivery)
     settle(0.1)
