@@ -58,6 +58,8 @@ class FleetSettings:
         connects_per_second: Pace of the first connections.
         away_seconds: How long a device that dropped out stays away, in seconds.
         publish_status: Whether each device publishes its retained status.
+        shared_downloads: Whether what is in ``Fleet.blobs`` counts as downloaded by every device, so that a load of
+            many updates of a large model need not wait for as many downloads of it.
     """
 
     federation: str
@@ -68,6 +70,7 @@ class FleetSettings:
     connects_per_second: float = 500.0
     away_seconds: float = 5.0
     publish_status: bool = False
+    shared_downloads: bool = False
 
 
 class ThreadLocalTraining:
@@ -238,7 +241,7 @@ class Fleet:
         self.broker = replace(broker, in_flight_max=IN_FLIGHT_MAX)
         self.settings = settings
         self.loop = EventLoop()
-        self.blobs = BlobMemory(SHARED_BLOBS_MAX)
+        self.blobs = BlobMemory(SHARED_BLOBS_MAX, trusted=settings.shared_downloads)
         self.on_progress = on_progress
         self.dropouts = 0
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Event], Callable[[Event, float], None]] | None]
