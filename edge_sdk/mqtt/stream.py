@@ -1,9 +1,9 @@
 """The socket that paho reads from and writes to, with buffers in between.
 
-paho reads a packet's header byte by byte and writes each packet with a call of its own; at a thousand messages a
-second most of the time would go into system calls. ``Stream`` reads much at once and hands it out in the pieces that
-paho asks for, collects what paho writes until it is flushed, refuses a packet over the limit before any of it is
-kept, and remembers why a connection ended, which paho does not tell.
+paho reads a packet's header byte by byte, writes each packet with a call of its own, takes packets of any length, and
+does not tell why a connection ended. ``Stream`` reads much at once and hands it out in the pieces that paho asks for,
+collects what paho writes until it is flushed (a burst of acknowledgements leaves as one segment), refuses a packet
+over the limit before any of it is kept, and remembers what went wrong.
 
 It reaches paho through the one public place where paho takes a socket from somebody else: its TLS context, asked by
 ``wrap_socket``. ``SocketSource`` answers that call for plain TCP too.
