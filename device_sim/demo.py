@@ -54,7 +54,7 @@ class DemoSettings:
     seed: int = 0
     broker: Literal["auto", "mosquitto", "amqtt"] = "auto"
     seconds_max: float = 120.0
-    target: float = 0.96
+    target: float = 0.955
     rounds_max: int = 90
     split: str = "dirichlet:0.3"
     profile: FleetProfile = FleetProfile(dropout=0.1, slow_share=0.1, slow_factor=12.0)
@@ -107,12 +107,12 @@ url = "{url}"
 zoo = "mlp"
 inputs = [64]
 outputs = 10
-hidden = [128]
+hidden = [200]
 
 [training]
-epochs = 2
+epochs = 1
 batch_size = 16
-learning_rate = 0.1
+learning_rate = 0.3
 seconds_max = 3.0
 
 [selection]
@@ -129,7 +129,7 @@ retry_seconds = 1.0
 
 [aggregation]
 server_optimizer = "fedavgm"
-learning_rate = 0.5
+learning_rate = 0.4
 momentum = 0.9
 
 [codec]

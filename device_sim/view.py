@@ -133,15 +133,15 @@ class View:
         line = Text.assemble(
             ("round ", "dim"),
             (f"{now.get('round', 0)}", "bold"),
-            (f" of at most {now['rounds_max']}" if now.get("rounds_max") else "", "dim"),
-            ("   phase ", "dim"),
+            (f"/{now['rounds_max']}" if now.get("rounds_max") else "", "dim"),
+            ("  phase ", "dim"),
             (f"{now.get('phase', ''):<13}", "bold cyan"),
             (" invited ", "dim"),
             f"{now.get('invited', 0):>2}",
             ("  committed ", "dim"),
             (f"{committed:>2}", "bold green"),
             *(part for state in STATES for part in ((f"  {state} ", "dim"), f"{now.get(state, 0)}")),
-            ("   to deadline ", "dim"),
+            ("  deadline ", "dim"),
             f"{now.get('remaining_seconds', 0.0):.0f} s",
         )
         return Group(line, ProgressBar(total=goal, completed=min(committed, goal), width=60))
