@@ -1,0 +1,206 @@
+"""Who may import whom (ARCHITECTURE.md), read from the sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("edge_sdk", "coordinator", "device_sim")
+
+LAYERS = (
+    {"errors", "parameters", "topics", "packed", "plan", "files"},
+    {"update", "transfer", "messages", "bundle", "program", "numpy_plan", "sealed"},
+    {"engine", "training", "examples"},
+    {"session", "state", "blob_cache", "wear"},
+    {"work", "hints"},
+    {"agent"},
+    {"client"},
+    {"device_config", "cli_findings", "cli_broker", "cli_speed", "cli_check", "cli_run"},
+    {"__main__"},
+)
+"""Of ``edge_sdk``: a module imports from its own layer and those before."""
+
+APART = {"mqtt": {"errors"}, "loop": {"errors"}, "eligibility": set[str](), "sd_notify": set[str]()}
+"""Modules that know so little of the others that they stand beside the layers."""
+
+PURE = ("round", "selection", "reducers", "server_optimizers", "validate", "stopping")
+PURE_MAY_USE = {
+    "__future__",
+    "collections",
+    "dataclasses",
+    "edge_sdk",
+    "coordinator",
+    "json",
+    "math",
+    "numpy",
+    "statistics",
+    "struct",
+    "typing",
+    "zlib",
+}
+"""No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
+
+DEVICE_HAS_NOT = {"onnx", "pydantic", "sqlite3", "typer", "rich", "asyncio"}
+ONLY_WHEN_NEEDED = {"onnxruntime", "paho", "ssl", "hashlib"}
+
+
+class Import(NamedTuple):
+    """One import: of what, where, and whether it happens as soon as the module is loaded."""
+
+    module: str
+    line: int
+    at_once: bool
+
+
+def sources(package: str) -> Iterator[tuple[str, Path]]:
+    """Dotted names and files of all modules of a package."""
+    for path in sorted((REPOSITORY / package).rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path) -> list[Import]:
+    found: list[Import] = []
+
+    def walk(node: ast.AST, at_once: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: imports are absolute here"
+            # "from package import module" names a module too, where there is one of that name.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in names if (REPOSITORY / f"{name.replace('.', '/')}.py").exists()]
+            found.extend(Import(module, node.lineno, at_once) for module in {node.module, *modules})
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_for_types_only(node)
+        for child in ast.iter_child_nodes(node):
+            walk(child, at_once and not lazy)
+
+    walk(ast.parse(path.read_text()), True)
+    return found
+
+
+def _is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def room(module: str) -> str:
+    """The part of ``edge_sdk`` that a module belongs to; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+ALL = {name: (path, imports(path)) for package in PACKAGES for name, path in sources(package)}
+
+
+@pytest.mark.parametrize(
+    ("package", "others"), [("edge_sdk", {"coordinator", "device_sim"}), ("coordinator", {"device_sim"})]
+)
+def test_the_device_knows_no_coordinator_and_nobody_knows_the_simulator(package: str, others: set[str]) -> None:
+    wrong = [
+        f"{path}:{found.line} imports {found.module}"
+        for name, (path, all_imports) in ALL.items()
+        if top(name) == package
+        for found in all_imports
+        if top(found.module) in others
+    ]
+    assert not wrong
+
+
+def test_every_module_of_the_device_has_its_layer() -> None:
+    known = set().union(*LAYERS) | APART.keys() | {""}
+    assert {room(name) for name in ALL if top(name) == "edge_sdk"} <= known
+
+
+def test_the_layers_of_the_device_are_kept() -> None:
+    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    wrong = []
+    for name, (path, all_imports) in ALL.items():
+        here = room(name)
+        if top(name) != "edge_sdk" or not here:
+            continue
+        for found in all_imports:
+            there = room(found.module)
+            if top(found.module) != "edge_sdk" or there in ("", here):
+                continue
+            allowed = there in APART[here] if here in APART else there in APART or rank[there] <= rank[here]
+            if not allowed:
+                wrong.append(f"{path}:{found.line}: {here} imports {there}")
+    assert not wrong
+
+
+def test_mqtt_is_known_to_the_shells_alone() -> None:
+    knowing = {room(name) for name, (_, all_imports) in ALL.items() for i in all_imports if room(i.module) == "mqtt"}
+    shells = {"agent", "client", "device_config", "cli_broker"}
+    assert {r for r in knowing if (REPOSITORY / "edge_sdk" / f"{r}.py").exists()} <= shells | {"mqtt"}
+
+
+@pytest.mark.parametrize("name", [*(f"coordinator.{module}" for module in PURE), "edge_sdk.session", "edge_sdk.hints"])
+def test_pure_modules_touch_no_mqtt_no_sql_no_clock_and_no_chance(name: str) -> None:
+    modules = [module for module in ALL if module == name or module.startswith(f"{name}.")]
+    assert modules
+    for module in modules:
+        path, all_imports = ALL[module]
+        used = {top(found.module) for found in all_imports}
+        assert used <= PURE_MAY_USE, f"{path}: {sorted(used - PURE_MAY_USE)}"
+        ours = {found.module for found in all_imports if top(found.module) in PACKAGES}
+        assert not {m for m in ours if m.startswith(("edge_sdk.mqtt", "coordinator.store", "edge_sdk.loop"))}, path
+        assert "default_rng(" not in path.read_text(), f"{path}: a generator is a parameter"
+
+
+@pytest.mark.parametrize("name", [f"coordinator.{module}" for module in PURE])
+def test_pure_modules_of_the_coordinator_import_no_shell_of_it(name: str) -> None:
+    reached, waiting = set[str](), [name]
+    while waiting:
+        module = waiting.pop()
+        if module in reached or top(module) != "coordinator":
+            continue
+        reached.add(module)
+        waiting += [found.module for found in ALL[module][1]] if module in ALL else []
+    assert reached <= {f"coordinator.{module}" for module in PURE}
+
+
+def test_a_device_never_imports_what_only_the_coordinator_installs() -> None:
+    wrong = [
+        f"{path}:{found.line} imports {found.module}"
+        for name, (path, all_imports) in ALL.items()
+        if top(name) == "edge_sdk"
+        for found in all_imports
+        if top(found.module) in DEVICE_HAS_NOT or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
+    ]
+    on_connect = ("edge_sdk/mqtt/link.py", "edge_sdk/mqtt/stream.py")  # imported by the first connect()
+    assert [line for line in wrong if not any(name in line for name in on_connect)] == []
+
+
+def test_nobody_unpickles_or_evaluates() -> None:
+    wrong = []
+    for name, (path, all_imports) in ALL.items():
+        wrong += [f"{path}:{i.line}" for i in all_imports if top(i.module) in ("pickle", "marshal", "shelve")]
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        wrong += [f"{name}:{c.lineno}" for c in calls if isinstance(c.func, ast.Name) and c.func.id in ("eval", "exec")]
+    assert not wrong
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {
+        name: {i.module for i in all_imports if i.at_once and i.module in ALL} - {name}
+        for name, (_, all_imports) in ALL.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())

@@ -1,0 +1,68 @@
+"""What a device pays for an import: numpy and msgpack, and nothing heavier until it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+HEAVY = ("onnx", "onnxruntime", "pydantic", "typer", "rich", "sklearn", "matplotlib", "amqtt", "google", "coordinator")
+LATER = ("paho", "ssl", "_ssl", "hashlib", "_hashlib", "asyncio", "sqlite3", "http", "email", "multiprocessing", "xml")
+NAMES = "EdgeClient, Examples, Limits, Progress, Status, Trainer"
+
+CLIENT = """
+import sys
+from edge_sdk import EdgeClient
+
+broker = "mqtts://localhost:8883"
+client = EdgeClient(broker=broker, federation="f", device_id="d", load_examples=lambda: None, state_dir=sys.argv[1])
+"""
+
+
+@cache
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after ``code``."""
+    listing = "\nimport sys\nprint('\\n'.join(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code + listing, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    return {name.split(".")[0] for name in result.stdout.split()}
+
+
+def third_party(modules: set[str]) -> set[str]:
+    """Without what the interpreter's own start brings, and the traces that Cython leaves of compiled packages."""
+    found = {name for name in modules - loaded_by("") if name not in sys.stdlib_module_names}
+    return {name for name in found if not name.startswith(("_cython_", "cython_runtime"))}
+
+
+def test_the_package_itself_loads_nothing() -> None:
+    assert third_party(loaded_by("import edge_sdk")) == {"edge_sdk"}
+
+
+def test_everything_public_loads_numpy_and_msgpack_alone() -> None:
+    modules = loaded_by(f"from edge_sdk import {NAMES}")
+    assert third_party(modules) == {"edge_sdk", "numpy", "msgpack"}
+    assert not modules & {*HEAVY, *LATER}
+
+
+def test_a_client_brings_neither_tls_nor_an_engine_until_it_connects_and_trains(tmp_path: Path) -> None:
+    modules = loaded_by(CLIENT, str(tmp_path))
+    assert third_party(modules) == {"edge_sdk", "numpy", "msgpack"}
+    assert not modules & {"paho", "ssl", "_ssl", "asyncio", "sqlite3", "http", "email", "multiprocessing"}
+
+
+@pytest.mark.parametrize("module", ["edge_sdk.__main__", "edge_sdk.device_config", "edge_sdk.cli_check"])
+def test_the_command_line_needs_no_more(module: str) -> None:
+    modules = loaded_by(f"import {module}")
+    assert third_party(modules) <= {"edge_sdk", "numpy", "msgpack"}
+    assert not modules & {*HEAVY, "paho", "ssl", "asyncio", "sqlite3"}
