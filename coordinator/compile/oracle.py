@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,13 +49,37 @@ def session_of(model: bytes, where: str) -> Run:
 
 
 def loss_in_float64(program: Program) -> Callable[[Arrays], float]:
-    """The evaluate graph's ``loss_sum``, computed in float64 from inputs that :func:`widened` made."""
-    if program.evaluate_plan.outputs:
-        executor = Executor(_plan_in_float64(program.evaluate_plan), "evaluate")
-        return lambda feeds: float(executor.run(feeds)["loss_sum"])
-    evaluator: Any = ReferenceEvaluator(_model_in_float64(onnx.ModelProto.FromString(program.evaluate)))
+    """The train graph's ``loss``, computed in float64 from feeds that :func:`widened` made, and nothing behind it."""
+    if program.train_plan.outputs:
+        executor = Executor(_plan_in_float64(_loss_alone(program.train_plan)), "loss")
+        return lambda feeds: float(executor.run(feeds)["loss"])
+    model = onnx.ModelProto.FromString(program.train)
+    kept = _needed([(n.input, n.output) for n in model.graph.node], "loss")
+    nodes = tuple(node for node, keep in zip(model.graph.node, kept, strict=True) if keep)
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(nodes)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("loss", TensorProto.FLOAT, ()))
+    evaluator: Any = ReferenceEvaluator(_model_in_float64(model))
     names = evaluator.input_names
-    return lambda feeds: float(evaluator.run(["loss_sum"], {n: feeds[n] for n in names})[0])
+    return lambda feeds: float(evaluator.run(["loss"], {n: feeds[n] for n in names})[0])
+
+
+def _loss_alone(plan: NumpyPlan) -> NumpyPlan:
+    kept = _needed([(n.inputs, n.outputs) for n in plan.nodes], "loss")
+    nodes = tuple(node for node, keep in zip(plan.nodes, kept, strict=True) if keep)
+    used = {name for node in nodes for name in node.inputs}
+    return NumpyPlan(tuple(name for name in plan.inputs if name in used), ("loss",), plan.constants, nodes)
+
+
+def _needed(edges: Sequence[tuple[Iterable[str], Iterable[str]]], output: str) -> list[bool]:
+    """For each node, in order, whether ``output`` depends on it."""
+    names = {output}
+    kept = []
+    for inputs, outputs in reversed(edges):
+        kept.append(not names.isdisjoint(outputs))
+        if kept[-1]:
+            names.update(inputs)
+    return kept[::-1]
 
 
 def widened(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,11 +1,13 @@
 """A compiled program is checked with numbers before anybody trains with it.
 
 1. The inference graph gives what the source model gives, and an example's output does not depend on its batch.
-2. For every parameter, the step that onnxruntime makes with the train graph agrees with central differences of the
-   evaluate graph's loss, taken in float64 along random directions by the NumPy engine (by ONNX's reference evaluator
-   where that lacks an operator). ReLU, max-pooling and hinge have kinks, where a difference quotient means nothing;
-   points are random, so one that disagrees is drawn again, and a wrong gradient disagrees every time.
-3. Both engines make the same step, with every optional term switched on.
+2. Training and evaluation find the same loss (unless normalisation by the batch makes them differ by design).
+3. For every parameter, the step that onnxruntime makes with the train graph agrees with central differences of the
+   loss, taken in float64 by the NumPy engine (by ONNX's reference evaluator where that lacks an operator), along the
+   gradient, which shows a wrong size, and along random directions, which show what is missing from it. ReLU,
+   max-pooling and hinge have kinks, where a difference quotient means nothing; points are random, so one that
+   disagrees is drawn again, and a wrong gradient disagrees every time.
+4. Both engines make the same step, with every optional term switched on.
 """
 
 from __future__ import annotations
@@ -110,16 +112,18 @@ def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
 def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, float]:
     program = bundle.program
     step = session_of(program.train, "the train graph")
+    evaluate = session_of(program.evaluate, "the evaluate graph")
     loss = loss_in_float64(program)
     errors: dict[str, float] = {}
     for _ in range(ATTEMPTS):
         point = _Point.draw(bundle, rng)
-        gradients, mean_loss = point.gradients(step, program)
-        _check_loss(mean_loss, loss(point.wide()) / BATCH_SIZE)
+        gradients, trained_loss = point.gradients(step, program)
+        if all(t.kind == "trainable" for t in program.spec):
+            _check_loss(trained_loss, float(evaluate(point.feeds(program, {}))["loss_sum"]) / BATCH_SIZE)
         floor = 1e-5 * max(float(np.linalg.norm(g)) for g in gradients.values())
         for name, gradient in gradients.items():
             if not errors.get(name, np.inf) <= GRADIENT_TOLERANCE:  # also where it is NaN
-                errors[name] = point.error(loss, name, gradient, floor, rng)
+                errors[name] = point.error(loss, program, name, gradient, floor, rng)
         if all(error <= GRADIENT_TOLERANCE for error in errors.values()):
             return errors
     worst = next(name for name, error in errors.items() if not error <= GRADIENT_TOLERANCE)
@@ -187,10 +191,6 @@ class _Point:
         feeds.update({ANCHOR + name: array for name, array in self.parameters.items()})
         return feeds
 
-    def wide(self) -> Arrays:
-        """Batch and parameters in float64."""
-        return {name: widened(array) for name, array in {**self.batch, **self.parameters}.items()}
-
     def gradients(self, step: Run, program: Program) -> tuple[dict[str, NDArray[np.float64]], float]:
         """What the train graph takes for the gradients, recovered from one step, and its loss."""
         results = step(self.feeds(program, {**program.scalars, "lr": LEARNING_RATE, "beta1": 0.0}))
@@ -205,14 +205,14 @@ class _Point:
     def error(
         self,
         loss: Callable[[Arrays], float],
+        program: Program,
         name: str,
         gradient: NDArray[np.float64],
         floor: float,
         rng: np.random.Generator,
     ) -> float:
-        """Relative error of ``gradient`` along its own direction (which shows a wrong size) and along random ones
-        (which show what is missing from it)."""
-        feeds = self.wide()
+        """The worst relative error of ``gradient`` along its own and random directions."""
+        feeds = {key: widened(array) for key, array in self.feeds(program, program.scalars).items()}
         start, size = feeds[name], float(np.linalg.norm(gradient))
         directions = [rng.choice((-1.0, 1.0), size=start.shape) for _ in range(RANDOM_DIRECTIONS)]
         if size > 0:
@@ -221,7 +221,7 @@ class _Point:
         for direction in directions:
             ahead = loss({**feeds, name: start + DIFFERENCE * direction})
             behind = loss({**feeds, name: start - DIFFERENCE * direction})
-            measured = (ahead - behind) / (2 * DIFFERENCE * BATCH_SIZE)
+            measured = (ahead - behind) / (2 * DIFFERENCE)
             difference = abs(measured - float(np.sum(gradient * direction)))
             worst = max(worst, difference / max(size, abs(measured), floor, 1e-30), key=_nan_last)
         return worst
