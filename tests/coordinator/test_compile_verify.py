@@ -78,7 +78,7 @@ def test_engines_that_disagree_are_found() -> None:
     plan = bundle.program.train_plan
     nodes = tuple(n._replace(op="Sub") if n.outputs == ("new/fc2.bias",) else n for n in plan.nodes)
     wrong = replace(bundle.program, train_plan=NumpyPlan(plan.inputs, plan.outputs, plan.constants, nodes))
-    with pytest.raises(CompileError, match="'new/fc2.bias': onnxruntime and the NumPy engine differ"):
+    with pytest.raises(CompileError, match=r"'new/fc2\.bias': onnxruntime and the NumPy engine differ"):
         verify_program(MODEL, Bundle(wrong, bundle.parameters))
 
 
