@@ -31,7 +31,8 @@ class Rule:
         parameters: Input slots in which a float initializer is a parameter of the model.
         statistics: Those of ``parameters`` that are averaged instead of trained.
         training: Appends the node's form in the training graph, where that is another one than in the inference
-            graph; it must give the same outputs and may ``save`` names for ``gradient``.
+            graph; it must give outputs of the same names, may ``save`` names for ``gradient`` and enter the new values
+            of statistics in the builder's ``statistics``.
     """
 
     gradient: Callable[[GraphBuilder, Node, Sequence[str], Wanted], Gradients]
