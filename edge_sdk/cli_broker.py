@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -33,6 +34,8 @@ __all__ = ["check_broker"]
 CONNECT_SECONDS_MAX: Final = 45.0
 ANSWER_SECONDS_MAX: Final = 5.0
 RETAINED_SECONDS_MAX: Final = 3.0
+LEAVE_SECONDS_MAX: Final = 1.0
+PROBE: Final = b'{"state": "check"}'
 
 E = TypeVar("E")
 
@@ -49,6 +52,10 @@ class _Conversation:
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def connect(self) -> bool:
+        self.transport.connect()
+        return self.wait(lambda: bool(self.of(Connected)), CONNECT_SECONDS_MAX)
+
     def wait(self, until: Callable[[], bool], seconds: float) -> bool:
         return self._loop.run_until(lambda: until() or bool(self.of(Disconnected)), seconds) and until()
 
@@ -58,28 +65,40 @@ class _Conversation:
         return Finding("FAIL", "broker", str(error) if error else "the broker does not answer", EXIT_BROKER)
 
 
-def check_broker(config: DeviceConfig) -> Iterator[Finding]:
-    """Connect as this device would, and look around."""
+@contextmanager
+def _conversation(config: DeviceConfig) -> Iterator[_Conversation]:
     settings = replace(config.broker, client_id=f"{config.device}-check")
     with EventLoop() as loop:
         talk = _Conversation(settings, loop)
         try:
-            yield from _look_around(config, talk)
-        except EdgeFedError as error:  # a certificate file that cannot be used
-            yield Finding("FAIL", "broker", str(error), EXIT_BROKER)
+            yield talk
         finally:
             talk.transport.disconnect()
-            loop.run_until(lambda: bool(talk.of(Disconnected)), 1.0)
+            talk.wait(lambda: False, LEAVE_SECONDS_MAX)
             loop.unregister(talk.transport)
 
 
-def _look_around(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
-    topics = Topics(config.federation)
-    talk.transport.connect()
-    if not talk.wait(lambda: bool(talk.of(Connected)), CONNECT_SECONDS_MAX):
-        yield talk.lost()
-        return
-    connected = talk.of(Connected)[0]
+def check_broker(config: DeviceConfig) -> Iterator[Finding]:
+    """Connect as this device would, and look around."""
+    try:
+        with _conversation(config) as talk:
+            if not talk.connect():
+                yield talk.lost()
+                return
+            connected = talk.of(Connected)[0]
+            yield from _welcome(config, connected)
+            yield from _reading(config, talk)
+            yield from _coordinator(config, talk)
+        if connected.protocol == "5":
+            yield from _writing(config)
+        else:
+            text = "unknown: this broker speaks MQTT 3.1.1 and does not say what its ACL forbids"
+            yield Finding("warn", "write", text)
+    except EdgeFedError as error:  # a certificate file that cannot be used
+        yield Finding("FAIL", "broker", str(error), EXIT_BROKER)
+
+
+def _welcome(config: DeviceConfig, connected: Connected) -> Iterator[Finding]:
     yield Finding(
         "ok",
         "broker",
@@ -93,12 +112,10 @@ def _look_around(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
             f"the user name {config.broker.username!r} is not the device's id {config.device!r}: the ACL that we ship "
             "lets each user speak as the device of the same name only",
         )
-    yield from _reading(config, topics, talk)
-    yield from _writing(config, topics, talk, connected.protocol == "5")
-    yield from _coordinator(config, topics, talk)
 
 
-def _reading(config: DeviceConfig, topics: Topics, talk: _Conversation) -> Iterator[Finding]:
+def _reading(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
+    topics = Topics(config.federation)
     filters = (topics.coordinator_state, topics.announce(config.task), topics.to_device(config.device, "+"))
     talk.transport.subscribe(filters)
     if not talk.wait(lambda: bool(talk.of(Subscribed)), ANSWER_SECONDS_MAX):
@@ -111,27 +128,31 @@ def _reading(config: DeviceConfig, topics: Topics, talk: _Conversation) -> Itera
         yield Finding("ok", "read", f"subscribed to {', '.join(filters)}")
 
 
-def _writing(config: DeviceConfig, topics: Topics, talk: _Conversation, told: bool) -> Iterator[Finding]:
-    if not told:
-        yield Finding("warn", "write", "unknown: this broker speaks MQTT 3.1.1 and does not say what its ACL forbids")
-        return
-    wanted = {1: topics.from_device(config.device, "probe"), 2: topics.up("probe", config.device)}
+def _writing(config: DeviceConfig) -> Iterator[Finding]:
+    """One connection for each topic: a broker may hang up over a message that it refuses (mosquitto 2.0 does)."""
+    topics = Topics(config.federation)
+    wanted = [topics.from_device(config.device, "probe"), topics.up("probe", config.device)]
     if config.publish_status:
-        wanted[3] = topics.status(config.device)
-    for token, topic in wanted.items():
-        talk.transport.publish(topic, b'{"state": "check"}', token=token)
-    answered = talk.wait(lambda: len(talk.of(Published)) == len(wanted), ANSWER_SECONDS_MAX)
-    refused = [event for event in talk.of(Published) if event.refused]
-    for event in refused:
-        text = f"the broker refuses {wanted[event.token]} ({event.refused}): let this device write it in the ACL"
-        yield Finding("FAIL", "write", text, EXIT_BROKER)
-    if not answered:
-        yield talk.lost()
-    elif not refused:
-        yield Finding("ok", "write", f"allowed: {', '.join(wanted.values())}")
+        wanted.append(topics.status(config.device))
+    for topic in wanted:
+        yield _may_write(config, topic)
 
 
-def _coordinator(config: DeviceConfig, topics: Topics, talk: _Conversation) -> Iterator[Finding]:
+def _may_write(config: DeviceConfig, topic: str) -> Finding:
+    with _conversation(config) as talk:
+        if talk.connect():
+            talk.transport.publish(topic, PROBE, token=1)
+        if not talk.wait(lambda: bool(talk.of(Published)), ANSWER_SECONDS_MAX):
+            return talk.lost()
+        refused = talk.of(Published)[0].refused
+    if refused:
+        text = f"the broker refuses {topic} ({refused}): let this device write it in the ACL"
+        return Finding("FAIL", "write", text, EXIT_BROKER)
+    return Finding("ok", "write", f"allowed: {topic}")
+
+
+def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
+    topics = Topics(config.federation)
     state, announce = topics.coordinator_state, topics.announce(config.task)
 
     def heard(topic: str) -> bytes | None:

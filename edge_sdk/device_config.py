@@ -26,6 +26,7 @@ CREDENTIAL: Final = "mqtt-password"
 """Name of the systemd credential that holds the broker's password."""
 
 VALUE_CHARACTERS_MAX: Final = 60
+TEXT_CHARACTERS_MAX: Final = 1_000
 BYTES_MAX: Final = 1 << 50
 
 
@@ -74,7 +75,9 @@ class Key:
             case "name":
                 return isinstance(value, str) and is_segment(value)
             case _:
-                return isinstance(value, str) and value != "" and (not self.choices or value in self.choices)
+                if not isinstance(value, str) or not value or not value.isprintable():
+                    return False
+                return len(value) <= TEXT_CHARACTERS_MAX and (not self.choices or value in self.choices)
 
 
 REQUIRED: Final = object()
@@ -169,7 +172,7 @@ def load_device_config(path: Path, environment: Mapping[str, str]) -> DeviceConf
         raise ConfigurationError(
             f"{path}: cannot be read ({error.strerror}); docs/device.toml is an example to begin with"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with too many digits
         raise ConfigurationError(f"{path}: is not valid TOML: {error}") from error
     directory = path.absolute().parent
     values, problems = _values(source, directory)
@@ -211,8 +214,15 @@ def _value(key: Key, given: dict[str, Any], name: str, directory: Path) -> tuple
     if key.kind not in ("path", "file"):
         return value, ""
     found = directory / value
-    missing = key.kind == "file" and not found.is_file()
+    missing = key.kind == "file" and not _is_file(found)
     return found, f" = {_shown(value)}: there is no file {found}" if missing else ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the file system
+        return False
 
 
 def _contradictions(values: dict[str, dict[str, Any]]) -> list[str]:
