@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One BLAS thread: the figures are per core, and small models lose by more.
 export OPENBLAS_NUM_THREADS := 1
+# Published data sets beside the checkout; tests that need them skip where there are none.
+export EDGEFED_TEST_DATA ?= $(wildcard ../shared/data)
 
 .PHONY: demo test soak bench lint format clean
 
