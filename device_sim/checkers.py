@@ -6,10 +6,14 @@
 4. The model of a round is bit-identical to one computed from the counted updates.
 5. Rounds always end (the scenario's virtual time is bounded).
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
+7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
+8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
+9. When all is over, nothing is left: no payload, no chunk, no retained piece.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,8 +24,9 @@ from coordinator.events import CloseJob, RoundCommitted
 from coordinator.ingest import pack_state, unpack_state
 from coordinator.reducers import FixedPoint
 from coordinator.server_optimizers import ServerOptimizer
+from coordinator.store import Store, TicketRecord
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.messages import Plan, Update
+from edge_sdk.messages import Invite, Plan, Update, Verdict
 from edge_sdk.update import decode_update
 
 __all__ = ["InvariantBroken", "Ledger"]
@@ -74,7 +79,6 @@ class Ledger:
     trainings: dict[tuple[bytes, bytes], _Training] = field(default_factory=dict)
     receipts: dict[bytes, bytes] = field(default_factory=dict)
     counted: dict[bytes, int] = field(default_factory=dict)
-    abandoned: set[bytes] = field(default_factory=set)
     rounds: list[dict[str, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     books: dict[str, _DeviceBooks] = field(default_factory=dict)
@@ -89,12 +93,38 @@ class Ledger:
         """A device was told that its update is held."""
         self.receipts[ticket] = digest
 
+    def on_started(self, device: str, unsettled: list[bytes]) -> None:
+        """A device begins to train."""
+        if unsettled:
+            raise InvariantBroken(f"{device} trains, and does not know yet what became of {unsettled[0].hex()}")
+
     def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
         """A device believes to know the outcome."""
         if counted and ticket not in self.counted:
             raise InvariantBroken(f"{device} was told that {ticket.hex()} counted, and it did not")
         if not counted and ticket in self.counted:
             raise InvariantBroken(f"{device} was told that {ticket.hex()} did not count, and it did")
+
+    # --- what the coordinator says ---
+
+    def on_invited(self, device: str, invite: Invite, known: TicketRecord | None) -> None:
+        """An invite leaves the coordinator; ``known`` is what is committed."""
+        if known is None or known.device != device or known.state not in ("invited", "accepted"):
+            raise InvariantBroken(f"{device} is invited with a ticket that the database has as {known}")
+
+    def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
+        """A verdict leaves the coordinator; ``known`` is what is committed."""
+        state = known.state if known is not None and known.device == device else "unknown"
+        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason) == ("refused", "spent"):
+            return
+        if verdict.outcome == "received":
+            true = state in ("journalled", "counted", "refused")  # refused: its round was abandoned in the same turn
+        elif verdict.outcome == "unknown":
+            true = state in ("unknown", "invited", "accepted")
+        else:
+            true = state == verdict.outcome
+        if not true:
+            raise InvariantBroken(f"{device} is told {verdict}, and the database says {state}")
 
     # --- what the coordinator does ---
 
@@ -121,13 +151,6 @@ class Ledger:
         self._check_model(journalled, result)
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
-
-    def on_abandoned(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
-        """A round ended without a model."""
-        self._check_verdicts(verdicts)
-        if any(verdict == "counted" for verdict, _ in verdicts.values()):
-            raise InvariantBroken("a ticket of an abandoned round counts")
-        self.abandoned |= verdicts.keys()
 
     def _check_verdicts(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
         for ticket, (verdict, _) in verdicts.items():
@@ -167,11 +190,29 @@ class Ledger:
 
     # --- at the end ---
 
-    def check_receipts(self) -> None:
-        """Every receipt was honoured, unless its round was abandoned or is still open."""
-        open_tickets = self.receipts.keys() - self.counted.keys() - self.abandoned
-        if open_tickets:
-            raise InvariantBroken(f"{len(open_tickets)} receipts were not honoured: {min(open_tickets).hex()}")
+    def check_store(self, store: Store, task: str) -> None:
+        """Rounds, tickets and devices agree; a receipt counts unless its round was abandoned; nothing is left."""
+        abandoned: set[bytes] = set()
+        by_device: Counter[tuple[str, str]] = Counter()
+        for record in store.rounds(task, limit=1_000_000):
+            tickets = store.tickets(task, record.number, record.attempt)
+            verdicts = {ticket.ticket: (ticket.state, ticket.reason) for ticket in tickets}
+            self._check_verdicts(verdicts)
+            by_device.update((ticket.device, ticket.state) for ticket in tickets)
+            if record.phase == "abandoned":
+                abandoned |= verdicts.keys()
+            elif record.phase != "closed":
+                raise InvariantBroken(f"round {record.number} is still {record.phase}")
+        if abandoned & self.counted.keys():
+            raise InvariantBroken("a ticket of an abandoned round counts")
+        broken = self.receipts.keys() - self.counted.keys() - abandoned
+        if broken:
+            raise InvariantBroken(f"{len(broken)} receipts were not honoured: {min(broken).hex()}")
+        told = Counter({(d.device, v): getattr(d, v) for d in store.devices() for v in VERDICTS if getattr(d, v)})
+        if told != by_device:
+            raise InvariantBroken(f"the counters of the devices are not those of the tickets: {told - by_device}")
+        if store.journal_bytes or store.partial_bytes:
+            raise InvariantBroken(f"{store.journal_bytes} + {store.partial_bytes} bytes of updates outlive their round")
 
     def check_books(self, device: str, residual: NDArray[np.float32] | None, *, settled: bool, kept: bool) -> None:
         """counted + residual = the deltas of the counted trainings, for a device whose last outcome is known.

@@ -125,6 +125,10 @@ class InMemoryBroker:
         packet = self._retained.get(topic)
         return packet[1] if packet is not None and packet[4] > self.clock.now else None
 
+    def retained_topics(self, pattern: str = "#") -> list[str]:
+        """The topics that a filter matches and that hold a retained message."""
+        return [topic for topic, _ in self._retained.match(pattern)]
+
     @property
     def connected_ids(self) -> tuple[str, ...]:
         """The client ids that the broker believes to be connected."""

@@ -37,12 +37,15 @@ from edge_sdk.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.examples import as_examples
 from edge_sdk.messages import Plan
 from edge_sdk.plan import TrainingPlan
+from edge_sdk.topics import Topics
 from edge_sdk.update import CodecSettings, frame_bytes_max, keeps_residual
 from edge_sdk.work import EngineCache, spec_digest
 
 __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
 
 TASK: Final = "default"
+SETTLE_SECONDS_MAX: Final = 7200.0
+QUIET_SECONDS: Final = 60.0
 
 FAULTY: Final = NetworkFaults(
     loss=0.02,
@@ -79,6 +82,7 @@ class Scenario:
         window_seconds: Check-ins spread over this time.
         hours_max: Virtual time after which the scenario has failed.
         federation: Its name.
+        replay: The command that plays it again; made up from the fields where empty.
     """
 
     devices: int = 20
@@ -103,6 +107,7 @@ class Scenario:
     window_seconds: float = 5.0
     hours_max: float = 24.0
     federation: str = "scenario"
+    replay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,6 @@ class World:
         self.blobs = BlobMemory(16)
         self.crashes = 0
         self.finished = ""
-        self.committed: list[int] = []
         self.task = _task(scenario, seed, bundle)
         self.fixed_point = FixedPoint()
         self.optimizer = make_server_optimizer(scenario.server_optimizer)
@@ -178,6 +182,8 @@ def run(scenario: Scenario, seed: int) -> Outcome:
 
 def replay_command(scenario: Scenario, seed: int) -> str:
     """The one command that plays this run again."""
+    if scenario.replay:
+        return scenario.replay
     words = [f"edge-fleet scenario --seed {seed} --devices {scenario.devices} --rounds {scenario.rounds}"]
     if scenario.faults != NetworkFaults():
         words.append("--faults")
@@ -221,8 +227,10 @@ def _run(scenario: Scenario, seed: int) -> Outcome:
         device.boot()
     _schedule_crashes(world, coordinator, devices, chance)
     _until_finished(world, scenario)
-    _settle(world, devices)
-    return _outcome(world, coordinator, store, devices)
+    _settle(world, store, devices)
+    outcome = _outcome(world, coordinator, store, devices)
+    store.close()
+    return outcome
 
 
 def _until_finished(world: World, scenario: Scenario) -> None:
@@ -232,10 +240,18 @@ def _until_finished(world: World, scenario: Scenario) -> None:
         world.clock.run(until=world.clock.now + 1.0)
 
 
-def _settle(world: World, devices: list[SimDevice]) -> None:
-    """Some quiet minutes, so that every device hears of its last outcome; then the books must balance."""
-    world.clock.run(until=world.clock.now + 1800.0)
-    world.ledger.check_receipts()
+def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
+    """Time for every device to hear of its last outcome; then the books must balance."""
+    until = world.clock.now + SETTLE_SECONDS_MAX
+    while open_ends := [*store.retained(), *(device.name for device in devices if not device.settled)]:
+        if world.clock.now > until:
+            raise InvariantBroken(f"not settled {SETTLE_SECONDS_MAX:.0f} s after the end: {open_ends}")
+        world.clock.run(until=world.clock.now + 5.0)
+    world.clock.run(until=world.clock.now + QUIET_SECONDS)  # what is still under way must change nothing
+    world.ledger.check_store(store, TASK)
+    left = world.broker.retained_topics(f"{Topics(world.scenario.federation).root}/blobs/#")
+    if left:
+        raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
     kept = keeps_residual(world.task.plan.codec)
     for device in devices:
         if device.state is not None and device.alive:

@@ -37,8 +37,10 @@ from coordinator.store import Store
 from device_sim.crashes import Crashed
 from device_sim.memory_transport import InMemoryTransport
 from device_sim.virtual_time import Handle
+from edge_sdk.messages import ComeBack, Invite, Verdict, decode_message
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, TransportEvent, Will
 from edge_sdk.mqtt import Published as TransportPublished
+from edge_sdk.topics import Topics
 
 if TYPE_CHECKING:
     from device_sim.scenario import World
@@ -50,7 +52,10 @@ logger = logging.getLogger(__name__)
 REBOOT_SECONDS: Final = 15.0
 RECONNECT_SECONDS: Final = 2.0
 JOB_SECONDS: Final = 0.01
+TURN_SECONDS: Final = 0.02
+"""What comes within this time may be handled in one turn, as the service does."""
 BATCH_MAX: Final = 64
+SPOKEN: Final = (Verdict.kind, Invite.kind, ComeBack.kind)
 
 
 class SimCoordinator:
@@ -69,10 +74,13 @@ class SimCoordinator:
         self.core: Coordinator | None = None
         self.life = 0
         self.metrics: dict[str, float] = {}
+        self._to_prefix = f"{Topics(world.scenario.federation).root}/to/"
         self._make_ingest = ingest
         self._evaluator = evaluator
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, 2])))
         self._transports: dict[str, InMemoryTransport] = {}
+        self._inbox: list[Event] = []
+        self._turn_due = False
         self._jobs: deque[StartJob | IngestItem | CloseJob] = deque()
         self._job_due = False
         self._timer: Handle | None = None
@@ -84,6 +92,8 @@ class SimCoordinator:
         """Starts from what is in the database."""
         self.life += 1
         life, world = self.life, self.world
+        self._inbox.clear()
+        self._turn_due = False
         self._jobs.clear()
         self._job_due = False
         self._ingest = self._make_ingest()
@@ -132,8 +142,24 @@ class SimCoordinator:
     # --- turns ---
 
     def _handle(self, event: Event) -> None:
+        """Events wait for the next turn, which takes all that have come by then."""
+        self._inbox.append(event)
+        if not self._turn_due:
+            self._turn_due = True
+            self.world.clock.call_later(TURN_SECONDS * float(self._rng.random()), self._take_inbox, self.life)
+
+    def _take_inbox(self, life: int) -> None:
+        if life != self.life:
+            return
+        self._turn_due = False
+        events, self._inbox = self._inbox, []
+
+        def act(core: Coordinator) -> None:
+            for event in events:
+                core.handle(event, self.world.clock.now)
+
         try:
-            self._turn(lambda core: core.handle(event, self.world.clock.now))
+            self._turn(act)
         except Crashed:
             self.crash()
 
@@ -141,27 +167,20 @@ class SimCoordinator:
         core, now = self.core, self.world.clock.now
         if core is None:
             return
-        before = core.record
         with self.store.transaction():
             act(core)
             core.end_turn(now)
             self.reach("before commit")
         self.reach("after commit")
-        ended = before is not None and (core.record is None or core.record.attempt != before.attempt)
-        if before is not None and ended and not any(before.number == n for n in self.world.committed):
-            self._note_abandoned(before.task, before.number, before.attempt)
         for effect in core.take_effects():
             self._perform(effect)
             self.reach(f"after {type(effect).__name__}")
         self._reschedule()
 
-    def _note_abandoned(self, task: str, number: int, attempt: int) -> None:
-        rows = self.store.tickets(task, number, attempt)
-        self.world.ledger.on_abandoned({row.ticket: (row.state, row.reason) for row in rows})
-
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Publish(channel, topic, payload, retain, expiry_seconds, token):
+                self._hear(topic, payload)
                 if channel in self._transports:
                     self._transports[channel].publish(
                         topic, payload, qos=1, retain=retain, expiry_seconds=expiry_seconds, token=token
@@ -173,6 +192,17 @@ class SimCoordinator:
                 self._transports[channel].subscribe(filters)
             case Finished(reason):
                 self.world.finished = reason
+
+    def _hear(self, topic: str, payload: bytes) -> None:
+        """The ledger compares what is said to a device with what is committed at this moment (rule 1)."""
+        device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
+        if topic.startswith(self._to_prefix) and kind in SPOKEN:
+            federation = self.world.scenario.federation
+            _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
+            for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
+                self.world.ledger.on_told(device, verdict, self.store.ticket(verdict.ticket))
+            if isinstance(message, Invite):
+                self.world.ledger.on_invited(device, message, self.store.ticket(message.ticket))
 
     def _reschedule(self) -> None:
         clock = self.world.clock
@@ -187,9 +217,7 @@ class SimCoordinator:
 
     def _tick(self) -> None:
         self._timer = None
-        self._handle(Tick())
-        if self.core is not None:
-            self._reschedule()
+        self._handle(Tick())  # its turn sets the next timer
 
     def _on_transport(self, channel: str, event: TransportEvent, life: int) -> None:
         if life != self.life:
@@ -282,7 +310,6 @@ class SimCoordinator:
         journalled = [(ticket, self.world.digest_of(payload)) for _, ticket, _, payload in rows]
         self.reach("before round commit")
         result = self._ingest.close(job)
-        self.world.committed.append(result.number)
         self.world.ledger.on_committed(job, journalled, result)
         self.reach("after round commit")
         return result

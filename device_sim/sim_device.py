@@ -144,6 +144,11 @@ class SimDevice:
         self.world.crashes += 1
         self.world.clock.call_later(REBOOT_SECONDS * (0.5 + float(self._rng.random())), self.boot)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it runs and knows the outcome of everything it has done."""
+        return self.alive and self.agent is not None and self.state is not None and self.state.outbox is None
+
     def reach(self, point: str) -> None:
         self.world.points.reach("device", self.name, point)
 
@@ -195,6 +200,8 @@ class SimDevice:
         assert agent is not None
         drop = float(self._rng.random()) < self.profile.dropout
         start = agent.job
+        if start is not None and self.state is not None:
+            world.ledger.on_started(self.name, self.state.unsettled)
         seconds = self._training_seconds(start) if start is not None else 0.0
         if drop:
             world.clock.call_later(seconds * 0.5, self._drop_out, life)

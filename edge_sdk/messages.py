@@ -108,7 +108,7 @@ def _choice(*allowed: str) -> Check:
     def check(value: object, where: str) -> str:
         if value not in allowed:
             raise DecodeError(f"{where}: {str(value)[:40]!r} is not one of {allowed}")
-        return cast(str, value)
+        return value
 
     return check
 
