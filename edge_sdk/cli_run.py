@@ -17,7 +17,7 @@ from edge_sdk.sd_notify import sd_notify, watchdog_seconds
 
 __all__ = ["make_client", "run"]
 
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 1.0
 STOP_SECONDS_MAX: Final = 40.0
 
 

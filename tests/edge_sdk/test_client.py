@@ -89,6 +89,12 @@ def retained(url: str, topic: str) -> Any:
     return json.loads(found[0]) if found else None
 
 
+def counted_anew(client: EdgeClient, updates: int = 1) -> None:
+    """Wait until so many more updates counted."""
+    goal = client.status.counted + updates
+    wait(lambda: client.status.counted >= goal, lambda: client.status)
+
+
 # Taking part
 
 
@@ -166,8 +172,7 @@ def test_a_jumping_wall_clock_disturbs_nothing(
     with federation() as plant, plant.client(tmp_path / "pi") as client:
         for shift in (3e7, -6e7, 0.0):
             shifts.append(shift)
-            goal = client.status.counted + 1
-            wait(lambda goal=goal: client.status.counted >= goal)
+            counted_anew(client)
         assert client.status.not_counted == 0 and client.status.error == ""
 
 
@@ -403,8 +408,7 @@ def test_a_full_disk_is_told_and_the_device_goes_on_once_there_is_room(
         assert "free some on that file system" in next(diary.of(w)[0].detail for w in told if diary.of(w))
         wait(lambda: "state" in plant.reasons("declined"), plant.tickets)
         full.clear()
-        goal = client.status.counted + 2
-        wait(lambda: client.status.counted >= goal, lambda: diary.entries[-9:])
+        counted_anew(client, 2)
 
 
 @pytest.mark.parametrize(("name", "what"), [("program_bytes_max", "program"), ("parameters_bytes_max", "parameters")])
@@ -450,8 +454,7 @@ def test_a_device_comes_back_after_the_broker_was_killed(tmp_path: Path) -> None
         own.kill()
         wait(lambda: not client.status.connected and client.status.error)
         own.start()
-        goal = client.status.counted + 2
-        wait(lambda: client.status.counted >= goal, lambda: client.status)
+        counted_anew(client, 2)
         assert client.status.connected and client.status.error == ""
 
 
