@@ -96,7 +96,7 @@ def _program(model: Model, loss_name: str, optimizer_name: str, pulls: Pulls, ou
             optimizer=optimizer_name,
             metric=loss.metric,
             state=state_of(model, optimizer),
-            scalars=scalars_of(optimizer, pulls),
+            scalars=scalars_of(model, optimizer, pulls),
             train=to_onnx(train).SerializeToString(deterministic=True),
             evaluate=to_onnx(evaluate).SerializeToString(deterministic=True),
             infer=to_onnx(infer).SerializeToString(deterministic=True),

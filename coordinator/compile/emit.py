@@ -15,6 +15,7 @@ from coordinator.compile.backward import append_forward, differentiate
 from coordinator.compile.graph import IR_VERSION, OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
 from coordinator.compile.losses import Loss
 from coordinator.compile.optimizers import STEP, Optimizer, Pulls, slot_name
+from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError
@@ -51,7 +52,7 @@ def train_graph(model: Model, output: Value, target: Value, loss: Loss, optimize
     gradients = differentiate(b, {output.name: seed})
     for name in model.parameters:
         if name not in gradients:
-            results[NEW + name] = name
+            results[NEW + name] = b.statistics.get(name, name)
             continue
         update = optimizer.update(b, name, gradients[name], pulls)
         results[NEW + name] = update.parameter
@@ -64,7 +65,7 @@ def train_graph(model: Model, output: Value, target: Value, loss: Loss, optimize
     shapes.update({NEW + name: shape for name, shape in state})
     inputs = [*model.inputs, target, *_parameter_values(model)]
     inputs += [Value(name, "float32", shape) for name, shape in state]
-    inputs += [Value(name, "float32", ()) for name in scalars_of(optimizer, pulls)]
+    inputs += [Value(name, "float32", ()) for name in scalars_of(model, optimizer, pulls)]
     if pulls.proximal:
         inputs += [Value(ANCHOR + name, "float32", model.parameters[name].shape) for name in model.trainable]
     return _finish(b, f"{model.name}/train", inputs, {name: (results[name], shapes[name]) for name in shapes})
@@ -96,13 +97,15 @@ def state_of(model: Model, optimizer: Optimizer) -> tuple[tuple[str, tuple[int, 
     return tuple(state)
 
 
-def scalars_of(optimizer: Optimizer, pulls: Pulls) -> dict[str, float]:
+def scalars_of(model: Model, optimizer: Optimizer, pulls: Pulls) -> dict[str, float]:
     """Scalar inputs of the train graph and their defaults."""
     scalars = dict(optimizer.scalars)
     if pulls.weight_decay:
         scalars["weight_decay"] = 0.0
     if pulls.proximal:
         scalars["mu"] = 0.0
+    if any(node.op == "Dropout" for node in model.nodes):
+        scalars[DROPOUT_FACTOR] = 1.0
     return scalars
 
 

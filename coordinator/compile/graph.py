@@ -136,6 +136,9 @@ class GraphBuilder:
 
     Args:
         model: The model whose names and shapes the new nodes refer to.
+
+    Attributes:
+        statistics: Names that statistic parameters have after the step, by parameter; one that is not here stays.
     """
 
     def __init__(self, model: Model) -> None:
@@ -146,6 +149,7 @@ class GraphBuilder:
         self._names.update(name for node in model.nodes for name in node.outputs)
         self._made: dict[Any, tuple[str, ...]] = {}
         self._saved: dict[str, dict[str, str]] = {}
+        self.statistics: dict[str, str] = {}
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one output; the name of that output."""

@@ -20,6 +20,7 @@ from onnx import inliner, numpy_helper, version_converter
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, Model, Value, prune
 from coordinator.compile.normalise import fold, read_node, split_parameters
+from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from coordinator.compile.shapes import infer_values, value_of
 from coordinator.compile.spatial import explicit_window
@@ -31,7 +32,8 @@ INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
 DOMAINS: Final = ("", "ai.onnx")
 RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
 RESERVED: Final = frozenset(
-    ["target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"]
+    {"target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"}
+    | {DROPOUT_FACTOR}
 )
 
 

@@ -80,6 +80,7 @@ def split_parameters(
     statistics: set[str] = set()
     rewritten = []
     layers: dict[str, set[str]] = {}  # by parameter, the patterned tensors beside it where it was first used
+    uses: dict[str, tuple[str, int]] = {}  # by parameter, operator and slot of its first use
     patterned: dict[str, set[str]] = {}  # by value, the patterned tensors of the node that made it
     for node in nodes:
         beside = {name for name in node.inputs if name in constants and not _is_uniform(constants[name])}
@@ -94,8 +95,12 @@ def split_parameters(
             if array.dtype != np.float32:
                 raise CompileError(f"{node}: parameter {operand!r} is {array.dtype}; export the model in float32")
             name = operand
-            if operand in parameters and _is_uniform(array) and not beside & layers[operand]:
+            use = (node.op, slot)  # a scale and a variance that start as ones, a bias and a mean as zeros, are not one
+            split = operand in parameters and _is_uniform(array)
+            if split and (use != uses[operand] or not beside & layers[operand]):
                 name = f"{operand}@{node.name or node.outputs[0]}"
+                name += f"/{slot}" if name in inputs else ""
+            uses.setdefault(name, use)
             layers.setdefault(name, beside)
             parameters[name] = np.ascontiguousarray(array)
             inputs[slot] = name

@@ -87,7 +87,7 @@ def _probe(model: onnx.ModelProto, batch: int, known: Mapping[str, NDArray[Any]]
     probe = onnx.ModelProto(ir_version=IR_VERSION, opset_import=model.opset_import)
     graph = probe.graph
     graph.name = "probe"
-    graph.node.extend(n for n in model.graph.node if not any(name in known for name in n.output))
+    graph.node.extend(_inferrable(n) for n in model.graph.node if not any(name in known for name in n.output))
     graph.input.extend(model.graph.input)
     for info in graph.input:
         info.type.tensor_type.shape.dim[0].dim_value = batch
@@ -101,6 +101,13 @@ def _probe(model: onnx.ModelProto, batch: int, known: Mapping[str, NDArray[Any]]
         if info.name not in known:
             graph.output.append(helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, None))
     return probe
+
+
+def _inferrable(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node, or one that gives the same shape where ONNX has no inference for it."""
+    if node.op_type == "GroupNormalization":
+        return helper.make_node("Identity", node.input[:1], node.output[:1], node.name)
+    return node
 
 
 def _tensor_value(tensor: onnx.TensorProto) -> Value:

@@ -67,8 +67,10 @@ def explicit_window(node: Node, values: Mapping[str, Value]) -> Node:
         dilations=list(attributes.get("dilations") or [1] * axes),
     )
     mode = attributes.get("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        attributes["pads"] = _same_pads(node, attributes, _shape(node, node.inputs[0], values)[2:], mode)
+    if node.op == "ConvTranspose":
+        _write_out_transposed(node, attributes, mode, values)
+    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+        attributes["pads"] = _same_pads(attributes, _shape(node, node.inputs[0], values)[2:], mode)
     elif mode == "VALID" or not attributes.get("pads"):
         attributes["pads"] = [0] * (2 * axes)
     attributes["auto_pad"] = "NOTSET"
@@ -82,9 +84,30 @@ def _shape(node: Node, name: str, values: Mapping[str, Value]) -> tuple[int, ...
     return shape  # type: ignore[return-value]  # ints from the second entry on, and only these are used
 
 
-def _same_pads(node: Node, attributes: Mapping[str, Any], sizes: Sequence[int], mode: str) -> list[int]:
-    if node.op == "ConvTranspose":
-        raise CompileError(f"{node}: auto_pad={mode!r} is not supported; export with explicit pads")
+def _write_out_transposed(node: Node, attributes: dict[str, Any], mode: str, values: Mapping[str, Value]) -> None:
+    """Pads and output_padding of a ConvTranspose, also where ``output_shape`` or SAME says what is to come out."""
+    kernel, strides = attributes["kernel_shape"], attributes["strides"]
+    extra = attributes["output_padding"] = list(attributes.get("output_padding") or [0] * len(kernel))
+    wanted = attributes.pop("output_shape", None)
+    if wanted is None and mode in ("NOTSET", "VALID"):
+        attributes["pads"] = list(attributes.get("pads") or [0] * (2 * len(kernel)))
+        return
+    sizes = _shape(node, node.inputs[0], values)[2:]
+    wanted = list(wanted or [d * s for d, s in zip(sizes, strides, strict=True)])[-len(kernel) :]
+    begins, ends = [], []
+    for axis, (size, k, stride, dilation) in enumerate(
+        zip(sizes, kernel, strides, attributes["dilations"], strict=True)
+    ):
+        total = stride * (size - 1) + extra[axis] + (k - 1) * dilation + 1 - wanted[axis]
+        if total < 0:  # the output reaches beyond what the windows meet
+            extra[axis], total = extra[axis] - total, 0
+        less, more = total // 2, total - total // 2
+        begins.append(less if mode == "SAME_UPPER" else more)
+        ends.append(more if mode == "SAME_UPPER" else less)
+    attributes["pads"] = [*begins, *ends]
+
+
+def _same_pads(attributes: Mapping[str, Any], sizes: Sequence[int], mode: str) -> list[int]:
     window = zip(sizes, attributes["kernel_shape"], attributes["strides"], attributes["dilations"], strict=True)
     begins, ends = [], []
     for size, kernel, stride, dilation in window:

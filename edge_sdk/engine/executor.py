@@ -116,10 +116,13 @@ def _prepared(node: Node, where: str) -> Kernel:
             f'(pip install "edgefed[onnx]")'
         )
     known = _keywords(kernel)
-    unknown = sorted(set(node.attributes) - known)
+    unknown = sorted(set(node.attributes) - known | {"rng"} & set(node.attributes))
     if unknown:
         raise BundleError(f"{where}: the NumPy engine's {node.op} has no attribute {unknown[0][:80]!r}")
     keywords: dict[str, Any] = dict(node.attributes)
+    if "rng" in known:  # a stream for each node, as in onnxruntime: of its seed, or else of this machine's entropy
+        seed = node.attributes.get("seed")
+        keywords["rng"] = np.random.Generator(np.random.PCG64(abs(seed) if isinstance(seed, int) else None))
     if "output_count" in known:
         keywords["output_count"] = len(node.outputs)
     elif len(node.outputs) > 1:

@@ -1,99 +1,195 @@
-"""Gradients of Conv (group 1, any number of spatial axes).
+"""Gradients of Conv and ConvTranspose, with groups, any number of spatial axes.
 
-dX is a ConvTranspose with the very same weights. dW is a correlation of X with dY; written as a Conv with swapped axes
-it was up to five times slower in onnxruntime than as matrix products, so it is one Gemm for each kernel tap, over
-the part of X that the tap meets (a Slice). X has its channels last there: a Slice then copies long runs, which made
-the whole 1.7 times faster than with channels first. With very few channels these products get too thin, and one Gemm
-over the slices of all taps together takes their place.
+Conv: dX is a ConvTranspose with the very same weights; where a channel stands alone (depthwise) and nothing is strided
+it is a Conv with the kernel turned round, which took 0.7 of the time. ConvTranspose: dX is a Conv.
+
+dW is a correlation of X with dY (of dY with X for ConvTranspose). Written as a Conv with swapped axes it was up to
+five times slower in onnxruntime than as matrix products, so it is one Gemm for each kernel tap, over the part of X that
+the tap meets (a Slice). X has its channels last there: a Slice then copies long runs, which made the whole 1.7 times
+faster than with channels first. With very few channels these products get too thin, and one Gemm over the slices of
+all taps together takes their place. Groups are a batch of such products; a depthwise tap is a product and a sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
 from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.rules.rule import Gradient, Gradients, Wanted
 from coordinator.compile.spatial import Window, window_of
-from edge_sdk.errors import CompileError
 
-__all__ = ["conv"]
+__all__ = ["conv", "conv_transpose"]
 
 CHANNELS_FOR_TAPS: Final = 4
+BACKWARDS: Final = -(1 << 63)
+"""As the end of a Slice that goes backwards: through to the first element."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A convolution with weight [out_channels, in_channels / group, kernel...], from ``sizes`` to ``outputs``."""
+
+    weight: str
+    window: Window
+    group: int
+    out_channels: int
+    in_channels: int
+    sizes: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, b: GraphBuilder, node: Node, x: str, y: str) -> _Layer:
+        """The convolution that ``node`` does from ``x`` to ``y``, or undoes (ConvTranspose) from ``y`` to ``x``."""
+        out_channels, in_channels = (int(d) for d in b.shape(node.inputs[1])[:2])
+        group = node.attributes["group"]
+        sizes, outputs = (tuple(int(d) for d in b.shape(name)[2:]) for name in (x, y))
+        return cls(node.inputs[1], window_of(node), group, out_channels, in_channels * group, sizes, outputs)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each input channel has its own outputs."""
+        return self.group == self.in_channels
+
+    @property
+    def axes(self) -> int:
+        return len(self.window.kernel)
 
 
 def conv(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """Y = X * W + B."""
-    if node.attributes["group"] != 1:
-        raise CompileError(f"{node}: group={node.attributes['group']} has no gradient rule yet; use group=1")
-    window = window_of(node)
+    layer = _Layer.of(b, node, node.inputs[0], node.outputs[0])
     gradients: list[Gradient | None] = [
-        _input_gradient(b, node, window, dy[0]) if wanted[0] else None,
-        _weight_gradient(b, node, window, dy[0]) if wanted[1] else None,
+        _input_gradient(b, layer, dy[0]) if wanted[0] else None,
+        _weight_gradient(b, layer, node.inputs[0], dy[0]) if wanted[1] else None,
     ]
     if len(node.inputs) > 2 and wanted[2]:
-        axes = [0, *range(2, 2 + len(window.kernel))]
-        gradients.append(b.op("ReduceSum", dy[0], b.ints(*axes), keepdims=0))
+        gradients.append(_bias_gradient(b, layer, dy[0]))
     return gradients
 
 
-def _input_gradient(b: GraphBuilder, node: Node, window: Window, g: str) -> str:
-    sizes, outputs = _sizes(b, node.inputs[0]), _sizes(b, node.outputs[0])
+def conv_transpose(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """X is what a convolution would make of Y."""
+    x = node.inputs[0]
+    layer = _Layer.of(b, node, node.outputs[0], x)
+    gradients: list[Gradient | None] = [
+        b.op("Conv", dy[0], layer.weight, **_attributes(layer, *_pads(layer))) if wanted[0] else None,
+        _weight_gradient(b, layer, dy[0], x) if wanted[1] else None,
+    ]
+    if len(node.inputs) > 2 and wanted[2]:
+        gradients.append(_bias_gradient(b, layer, dy[0]))
+    return gradients
+
+
+def _bias_gradient(b: GraphBuilder, layer: _Layer, g: str) -> str:
+    return b.op("ReduceSum", g, b.ints(0, *range(2, 2 + layer.axes)), keepdims=0)
+
+
+def _input_gradient(b: GraphBuilder, layer: _Layer, g: str) -> str:
+    window = layer.window
+    margins = [e - 1 - p for pads in _pads(layer) for e, p in zip(window.extents, pads, strict=True)]
+    if layer.depthwise and layer.out_channels == layer.in_channels and max(window.strides) == 1 and min(margins) >= 0:
+        backwards = [-1] * layer.axes
+        ends = b.ints(*[BACKWARDS] * layer.axes)
+        axes = b.ints(*range(2, 2 + layer.axes))
+        turned = b.op("Slice", layer.weight, b.ints(*backwards), ends, axes, b.ints(*backwards))
+        return b.op("Conv", g, turned, **_attributes(layer, margins[: layer.axes], margins[layer.axes :]))
     # What a stride skipped at the far end: ConvTranspose must give it back, as zeros.
     skipped = [
         size + begin + end - extent - (output - 1) * stride
         for size, output, begin, end, extent, stride in zip(
-            sizes, outputs, window.pads_begin, window.pads_end, window.extents, window.strides, strict=True
+            layer.sizes, layer.outputs, window.pads_begin, window.pads_end, window.extents, window.strides, strict=True
         )
     ]
-    return b.op(
-        "ConvTranspose",
-        g,
-        node.inputs[1],
-        auto_pad="NOTSET",
-        dilations=list(window.dilations),
-        group=1,
-        kernel_shape=list(window.kernel),
-        output_padding=skipped,
-        pads=[*window.pads_begin, *window.pads_end],
-        strides=list(window.strides),
-    )
+    attributes = _attributes(layer, *_pads(layer))
+    return b.op("ConvTranspose", g, layer.weight, output_padding=skipped, **attributes)
 
 
-def _weight_gradient(b: GraphBuilder, node: Node, window: Window, g: str) -> str:
-    """float32[O, C, k...]: every product sums over the batch and over positions."""
-    x, weight = node.inputs[:2]
-    out_channels, in_channels = (int(d) for d in b.shape(weight)[:2])
-    axes = len(window.kernel)
-    channels_first = [1, 0, *range(2, 2 + axes)]
-    rows = b.op("Reshape", b.op("Transpose", g, perm=channels_first), b.ints(out_channels, -1), allowzero=0)
-    padded, outputs = _padded(b, x, window), _sizes(b, node.outputs[0])
-    if in_channels < CHANNELS_FOR_TAPS:
-        return _all_taps(b, b.op("Transpose", padded, perm=channels_first), rows, weight, window, outputs)
-    channels_last = b.op("Transpose", padded, perm=[0, *range(2, 2 + axes), 1])
+def _pads(layer: _Layer) -> tuple[Sequence[int], Sequence[int]]:
+    return layer.window.pads_begin, layer.window.pads_end
+
+
+def _attributes(layer: _Layer, before: Sequence[int], after: Sequence[int]) -> dict[str, object]:
+    return {
+        "auto_pad": "NOTSET",
+        "dilations": list(layer.window.dilations),
+        "group": layer.group,
+        "kernel_shape": list(layer.window.kernel),
+        "pads": [*before, *after],
+        "strides": list(layer.window.strides),
+    }
+
+
+def _weight_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
+    """float32[O, C/group, k...]: every product sums over the batch and over positions."""
+    padded = _padded(b, x, layer.window)
+    if layer.group > 1:
+        products = _depthwise_taps(b, layer, padded, g) if layer.depthwise else _grouped_taps(b, layer, padded, g)
+        return _joined(b, layer, products)
+    channels_first = [1, 0, *range(2, 2 + layer.axes)]
+    rows = b.op("Reshape", b.op("Transpose", g, perm=channels_first), b.ints(layer.out_channels, -1), allowzero=0)
+    if layer.in_channels < CHANNELS_FOR_TAPS:
+        return _all_taps(b, layer, b.op("Transpose", padded, perm=channels_first), rows)
+    channels_last = b.op("Transpose", padded, perm=[0, *range(2, 2 + layer.axes), 1])
     products = []
-    for offsets in _taps(window):
-        view = _view(b, channels_last, offsets, window, outputs, first_axis=1)
-        products.append(_gemm(b, rows, b.op("Reshape", view, b.ints(-1, in_channels), allowzero=0), trans_b=0))
+    for offsets in _taps(layer.window):
+        view = _view(b, layer, channels_last, offsets, first_axis=1)
+        products.append(_gemm(b, rows, b.op("Reshape", view, b.ints(-1, layer.in_channels), allowzero=0), trans_b=0))
+    return _joined(b, layer, products)
+
+
+def _joined(b: GraphBuilder, layer: _Layer, products: list[str]) -> str:
+    """The weight gradient out of the taps' parts, each [out_channels, in_channels / group] or with more axes."""
     if len(products) == 1:
-        return b.like(products[0], weight)
+        return b.like(products[0], layer.weight)
+    inner = layer.in_channels // layer.group
     stacked = b.op("Concat", *products, axis=0)
-    split = b.op("Reshape", stacked, b.ints(*window.kernel, out_channels, in_channels), allowzero=0)
-    return b.op("Transpose", split, perm=[axes, axes + 1, *range(axes)])
+    split = b.op("Reshape", stacked, b.ints(*layer.window.kernel, layer.out_channels, inner), allowzero=0)
+    return b.op("Transpose", split, perm=[layer.axes, layer.axes + 1, *range(layer.axes)])
 
 
-def _all_taps(b: GraphBuilder, x: str, rows: str, weight: str, window: Window, outputs: tuple[int, ...]) -> str:
+def _all_taps(b: GraphBuilder, layer: _Layer, x: str, rows: str) -> str:
     """One product for all taps, from ``x`` with its channels first and ``rows`` of dY."""
-    out_channels, in_channels = (int(d) for d in b.shape(weight)[:2])
-    views = [_view(b, x, offsets, window, outputs, first_axis=2) for offsets in _taps(window)]
+    views = [_view(b, layer, x, offsets, first_axis=2) for offsets in _taps(layer.window)]
     columns = b.op("Concat", *views, axis=0)
-    columns = b.op("Reshape", columns, b.ints(len(views) * in_channels, -1), allowzero=0)
+    columns = b.op("Reshape", columns, b.ints(len(views) * layer.in_channels, -1), allowzero=0)
     product = _gemm(b, rows, columns, trans_b=1)
-    if in_channels == 1:
-        return b.like(product, weight)
-    split = b.op("Reshape", product, b.ints(out_channels, *window.kernel, in_channels), allowzero=0)
-    return b.op("Transpose", split, perm=[0, len(window.kernel) + 1, *range(1, len(window.kernel) + 1)])
+    if layer.in_channels == 1:
+        return b.like(product, layer.weight)
+    shape = b.ints(layer.out_channels, *layer.window.kernel, layer.in_channels)
+    split = b.op("Reshape", product, shape, allowzero=0)
+    return b.op("Transpose", split, perm=[0, layer.axes + 1, *range(1, layer.axes + 1)])
+
+
+def _depthwise_taps(b: GraphBuilder, layer: _Layer, x: str, g: str) -> list[str]:
+    multiplier = layer.out_channels // layer.group
+    if multiplier == 1:
+        axes = b.ints(0, *range(2, 2 + layer.axes))
+        views = (_view(b, layer, x, offsets, first_axis=2) for offsets in _taps(layer.window))
+        return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=1) for view in views]
+    axes = b.ints(0, *range(3, 3 + layer.axes))
+    x = b.op("Unsqueeze", x, b.ints(2))
+    g = b.op("Reshape", g, b.ints(-1, layer.group, multiplier, *layer.outputs), allowzero=0)
+    views = (_view(b, layer, x, offsets, first_axis=3) for offsets in _taps(layer.window))
+    return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=0) for view in views]
+
+
+def _grouped_taps(b: GraphBuilder, layer: _Layer, x: str, g: str) -> list[str]:
+    """A batch of products for each tap: [group, O/group, N places] @ [group, N places, C/group]."""
+    group, places = layer.group, range(3, 3 + layer.axes)
+    outer, inner = layer.out_channels // group, layer.in_channels // group
+    padded = [s + p + q for s, p, q in zip(layer.sizes, layer.window.pads_begin, layer.window.pads_end, strict=True)]
+    x = b.op("Reshape", x, b.ints(-1, group, inner, *padded), allowzero=0)
+    x = b.op("Transpose", x, perm=[1, 0, *places, 2])
+    g = b.op("Reshape", g, b.ints(-1, group, outer, *layer.outputs), allowzero=0)
+    rows = b.op("Reshape", b.op("Transpose", g, perm=[1, 2, 0, *places]), b.ints(group, outer, -1), allowzero=0)
+    products = []
+    for offsets in _taps(layer.window):
+        view = _view(b, layer, x, offsets, first_axis=2)
+        products.append(b.op("MatMul", rows, b.op("Reshape", view, b.ints(group, -1, inner), allowzero=0)))
+    return products
 
 
 def _gemm(b: GraphBuilder, left: str, right: str, *, trans_b: int) -> str:
@@ -107,19 +203,14 @@ def _padded(b: GraphBuilder, x: str, window: Window) -> str:
     return b.op("Pad", x, pads, mode="constant")
 
 
-def _view(
-    b: GraphBuilder, x: str, offsets: tuple[int, ...], window: Window, outputs: tuple[int, ...], *, first_axis: int
-) -> str:
+def _view(b: GraphBuilder, layer: _Layer, x: str, offsets: tuple[int, ...], *, first_axis: int) -> str:
     """The elements of ``x`` that one kernel tap meets, in the order of the outputs."""
-    ends = [o + (n - 1) * s + 1 for o, n, s in zip(offsets, outputs, window.strides, strict=True)]
+    strides = layer.window.strides
+    ends = [o + (n - 1) * s + 1 for o, n, s in zip(offsets, layer.outputs, strides, strict=True)]
     axes = b.ints(*range(first_axis, first_axis + len(offsets)))
-    return b.op("Slice", x, b.ints(*offsets), b.ints(*ends), axes, b.ints(*window.strides))
+    return b.op("Slice", x, b.ints(*offsets), b.ints(*ends), axes, b.ints(*strides))
 
 
 def _taps(window: Window) -> Iterator[tuple[int, ...]]:
     for tap in product(*(range(k) for k in window.kernel)):
         yield tuple(t * d for t, d in zip(tap, window.dilations, strict=True))
-
-
-def _sizes(b: GraphBuilder, name: str) -> tuple[int, ...]:
-    return tuple(int(d) for d in b.shape(name)[2:])

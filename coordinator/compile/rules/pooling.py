@@ -1,18 +1,26 @@
-"""Gradient of MaxPool: each output's gradient goes back to the element that was the maximum.
+"""Gradients of pooling.
 
-The forward node gives that element's position as its second output. A mask made by comparing would count ties twice.
+The maximum of a window: each output's gradient goes back to the element that was the maximum. The forward node gives
+that element's position as its second output; a mask made by comparing would count ties twice.
+
+The mean, or a norm, of a window: each output's gradient is spread over its window, which a stride-wide repetition does
+where the windows tile the input, and a ConvTranspose with a kernel of ones elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.compile.graph import GraphBuilder, Node, Shape
 from coordinator.compile.rules.rule import Gradients, Wanted
 from coordinator.compile.spatial import Window, window_of
 from edge_sdk.errors import CompileError
 
-__all__ = ["max_pool", "max_pool_training"]
+__all__ = ["average_pool", "global_average_pool", "global_max_pool", "lp_pool", "max_pool", "max_pool_training"]
 
 
 def max_pool_training(b: GraphBuilder, node: Node) -> None:
@@ -38,6 +46,94 @@ def max_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> 
     flat_dy = b.op("Reshape", dy[0], flat, allowzero=0)
     scattered = b.op("ScatterElements", zeros, flat_indices, flat_dy, axis=0, reduction="add")
     return [b.op("Reshape", scattered, b.op("Shape", x, start=0), allowzero=0)]
+
+
+def average_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX = dY / (elements of its window), spread over the window."""
+    counts = _counts(b, node, window_of(node))
+    return [_spread(b, node, b.op("Mul", dy[0], b.constant((1 / counts).astype(np.float32))))]
+
+
+def lp_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """Y = (sum |x|^p)^(1/p): dX = sign(x) |x|^(p-1) times dY Y^(1-p), spread over the window."""
+    x, y, power = node.inputs[0], node.outputs[0], node.attributes["p"]
+    slope = b.op("Sign", x)
+    shared = dy[0]
+    if power > 1:
+        # A window of zeros has no slope; like the frameworks we take 0.
+        zero = b.scalar(0.0)
+        scaled = b.op("Div", dy[0], b.op("Pow", y, b.scalar(power - 1)))
+        shared = b.op("Where", b.op("Greater", y, zero), scaled, zero)
+        slope = x if power == 2 else b.op("Mul", slope, b.op("Pow", b.op("Abs", x), b.scalar(power - 1)))
+    return [b.op("Mul", slope, _spread(b, node, shared))]
+
+
+def global_average_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX = dY / places, at every place."""
+    x = node.inputs[0]
+    places = math.prod(int(d) for d in b.shape(x)[2:])
+    return [b.op("Expand", b.op("Mul", dy[0], b.scalar(1 / places)), b.op("Shape", x, start=0))]
+
+
+def global_max_pool(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX = dY at the first maximum."""
+    x = node.inputs[0]
+    flat = b.op("Reshape", x, b.ints(0, 0, -1), allowzero=0)
+    place = b.op("ArgMax", flat, axis=2, keepdims=1, select_last_index=0)
+    zeros = b.op("Expand", b.scalar(0.0), b.op("Shape", flat, start=0))
+    g = b.op("Reshape", dy[0], b.ints(0, 0, 1), allowzero=0)
+    return [b.like(b.op("ScatterElements", zeros, place, g, axis=2, reduction="none"), x)]
+
+
+def _counts(b: GraphBuilder, node: Node, window: Window) -> NDArray[np.float64]:
+    """By how much each output was divided, in a shape that broadcasts over the outputs."""
+    sizes, outputs = b.shape(node.inputs[0])[2:], b.shape(node.outputs[0])[2:]
+    include = node.attributes["count_include_pad"]
+    counts = np.ones(tuple(int(n) for n in outputs))
+    for axis, (size, output) in enumerate(zip(sizes, outputs, strict=True)):
+        starts = np.arange(int(output))[:, None] * window.strides[axis] - window.pads_begin[axis]
+        places = starts + np.arange(window.kernel[axis])[None, :] * window.dilations[axis]
+        before, after = (window.pads_begin[axis], window.pads_end[axis]) if include else (0, 0)
+        inside = ((places >= -before) & (places < int(size) + after)).sum(axis=1)
+        counts *= inside.reshape([-1 if axis == other else 1 for other in range(len(sizes))])
+    return counts.reshape(-1)[:1] if np.all(counts == counts.flat[0]) else counts
+
+
+def _spread(b: GraphBuilder, node: Node, g: str) -> str:
+    """``g``, of the shape of the node's output, added up at every element of its window; of the shape of its input."""
+    x, window = node.inputs[0], window_of(node)
+    channels, *sizes = (int(d) for d in b.shape(x)[1:])
+    outputs = [int(d) for d in b.shape(node.outputs[0])[2:]]
+    reached = [(n - 1) * s + e for n, s, e in zip(outputs, window.strides, window.extents, strict=True)]
+    if window.kernel == window.strides == window.extents and not any(window.pads_begin):
+        axes = range(len(sizes))
+        apart = b.op("Unsqueeze", g, b.ints(*(3 + 2 * axis for axis in axes)))
+        tiles = b.op("Expand", apart, b.ints(1, 1, *(d for k in window.kernel for d in (1, k))))
+        return _fitted(b, b.op("Reshape", tiles, b.ints(-1, channels, *reached), allowzero=0), reached, sizes)
+    behind = [r - p - d for r, p, d in zip(reached, window.pads_begin, sizes, strict=True)]
+    spread = b.op(
+        "ConvTranspose",
+        b.op("Reshape", g, b.ints(-1, 1, *outputs), allowzero=0),
+        b.constant(np.ones((1, 1, *window.kernel), np.float32)),
+        auto_pad="NOTSET",
+        dilations=list(window.dilations),
+        group=1,
+        kernel_shape=list(window.kernel),
+        output_padding=[max(-d, 0) for d in behind],
+        pads=[*window.pads_begin, *(max(d, 0) for d in behind)],
+        strides=list(window.strides),
+    )
+    return b.like(spread, x)
+
+
+def _fitted(b: GraphBuilder, tiles: str, reached: Sequence[int], sizes: Sequence[int]) -> str:
+    """Cut to ``sizes`` at the far ends, or zeros put there."""
+    axes = range(2, 2 + len(sizes))
+    if any(r > d for r, d in zip(reached, sizes, strict=True)):
+        ends = [min(r, d) for r, d in zip(reached, sizes, strict=True)]
+        tiles = b.op("Slice", tiles, b.ints(*(0 for _ in axes)), b.ints(*ends), b.ints(*axes))
+    missing = [max(d - r, 0) for r, d in zip(reached, sizes, strict=True)]
+    return b.op("Pad", tiles, b.ints(*[0] * (len(sizes) + 4), *missing), mode="constant") if any(missing) else tiles
 
 
 def _unpools(window: Window, sizes: Shape, pooled: Shape) -> bool:

@@ -13,7 +13,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_sdk.engine.kernels import activation, convolution, elementwise, indexing, linear, pooling, reduction, shape
+from edge_sdk.engine.kernels import (
+    activation,
+    convolution,
+    dropout,
+    elementwise,
+    indexing,
+    linear,
+    normalisation,
+    pooling,
+    reduction,
+    shape,
+)
 
 __all__ = ["KERNELS", "Kernel"]
 
@@ -28,12 +39,19 @@ KERNELS: Final[dict[str, Kernel]] = {
     "Conv": convolution.conv,
     "ConvTranspose": convolution.conv_transpose,
     "GlobalAveragePool": pooling.global_average_pool,
+    "GlobalLpPool": pooling.global_lp_pool,
     "GlobalMaxPool": pooling.global_max_pool,
+    "LpPool": pooling.lp_pool,
     "MaxPool": pooling.max_pool,
     "MaxUnpool": pooling.max_unpool,
+    # normalisation
+    "BatchNormalization": normalisation.batch_normalization,
+    "GroupNormalization": normalisation.group_normalization,
+    "InstanceNormalization": normalisation.instance_normalization,
+    "LayerNormalization": normalisation.layer_normalization,
     # activation
     "Celu": activation.celu,
-    "Dropout": activation.dropout,
+    "Dropout": dropout.dropout,
     "Elu": activation.elu,
     "Erf": activation.erf,
     "Gelu": activation.gelu,

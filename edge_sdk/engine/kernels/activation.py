@@ -7,11 +7,9 @@ from typing import Final
 import numpy as np
 
 from edge_sdk.engine.kernels.arrays import Array, positive_axis
-from edge_sdk.errors import TrainingError
 
 __all__ = [
     "celu",
-    "dropout",
     "elu",
     "erf",
     "gelu",
@@ -120,20 +118,6 @@ def log_softmax(x: Array, *, axis: int = -1) -> Array:
     shifted = x - np.maximum.reduce(x, axis=axis, keepdims=True)
     sums = np.add.reduce(np.exp(shifted), axis=axis, keepdims=True)
     return np.subtract(shifted, np.log(sums), out=shifted)
-
-
-def dropout(
-    x: Array,
-    ratio: Array | float | None = None,
-    training_mode: Array | None = None,
-    *,
-    seed: int = 0,
-    output_count: int = 1,
-) -> Array | tuple[Array, Array]:
-    """ONNX Dropout at inference: the identity, and a mask of ones."""
-    if training_mode is not None and bool(training_mode):
-        raise TrainingError('Dropout in training mode is not in the NumPy engine: pip install "edgefed[onnx]"')
-    return (x, np.ones(x.shape, dtype=bool)) if output_count > 1 else x
 
 
 # exp(x**2) * erfc(x) for x >= 0 as a polynomial in (x - 2) / (x + 2), highest power first: a Chebyshev fit of degree

@@ -11,7 +11,15 @@ from edge_sdk.engine.kernels.arrays import Array, bounded, integers
 from edge_sdk.engine.kernels.geometry import Geometry, geometry, pad_spatial
 from edge_sdk.errors import TrainingError
 
-__all__ = ["average_pool", "global_average_pool", "global_max_pool", "max_pool", "max_unpool"]
+__all__ = [
+    "average_pool",
+    "global_average_pool",
+    "global_lp_pool",
+    "global_max_pool",
+    "lp_pool",
+    "max_pool",
+    "max_unpool",
+]
 
 
 def max_pool(
@@ -107,6 +115,39 @@ def global_average_pool(x: Array) -> Array:
 def global_max_pool(x: Array) -> Array:
     """ONNX GlobalMaxPool."""
     return np.maximum.reduce(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+def lp_pool(
+    x: Array,
+    *,
+    kernel_shape: Sequence[int],
+    p: int = 2,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    ceil_mode: int = 0,
+    auto_pad: str = "NOTSET",
+) -> Array:
+    """ONNX LpPool: the p-norm of each window."""
+    windows = geometry(x.shape[2:], kernel_shape, pads, strides, dilations, auto_pad=auto_pad, ceil_mode=ceil_mode)
+    padded = pad_spatial(_powers(x, p), windows, 0)
+    sums = np.zeros(bounded((*x.shape[:2], *windows.output)), dtype=x.dtype)
+    for where in windows.taps():
+        np.add(sums, padded[(..., *where)], out=sums)
+    return _roots(sums, p)
+
+
+def global_lp_pool(x: Array, *, p: int = 2) -> Array:
+    """ONNX GlobalLpPool."""
+    return _roots(np.add.reduce(_powers(x, p), axis=tuple(range(2, x.ndim)), keepdims=True), p)
+
+
+def _powers(x: Array, p: int) -> Array:
+    return np.square(x) if p == 2 else np.power(np.abs(x), x.dtype.type(p))
+
+
+def _roots(sums: Array, p: int) -> Array:
+    return np.sqrt(sums) if p == 2 else np.power(sums, sums.dtype.type(1 / p))
 
 
 def _positions(winner: Array, windows: Geometry, shape: tuple[int, ...], column_major: int) -> Array:

@@ -1,0 +1,217 @@
+"""Gradients of normalisations, written in primitive operators.
+
+All of them are ``y = scale (v - mean) r + bias`` with ``r = 1 / sqrt(variance + epsilon)``; what differs is over which
+elements mean and variance are taken. With ``xhat = (v - mean) r`` and ``g = scale dy``, means over the same elements:
+
+    dv = r (g - mean(g) - xhat mean(g xhat))
+
+(Ioffe and Szegedy, Batch Normalization, ICML 2015, section 3; Ba et al., Layer Normalization, 2016, section 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coordinator.compile.graph import GraphBuilder, Node
+from coordinator.compile.rules.rule import Gradient, Gradients, Wanted
+from edge_sdk.errors import CompileError
+
+__all__ = [
+    "batch_normalization",
+    "batch_normalization_training",
+    "group_normalization",
+    "group_normalization_training",
+    "instance_normalization",
+    "instance_normalization_training",
+    "layer_normalization",
+    "layer_normalization_training",
+]
+
+
+def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
+    """The node with the statistics of the batch, and the running statistics moved towards them.
+
+    A model in inference form (``training_mode=0``, as every exporter writes it by default) is trained like this as
+    well: the source framework would do the same in its training mode. Whoever wants the running statistics to stay what
+    they are freezes the running mean and variance by name: then the train graph normalises with them too. A node that
+    no trained parameter comes before, and that has none itself, is left alone.
+
+    ``running' = momentum running + (1 - momentum) batch``, the variance being that of the population, as ONNX's
+    BatchNormalization defines it (PyTorch's running variance is n / (n - 1) times as large).
+    """
+    if not _is_training(b, node):
+        b.append(node)
+        return
+    x, scale, bias, running_mean, running_var = node.inputs
+    axes, channels = _batch_axes(b, x)
+    mean = b.op("ReduceMean", x, axes, keepdims=1)
+    centred = b.op("Sub", x, mean)
+    variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes, keepdims=1)
+    flat = b.ints(-1)
+    flat_mean, flat_variance = (b.op("Reshape", v, flat, allowzero=0) for v in (mean, variance))
+    # One pass over the tensor where Mul and Add would be two. Centred already: no digits are lost to a large mean.
+    zeros = b.constant(np.zeros(channels, np.float32))
+    epsilon, momentum = node.attributes["epsilon"], node.attributes["momentum"]
+    affine = (centred, scale, bias, zeros, flat_variance)
+    b.append(Node("BatchNormalization", affine, node.outputs[:1], {"epsilon": epsilon, "training_mode": 0}, node.name))
+    for running, batch in ((running_mean, flat_mean), (running_var, flat_variance)):
+        kept = b.op("Mul", b.statistics.get(running, running), b.scalar(momentum))
+        b.statistics[running] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
+    b.save(node, centred=centred, r=_reciprocal_root(b, flat_variance, epsilon))
+
+
+def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX, dScale, dB; the statistics are constants where they are frozen, and depend on X where they are a batch's."""
+    if any(wanted[3:]):
+        raise CompileError(f"{node}: its mean and variance depend on parameters; only initializers can be trained with")
+    if not _is_training(b, node):
+        return _frozen_batch_normalization(b, node, dy[0], wanted)
+    x, scale = node.inputs[:2]
+    axes, channels = _batch_axes(b, x)
+    centred, r = b.saved(node, "centred"), b.saved(node, "r")
+    sums = b.op("ReduceSum", dy[0], axes, keepdims=0)
+    products = b.op("Mul", b.op("ReduceSum", b.op("Mul", dy[0], centred), axes, keepdims=0), r)
+    gradients: list[Gradient | None] = [None, products if wanted[1] else None, sums if wanted[2] else None]
+    if wanted[0]:
+        count = b.op("Div", b.op("Cast", b.op("Size", x), to=1), b.scalar(channels))
+        slope = b.op("Mul", scale, r)
+        share = b.op("Neg", b.op("Div", slope, count))
+        # slope (dy - mean(dy) - xhat mean(dy xhat)): all but the first term is one affine pass over `centred`.
+        zeros, ones = (b.constant(np.full(channels, v, np.float32)) for v in (0, 1))
+        factor, offset = b.op("Mul", b.op("Mul", share, products), r), b.op("Mul", share, sums)
+        rest = b.op(
+            "BatchNormalization", centred, factor, offset, zeros, ones, epsilon=0.0, momentum=0.9, training_mode=0
+        )
+        gradients[0] = b.op("Add", b.op("Mul", dy[0], _over_channels(b, slope, x)), rest)
+    return gradients
+
+
+def _frozen_batch_normalization(b: GraphBuilder, node: Node, g: str, wanted: Wanted) -> Gradients:
+    x, scale, _, mean, variance = node.inputs
+    axes, _ = _batch_axes(b, x)
+    r = _reciprocal_root(b, variance, node.attributes["epsilon"])
+    gradients: list[Gradient | None] = [None, None, None]
+    if wanted[0]:
+        gradients[0] = b.op("Mul", g, _over_channels(b, b.op("Mul", scale, r), x))
+    if wanted[1]:
+        centred = b.op("Sub", x, _over_channels(b, mean, x))
+        gradients[1] = b.op("Mul", b.op("ReduceSum", b.op("Mul", g, centred), axes, keepdims=0), r)
+    if wanted[2]:
+        gradients[2] = b.op("ReduceSum", g, axes, keepdims=0)
+    return gradients
+
+
+def _is_training(b: GraphBuilder, node: Node) -> bool:
+    return all(name in b.model.statistics for name in node.inputs[3:5])
+
+
+def layer_normalization_training(b: GraphBuilder, node: Node) -> None:
+    """The stock operator with its second and third output, mean and 1 / sqrt(variance + epsilon)."""
+    given = (*node.outputs, "", "")[:3]
+    outputs = tuple(name or f"{node.outputs[0]}~{what}" for name, what in zip(given, ("", "mean", "r"), strict=True))
+    b.append(Node(node.op, node.inputs, outputs, node.attributes, node.name))
+    b.save(node, mean=outputs[1], r=outputs[2])
+
+
+def layer_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX, dScale, dB, statistics over the axes from ``axis`` on."""
+    if any(dy[1:]):
+        raise CompileError(f"{node}: its outputs Mean and InvStdDev are used, which has no gradient rule; use Y alone")
+    x, scale = node.inputs[:2]
+    shape = b.shape(x)
+    axis = node.attributes["axis"] % len(shape)
+    xhat = b.op("Mul", b.op("Sub", x, b.saved(node, "mean")), b.saved(node, "r"))
+    gradients: list[Gradient | None] = [None, None, None]
+    if wanted[0]:
+        axes = b.ints(*range(axis, len(shape)))
+        gradients[0] = _through_statistics(b, b.op("Mul", dy[0], scale), xhat, b.saved(node, "r"), axes)
+    if wanted[1]:
+        gradients[1] = b.sum_to(b.op("Mul", dy[0], xhat), shape, b.shape(scale))
+    if len(node.inputs) > 2 and wanted[2]:
+        gradients[2] = b.sum_to(dy[0], shape, b.shape(node.inputs[2]))
+    return gradients
+
+
+def instance_normalization_training(b: GraphBuilder, node: Node) -> None:
+    """Statistics of each example and channel."""
+    x = node.inputs[0]
+    xhat = _normalised(b, node, x, b.ints(*range(2, len(b.shape(x)))))
+    _affine(b, node, xhat)
+
+
+def instance_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX, dScale, dB."""
+    x = node.inputs[0]
+    xhat, r = b.saved(node, "xhat"), b.saved(node, "r")
+    axes = b.ints(*range(2, len(b.shape(x))))
+    g = b.op("Mul", dy[0], _over_channels(b, node.inputs[1], x)) if wanted[0] else ""
+    return [
+        _through_statistics(b, g, xhat, r, axes) if wanted[0] else None,
+        *_affine_gradients(b, x, xhat, dy[0], wanted),
+    ]
+
+
+def group_normalization_training(b: GraphBuilder, node: Node) -> None:
+    """Statistics of each example and group of channels (Wu and He, Group Normalization, ECCV 2018)."""
+    x, groups = node.inputs[0], node.attributes["num_groups"]
+    grouped = b.op("Reshape", x, b.ints(0, groups, -1), allowzero=0)
+    _affine(b, node, b.like(_normalised(b, node, grouped, b.ints(2)), x))
+
+
+def group_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+    """dX, dScale, dB."""
+    x, groups = node.inputs[0], node.attributes["num_groups"]
+    xhat, r = b.saved(node, "xhat"), b.saved(node, "r")
+    gradients = _affine_gradients(b, x, b.like(xhat, x), dy[0], wanted)
+    if not wanted[0]:
+        return [None, *gradients]
+    g = b.op("Mul", dy[0], _over_channels(b, node.inputs[1], x))
+    dv = _through_statistics(b, b.op("Reshape", g, b.ints(0, groups, -1), allowzero=0), xhat, r, b.ints(2))
+    return [b.like(dv, x), *gradients]
+
+
+def _normalised(b: GraphBuilder, node: Node, v: str, axes: str) -> str:
+    centred = b.op("Sub", v, b.op("ReduceMean", v, axes, keepdims=1))
+    variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes, keepdims=1)
+    r = _reciprocal_root(b, variance, node.attributes["epsilon"])
+    xhat = b.op("Mul", centred, r)
+    b.save(node, xhat=xhat, r=r)
+    return xhat
+
+
+def _affine(b: GraphBuilder, node: Node, xhat: str) -> None:
+    x, scale, bias = node.inputs
+    scaled = b.op("Mul", xhat, _over_channels(b, scale, x))
+    b.append(Node("Add", (scaled, _over_channels(b, bias, x)), node.outputs[:1], {}, node.name))
+
+
+def _affine_gradients(b: GraphBuilder, x: str, xhat: str, g: str, wanted: Wanted) -> list[Gradient | None]:
+    axes, _ = _batch_axes(b, x)
+    return [
+        b.op("ReduceSum", b.op("Mul", g, xhat), axes, keepdims=0) if wanted[1] else None,
+        b.op("ReduceSum", g, axes, keepdims=0) if wanted[2] else None,
+    ]
+
+
+def _through_statistics(b: GraphBuilder, g: str, xhat: str, r: str, axes: str) -> str:
+    """The module's equation for dv."""
+    projection = b.op("Mul", xhat, b.op("ReduceMean", b.op("Mul", g, xhat), axes, keepdims=1))
+    rest = b.op("Add", projection, b.op("ReduceMean", g, axes, keepdims=1))
+    return b.op("Mul", b.op("Sub", g, rest), r)
+
+
+def _reciprocal_root(b: GraphBuilder, variance: str, epsilon: float) -> str:
+    return b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.scalar(epsilon))))
+
+
+def _batch_axes(b: GraphBuilder, x: str) -> tuple[str, int]:
+    """All axes but that of the channels, and the number of channels."""
+    shape = b.shape(x)
+    return b.ints(0, *range(2, len(shape))), int(shape[1])
+
+
+def _over_channels(b: GraphBuilder, per_channel: str, x: str) -> str:
+    """[C] in the shape that broadcasts over ``x`` [N, C, ...]."""
+    return b.op("Reshape", per_channel, b.ints(1, -1, *(1 for _ in b.shape(x)[2:])), allowzero=0)
