@@ -70,7 +70,8 @@ class Tally:
 
     def line(self, seconds: float, left_out: int) -> str:
         return (
-            f"soak: {self.storms} storms and {self.runs - self.storms} planned power cuts: {len(self.failures)} failures; "
+            f"soak: {self.storms} storms and {self.runs - self.storms} planned power cuts, "
+            f"{len(self.failures)} failures; "
             f"{self.rounds} rounds committed, {self.abandoned} abandoned, {self.counted} updates counted, "
             f"{self.messages} messages, {self.power_cuts} power cuts, {self.virtual_seconds / 3600:.1f} virtual hours "
             f"in {seconds:.0f} s" + (f"; {left_out} runs LEFT OUT: time was up" if left_out else "")

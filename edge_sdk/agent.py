@@ -197,7 +197,8 @@ class Agent:
     ) -> None:
         self.settings = settings
         self.state = state
-        self.status = Status()
+        self._status = Status()
+        self._bytes_up = self._bytes_down = 0
         self.left = False
         self._work = work
         self._run_job = run_job
@@ -268,7 +269,7 @@ class Agent:
             case Delivery(topic, payload):
                 if self._transport is not None:
                     self._transport.acknowledge(event)
-                self.status = replace(self.status, bytes_down=self.status.bytes_down + len(payload))
+                self._bytes_down += len(payload)
                 if self._hints.on_message(topic):
                     self.status = replace(self.status, error="")
                 self._perform(MessageArrived(topic, payload), now)
@@ -328,6 +329,15 @@ class Agent:
         self.status = replace(self.status, connected=False, error=str(error) or type(error).__name__)
 
     @property
+    def status(self) -> Status:
+        """The device at a glance; the bytes are counted apart because they change with every message."""
+        return replace(self._status, bytes_up=self._bytes_up, bytes_down=self._bytes_down)
+
+    @status.setter
+    def status(self, status: Status) -> None:
+        self._status = status
+
+    @property
     def job(self) -> StartTraining | None:
         """What the job that was given out is about."""
         return self._job.start if self._job is not None else None
@@ -381,7 +391,7 @@ class Agent:
     def _perform(self, event: Event, now: float) -> None:
         for action in self.session.handle(event, now):
             self._act(action, now)
-        if self.status.phase != self.session.state or self.status.round != self.session.round:
+        if self._status.phase != self.session.state or self._status.round != self.session.round:
             self.status = replace(self.status, phase=self.session.state, round=self.session.round)
 
     def _act(self, action: Action, now: float) -> None:
@@ -395,7 +405,7 @@ class Agent:
         match action:
             case Send(topic, payload, token):
                 if transport is not None:
-                    self.status = replace(self.status, bytes_up=self.status.bytes_up + len(payload))
+                    self._bytes_up += len(payload)
                     transport.publish(topic, payload, qos=1, token=token)
             case Subscribe(filters):
                 if transport is not None:

@@ -482,6 +482,10 @@ class Update:
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 
+_EPOCH: Final = _data_upto(16)
+_NAME: Final = _text(64)
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """What stands around every message; see the module's docstring. ``epoch`` is empty while a device knows none."""
@@ -544,16 +548,16 @@ def decode_message(
         )
     if source.get("enc") is not None:
         raise DecodeError("envelope.enc: encrypted bodies are not spoken here", reason="version")
-    task, text = source.get("task"), _text(64)
+    task = source.get("task")
     if not isinstance(task, str) or not is_segment(task):
         raise DecodeError("envelope.task: not a topic segment")
     envelope = Envelope(
         federation=federation,
         task=task,
-        epoch=_data_upto(16)(source.get("epoch"), "envelope.epoch"),
-        phase=text(source.get("phase"), "envelope.phase"),
-        group=text(source.get("group"), "envelope.group"),
-        shard=text(source.get("shard"), "envelope.shard"),
+        epoch=_EPOCH(source.get("epoch"), "envelope.epoch"),
+        phase=_NAME(source.get("phase"), "envelope.phase"),
+        group=_NAME(source.get("group"), "envelope.group"),
+        shard=_NAME(source.get("shard"), "envelope.shard"),
     )
     body = source.get("body")
     if not isinstance(body, bytes):

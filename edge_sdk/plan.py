@@ -16,11 +16,12 @@ from edge_sdk.errors import DecodeError
 __all__ = ["TrainingPlan", "checked_float", "checked_int", "checked_map", "checked_text"]
 
 SCALARS_MAX: Final = 32
+_TEXT: Final = frozenset({str})
 
 
 def checked_map(value: object, where: str) -> dict[str, Any]:
     """``value`` as a map with text keys, or a DecodeError that names ``where``."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not _TEXT.issuperset(map(type, value)):
         raise DecodeError(f"{where}: expected a map with text keys, got {type(value).__name__}")
     return value
 

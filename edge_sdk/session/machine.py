@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -125,6 +126,12 @@ class SessionSettings:
     supports: frozenset[str] = frozenset()
     program_bytes_max: int = 64 << 20
     parameters_bytes_max: int = 256 << 20
+
+
+@lru_cache(maxsize=16)
+def _decode_announcement(payload: bytes, federation: str) -> tuple[Envelope, Message]:
+    """Every device of a process hears the same bytes: they are decoded once."""
+    return decode_message(payload, federation=federation, expected=(Announce.kind,), peer="coordinator")
 
 
 class Session:
@@ -330,9 +337,7 @@ class Session:
         return actions + self._on_coordinator_live(now)
 
     def _on_announce(self, payload: bytes, now: float) -> list[Action]:
-        envelope, message = decode_message(
-            payload, federation=self.settings.federation, expected=("announce",), peer="coordinator"
-        )
+        envelope, message = _decode_announcement(payload, self.settings.federation)
         if not isinstance(message, Announce) or envelope.task != self.settings.task:
             return []
         self._announce, self._epoch = message, envelope.epoch
