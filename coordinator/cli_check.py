@@ -13,7 +13,8 @@ from coordinator.config import FederationConfig, check_files, load_config
 from coordinator.config.settings import broker_settings, database_path, server_optimizer
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reports import is_served
-from coordinator.setup import build_bundle, check_not_lost, fixed_point, load_evaluator, task_settings
+from coordinator.setup import build_bundle, load_evaluator, task_settings
+from coordinator.setup_checks import check_not_lost, fixed_point
 from coordinator.store import Store
 from edge_sdk.bundle import Bundle, encode_parameters
 from edge_sdk.errors import EdgeFedError, StateError

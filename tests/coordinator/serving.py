@@ -78,16 +78,22 @@ TABLES: dict[str, dict[str, Any]] = {
 def write_config(directory: Path, url: str, **tables: dict[str, Any]) -> Path:
     """``federation.toml`` with the tables above, changed where ``tables`` says so; a table of None is left out."""
     merged: dict[str, dict[str, Any]] = {name: dict(table) for name, table in TABLES.items()}
-    merged["broker"] = {"url": url}
+    merged["broker"] = {"url": url} | tables.pop("broker", {})
     for name, table in tables.items():
         merged[name] = merged.get(name, {}) | table
     lines = []
     for name, table in merged.items():
-        values = [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
+        values = [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
         lines += [f"[{name}]", *values, ""]
     path = directory / "federation.toml"
     path.write_text("\n".join(lines))
     return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)
 
 
 def write_held_out(directory: Path) -> Path:
@@ -369,9 +375,9 @@ class HandMade:
         self._transport.disconnect()
         self._loop.unregister(self._transport)
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Any bytes, anywhere."""
-        self._transport.publish(topic, payload, qos=1)
+        self._transport.publish(topic, payload, qos=1, retain=retain)
 
     def say(self, message: Message, *, shard: str = "", **envelope: Any) -> None:
         """A message in its place, in an envelope of which any field may be a wrong one."""
