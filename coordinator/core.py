@@ -452,7 +452,7 @@ class Coordinator:
     # --- updates ---
 
     def _on_offer(self, device: str, message: Offer, envelope: Envelope, now: float) -> None:
-        answer = self._refusal(device, message.ticket, message.digest, envelope)
+        answer = self._refusal(device, message.ticket, message.digest, envelope, now)
         if answer is not None:
             self._to(device, answer)
             return
@@ -473,7 +473,7 @@ class Coordinator:
         if self.round is not None and self.round.tickets[ticket].state in ("invited", "accepted"):
             self._perform(self.round.handle(rounds.UpdateRefused(ticket, reason), now), now)
 
-    def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope) -> Verdict | None:
+    def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope, now: float) -> Verdict | None:
         """The verdict that ends an upload before anything of it is read; None where it is welcome."""
         held = self._live_ticket(device, ticket)
         if held is None or envelope.epoch != self._epoch:
@@ -484,7 +484,9 @@ class Coordinator:
             if self.round is not None and self.round.phase in (rounds.CONFIGURATION, rounds.REPORTING):
                 return None
             self.store.count("upload_late")
-            return Verdict(ticket=ticket, digest=digest, outcome="late", reason="the round is closed")
+            if self.round is not None:
+                self._perform(self.round.handle(rounds.Offered(ticket), now), now)
+            return Verdict(ticket=ticket, digest=digest, outcome="late", reason="closed")
         if held.state == "admitted" and held.digest == digest:
             return None
         if held.digest not in (b"", digest):
@@ -496,7 +498,7 @@ class Coordinator:
     def _on_chunk(self, device: str, chunk: Chunk, envelope: Envelope, acknowledgement: Delivery, now: float) -> bool:
         """Stores or hands on one chunk; True where its PUBACK is given later."""
         self._traffic.up += len(chunk.data)
-        answer = self._refusal(device, chunk.ticket, chunk.digest, envelope)
+        answer = self._refusal(device, chunk.ticket, chunk.digest, envelope, now)
         if answer is not None:
             self._to(device, answer)
             return False

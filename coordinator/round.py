@@ -60,6 +60,14 @@ ABANDONED: Final = "abandoned"
 
 TERMINAL: Final = ("counted", "refused", "declined", "late", "missing")
 OPEN: Final = ("invited", "accepted", "admitted", "journalled")
+NEXT: Final[dict[str, frozenset[str]]] = {
+    "invited": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
+    "accepted": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
+    "admitted": frozenset({"journalled", "refused", "accepted"}),  # accepted again: it could not be stored just now
+    "journalled": frozenset({"counted", "refused"}),
+    **{verdict: frozenset() for verdict in TERMINAL},
+}
+"""Which state of a ticket may follow which; a verdict is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +458,8 @@ class Round:
         ticket = self.tickets.get(event.ticket)
         if ticket is None or ticket.state not in ("invited", "accepted") or ticket.offered:
             return []
+        if self.phase not in (CONFIGURATION, REPORTING):
+            return [self._change(ticket, state="late", reason="closed", offered=True)]
         # An offer says "accepted" too: the acceptance may have been lost.
         return [self._change(ticket, state="accepted", offered=True)]
 
@@ -466,7 +476,7 @@ class Round:
         if ticket.state in TERMINAL:
             return [Refuse(ticket, ticket.state, ticket.reason)]
         if self.phase not in (CONFIGURATION, REPORTING):
-            return [Refuse(ticket, "late", "the round is closed")]
+            return [self._change(ticket, state="late", reason="closed"), Refuse(ticket, "late", "closed")]
         # Not durable before it is journalled, and not visible either: no TicketChanged.
         admitted = replace(ticket, state="admitted", digest=event.digest, offered=True)
         self._put(admitted)
@@ -576,6 +586,8 @@ class Round:
     def _put(self, ticket: Ticket) -> None:
         before = self.tickets.get(ticket.ticket)
         if before is not None:
+            if ticket.state not in NEXT[before.state]:
+                raise RuntimeError(f"round: no way for a ticket from {before.state} to {ticket.state}")
             self._states[before.state] -= 1
         self._states[ticket.state] += 1
         self.tickets[ticket.ticket] = ticket
