@@ -1,0 +1,493 @@
+"""The control messages: committed bytes decode for ever, honest ones survive the trip, hostile ones only raise ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_sdk.errors import DecodeError, ProtocolError, VersionError
+from edge_sdk.messages import (
+    BODY_BYTES_MAX,
+    MESSAGES,
+    OUTCOMES,
+    RANGES_MAX,
+    Accept,
+    Announce,
+    Bytes,
+    CheckIn,
+    Chunk,
+    ComeBack,
+    Decline,
+    Envelope,
+    Gone,
+    Have,
+    Invite,
+    Message,
+    Offer,
+    Plan,
+    Update,
+    Verdict,
+    Want,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.plan import TrainingPlan
+from edge_sdk.update import CodecSettings
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+ENVELOPE = Envelope(federation="garden", task="default", epoch=bytes(range(8)), phase="report", group="", shard="0")
+TICKET, NONCE, DIGEST = bytes(range(16)), bytes(range(100, 108)), bytes(range(200, 232))
+PLAN = Plan(
+    training=TrainingPlan(
+        epochs=2, batch_size=16, steps_max=40, seconds_max=60.0, scalars={"lr": 0.25}, held_out=0.125, clip_norm=3.0
+    ),
+    codec=CodecSettings("sparse", density=0.0625),
+    examples_max=5_000,
+    weighting="uniform",
+)
+VERDICT = Verdict(ticket=TICKET, digest=DIGEST, outcome="refused", reason="norm", retry_seconds=2.5)
+EXPECTED: dict[str, Message] = {
+    "announce": Announce(
+        incarnation=7,
+        round=3,
+        attempt=1,
+        phase="selection",
+        share=0.25,
+        window_seconds=10.0,
+        remaining_seconds=599.5,
+        requires=("codec:sparse",),
+        reason="gathering",
+    ),
+    "verdict": VERDICT,
+    "checkin": CheckIn(
+        nonce=NONCE,
+        instance=TICKET[::-1],
+        capabilities={"sdk": "0.1.0", "engine": "numpy", "supports": ["codec:dense", "codec:sparse"]},
+        unsettled=(TICKET,),
+    ),
+    "invite": Invite(
+        nonce=NONCE,
+        ticket=TICKET,
+        round=3,
+        attempt=1,
+        program=DIGEST,
+        program_bytes=4_096,
+        parameters=DIGEST[::-1],
+        parameters_bytes=70_000,
+        plan=PLAN,
+        accept_seconds=15.0,
+        report_seconds=600.0,
+        chunk_bytes_max=59_392,
+        blob_bytes=16_384,
+        requires=("codec:sparse",),
+        verdicts=(VERDICT,),
+    ),
+    "come_back": ComeBack(nonce=NONCE, seconds=900.0, hold=True, reason="round_full", verdicts=(VERDICT,)),
+    "accept": Accept(ticket=TICKET),
+    "decline": Decline(ticket=TICKET, reason="on battery"),
+    "want": Want(digest=DIGEST, ranges=((0, 4096), (8192, 9000))),
+    "bytes": Bytes(digest=DIGEST, total=70_000, offset=4096, data=b"piece of a blob"),
+    "gone": Gone(digest=DIGEST),
+    "offer": Offer(ticket=TICKET, digest=DIGEST, total=12_345),
+    "have": Have(ticket=TICKET, digest=DIGEST, ranges=((0, 1024), (4096, 12_345)), chunk_bytes_max=1024),
+    "chunk": Chunk(ticket=TICKET, digest=DIGEST, total=12_345, offset=1024, data=b"piece of an update"),
+}
+UPDATE = Update(
+    examples=360,
+    steps=46,
+    loss=0.75,
+    complete=True,
+    seconds=12.125,
+    engine="numpy",
+    frame=b"a frame of the codec",
+    evaluation=(31.5, 40.0, 45),
+)
+
+
+def golden(kind: str) -> bytes:
+    return (GOLDEN / f"message_{kind}.bin").read_bytes()
+
+
+def decode(payload: bytes, *kinds: str, peer: str = "device") -> tuple[Envelope, Message]:
+    return decode_message(payload, federation="garden", expected=kinds or tuple(MESSAGES), peer=peer)
+
+
+def with_body(message: Message, **changes: Any) -> bytes:
+    """An honest message with some fields of its body changed; ``...`` removes a field."""
+    outer = msgpack.unpackb(encode_message(ENVELOPE, message))
+    body = msgpack.unpackb(outer["body"]) | changes
+    outer["body"] = msgpack.packb({name: value for name, value in body.items() if value is not ...})
+    return bytes(msgpack.packb(outer))
+
+
+def with_envelope(message: Message, **changes: Any) -> bytes:
+    outer = msgpack.unpackb(encode_message(ENVELOPE, message)) | changes
+    return bytes(msgpack.packb({name: value for name, value in outer.items() if value is not ...}))
+
+
+# --- committed bytes -------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_golden_file_for_every_kind() -> None:
+    assert EXPECTED.keys() == MESSAGES.keys()
+    assert {path.stem for path in GOLDEN.glob("message_*.bin")} == {f"message_{k}" for k in [*EXPECTED, "update"]}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_committed_bytes_decode_to_the_expected_message(kind: str) -> None:
+    assert decode(golden(kind), kind) == (ENVELOPE, EXPECTED[kind])
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_expected_message_encodes_to_the_committed_bytes(kind: str) -> None:
+    assert encode_message(ENVELOPE, EXPECTED[kind]) == golden(kind)
+
+
+def test_an_update_has_committed_bytes_too() -> None:
+    assert UPDATE.encode() == golden("update")
+    assert Update.decode(golden("update")) == UPDATE
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_envelope_has_the_fields_of_the_protocol_and_the_body_is_bytes(kind: str) -> None:
+    outer = msgpack.unpackb(golden(kind))
+    body = outer.pop("body")
+    assert isinstance(body, bytes)
+    assert outer == {
+        "version": 1,
+        "kind": kind,
+        "federation": "garden",
+        "epoch": bytes(range(8)),
+        "task": "default",
+        "phase": "report",
+        "group": "",
+        "shard": "0",
+        "sig": None,
+        "enc": None,
+    }
+    assert list(msgpack.unpackb(body)) == [field.name for field in dataclasses.fields(EXPECTED[kind])]
+
+
+# --- honest messages -------------------------------------------------------------------------------------------------
+
+bytes_of = st.binary
+short = st.text(max_size=40)
+seconds = st.floats(0, 1e9)
+tickets = bytes_of(min_size=16, max_size=16)
+digests = bytes_of(min_size=32, max_size=32)
+nonces = bytes_of(min_size=8, max_size=8)
+sizes = st.integers(1, 1 << 31)
+numbers = st.integers(0, 1 << 40)
+spans = st.tuples(st.integers(0, 1 << 30), st.integers(1, 1 << 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+verdicts = st.builds(
+    Verdict,
+    ticket=tickets,
+    digest=st.one_of(st.just(b""), digests),
+    outcome=st.sampled_from(OUTCOMES),
+    reason=short,
+    retry_seconds=seconds,
+)
+plans = st.builds(
+    Plan,
+    training=st.builds(
+        TrainingPlan,
+        epochs=st.integers(1, 10_000),
+        batch_size=st.integers(1, 1 << 20),
+        steps_max=st.integers(0, 1 << 31),
+        seconds_max=st.floats(0, 1e7),
+        scalars=st.dictionaries(short, st.floats(-1e9, 1e9), max_size=4),
+        held_out=st.floats(0, 0.9),
+        clip_norm=st.floats(0, 1e9),
+    ),
+    codec=st.sampled_from([CodecSettings("dense"), CodecSettings("int8", block_size=64), CodecSettings("sparse")]),
+    examples_max=st.integers(1, 1 << 40),
+    weighting=st.sampled_from(["examples", "uniform"]),
+)
+replies = st.lists(verdicts, max_size=8).map(tuple)
+messages: st.SearchStrategy[Message] = st.one_of(
+    verdicts,
+    st.builds(
+        CheckIn,
+        nonce=nonces,
+        instance=tickets,
+        capabilities=st.dictionaries(short, st.one_of(short, st.lists(short, max_size=5)), max_size=5),
+        unsettled=st.lists(tickets, max_size=8).map(tuple),
+    ),
+    st.builds(
+        Invite,
+        nonce=nonces,
+        ticket=tickets,
+        round=numbers,
+        attempt=st.integers(0, 1 << 30),
+        program=digests,
+        program_bytes=sizes,
+        parameters=digests,
+        parameters_bytes=sizes,
+        plan=plans,
+        accept_seconds=seconds,
+        report_seconds=seconds,
+        chunk_bytes_max=st.integers(256, BODY_BYTES_MAX),
+        blob_bytes=st.integers(0, BODY_BYTES_MAX),
+        requires=st.lists(short, max_size=4).map(tuple),
+        verdicts=replies,
+    ),
+    st.builds(ComeBack, nonce=nonces, seconds=seconds, hold=st.booleans(), reason=short, verdicts=replies),
+    st.builds(
+        Have,
+        ticket=tickets,
+        digest=digests,
+        ranges=st.lists(spans, max_size=20).map(tuple),
+        chunk_bytes_max=st.integers(0, BODY_BYTES_MAX),
+    ),
+    st.builds(Want, digest=digests, ranges=st.lists(spans, max_size=20).map(tuple)),
+    st.builds(
+        Chunk,
+        ticket=tickets,
+        digest=digests,
+        total=sizes,
+        offset=st.integers(0, 1 << 31),
+        data=bytes_of(max_size=5_000),
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(messages)
+def test_every_message_survives_the_trip(message: Message) -> None:
+    assert decode(encode_message(ENVELOPE, message), message.kind) == (ENVELOPE, message)
+
+
+def test_a_number_among_the_capabilities_is_taken_as_text() -> None:
+    _, message = decode(with_body(EXPECTED["checkin"], capabilities={"memory_mb": 512, "gpu": False}))
+    assert isinstance(message, CheckIn) and message.capabilities == {"memory_mb": "512", "gpu": "False"}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_unknown_fields_are_ignored_on_both_levels(kind: str) -> None:
+    message = EXPECTED[kind]
+    assert decode(with_body(message, colour="green", later={"a": [1, 2]})) == (ENVELOPE, message)
+    assert decode(with_envelope(message, trace="abc", sig=b"a signature to come")) == (ENVELOPE, message)
+
+
+def test_a_field_with_a_default_may_be_absent() -> None:
+    _, message = decode(with_body(EXPECTED["have"], chunk_bytes_max=...))
+    assert isinstance(message, Have) and message.chunk_bytes_max == 0
+
+
+def test_a_codec_that_this_side_does_not_know_is_a_question_of_versions() -> None:
+    with pytest.raises(VersionError, match="upgrade this side"):
+        decode(with_body(EXPECTED["invite"], plan=PLAN.to_wire() | {"codec": {"name": "zip"}}))
+
+
+# --- versions, federations, kinds ------------------------------------------------------------------------------------
+
+
+def test_a_newer_version_says_that_this_side_must_be_upgraded() -> None:
+    with pytest.raises(VersionError, match="upgrade edgefed on this side"):
+        decode(with_envelope(EXPECTED["accept"], version=2))
+
+
+@pytest.mark.parametrize("version", [0, -1, None, "1", True, ..., b"\x01"])
+def test_any_other_version_says_that_the_peer_must_be_upgraded(version: object) -> None:
+    with pytest.raises(VersionError, match="upgrade edgefed on the coordinator"):
+        decode(with_envelope(EXPECTED["gone"], version=version), peer="coordinator")
+
+
+def test_an_update_of_another_version_is_refused_as_such() -> None:
+    raw = msgpack.unpackb(UPDATE.encode()) | {"version": 9}
+    with pytest.raises(VersionError, match="this side speaks 1"):
+        Update.decode(msgpack.packb(raw))
+
+
+def test_a_message_of_another_federation_is_refused() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode(with_envelope(EXPECTED["offer"], federation="factory"))
+    assert caught.value.reason == "wrong_federation"
+
+
+def test_only_the_kinds_of_the_topic_are_taken() -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(golden("chunk"), "offer", "accept")
+    assert caught.value.reason == "kind"
+
+
+def test_an_encrypted_body_is_refused_until_it_is_spoken() -> None:
+    with pytest.raises(DecodeError, match="encrypted"):
+        decode(with_envelope(EXPECTED["offer"], enc={"scheme": "x"}))
+
+
+# --- hostile messages ------------------------------------------------------------------------------------------------
+
+NASTY: list[tuple[str, dict[str, Any]]] = [
+    ("accept", {"ticket": b"short"}),
+    ("accept", {"ticket": "0123456789abcdef"}),
+    ("accept", {"ticket": ...}),
+    ("checkin", {"nonce": b""}),
+    ("checkin", {"unsettled": [TICKET] * 9}),
+    ("checkin", {"unsettled": TICKET}),
+    ("checkin", {"capabilities": {str(i): "x" for i in range(33)}}),
+    ("checkin", {"capabilities": {"supports": ["x"] * 65}}),
+    ("checkin", {"capabilities": {"supports": ["x" * 65]}}),
+    ("checkin", {"capabilities": {"deep": {"er": 1}}}),
+    ("offer", {"total": 0}),
+    ("offer", {"total": 1 << 32}),
+    ("offer", {"total": True}),
+    ("offer", {"total": 3.0}),
+    ("want", {"ranges": [[5, 5]]}),
+    ("want", {"ranges": [[6, 5]]}),
+    ("want", {"ranges": [[-1, 5]]}),
+    ("want", {"ranges": [[0, 1, 2]]}),
+    ("want", {"ranges": [[0, 1]] * 65}),
+    ("want", {"ranges": {"0": 1}}),
+    ("have", {"ranges": [[i, i + 1] for i in range(0, 2 * RANGES_MAX + 2, 2)]}),
+    ("chunk", {"offset": -1}),
+    ("chunk", {"data": "text"}),
+    ("chunk", {"data": None}),
+    ("announce", {"phase": "party"}),
+    ("announce", {"share": 1.5}),
+    ("announce", {"share": float("nan")}),
+    ("announce", {"window_seconds": float("inf")}),
+    ("announce", {"reason": "x" * 401}),
+    ("verdict", {"outcome": "maybe"}),
+    ("verdict", {"outcome": ["counted"]}),
+    ("verdict", {"digest": b"x" * 33}),
+    ("invite", {"plan": None}),
+    ("invite", {"plan": {}}),
+    ("invite", {"plan": PLAN.to_wire() | {"weighting": "mine"}}),
+    ("invite", {"plan": PLAN.to_wire() | {"codec": {"name": "sparse", "density": 2.0}}}),
+    ("invite", {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"epochs": 0}}}),
+    ("invite", {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"scalars": {"lr": float("inf")}}}}),
+    ("invite", {"chunk_bytes_max": 1}),
+    ("invite", {"verdicts": [1]}),
+    ("invite", {"report_seconds": -1.0}),
+    ("come_back", {"hold": 1}),
+    ("come_back", {"seconds": "soon"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), NASTY, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(NASTY)])
+def test_a_field_out_of_range_is_refused_and_named(kind: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(with_body(EXPECTED[kind], **changes))
+    assert next(iter(changes)) in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"task": task} for task in ("a/b", "+", "", None)),
+        *({"epoch": epoch} for epoch in (b"x" * 17, "text")),
+        *({"body": body} for body in ("text", ..., b"", b"\xc0")),
+        {"phase": 5},
+        {"shard": "x" * 65},
+    ],
+)
+def test_an_envelope_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError):
+        decode(with_envelope(EXPECTED["accept"], **changes))
+
+
+def test_an_oversize_message_is_refused_before_it_is_looked_at() -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(b"\x00" * (BODY_BYTES_MAX + 1))
+    assert caught.value.reason == "oversize"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x91" * 100_000,
+        b"\x81\xa1a" * 100_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xffabc",
+        b"\xdc\xff\xff" + b"\x90" * 65_535,
+        b"\x81\xa4body\xc4\xff",
+        b"\xc7\xff\x05",
+        b"\xd6\xff\x00\x00\x00\x00",
+        b"\x81\x01\x02",
+        b"",
+    ],
+    ids=["lists", "maps", "list32", "map32", "bin32", "many", "cut", "ext", "timestamp", "integer key", "nothing"],
+)
+def test_bombs_cost_little_memory_and_only_raise_ours(payload: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for data in (payload, with_envelope(EXPECTED["accept"], body=payload)):
+            with pytest.raises(ProtocolError):
+                decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_megabyte_of_empty_lists_is_refused_before_it_is_built() -> None:
+    payload = b"\xdd\x00\x0f\xff\x00" + b"\x90" * 0xFFF00
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError):
+            decode(payload)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_truncated_messages_only_raise_ours() -> None:
+    for kind in EXPECTED:
+        data = golden(kind)
+        for length in range(len(data)):
+            with pytest.raises(ProtocolError):
+                decode(data[:length])
+
+
+def test_mutated_messages_are_either_taken_or_refused() -> None:
+    chance = random.Random(1)
+    for kind in [*EXPECTED, "update"]:
+        data = golden(kind)
+        for _ in range(400):
+            mutated = bytearray(data)
+            for _ in range(chance.randint(1, 4)):
+                mutated[chance.randrange(len(mutated))] = chance.randrange(256)
+            try:
+                Update.decode(bytes(mutated)) if kind == "update" else decode(bytes(mutated))
+            except ProtocolError:
+                continue
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_only_raise_ours(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(data)
+    with pytest.raises(ProtocolError):
+        Update.decode(data)
+
+
+trees = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 64) - 1), st.floats(), short, bytes_of(max_size=40)
+    ),
+    lambda children: st.one_of(st.lists(children, max_size=4), st.dictionaries(short, children, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(sorted(EXPECTED)), st.data())
+def test_any_value_in_any_field_is_either_taken_or_refused(kind: str, data: st.DataObject) -> None:
+    names = [field.name for field in dataclasses.fields(EXPECTED[kind])]
+    changes = {data.draw(st.sampled_from(names)): data.draw(trees)}
+    try:
+        _, message = decode(with_body(EXPECTED[kind], **changes))
+    except DecodeError:
+        return
+    assert decode(encode_message(ENVELOPE, message), kind) == (ENVELOPE, message)
