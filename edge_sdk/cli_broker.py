@@ -33,7 +33,7 @@ __all__ = ["check_broker"]
 
 CONNECT_SECONDS_MAX: Final = 45.0
 ANSWER_SECONDS_MAX: Final = 5.0
-RETAINED_SECONDS_MAX: Final = 3.0
+RETAINED_SECONDS_MAX: Final = 2.0
 LEAVE_SECONDS_MAX: Final = 1.0
 PROBE: Final = b'{"state": "check"}'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -18,7 +19,7 @@ from edge_sdk.device_config import DeviceConfig
 from edge_sdk.eligibility import Eligibility
 from edge_sdk.errors import ExamplesError, StateError
 from edge_sdk.examples import describe_file
-from edge_sdk.files import DirectoryFiles, owner_of
+from edge_sdk.files import LOCK_NAME, DirectoryFiles, owner_of
 
 __all__ = ["checks"]
 
@@ -62,8 +63,10 @@ def _state(config: DeviceConfig) -> Iterator[Finding]:
     if owner is not None:
         yield Finding("ok", "state", f"{config.state_dir} is in use by process {owner}: a device runs here")
         return
+    existed = config.state_dir.exists()
     try:
         with DirectoryFiles(config.state_dir) as files:
+            room = os.statvfs(config.state_dir)
             began = time.perf_counter()
             files.write(PROBE, [bytes(PROBE_BYTES)])
             milliseconds = (time.perf_counter() - began) * 1e3
@@ -72,7 +75,10 @@ def _state(config: DeviceConfig) -> Iterator[Finding]:
         yield Finding("FAIL", "state", str(error), EXIT_STATE)
         return
     yield Finding("ok", "state", f"{config.state_dir} is writable; a small file is safe after {milliseconds:.0f} ms")
-    room = os.statvfs(config.state_dir)
+    if not existed:  # it would belong to whoever runs the check, not to the service
+        with contextlib.suppress(OSError):
+            (config.state_dir / LOCK_NAME).unlink()
+            config.state_dir.rmdir()
     free, wanted = room.f_bavail * room.f_frsize, config.limits.cache_bytes_max + config.limits.outbox_bytes_max
     if free < wanted:
         text = f"{free} bytes are free, the limits allow {wanted}: free some, or lower limits.cache_bytes_max"

@@ -235,37 +235,82 @@ def test_a_wrong_limit_is_named() -> None:
         Limits(threads=0)
 
 
-RUN_UNTIL_SIGTERM = """
-import sys
+PROCESS = """
+import sys, time
 from hand_made import blobs
 from edge_sdk import EdgeClient
 
-url, federation, state_dir = sys.argv[1:]
+url, federation, state_dir, hang = sys.argv[1:]
+
+def on_progress(progress):
+    if progress.what != "step":
+        print(progress.what, progress.round, flush=True)
+    if progress.what == hang:
+        time.sleep(60)
+
 client = EdgeClient(
     broker=url, federation=federation, device_id="pi", load_examples=lambda: blobs(60), state_dir=state_dir,
-    engine="numpy", on_progress=lambda p: print(p.what, flush=True) if p.what != "step" else None,
+    engine="numpy", on_progress=on_progress,
 )
 client.run()
 print("left", client.status.connected, flush=True)
 """
 
 
+def device_process(plant: Federation, state_dir: Path, hang: str = "") -> subprocess.Popen[str]:
+    """A device in a process of its own, that prints what happens; ``hang`` is where its network thread stands still."""
+    command = [sys.executable, "-c", PROCESS, plant.url, plant.name, str(state_dir), hang]
+    paths = os.pathsep.join([str(REPOSITORY), str(HERE)])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+
+
+def printed(process: subprocess.Popen[str], what: str) -> int:
+    """Reads on until the device has printed ``what``; the round of it."""
+    assert process.stdout is not None
+    for line in iter(process.stdout.readline, ""):
+        if line.split()[0] == what:
+            return int(line.split()[1])
+    raise AssertionError(f"it ended without {what}")
+
+
 def test_sigterm_declines_the_ticket_says_offline_and_ends_well(federation: MakeFederation, tmp_path: Path) -> None:
     with federation(training=ENDLESS) as plant:
-        command = [sys.executable, "-c", RUN_UNTIL_SIGTERM, plant.url, plant.name, str(tmp_path / "pi")]
-        paths = os.pathsep.join([str(REPOSITORY), str(HERE)])
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
-        ) as process:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            assert "training\n" in itertools.takewhile(lambda line: line != "counted\n", lines)
+        with device_process(plant, tmp_path / "pi") as process:
+            printed(process, "training")
             process.send_signal(signal.SIGTERM)
+            assert process.stdout is not None
             rest = process.stdout.read()
             assert process.wait(10.0) == 0
         wait(lambda: "leaving" in plant.reasons("declined"), plant.tickets)
         assert rest.endswith("left False\n")
         assert retained(plant.url, Topics(plant.name).status("pi")) == {"state": "offline"}
+
+
+def test_an_update_that_was_not_sent_yet_survives_sigkill_and_counts_once(
+    federation: MakeFederation, tmp_path: Path
+) -> None:
+    diary = Diary()
+    with federation() as plant:
+        with device_process(plant, tmp_path / "pi", hang="trained") as process:
+            number = printed(process, "trained")
+            process.kill()
+        with plant.client(tmp_path / "pi", on_progress=diary) as client:
+            wait(lambda: client.status.counted >= 2)
+    first = [(entry.what, entry.round) for entry in diary.entries if entry.what != "step"]
+    assert first[:3] == [("online", 0), ("received", number), ("counted", number)], "it was not trained again"
+    states = [ticket.state for ticket in plant.tickets()]
+    assert states[:2] == ["counted", "counted"] and [r.number for r in plant.rounds[:2]] == [number, number + 1]
+
+
+def test_a_restarted_device_downloads_nothing_that_it_has(federation: MakeFederation, tmp_path: Path) -> None:
+    down = []
+    with federation() as plant:
+        for _ in range(2):
+            with plant.client(tmp_path / "pi") as client:
+                counted_anew(client)
+            down.append(client.status.bytes_down)
+    program = next((tmp_path / "pi").glob("program-*"))
+    assert down[0] - down[1] > program.stat().st_size / 2
 
 
 def test_leaving_before_the_broker_was_reached_ends_at_once(tmp_path: Path) -> None:
