@@ -89,6 +89,7 @@ class View:
                 self._take(row)
             elif self._rows and row["round"] == self._rows[-1]["round"]:
                 self._rows[-1] = row  # its evaluation has come
+                self._score(row)
         if self._live is not None:
             self._live.update(self._draw())
 
@@ -103,11 +104,14 @@ class View:
         self.up += row.get("bytes_up", 0)
         self.up_dense += row.get("bytes_up_dense", 0)
         self.down += row.get("bytes_down", 0)
+        self._score(row)
+        if not self._terminal:
+            self._console.print(self._line(row), markup=False, soft_wrap=True)
+
+    def _score(self, row: dict[str, Any]) -> None:
         value = row.get("metrics", {}).get(self._metric)
         if value is not None:
             self.best = value if self.best is None else max(self.best, value)
-        if not self._terminal:
-            self._console.print(self._line(row), markup=False, soft_wrap=True)
 
     def _line(self, row: dict[str, Any]) -> str:
         metrics = row.get("metrics", {})
@@ -128,20 +132,22 @@ class View:
         if not now:
             connected, devices = self._connected
             return Group(Text(f"connecting devices: {connected} of {devices}"))
+        if now.get("phase") == "done":
+            return Group(Text(str(now.get("reason", "done")), style="bold cyan"))
         goal = max(now.get("goal_count", 1), 1)
         committed = now.get("committed", 0)
         line = Text.assemble(
             ("round ", "dim"),
             (f"{now.get('round', 0)}", "bold"),
             (f"/{now['rounds_max']}" if now.get("rounds_max") else "", "dim"),
-            ("  phase ", "dim"),
+            "  ",
             (f"{now.get('phase', ''):<13}", "bold cyan"),
             (" invited ", "dim"),
             f"{now.get('invited', 0):>2}",
             ("  committed ", "dim"),
             (f"{committed:>2}", "bold green"),
             *(part for state in STATES for part in ((f"  {state} ", "dim"), f"{now.get(state, 0)}")),
-            ("  deadline ", "dim"),
+            ("  deadline in ", "dim"),
             f"{now.get('remaining_seconds', 0.0):.0f} s",
         )
         return Group(line, ProgressBar(total=goal, completed=min(committed, goal), width=60))
