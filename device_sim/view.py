@@ -150,7 +150,9 @@ class View:
             ("  deadline in ", "dim"),
             f"{now.get('remaining_seconds', 0.0):.0f} s",
         )
-        return Group(line, ProgressBar(total=goal, completed=min(committed, goal), width=60))
+        bar = Table.grid()  # a bar by itself ends without a line break
+        bar.add_row(ProgressBar(total=goal, completed=min(committed, goal), width=60))
+        return Group(line, bar)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")
