@@ -23,8 +23,9 @@ from coordinator.store import JournalRow, QuotaExceeded, Store
 from coordinator.validate import Validation
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
+from edge_sdk.frames import decode_frames, statistic_mask
 from edge_sdk.messages import Plan, Update
-from edge_sdk.update import Decoded, decode_update
+from edge_sdk.update import Decoded
 
 __all__ = ["Ingest", "pack_state", "unpack_state"]
 
@@ -71,7 +72,7 @@ class Ingest:
         self._plan = plan
         self._validation = validation
         self._optimizer = optimizer
-        self._statistic = program.spec.mask("statistic") if any(t.kind == "statistic" for t in program.spec) else None
+        self._statistic = statistic_mask(program.spec)
         self._mean = WeightedMean(program.spec.size, fixed_point)
         self._scalars = ScalarSums(SUMS)
         self._norms: list[float] = []
@@ -87,8 +88,8 @@ class Ingest:
         self._norm_bound = self._validation.norm_bound(self._norms)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
             update = Update.decode(payload)
-            decoded = decode_update(update.frame, self._program.spec.size, self._plan.codec)
-            self._accumulate(update, decoded)
+            decoded = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec)
+            self._accumulate(update, decoded.whole)
 
     def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
         """Takes some admitted updates in one group commit; what comes back with a ``seq`` is durable and summed."""
@@ -153,9 +154,10 @@ class Ingest:
         if digest_of(payload) != item.digest:
             raise ProtocolError("update: its SHA-256 is not the digest that it was offered under", reason="digest")
         update = Update.decode(payload)
-        decoded = decode_update(update.frame, self._program.spec.size, self._plan.codec)
+        decoded = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec)
         norm = self._validation.check(
-            decoded,
+            decoded.whole,
+            step=decoded.trainable,
             examples=update.examples,
             steps=update.steps,
             loss=update.loss,
@@ -164,7 +166,7 @@ class Ingest:
         )
         if not self._mean.fits(pending_weight + self._weight(update)):
             raise ProtocolError("update: the round's sum of weights is full", reason="weight")
-        return _Admitted(item, payload, update, decoded, norm)
+        return _Admitted(item, payload, update, decoded.whole, norm)
 
     def _journal(self, admitted: list[_Admitted]) -> list[tuple[_Admitted, int, str, str]]:
         """One commit for all; where that fails, one for each, so that only the culprit pays."""

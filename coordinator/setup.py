@@ -45,8 +45,8 @@ from coordinator.validate import Validation
 from edge_sdk.bundle import Bundle, Program, encode_parameters
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.examples import load_examples
+from edge_sdk.frames import frames_bytes_max
 from edge_sdk.mqtt import BrokerSettings
-from edge_sdk.update import frame_bytes_max
 
 __all__ = [
     "Prepared",
@@ -193,7 +193,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
     codec = codec_settings(config.codec)
-    update_bytes_max = frame_bytes_max(program.spec.size, codec) + UPDATE_HEADER_BYTES_MAX
+    update_bytes_max = frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_target(config, program)
     selection = config.selection

@@ -15,8 +15,8 @@ from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, backup_path
 from edge_sdk.bundle import Program
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError
+from edge_sdk.frames import decode_frames
 from edge_sdk.messages import Update
-from edge_sdk.update import decode_update
 
 __all__ = ["check_codec", "check_not_lost", "check_quotas", "check_server_state", "check_target", "fixed_point"]
 
@@ -126,7 +126,8 @@ def check_codec(config: FederationConfig, store: Store, program: Program) -> Non
     if first is None:
         return
     try:
-        decode_update(Update.decode(first[3]).frame, program.spec.size, codec_settings(config.codec))
+        update = Update.decode(first[3])
+        decode_frames(update.frame, update.statistics, codec_settings(config.codec), program.spec)
     except ProtocolError as error:
         raise ConfigurationError(
             f"codec: round {record.number} is open and holds updates of other codec settings ({error}); put the former "

@@ -91,6 +91,7 @@ class Validation:
         loss: float,
         evaluation: tuple[float, float, int] | None = None,
         norm_bound: float | None = None,
+        step: NDArray[np.float32] | None = None,
     ) -> float:
         """Lets one update in, or not.
 
@@ -101,6 +102,7 @@ class Validation:
             loss: Its mean training loss.
             evaluation: ``(loss_sum, metric_sum, count)`` over held-out examples, or None.
             norm_bound: The round's bound from :meth:`norm_bound`; None for ``norm_max`` alone.
+            step: The values that the norm is of, float32[k]: those of trainable elements. None for all.
 
         Returns:
             The update's L2 norm, to be kept for later bounds if it counts.
@@ -113,7 +115,8 @@ class Validation:
         self._check_shape(decoded)
         self._check_values(decoded.values)
         # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
-        norm = math.sqrt(float(np.einsum("i,i->", decoded.values, decoded.values, dtype=np.float64)))
+        normed = decoded.values if step is None else step
+        norm = math.sqrt(float(np.einsum("i,i->", normed, normed, dtype=np.float64)))
         bound = self.norm_bound(()) if norm_bound is None else norm_bound
         if norm > bound:
             raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")

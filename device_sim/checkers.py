@@ -26,8 +26,8 @@ from coordinator.reducers import FixedPoint
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, TicketRecord
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.frames import decode_frames, statistic_mask
 from edge_sdk.messages import Invite, Plan, Update, Verdict
-from edge_sdk.update import decode_update
 
 __all__ = ["InvariantBroken", "Ledger"]
 
@@ -167,7 +167,8 @@ class Ledger:
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             update = Update.decode(training.payload)
-            dense = decode_update(update.frame, size, self.plan.codec).dense().astype(np.float64)
+            decoded = decode_frames(update.frame, update.statistics, self.plan.codec, self.program.spec)
+            dense = decoded.whole.dense().astype(np.float64)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
             scaled = np.rint(dense * (weight * 2.0**self.fixed_point.fraction_bits))
             sums += np.array([int(v) for v in scaled], dtype=object)
@@ -176,7 +177,10 @@ class Ledger:
         divisor = total * 2.0**self.fixed_point.fraction_bits
         mean = np.array([float(v) / divisor for v in sums], dtype=np.float64).astype(np.float32)
         vector, state = self.optimizer.apply(
-            decode_parameters(self.parameters, self.program.spec), mean, unpack_state(self.state)
+            decode_parameters(self.parameters, self.program.spec),
+            mean,
+            unpack_state(self.state),
+            statistic_mask(self.program.spec),
         )
         self.parameters, self.state = encode_parameters(vector), pack_state(state)
         if digest_of(self.parameters) != result.parameters:
@@ -219,14 +223,16 @@ class Ledger:
 
         Args:
             device: Its name.
-            residual: float32[P], what is on its disk.
+            residual: float32[trainable elements], what is on its disk.
             settled: Whether it knows the outcome of its last update.
             kept: Whether the codec keeps a residual at all.
         """
         books = self.books.get(device)
         if books is None or books.deltas is None or books.sent is None or not settled or not kept:
             return
-        left = np.zeros_like(books.deltas) if residual is None else residual.astype(np.float64)
+        left = np.zeros_like(books.deltas)
+        if residual is not None:
+            left[self.program.spec.mask("trainable")] = residual
         gap = float(np.abs(books.sent + left - books.deltas).max())
         if gap > CLOSE * max(1.0, float(np.abs(books.deltas).max())):
             raise InvariantBroken(f"{device}: counted + residual misses the counted deltas by {gap:.3g}")

@@ -35,10 +35,11 @@ from device_sim.virtual_time import VirtualClock
 from edge_sdk.agent import BlobMemory
 from edge_sdk.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.examples import as_examples
+from edge_sdk.frames import frames_bytes_max
 from edge_sdk.messages import Plan
 from edge_sdk.plan import TrainingPlan
 from edge_sdk.topics import Topics
-from edge_sdk.update import CodecSettings, frame_bytes_max, keeps_residual
+from edge_sdk.update import CodecSettings, keeps_residual
 from edge_sdk.work import EngineCache, spec_digest
 
 __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
@@ -168,14 +169,14 @@ class World:
         self.digest_of = digest_of
 
 
-def run(scenario: Scenario, seed: int) -> Outcome:
-    """Plays the scenario.
+def run(scenario: Scenario, seed: int, bundle: Bundle | None = None) -> Outcome:
+    """Plays the scenario with ``bundle``, a model of handwritten digits (8 x 8); softmax regression without one.
 
     Raises:
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed)
+        return _run(scenario, seed, bundle or _bundle())
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -195,8 +196,7 @@ def replay_command(scenario: Scenario, seed: int) -> str:
     return " ".join(words)
 
 
-def _run(scenario: Scenario, seed: int) -> Outcome:
-    bundle = _bundle()
+def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     train, held_out = _digits()
     world = World(scenario, seed, bundle)
     clock, program = world.clock, bundle.program
@@ -339,7 +339,7 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         come_back_seconds=120.0,
         retry_seconds=10.0,
         chunk_bytes_max=scenario.chunk_bytes_max,
-        update_bytes_max=frame_bytes_max(program.spec.size, scenario.codec) + 4096,
+        update_bytes_max=frames_bytes_max(program.spec, scenario.codec) + 4096,
         retained_blobs=scenario.retained_blobs,
         dense_bytes=4 * program.spec.size,
         seed=seed,

@@ -450,6 +450,7 @@ class Update:
         engine: The engine's name.
         frame: The codec's frame.
         evaluation: ``(loss_sum, metric_sum, count)`` of the *received* parameters on held-out local examples, or None.
+        statistics: The frame of the parameters of kind statistic; absent where the model has none.
     """
 
     kind: ClassVar[str] = "update"
@@ -461,10 +462,14 @@ class Update:
     engine: str = _on_wire(_text(64))
     frame: bytes = _on_wire(_data_upto(BLOB_BYTES_MAX))
     evaluation: tuple[float, float, int] | None = _on_wire(_evaluation, None)
+    statistics: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None)
 
     def encode(self) -> bytes:
         """The update as the bytes that are offered, digested, journalled."""
-        return cast(bytes, msgpack.packb({"version": VERSION, **_to_map(self)}))
+        fields = _to_map(self)
+        if self.statistics is None:
+            del fields["statistics"]
+        return cast(bytes, msgpack.packb({"version": VERSION, **fields}))
 
     @classmethod
     def decode(cls, data: bytes) -> Update:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_sdk.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.examples import Examples, as_examples
+from edge_sdk.frames import statistic_mask
 from edge_sdk.plan import TrainingPlan
 from edge_sdk.program import Program
 
@@ -132,7 +133,7 @@ def train_locally(
         if progress_of.steps == planned or clock() >= over or (stop is not None and stop()):
             break
     return TrainResult(
-        delta=_clipped(_delta(engine, handle, vector, progress_of), plan.clip_norm),
+        delta=_clipped(_delta(engine, handle, vector, progress_of), plan.clip_norm, engine.program),
         examples=progress_of.distinct,
         steps=progress_of.steps,
         loss=progress_of.mean_loss,
@@ -209,7 +210,7 @@ def train_with_trainer(
     if progress is not None:
         progress(steps, loss)
     delta = np.subtract(new, vector, out=new)
-    return TrainResult(_clipped(delta, plan.clip_norm), seen, steps, loss, clock() - started, complete=True)
+    return TrainResult(_clipped(delta, plan.clip_norm, program), seen, steps, loss, clock() - started, complete=True)
 
 
 def split_held_out(count: int, share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -283,14 +284,21 @@ def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _P
     return delta
 
 
-def _clipped(delta: NDArray[np.float32], norm_max: float) -> NDArray[np.float32]:
-    """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit."""
+def _clipped(delta: NDArray[np.float32], norm_max: float, program: Program) -> NDArray[np.float32]:
+    """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit.
+
+    Statistics neither count nor are scaled: they are no step.
+    """
     if norm_max <= 0.0:
         return delta
-    norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(delta)))
+    statistic = statistic_mask(program.spec)
+    step = delta if statistic is None else delta[~statistic]
+    norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(step)))
     if norm > norm_max:
         # A hair below, so that rounding to float32 does not push it over the limit again.
-        np.multiply(delta, np.float32(norm_max / norm * (1 - 1e-6)), out=delta)
+        np.multiply(step, np.float32(norm_max / norm * (1 - 1e-6)), out=step)
+        if statistic is not None:
+            delta[~statistic] = step
     return delta
 
 

@@ -16,11 +16,11 @@ from edge_sdk.bundle import Program, decode_parameters, digest_of
 from edge_sdk.engine import Engine, make_engine
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.examples import as_examples
+from edge_sdk.frames import encode_frames
 from edge_sdk.messages import Update
 from edge_sdk.session import StartTraining
 from edge_sdk.state import OutboxEntry
 from edge_sdk.training import Trainer, TrainResult, train_locally, train_with_trainer
-from edge_sdk.update import encode_update
 
 __all__ = ["Cancelled", "EngineCache", "Order", "Product", "TrainingWork", "Work", "make_product"]
 
@@ -39,7 +39,7 @@ class Order:
         start: The session's action: ticket, plan, digests.
         program: The program's bytes.
         parameters: The parameters' bytes.
-        residual: Gives float32[P] or None for the digest of a spec: what earlier updates did not send.
+        residual: Gives float32[trainable elements] or None for the digest of a spec: what earlier updates did not send.
         seed: Seeds shuffling and stochastic rounding.
         stop: Whether the work was called off; asked at each step.
         progress: Told steps done and loss, at each step.
@@ -150,7 +150,7 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
     """Encodes a training result with the residual, into an outbox entry."""
     start = order.start
     spec = spec_digest(program)
-    encoded = encode_update(result.delta, order.residual(spec), start.plan.codec, seed=order.seed)
+    encoded = encode_frames(result.delta, order.residual(spec), start.plan.codec, program.spec, seed=order.seed)
     evaluation = result.evaluation
     payload = Update(
         examples=result.examples,
@@ -161,6 +161,7 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         engine=engine,
         frame=encoded.frame,
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
+        statistics=encoded.statistics,
     ).encode()
     entry = OutboxEntry(
         ticket=start.ticket,
