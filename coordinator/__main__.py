@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -84,7 +85,7 @@ def serve(
     """Run the federation until it is finished, or until SIGTERM or SIGINT; the next start goes on where it was."""
     from coordinator.cli_serve import serve as run
 
-    reason = run(config, linger_seconds=None if stay else linger, log_level=log_level)
+    reason = run(config, linger_seconds=None if stay else linger, log_level=log_level, environment=os.environ)
     typer.echo(f"finished: {reason}" if reason else "stopped; start again to go on")
 
 

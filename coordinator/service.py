@@ -89,6 +89,7 @@ class Service:
         wall: Wall time in seconds, for display.
         linger_seconds: How long to go on answering devices after the end; None for ever.
         on_round: Told the record of each round that has ended, on the loop's thread.
+        on_turn: Called at least about once a second while it is alive, on the loop's thread.
         backup: Where a copy of the database is kept, made after commits at most every few minutes; None for none.
     """
 
@@ -105,11 +106,13 @@ class Service:
         wall: Callable[[], float],
         linger_seconds: float | None = 10.0,
         on_round: Callable[[RoundRecord], None] | None = None,
+        on_turn: Callable[[], None] | None = None,
         backup: Path | None = None,
     ) -> None:
         self._store = store
         self._task = settings.task
         self._on_round = on_round
+        self._on_turn = on_turn
         self._backup = backup
         self._backup_due = float("-inf")
         self._told = ""
@@ -161,6 +164,8 @@ class Service:
             while not self._done():
                 self._wait()
                 self._turn()
+                if self._on_turn is not None:
+                    self._on_turn()
             self._say_goodbye()
         finally:
             self._workers.stop()

@@ -136,6 +136,7 @@ def make_service(
     wall: Callable[[], float],
     linger_seconds: float | None = 10.0,
     on_round: Callable[[RoundRecord], None] | None = None,
+    on_turn: Callable[[], None] | None = None,
 ) -> Service:
     """The service over what was prepared; arguments as of :class:`coordinator.service.Service`."""
     return Service(
@@ -149,6 +150,7 @@ def make_service(
         wall=wall,
         linger_seconds=linger_seconds,
         on_round=on_round,
+        on_turn=on_turn,
         backup=backup_path(database_path(prepared.config)),
     )
 

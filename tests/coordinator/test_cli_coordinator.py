@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+import socket
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import pytest
 from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, write_held_out
 
 from coordinator.__main__ import exit_code, main
-from coordinator.cli_serve import round_line
+from coordinator.cli_serve import Calm, round_line
 from coordinator.cli_show import bytes_text
 from coordinator.compile import build_zoo_model
 from coordinator.config import load_config
@@ -266,6 +268,32 @@ def test_the_line_of_a_round_has_its_counts_bytes_and_seconds() -> None:
     )
     abandoned = RoundRecord("default", 1, 0, "abandoned", 0.0, b"", b"", reason="nobody came")
     assert "round 1 abandoned" in round_line(abandoned, "accuracy") and "nobody came" in round_line(abandoned, "x")
+
+
+def test_a_flood_of_one_kind_of_message_does_not_fill_the_log() -> None:
+    calm = Calm(lines_max=3)
+
+    def passes(seconds: float, line: int, message: str = "refused %s") -> str | None:
+        record = logging.LogRecord("coordinator.core", logging.INFO, "core.py", line, message, ("it",), None)
+        record.created = 1000.0 + seconds
+        return record.getMessage() if calm.filter(record) else None
+
+    assert [passes(n, 1) for n in range(5)] == ["refused it"] * 3 + [None] * 2
+    assert passes(5, 2) == "refused it", "another place in the code is another kind"
+    assert passes(60, 1) == "refused it (and 2 more of this kind)"
+    assert passes(61, 1) == "refused it"
+
+
+def test_systemd_hears_that_it_is_ready_alive_and_leaving(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    path = write_config(tmp_path, NOWHERE, stopping={"rounds_max": 2})
+    train(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5.0)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        assert run("serve", path, "--linger", "0.1").code == 0
+        assert [systemd.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"STOPPING=1"]
 
 
 def test_an_exported_model_gives_with_onnxruntime_what_was_trained(run: Run, tmp_path: Path) -> None:
