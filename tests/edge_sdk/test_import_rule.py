@@ -30,18 +30,9 @@ APART = {"mqtt": {"errors"}, "loop": {"errors"}, "eligibility": set[str](), "sd_
 
 PURE = ("round", "selection", "reducers", "server_optimizers", "validate", "stopping")
 PURE_MAY_USE = {
-    "__future__",
-    "collections",
-    "dataclasses",
-    "edge_sdk",
-    "coordinator",
-    "json",
-    "math",
-    "numpy",
-    "statistics",
-    "struct",
-    "typing",
-    "zlib",
+    *PACKAGES,
+    *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
+    *("bisect", "heapq", "json", "math", "numpy", "statistics", "struct", "zlib"),
 }
 """No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
 
