@@ -37,7 +37,7 @@ BATCH: Final = "batch"
 """The name of the one dimension that is not known when compiling."""
 
 COUNTED_OUTPUTS: Final = frozenset({"If", "Loop", "Scan", "Split"})
-"""Operators for which the number of outputs has a meaning, so that unused ones are not cut."""
+"""Operators that need all of their outputs named; onnxruntime crashes on a Split without."""
 
 UNKNOWN: Final = "?"
 """A dimension that inference could not find."""
@@ -258,7 +258,9 @@ def prune(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
             continue
         needed.update(name for name in node.inputs if name)
         needed.update(_captured(node))
-        while not used[-1] and node.op not in COUNTED_OUTPUTS:
+        if node.op in COUNTED_OUTPUTS:
+            used = list(node.outputs)
+        while not used[-1]:
             used.pop()
         kept.append(Node(node.op, node.inputs, tuple(used), node.attributes, node.name))
     return tuple(reversed(kept))

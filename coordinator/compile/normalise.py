@@ -81,15 +81,19 @@ def split_parameters(
     rewritten = []
     layers: dict[str, set[str]] = {}  # by parameter, the patterned tensors beside it where it was first used
     uses: dict[str, tuple[str, int]] = {}  # by parameter, operator and slot of its first use
+    trained: set[str] = set()  # values that depend on a parameter
     patterned: dict[str, set[str]] = {}  # by value, the patterned tensors of the node that made it
     for node in nodes:
         beside = {name for name in node.inputs if name in constants and not _is_uniform(constants[name])}
         patterned.update({name: set(beside) for name in node.outputs})
         beside.update(*(patterned.get(name, ()) for name in node.inputs))
         rule = RULES.get(node.op)
+        slots = () if rule is None else rule.parameters
+        if rule is not None and all(name in constants or name in trained for name in node.inputs):
+            slots += rule.learned
         inputs = list(node.inputs)
         for slot, operand in enumerate(node.inputs):
-            if rule is None or operand in frozen or not _is_parameter(slot, constants.get(operand), rule.parameters):
+            if rule is None or operand in frozen or not _is_parameter(slot, constants.get(operand), slots):
                 continue
             array = constants[operand]
             if array.dtype != np.float32:
@@ -106,6 +110,8 @@ def split_parameters(
             inputs[slot] = name
             if slot in rule.statistics:
                 statistics.add(name)
+        if any(name in parameters or name in trained for name in inputs):
+            trained.update(node.outputs)
         rewritten.append(Node(node.op, tuple(inputs), node.outputs, node.attributes, node.name))
     missing = sorted(frozen - set(constants))
     if missing:

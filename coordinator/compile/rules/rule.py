@@ -29,6 +29,8 @@ class Rule:
             respect to the node's inputs from ``dy``, the gradients with respect to its outputs (``""`` where an
             output has none).
         parameters: Input slots in which a float initializer is a parameter of the model.
+        learned: Slots in which it is one unless another operand comes straight from the inputs: a mean and a deviation
+            that inputs are normalised with are constants.
         statistics: Those of ``parameters`` that are averaged instead of trained.
         training: Appends the node's form in the training graph, where that is another one than in the inference
             graph; it must give outputs of the same names, may ``save`` names for ``gradient`` and enter the new values
@@ -39,3 +41,4 @@ class Rule:
     parameters: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
     training: Callable[[GraphBuilder, Node], None] | None = None
+    learned: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ __all__ = [
     "gelu",
     "hard_sigmoid",
     "hard_swish",
+    "hardmax",
     "leaky_relu",
     "log_softmax",
     "mish",
@@ -118,6 +119,14 @@ def log_softmax(x: Array, *, axis: int = -1) -> Array:
     shifted = x - np.maximum.reduce(x, axis=axis, keepdims=True)
     sums = np.add.reduce(np.exp(shifted), axis=axis, keepdims=True)
     return np.subtract(shifted, np.log(sums), out=shifted)
+
+
+def hardmax(x: Array, *, axis: int = -1) -> Array:
+    """ONNX Hardmax: one at the first maximum along the axis, zero elsewhere."""
+    axis = positive_axis(axis, x.ndim)
+    result = np.zeros_like(x)
+    np.put_along_axis(result, np.expand_dims(np.argmax(x, axis=axis), axis), x.dtype.type(1), axis=axis)
+    return result
 
 
 # exp(x**2) * erfc(x) for x >= 0 as a polynomial in (x - 2) / (x + 2), highest power first: a Chebyshev fit of degree

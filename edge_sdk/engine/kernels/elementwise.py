@@ -10,7 +10,7 @@ import numpy as np
 from edge_sdk.engine.kernels.arrays import Array
 from edge_sdk.errors import TrainingError
 
-__all__ = ["cast", "clip", "div", "maximum", "mean", "minimum", "mod", "power", "reciprocal", "total"]
+__all__ = ["cast", "clip", "div", "is_inf", "maximum", "mean", "minimum", "mod", "power", "reciprocal", "total"]
 
 # ONNX TensorProto.DataType -> NumPy.
 DTYPES: Final[dict[int, np.dtype[Any]]] = {
@@ -54,6 +54,11 @@ def power(x: Array, y: Array) -> Array:
 def reciprocal(x: Array) -> Array:
     """ONNX Reciprocal; the one is of ``x``'s type, or NumPy 1.x widens a scalar to float64."""
     return np.true_divide(x.dtype.type(1), x)
+
+
+def is_inf(x: Array, *, detect_negative: int = 1, detect_positive: int = 1) -> Array:
+    """ONNX IsInf."""
+    return (np.isposinf(x) & bool(detect_positive)) | (np.isneginf(x) & bool(detect_negative))
 
 
 def maximum(*values: Array) -> Array:

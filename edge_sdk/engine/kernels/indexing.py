@@ -9,7 +9,7 @@ import numpy as np
 from edge_sdk.engine.kernels.arrays import Array, positive_axis
 from edge_sdk.errors import TrainingError
 
-__all__ = ["gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd"]
+__all__ = ["gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd", "top_k"]
 
 _REDUCTIONS: Final[dict[str, np.ufunc]] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -94,3 +94,19 @@ def _reduction(name: str) -> np.ufunc:
     if name not in _REDUCTIONS:
         raise TrainingError(f"scatter: reduction {name[:40]!r} is not one of {sorted(_REDUCTIONS)}")
     return _REDUCTIONS[name]
+
+
+def top_k(
+    x: Array, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1, output_count: int = 2
+) -> tuple[Array, Array]:
+    """ONNX TopK, always sorted; of equal elements the first wins."""
+    axis = positive_axis(axis, x.ndim)
+    size, count = x.shape[axis], int(np.asarray(k).reshape(()))
+    if not 0 <= count <= size:
+        raise TrainingError(f"TopK: {count} of {size} elements")
+    if largest:  # ascending from behind, so that equal elements keep their order when turned round
+        order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    else:
+        order = np.argsort(x, axis=axis, kind="stable")
+    chosen = np.take(order, np.arange(count), axis=axis).astype(np.int64, copy=False)
+    return np.take_along_axis(x, chosen, axis=axis), chosen

@@ -28,6 +28,7 @@ __all__ = [
     "squeeze",
     "tile",
     "transpose",
+    "trilu",
     "unsqueeze",
 ]
 
@@ -214,3 +215,8 @@ def space_to_depth(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:
     b = blocksize
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
     return x.reshape(n, c, h // b, b, w // b, b).transpose(order).reshape(n, c * b * b, h // b, w // b)
+
+
+def trilu(x: Array, k: Array | None = None, *, upper: int = 1) -> Array:
+    """ONNX Trilu: the upper or lower triangle of each matrix, from diagonal ``k`` on."""
+    return (np.triu if upper else np.tril)(x, 0 if k is None else int(np.asarray(k).reshape(())))
