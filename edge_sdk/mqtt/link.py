@@ -1,8 +1,10 @@
-"""One connection's life with paho: a client made for it, its socket, and the notes that its callbacks take.
+"""One connection's life: a paho client made for it, its socket, and the notes that are taken of what happens.
 
-paho is driven through its external loop. Its callbacks only write down what happened; whoever steps the link hands
-the notes on afterwards, so that no code of ours runs in the middle of paho's. A link is used once and then dropped
-with everything that it had queued, half sent or half received.
+paho connects, says goodbye, and keeps the connection alive, driven through its external loop. What runs in between,
+messages and subscriptions with their acknowledgements, is written and read here (``packets``), because paho takes many
+times as long for it. Callbacks only write down what happened; whoever steps the link hands the notes on afterwards, so
+that no code of ours runs in the middle of paho's. A link is used once and then dropped with everything that it had
+queued, half sent or half received.
 """
 
 from __future__ import annotations
@@ -13,12 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.client import Client, MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt.events import (
@@ -41,6 +42,21 @@ from edge_sdk.mqtt.failures import (
     explain_refusal,
     explain_silence,
 )
+from edge_sdk.mqtt.packets import (
+    PUBACK,
+    PUBLISH,
+    SUBACK,
+    UNSUBACK,
+    MalformedPacket,
+    check_filter,
+    decode_puback,
+    decode_publish,
+    decode_suback,
+    encode_puback,
+    encode_publish_head,
+    encode_subscribe,
+    encode_unsubscribe,
+)
 from edge_sdk.mqtt.settings import BrokerSettings
 from edge_sdk.mqtt.stream import PacketTooLarge, SocketSource, Stream, tls_context
 
@@ -55,6 +71,8 @@ _PACKET_BYTES_MAX: Final = 268_435_460  # MQTT 5.0 section 2.1.4: the largest re
 _RECEIVE_MAX: Final = 65_535  # MQTT 5.0 section 3.2.2.3.3
 _FAILURE, _UNSUPPORTED_VERSION, _KEEPALIVE_TIMEOUT, _DISCONNECT_WITH_WILL = 0x80, 0x84, 0x8D, 0x04  # section 2.4
 _CONNACK, _TLS_ALERT, _HTTP = b"\x20", b"\x15", b"H"  # what a peer's first byte gives away
+_IDENTIFIER_MAX: Final = 65_535
+_PING_SHARE: Final = 7 / 8  # of the keepalive: what paho would ping after at the latest, seen an eighth before
 
 
 class Link:
@@ -92,8 +110,13 @@ class Link:
         self._refusal = 0
         self._silent = False
         self._ending: tuple[DisconnectReason, EdgeFedError | None] | None = None
+        self._has_properties = protocol == "5"
+        self._no_properties = b"\0" if self._has_properties else b""
+        self._identifier = 0
         self._tokens: dict[int, int] = {}
         self._subscribes: dict[int, tuple[int, tuple[str, ...]]] = {}
+        self._unsubscribes: set[int] = set()
+        self._now = self._heard_at = self._spoke_at = float("-inf")
         self._unacknowledged: set[int] = set()
         self._client = self._make_client()
 
@@ -104,11 +127,8 @@ class Link:
             client_id=settings.client_id,
             protocol=MQTTv5 if self.protocol == "5" else MQTTv311,
             reconnect_on_failure=False,
-            manual_ack=self._manual_ack,
         )
         client.connect_timeout = settings.connect_seconds_max
-        client.max_inflight_messages = 0  # The transport's window is narrower; paho's walks its queue at each PUBACK.
-        client.max_queued_messages = settings.in_flight_max
         client.username_pw_set(settings.username, settings.password)
         if settings.will is not None:
             client.will_set(settings.will.topic, settings.will.payload, qos=1, retain=settings.will.retain)
@@ -116,9 +136,6 @@ class Link:
         client.on_socket_register_write = self._on_output
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
         return client
 
     # What the transport asks for.
@@ -156,16 +173,42 @@ class Link:
             self._client.connect(settings.host, settings.port, settings.keepalive_seconds)
 
     def read(self) -> None:
-        """Let paho take what the socket holds."""
+        """Take what the socket holds."""
         stream = self.stream
         if stream is None or self.closed:
             return
+        self._heard_at = self._now
         stream.open_turn()
-        while self._step(self._client.loop_read) and stream.has_input:
+        while not self.accepted and self._step(self._client.loop_read) and stream.has_input:
             pass
+        if self.accepted and not self.closed:
+            self._read_packets(stream)
         stream.close_turn()
         if self.paused:
             self._pause_changed()
+
+    def _read_packets(self, stream: Stream) -> None:
+        try:
+            while (packet := stream.next_packet()) is not None:
+                first, body = packet
+                kind = first & 0xF0
+                if kind == PUBLISH:
+                    self._on_message(first, body)
+                elif kind == PUBACK:
+                    self._on_published(body)
+                elif kind in (SUBACK, UNSUBACK):
+                    self._on_subscribed(kind, body)
+                else:
+                    stream.lend(first, body)
+                    if not self._step(self._client.loop_read):
+                        return
+            if stream.ended:
+                self._step(self._client.loop_read)
+        except MalformedPacket as error:
+            _log.warning("the connection to %s ends: %s", self.settings.address, error)
+            self.abort("protocol", explain_not_mqtt(self.settings))
+        except OSError:
+            self._step(self._client.loop_read)  # paho finds the same, and lets go of the socket
 
     def wants_write(self) -> bool:
         return self.stream is not None and (self.stream.has_output or self._client.want_write())
@@ -175,6 +218,8 @@ class Link:
         client, stream = self._client, self.stream
         if stream is None:
             return
+        if stream.has_output:
+            self._spoke_at = self._now
         while True:
             if client.want_write() and not self._step(client.loop_write):
                 return
@@ -191,41 +236,78 @@ class Link:
             if not client.want_write():
                 return
 
-    def keep_alive(self) -> None:
-        """Ping after silence; end the connection when the broker has been silent for too long."""
-        self._step(self._client.loop_misc)
+    def keep_alive(self, now: float) -> None:
+        """Ping after silence; end the connection when the broker has been silent for too long.
+
+        now:  seconds on a monotonic clock; traffic is as old as the call before it, so that no other clock is read
+        """
+        self._now = now
+        # paho knows nothing of our traffic: asked at any time, it would ping beside it.
+        if now - min(self._heard_at, self._spoke_at) >= _PING_SHARE * self.settings.keepalive_seconds:
+            self._step(self._client.loop_misc)
 
     def send(self, message: Message) -> None:
-        """Hand a message to paho; ``in_flight`` must be below the window."""
-        properties = None
-        if message.expiry_seconds is not None and self.protocol == "5":
-            properties = _expiring(message.expiry_seconds)
-        # A packet identifier may still be held by a message that was never answered: then the next one is tried.
-        for _ in range(self.settings.in_flight_max + 1):
-            info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
-            if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._tokens[info.mid] = message.token
-                return
+        """Queue a message; ``in_flight`` must be below the window."""
+        if self.stream is None:
+            return
+        properties = self._no_properties
+        if message.expiry_seconds is not None and self._has_properties:
+            properties = b"\x05\x02" + message.expiry_seconds.to_bytes(4, "big")  # MQTT 5.0 section 3.3.2.3.3
+        identifier = self._new_identifier() if message.qos else 0
+        head = encode_publish_head(
+            message.topic.encode(),
+            len(message.payload),
+            identifier=identifier,
+            retain=message.retain,
+            properties=properties,
+        )
+        self.stream.queue(head)
+        self.stream.queue(message.payload)
+        if identifier:
+            self._tokens[identifier] = message.token
+        else:
+            self._notes.append(Published(message.token))
+        self._output_waits()
 
     def subscribe(self, filters: Sequence[str], token: int) -> None:
         """Raises ValueError for a filter that MQTT does not allow."""
-        options: Any = SubscribeOptions(qos=1) if self.protocol == "5" else 1
-        _, mid = self._client.subscribe([(name, options) for name in filters])
-        if mid is not None:
-            self._subscribes[mid] = (token, tuple(filters))
+        names = [check_filter(name) for name in filters]
+        if self.stream is not None:
+            identifier = self._new_identifier()
+            self._subscribes[identifier] = (token, tuple(filters))
+            self.stream.queue(encode_subscribe(names, identifier, self._no_properties))
+            self._output_waits()
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Raises ValueError for a filter that MQTT does not allow."""
-        self._client.unsubscribe(list(filters))
+        names = [check_filter(name) for name in filters]
+        if self.stream is not None:
+            identifier = self._new_identifier()
+            self._unsubscribes.add(identifier)
+            self.stream.queue(encode_unsubscribe(names, identifier, self._no_properties))
+            self._output_waits()
+
+    def _new_identifier(self) -> int:
+        """One that nothing unanswered holds (MQTT 5.0 section 2.2.1); windows are far narrower than their number."""
+        while True:
+            self._identifier = self._identifier % _IDENTIFIER_MAX + 1
+            held = self._tokens, self._subscribes, self._unsubscribes
+            if not any(self._identifier in each for each in held):
+                return self._identifier
 
     def acknowledge(self, number: int) -> None:
         if number not in self._unacknowledged:
             return
         was_paused = self.paused
         self._unacknowledged.discard(number)
-        self._client.ack(number & 0xFFFF, 1)
+        self._send_puback(number & 0xFFFF)
         if was_paused:
             self._pause_changed()
+
+    def _send_puback(self, identifier: int) -> None:
+        if self.stream is not None:
+            self.stream.queue(encode_puback(identifier))
+            self._output_waits()
 
     def leave(self, will: bool) -> None:
         """Write what waits and say goodbye, or (``will``) leave so that the broker publishes our last will."""
@@ -316,6 +398,8 @@ class Link:
         if self.accepted:
             return  # A broker accepts once (MQTT 5.0 section 3.2); a second time would look like a new connection.
         self.accepted = True
+        if self.stream is not None:
+            self.stream.start_packets()
         self.receive_max = getattr(properties, "ReceiveMaximum", _RECEIVE_MAX)
         self.packet_bytes_max = getattr(properties, "MaximumPacketSize", _PACKET_BYTES_MAX)
         self._notes.append(Connected(self.protocol, self.packet_bytes_max, self.receive_max))
@@ -328,31 +412,45 @@ class Link:
         elif code.value == _KEEPALIVE_TIMEOUT:
             self._ending = ("keepalive", explain_silence(self.settings))
 
-    def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        if not self.accepted:
-            return
+    # What the broker sends once it has accepted.
+
+    def _on_message(self, first: int, body: memoryview) -> None:
+        topic, payload, retained, identifier = decode_publish(first, body, self._has_properties)
         number = 0
-        if self._manual_ack and message.qos == 1:
-            number = self._number << 16 | message.mid
+        if identifier and self._manual_ack:
+            number = self._number << 16 | identifier
             self._unacknowledged.add(number)
-        self._notes.append(Delivery(message.topic, bytes(message.payload), message.retain, number))
+        self._notes.append(Delivery(topic, payload, retained, number))
+        if identifier and not self._manual_ack:
+            self._send_puback(identifier)
 
-    def _on_publish(self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
-        token = self._tokens.pop(mid, None)
+    def _on_published(self, body: memoryview) -> None:
+        identifier, code = decode_puback(body)
+        token = self._tokens.pop(identifier, None)
         if token is not None:
-            self._notes.append(Published(token, str(code) if code.value >= _FAILURE else ""))
+            self._notes.append(Published(token, _reason(code) if code >= _FAILURE else ""))
 
-    def _on_subscribe(
-        self, _client: Client, _userdata: Any, mid: int, codes: list[ReasonCode], _properties: Any
-    ) -> None:
-        asked = self._subscribes.pop(mid, None)
+    def _on_subscribed(self, kind: int, body: memoryview) -> None:
+        identifier, codes = decode_suback(body, self._has_properties)
+        if kind == UNSUBACK:
+            self._unsubscribes.discard(identifier)
+            return
+        asked = self._subscribes.pop(identifier, None)
         if asked is None:
             return
         token, filters = asked
-        granted = [code.value < _FAILURE for code in codes[: len(filters)]]
+        granted = [code < _FAILURE for code in codes[: len(filters)]]
         granted += [False] * (len(filters) - len(granted))
         refused = tuple(name for name, ok in zip(filters, granted, strict=True) if not ok)
         self._notes.append(Subscribed(token, refused))
+
+
+def _reason(code: int) -> str:
+    """The words of MQTT 5.0 section 3.4.2.1 for why a message was dropped."""
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except (KeyError, ValueError):
+        return f"reason code {code:#x}"
 
 
 # Properties cost paho some 100 us and 4 kB apiece, and it only reads them: equal ones are shared.
@@ -363,11 +461,4 @@ def _announced(receive_max: int, packet_bytes_max: int) -> Properties:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.ReceiveMaximum = receive_max
     properties.MaximumPacketSize = packet_bytes_max
-    return properties
-
-
-@functools.lru_cache(maxsize=64)
-def _expiring(seconds: int) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.MessageExpiryInterval = seconds
     return properties

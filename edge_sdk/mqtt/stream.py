@@ -2,8 +2,11 @@
 
 paho reads a packet's header byte by byte, writes each packet with a call of its own, takes packets of any length, and
 does not tell why a connection ended. ``Stream`` reads much at once and hands it out in the pieces that paho asks for,
-collects what paho writes until it is flushed (a burst of acknowledgements leaves as one segment), refuses a packet
+collects what is written until it is flushed (a burst of acknowledgements leaves as one segment), refuses a packet
 over the limit before any of it is kept, and remembers what went wrong.
+
+Once the broker has accepted (``start_packets``) it hands out whole packets to the link; paho reads only those that the
+link lends it.
 
 It reaches paho through the one public place where paho takes a socket from somebody else: its TLS context, asked by
 ``wrap_socket``. ``SocketSource`` answers that call for plain TCP too.
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt.packets import MalformedPacket
 from edge_sdk.mqtt.settings import TlsSettings
 
 __all__ = ["PacketTooLarge", "SocketSource", "Stream", "tls_context"]
@@ -50,8 +54,10 @@ class Stream:
         "_filled",
         "_fills_left",
         "_inbox",
+        "_lent",
         "_outbox",
         "_packet_bytes_max",
+        "_packets",
         "_socket",
         "_taken",
         "_tls",
@@ -70,6 +76,8 @@ class Stream:
         self._taken = self._filled = 0
         self._fills_left = 0
         self._outbox = bytearray()
+        self._packets = False
+        self._lent = _NOTHING
         self.first_bytes = b""
         self.failure: OSError | None = None
         self.ended = False
@@ -80,6 +88,8 @@ class Stream:
     def recv(self, wanted: int) -> bytes | memoryview:
         if wanted > self._packet_bytes_max:
             raise self.fail(PacketTooLarge(wanted))
+        if self._packets:
+            return self._recv_lent(wanted)
         if self._taken >= self._filled:
             self._fill()
         start = self._taken
@@ -104,6 +114,14 @@ class Stream:
         self._inbox, self._taken, self._filled = _scratch.view, 0, count
         if not self.first_bytes:
             self.first_bytes = bytes(self._inbox[: min(count, 8)])
+
+    def _recv_lent(self, wanted: int) -> memoryview:
+        if not self._lent and self.failure is not None:
+            raise self.failure
+        if not self._lent and not self.ended:
+            raise BlockingIOError
+        data, self._lent = self._lent[:wanted], self._lent[wanted:]
+        return data
 
     def send(self, data: bytes | bytearray) -> int:
         if self.failure is not None:
@@ -147,6 +165,65 @@ class Stream:
     def open_turn(self) -> None:
         """Allow this turn's reads: the socket was reported readable."""
         self._fills_left = 1 if self._tls is None else _TLS_FILLS_PER_TURN
+
+    def start_packets(self) -> None:
+        """From now on only ``next_packet`` reads, and paho gets what is lent to it."""
+        self._packets = True
+
+    def next_packet(self) -> tuple[int, memoryview] | None:
+        """First byte and body of the next packet, None until all of it is here; the body is valid in this turn only.
+
+        Raises:
+            OSError: The connection is broken, or a packet is above the limit; ``failure`` says the same.
+            MalformedPacket: What stands there is no packet.
+        """
+        while True:
+            inbox, start, end = self._inbox, self._taken, self._filled
+            size, at, shift = 0, start + 1, 0
+            while at < end:
+                octet = inbox[at]
+                at += 1
+                size |= (octet & 0x7F) << shift
+                if octet < 0x80:
+                    if at - start + size > self._packet_bytes_max:
+                        raise self.fail(PacketTooLarge(size))
+                    if at + size <= end:
+                        self._taken = at + size
+                        return inbox[start], inbox[at : at + size]
+                    break
+                shift += 7
+                if shift > 21:
+                    raise MalformedPacket("a length of more than four bytes")
+            if not self._fill_more():
+                return None
+
+    def lend(self, first: int, body: memoryview) -> None:
+        """Have paho read this packet."""
+        octets, size = bytearray((first,)), len(body)
+        while size >= 0x80:
+            octets.append(size & 0x7F | 0x80)
+            size >>= 7
+        octets.append(size)
+        self._lent = memoryview(bytes(octets) + body)
+
+    def queue(self, data: bytes) -> None:
+        """Write ``data``, whole packets, with the next flush; whoever calls keeps to a window."""
+        if self.failure is None:
+            self._outbox += data
+
+    def _fill_more(self) -> bool:
+        """Read behind the beginning of a packet that waits in the inbox; False if there is nothing to read now."""
+        if self.failure is None and (self.ended or self._fills_left <= 0):
+            return False
+        rest = bytes(self._inbox[self._taken : self._filled])
+        try:
+            self._fill()
+        except BlockingIOError:
+            return False
+        if rest:
+            self._inbox = memoryview(rest + self._inbox[: self._filled])
+            self._taken, self._filled = 0, len(self._inbox)
+        return not self.ended
 
     def close_turn(self) -> None:
         """No more reads until the next turn; what paho has not taken yet moves out of the shared buffer."""

@@ -223,7 +223,7 @@ class PahoTransport:
             if now < self._keep_alive_at:
                 return
             self._keep_alive_at = now + self.settings.keepalive_seconds / 8
-            link.keep_alive()
+            link.keep_alive(now)
         elif link is not None:
             self._check_deadline(link, now)
         elif not self._events:
