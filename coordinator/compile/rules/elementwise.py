@@ -160,7 +160,7 @@ def cast(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
 
 
 def step(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """No gradient: piecewise constant; for Ceil, Floor, Hardmax, Round, Sign."""
+    """Nothing passes: piecewise constant; for Ceil, Floor, Hardmax, Round and Sign."""
     return [None]
 
 
