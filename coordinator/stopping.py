@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Stopping", "StoppingRule"]
 
-LOWER_IS_BETTER = frozenset({"loss", "mean_squared_error"})
+LOWER_IS_BETTER = frozenset({"loss", "mean_squared_error", "mean_absolute_error"})
 
 
 @dataclass(frozen=True, slots=True)

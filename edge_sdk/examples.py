@@ -65,7 +65,8 @@ def as_examples(value: Any, program: Program) -> Examples:
 
     Args:
         value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
-            with ``"target"``; ``x`` may itself hold arrays by input name.
+            with ``"target"``; ``x`` may itself hold arrays by input name. For a model that learns to reconstruct its
+            input the target may be left out everywhere, and ``x`` alone will do.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
@@ -136,6 +137,8 @@ def load_npz(path: str | os.PathLike[str], program: Program) -> Examples:
 def load_csv(path: str | os.PathLike[str], program: Program, target: str | None = None) -> Examples:
     """See :func:`load_examples`."""
     header, table = _read_csv(path)
+    if program.loss == "reconstruction" and target is None:
+        return _mirrored_csv(path, program, table)
     label = header[-1] if target is None else target
     _check_column(path, header, label)
     columns = {name: table[:, i] for i, name in enumerate(header) if name != label}
@@ -153,6 +156,14 @@ def load_csv(path: str | os.PathLike[str], program: Program, target: str | None 
         return as_examples({**inputs, "target": table[:, header.index(label)]}, program)
     except ExamplesError as error:
         raise ExamplesError(f"{path}: {error}") from error
+
+
+def _mirrored_csv(path: str | os.PathLike[str], program: Program, table: NDArray[np.float64]) -> Examples:
+    """All columns are the one input, which is its own target."""
+    wanted = [d or 1 for d in program.inputs[0].shape[1:]]
+    if len(program.inputs) > 1 or int(np.prod(wanted)) != table.shape[1]:
+        raise ExamplesError(f"{path}: {table.shape[1]} columns, the input {program.inputs[0].name!r} needs {wanted}")
+    return as_examples({"x": table.reshape(len(table), *wanted)}, program)
 
 
 # ---- files
@@ -245,6 +256,13 @@ def _taken_apart(value: Any, program: Program) -> tuple[dict[str, Any], Any]:
     """``(arrays by input name, target)`` from any accepted form."""
     if isinstance(value, Examples):
         return dict(value.inputs), value.target
+    if program.loss == "reconstruction" and (isinstance(value, np.ndarray) or _lacks_target(value)):
+        x = value["x"] if isinstance(value, Mapping) and set(value) == {"x"} else value
+        arrays = {program.inputs[0].name: x} if not isinstance(x, Mapping) else dict(x)
+        mirrored = [e.name for e in program.inputs if (e.dtype, e.shape) == ("float32", program.target.shape)]
+        if not mirrored or mirrored[0] not in arrays:
+            raise ExamplesError(f"examples: the target is missing, and so is the input that it equals ({mirrored})")
+        return arrays, arrays[mirrored[0]]
     if isinstance(value, tuple | list) and len(value) == 2:
         x, target = value
     elif isinstance(value, Mapping):
@@ -265,6 +283,10 @@ def _taken_apart(value: Any, program: Program) -> tuple[dict[str, Any], Any]:
         names = [entry.name for entry in program.inputs]
         raise ExamplesError(f"examples: the model has inputs {names}: give a dictionary with an array for each")
     return {program.inputs[0].name: x}, target
+
+
+def _lacks_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"y", "target"} & set(value)
 
 
 def _checked(entry: Input, value: Any, role: str) -> NDArray[Any]:
@@ -312,6 +334,10 @@ def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
 
 
 def _check_labels(labels: NDArray[Any], program: Program) -> None:
+    if program.ignore_index is not None:
+        labels = labels[labels != program.ignore_index]
+        if not labels.size:
+            raise ExamplesError(f"examples: every label is {program.ignore_index}, which this model ignores")
     low, high = float(labels.min()), float(labels.max())
     if program.target.dtype == "int64":
         if low < 0 or (program.classes and high >= program.classes):

@@ -41,9 +41,17 @@ PROGRAM_BYTES_MAX: Final = 64 << 20
 PROGRAM_VERSION: Final = 1
 KINDS: Final = ("graph", "trainer")
 INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
-LOSSES: Final = ("softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error", "hinge")
-OPTIMIZERS: Final = ("sgd", "momentum", "adam")
-METRICS: Final = ("accuracy", "mean_squared_error")
+LOSSES: Final = (
+    "softmax_cross_entropy",
+    "binary_cross_entropy",
+    "mean_squared_error",
+    "mean_absolute_error",
+    "huber",
+    "hinge",
+    "reconstruction",
+)
+OPTIMIZERS: Final = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+METRICS: Final = ("accuracy", "mean_squared_error", "mean_absolute_error")
 SCALARS_MAX: Final = 32
 
 ANCHOR: Final = "anchor/"
@@ -55,7 +63,7 @@ NEW: Final = "new/"
 _MAGIC: Final = b"EFPG"
 _HEADER: Final = struct.Struct("<4sHH")
 _OBJECTS_MAX: Final = 400_000
-_DEPTH_MAX: Final = 8
+_DEPTH_MAX: Final = 13  # a node of a plan, and in it a node of a body that holds an array
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,7 @@ class Program:
         classes: Number of classes that an integer target may name, 0 where the target is no class; devices check
             their labels against it.
         requires: Capabilities that a device must have to run this program.
+        ignore_index: A label outside of the classes that counts nowhere (padding); None for none.
     """
 
     name: str
@@ -112,6 +121,7 @@ class Program:
     infer_plan: NumpyPlan = field(default_factory=NumpyPlan)
     classes: int = 0
     requires: tuple[str, ...] = ()
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
         _check_program(self)
@@ -149,6 +159,8 @@ class Program:
             "classes": self.classes,
             "requires": list(self.requires),
         }
+        if self.ignore_index is not None:
+            body["ignore_index"] = self.ignore_index
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
         return _HEADER.pack(_MAGIC, PROGRAM_VERSION, 0) + packed
 
@@ -213,6 +225,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         infer_plan=plan_from_wire(source.get("infer_plan"), "infer_plan"),
         classes=source.get("classes", 0),
         requires=tuple(as_text(r, "requires") for r in as_list(source.get("requires"), "requires", 64)),
+        ignore_index=source.get("ignore_index"),
     )
 
 
@@ -254,6 +267,9 @@ def _check_program(program: Program) -> None:
         raise DecodeError(f"program.target: named {program.target.name[:40]!r}, expected 'target'")
     if not is_count(program.classes, 0):
         raise DecodeError(f"program.classes: {str(program.classes)[:40]!r} is not a number of classes")
+    ignored = program.ignore_index
+    if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int) or abs(ignored) >> 62):
+        raise DecodeError(f"program.ignore_index: {str(ignored)[:40]!r} is not a label")
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 import onnx
 
@@ -19,7 +19,7 @@ from coordinator.compile.emit import (
 )
 from coordinator.compile.graph import BATCH, Model, Value
 from coordinator.compile.import_ import import_model
-from coordinator.compile.losses import LOSSES
+from coordinator.compile.losses import LOSSES, LossOptions, class_count
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.verify import verify_program
 from edge_sdk.bundle import Bundle, Input, Program, encode_parameters
@@ -27,6 +27,8 @@ from edge_sdk.errors import CompileError, DecodeError
 from edge_sdk.parameters import ParameterSpec
 
 __all__ = ["compile_model", "describe"]
+
+PLAIN: Final = LossOptions()
 
 
 def compile_model(
@@ -36,6 +38,8 @@ def compile_model(
     optimizer: str = "sgd",
     proximal: bool = False,
     weight_decay: bool = False,
+    clipped: bool = False,
+    loss_options: LossOptions = PLAIN,
     output: str | None = None,
     frozen: Collection[str] = (),
     name: str,
@@ -50,6 +54,8 @@ def compile_model(
         optimizer: One of ``OPTIMIZERS``.
         proximal: Add FedProx's proximal term, with the scalar input ``mu`` and inputs ``anchor/<parameter>``.
         weight_decay: Add weight decay, with the scalar input of that name.
+        clipped: Scale gradients down to a global norm of at most the scalar input ``gradient_norm_max``.
+        loss_options: Class weights, label smoothing and ignored labels, for softmax_cross_entropy.
         output: The output that the loss is computed on; the first by default.
         frozen: Parameters (initializers) that are not trained and stay inside the graphs.
         name: Human name of the model.
@@ -63,7 +69,8 @@ def compile_model(
     if optimizer not in OPTIMIZERS:
         raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     imported = import_model(model, name=name, frozen=frozen)
-    program = _program(imported, loss, optimizer, Pulls(proximal, weight_decay), _output(imported, output))
+    pulls = Pulls(proximal, weight_decay, clipped)
+    program = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
     bundle = Bundle(program, program.spec.flatten(imported.parameters))
     if verify:
         verify_program(model, bundle)
@@ -77,13 +84,16 @@ def _output(model: Model, name: str | None) -> Value:
     return next(value for value in model.outputs if name in (None, value.name))
 
 
-def _program(model: Model, loss_name: str, optimizer_name: str, pulls: Pulls, output: Value) -> Program:
+def _program(
+    model: Model, loss_name: str, options: LossOptions, optimizer_name: str, pulls: Pulls, output: Value
+) -> Program:
     loss, optimizer = LOSSES[loss_name], OPTIMIZERS[optimizer_name]
-    target = loss.target(output)
-    logits = logits_of(model, output, loss)
+    _check_options(loss_name, options, output, model)
+    target = loss.target(output, options)
+    logits = logits_of(model, output, loss, options)
     infer = infer_graph(model)
-    train = train_graph(model, logits, target, loss, optimizer, pulls)
-    evaluate = evaluate_graph(model, logits, target, loss)
+    train = train_graph(model, logits, target, loss, options, optimizer, pulls)
+    evaluate = evaluate_graph(model, logits, target, loss, options)
     kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
     try:
         return Program(
@@ -96,17 +106,31 @@ def _program(model: Model, loss_name: str, optimizer_name: str, pulls: Pulls, ou
             optimizer=optimizer_name,
             metric=loss.metric,
             state=state_of(model, optimizer),
-            scalars=scalars_of(model, optimizer, pulls),
+            scalars=scalars_of(model, loss, options, optimizer, pulls),
             train=to_onnx(train).SerializeToString(deterministic=True),
             evaluate=to_onnx(evaluate).SerializeToString(deterministic=True),
             infer=to_onnx(infer).SerializeToString(deterministic=True),
             train_plan=to_plan(train),
             evaluate_plan=to_plan(evaluate),
             infer_plan=to_plan(infer),
-            classes=int(output.shape[1]) if target.dtype == "int64" else 0,
+            classes=class_count(output, target, options),
+            ignore_index=options.ignore_index,
         )
     except DecodeError as error:  # the checks are those for programs from the network
         raise CompileError(f"model {model.name!r}: cannot be written as a program: {error}") from error
+
+
+def _check_options(loss: str, options: LossOptions, output: Value, model: Model) -> None:
+    if output.dtype != "float32":
+        raise CompileError(f"{loss}: output {output.name!r} is {output.dtype}, a loss is computed on float32")
+    if loss != "softmax_cross_entropy" and options != PLAIN:
+        raise CompileError(f"{loss}: {options} is for softmax_cross_entropy; leave it out")
+    if loss == "reconstruction" and output.shape not in [i.shape for i in model.inputs if i.dtype == "float32"]:
+        shapes = ", ".join(f"{i.name!r} {i.dtype}{list(i.shape)}" for i in model.inputs)
+        raise CompileError(
+            f"reconstruction: output {output.name!r} has shape {list(output.shape)}, and no input has it ({shapes}); "
+            "with another target use mean_squared_error"
+        )
 
 
 def _input(value: Value) -> Input:

@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 
 from coordinator.compile.backward import append_forward, differentiate
 from coordinator.compile.graph import IR_VERSION, OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
-from coordinator.compile.losses import Loss
-from coordinator.compile.optimizers import STEP, Optimizer, Pulls, slot_name
+from coordinator.compile.losses import SMOOTHING, Loss, LossOptions, class_axis
+from coordinator.compile.optimizers import NORM_MAX, STEP, Optimizer, Pulls, clipped, slot_name
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from edge_sdk.engine.executor import Executor
@@ -28,28 +28,36 @@ __all__ = ["evaluate_graph", "infer_graph", "logits_of", "state_of", "to_onnx", 
 _log = logging.getLogger(__name__)
 
 
-def logits_of(model: Model, output: Value, loss: Loss) -> Value:
+def logits_of(model: Model, output: Value, loss: Loss, options: LossOptions) -> Value:
     """The value that the loss is computed on: ``output``, or the input of the operator that made it probabilities."""
-    for node in model.nodes:
-        if output.name in node.outputs and node.op in loss.final and _over_classes(node, output.shape):
+    name = output.name
+    for node in reversed(model.nodes):
+        if name in node.outputs and node.op == "Identity":
+            name = node.inputs[0]
+        elif name in node.outputs and node.op in loss.final and _over_classes(node, output.shape, options):
             return Value(node.inputs[0], output.dtype, output.shape)
     return output
 
 
-def _over_classes(node: Node, shape: Shape) -> bool:
-    return node.op == "Sigmoid" or node.attributes["axis"] in (-1, len(shape) - 1)
+def _over_classes(node: Node, shape: Shape, options: LossOptions) -> bool:
+    return node.op == "Sigmoid" or node.attributes["axis"] % len(shape) == class_axis(shape, options)
 
 
-def train_graph(model: Model, output: Value, target: Value, loss: Loss, optimizer: Optimizer, pulls: Pulls) -> Graph:
+def train_graph(
+    model: Model, output: Value, target: Value, loss: Loss, options: LossOptions, optimizer: Optimizer, pulls: Pulls
+) -> Graph:
     """One training step: forward, loss, backward, update."""
     b = GraphBuilder(model)
     append_forward(b, output.name)
-    terms = loss.terms(b, output, target)
-    elements = b.op("Cast", b.op("Size", target.name), to=1)
-    results = {"loss": b.op("Div", terms.total, elements)}
-    start = b.op("Mul", "lr", b.scalar(-terms.factor)) if optimizer.scaled else b.scalar(terms.factor)
-    seed = b.op("Mul", terms.slope, b.op("Div", start, elements))
+    terms = loss.terms(b, output, target, options, True)
+    weight = terms.weight or b.op("Cast", b.op("Size", target.name), to=1)
+    results = {"loss": b.op("Div", terms.total, weight)}
+    scaled = optimizer.scaled and not pulls.clipped
+    start = b.op("Mul", "lr", b.scalar(-terms.factor)) if scaled else b.scalar(terms.factor)
+    seed = b.op("Mul", terms.slope, b.op("Div", start, weight))
     gradients = differentiate(b, {output.name: seed})
+    if pulls.clipped:
+        gradients = clipped(b, gradients, optimizer)
     for name in model.parameters:
         if name not in gradients:
             results[NEW + name] = b.statistics.get(name, name)
@@ -65,22 +73,36 @@ def train_graph(model: Model, output: Value, target: Value, loss: Loss, optimize
     shapes.update({NEW + name: shape for name, shape in state})
     inputs = [*model.inputs, target, *_parameter_values(model)]
     inputs += [Value(name, "float32", shape) for name, shape in state]
-    inputs += [Value(name, "float32", ()) for name in scalars_of(model, optimizer, pulls)]
+    inputs += [Value(name, "float32", ()) for name in scalars_of(model, loss, options, optimizer, pulls)]
     if pulls.proximal:
         inputs += [Value(ANCHOR + name, "float32", model.parameters[name].shape) for name in model.trainable]
     return _finish(b, f"{model.name}/train", inputs, {name: (results[name], shapes[name]) for name in shapes})
 
 
-def evaluate_graph(model: Model, output: Value, target: Value, loss: Loss) -> Graph:
-    """Loss and metric, summed over the batch."""
+def evaluate_graph(model: Model, output: Value, target: Value, loss: Loss, options: LossOptions) -> Graph:
+    """Loss and metric, summed over the batch.
+
+    Where not every label counts the same, both are the batch's mean times its examples, so that the caller may always
+    divide by the number of examples.
+    """
     b = GraphBuilder(model)
     for node in prune(model.nodes, [output.name]):
         b.append(node)
-    terms = loss.terms(b, output, target)
-    metric = loss.metric_sum(b, output, target, terms)
-    width = math.prod(int(d) for d in target.shape[1:])
-    results = {"loss_sum": (_divided(b, terms.total, width), ()), "metric_sum": (_divided(b, metric, width), ())}
+    terms = loss.terms(b, output, target, options, False)
+    metric = loss.metric_sum(b, output, target, options, terms)
+    results = {
+        "loss_sum": (_summed(b, terms.total, terms.weight, target), ()),
+        "metric_sum": (_summed(b, metric, terms.counted, target), ()),
+    }
     return _finish(b, f"{model.name}/evaluate", [*model.inputs, target, *_parameter_values(model)], results)
+
+
+def _summed(b: GraphBuilder, total: str, weight: str, target: Value) -> str:
+    width = math.prod(int(d) for d in target.shape[1:])
+    if not weight:
+        return _divided(b, total, width)
+    examples = _divided(b, b.op("Cast", b.op("Size", target.name), to=1), width)
+    return b.op("Mul", b.op("Div", total, weight), examples)
 
 
 def infer_graph(model: Model) -> Graph:
@@ -97,13 +119,17 @@ def state_of(model: Model, optimizer: Optimizer) -> tuple[tuple[str, tuple[int, 
     return tuple(state)
 
 
-def scalars_of(model: Model, optimizer: Optimizer, pulls: Pulls) -> dict[str, float]:
+def scalars_of(model: Model, loss: Loss, options: LossOptions, optimizer: Optimizer, pulls: Pulls) -> dict[str, float]:
     """Scalar inputs of the train graph and their defaults."""
-    scalars = dict(optimizer.scalars)
+    scalars = {**optimizer.scalars, **loss.scalars}
+    if options.label_smoothing:
+        scalars[SMOOTHING] = 0.1
     if pulls.weight_decay:
-        scalars["weight_decay"] = 0.0
+        scalars.setdefault("weight_decay", 0.0)
     if pulls.proximal:
         scalars["mu"] = 0.0
+    if pulls.clipped:
+        scalars[NORM_MAX] = 1.0
     if any(node.op == "Dropout" for node in model.nodes):
         scalars[DROPOUT_FACTOR] = 1.0
     return scalars

@@ -33,7 +33,7 @@ DOMAINS: Final = ("", "ai.onnx")
 RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
 RESERVED: Final = frozenset(
     {"target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"}
-    | {DROPOUT_FACTOR}
+    | {DROPOUT_FACTOR, "rho", "gradient_norm_max", "label_smoothing", "huber_delta"}
 )
 
 

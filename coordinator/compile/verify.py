@@ -39,6 +39,14 @@ ENGINE_TOLERANCE: Final = 1e-4
 FORWARD_TOLERANCE: Final = 1e-4
 LEARNING_RATE: Final = 1024.0
 """Large, so that the step is not lost beside the parameter, and a power of two, so that undoing it is exact."""
+EPSILON: Final = 2.0**27
+"""So large that Adam and RMSProp divide every gradient by it alone: with ``lr`` as many times larger they make SGD's
+step."""
+PLAIN_STEP: Final[Mapping[str, float]] = {
+    **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "weight_decay", "mu"), 0.0),
+    "gradient_norm_max": 1e30,
+}
+"""Scalars with which every optimiser makes the step of SGD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, floa
     for _ in range(ATTEMPTS):
         point = _Point.draw(bundle, rng)
         gradients, trained_loss = point.gradients(step, program)
-        if all(t.kind == "trainable" for t in program.spec):
+        if all(t.kind == "trainable" for t in program.spec) and "label_smoothing" not in program.scalars:
             _check_loss(trained_loss, float(evaluate(point.feeds(program, {}))["loss_sum"]) / BATCH_SIZE)
         # What comes before a normalisation may have no gradient at all; float32 leaves some noise of it.
         floor = 1e-3 * max(float(np.linalg.norm(g)) for g in gradients.values())
@@ -196,13 +204,12 @@ class _Point:
 
     def gradients(self, step: Run, program: Program) -> tuple[dict[str, NDArray[np.float64]], float]:
         """What the train graph takes for the gradients, recovered from one step, and its loss."""
-        results = step(self.feeds(program, {**program.scalars, "lr": LEARNING_RATE, "beta1": 0.0}))
+        adaptive = "epsilon" in program.scalars
+        rate = {"lr": LEARNING_RATE * EPSILON, "epsilon": EPSILON} if adaptive else {"lr": LEARNING_RATE}
+        results = step(self.feeds(program, {**program.scalars, **PLAIN_STEP, **rate}))
         trainable = [t.name for t in program.spec if t.kind == "trainable"]
-        if program.optimizer == "adam":
-            gradients = {name: results[f"{NEW}state/first/{name}"].astype(np.float64) for name in trainable}
-        else:
-            moved = {name: self.parameters[name].astype(np.float64) - results[NEW + name] for name in trainable}
-            gradients = {name: change / LEARNING_RATE for name, change in moved.items()}
+        moved = {name: self.parameters[name].astype(np.float64) - results[NEW + name] for name in trainable}
+        gradients = {name: change / LEARNING_RATE for name, change in moved.items()}
         return gradients, float(results["loss"])
 
     def error(
@@ -244,7 +251,7 @@ def _labels(program: Program, rng: np.random.Generator) -> NDArray[Any]:
     shape = (BATCH_SIZE, *(int(d or 1) for d in program.target.shape[1:]))
     if program.classes:
         return rng.integers(0, program.classes, shape).astype(program.target.dtype)
-    if program.loss == "mean_squared_error":
+    if program.loss not in ("binary_cross_entropy", "hinge"):
         return rng.standard_normal(shape).astype(np.float32)
     flags = rng.integers(0, 2, shape).astype(np.float32)
     return 2 * flags - 1 if program.loss == "hinge" else flags

@@ -40,8 +40,19 @@ SERVER_SETTINGS: Final = {
 CLIENT_SCALARS: Final = {
     "sgd": (),
     "momentum": (),
+    "nesterov": (),
     "adam": ("beta1", "beta2", "epsilon"),
+    "adamw": ("beta1", "beta2", "epsilon", "weight_decay"),
+    "rmsprop": ("rho", "epsilon"),
 }
+
+METRICS: Final = {
+    "mean_squared_error": "mean_squared_error",
+    "mean_absolute_error": "mean_absolute_error",
+    "huber": "mean_absolute_error",
+    "reconstruction": "mean_squared_error",
+}
+"""What a loss is judged by, where that is not accuracy."""
 
 
 class Federation(Section):
@@ -127,10 +138,21 @@ class Model(Section):
     channels: Sizes = key(
         "Output channels of the two convolutions of cnn.", (16, 32), unit="channels", min_length=2, max_length=2
     )
-    loss: Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error", "hinge"] | None = key(
-        "What is minimised.", None, shown="the model's own"
+    loss: (
+        Literal[
+            "softmax_cross_entropy",
+            "binary_cross_entropy",
+            "mean_squared_error",
+            "mean_absolute_error",
+            "huber",
+            "hinge",
+            "reconstruction",
+        ]
+        | None
+    ) = key("What is minimised.", None, shown="the model's own")
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"] = key(
+        "Optimiser on the devices.", "sgd"
     )
-    optimizer: Literal["sgd", "momentum", "adam"] = key("Optimiser on the devices.", "sgd")
     proximal: bool = key("Compile FedProx's proximal term in; training.proximal_mu sets its weight.", False)
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
 
@@ -158,11 +180,11 @@ class Model(Section):
 
     @property
     def metric(self) -> str | None:
-        """What the model is judged by, ``accuracy`` or ``mean_squared_error``; None: its bundle says."""
+        """What the model is judged by; None: its bundle says."""
         if self.bundle is not None:
             return None
-        squared = self.loss == "mean_squared_error" or (self.loss is None and self.zoo == "linear_regression")
-        return "mean_squared_error" if squared else "accuracy"
+        loss = self.loss or ("mean_squared_error" if self.zoo == "linear_regression" else "")
+        return METRICS.get(loss, "accuracy")
 
 
 class Training(Section):
@@ -171,7 +193,11 @@ class Training(Section):
     epochs: int = key("Passes over the local examples.", 1, unit="passes", ge=1, le=10_000)
     batch_size: int = key("Examples a step.", 32, unit="examples", ge=1, le=1 << 20)
     learning_rate: float | None = key(
-        "Learning rate on the devices.", None, shown="the optimiser's: 0.1, adam 0.001", gt=0, le=1000
+        "Learning rate on the devices.",
+        None,
+        shown="the optimiser's: 0.1, or 0.001 for adam, adamw, rmsprop",
+        gt=0,
+        le=1000,
     )
     momentum: float | None = key("Momentum, with optimizer momentum.", None, shown="0.9", ge=0, lt=1)
     steps_max: int = key("Steps after which a device stops; 0 for no limit.", 0, unit="steps", ge=0, le=1 << 31)
@@ -391,8 +417,10 @@ class FederationConfig(Section):
         model, training = self.model, self.training
         if model.zoo is None:
             return
-        if training.momentum is not None and model.optimizer != "momentum":
-            raise ValueError(f'training.momentum: needs model.optimizer = "momentum", not "{model.optimizer}"')
+        if training.momentum is not None and model.optimizer not in ("momentum", "nesterov"):
+            raise ValueError(
+                f'training.momentum: needs model.optimizer = "momentum" or "nesterov", not "{model.optimizer}"'
+            )
         if model.proximal != (training.proximal_mu is not None):
             raise ValueError("model.proximal and training.proximal_mu: go together; give both or neither")
         allowed = CLIENT_SCALARS[model.optimizer]

@@ -62,28 +62,44 @@ def adam(w: Array, g: Array, state: dict[str, Array], s: dict[str, float]) -> Ar
     return w - s["lr"] * m / (np.sqrt(v) + s["epsilon"])
 
 
+def nesterov(w: Array, g: Array, state: dict[str, Array], s: dict[str, float]) -> Array:
+    state["v"] = s["momentum"] * state.get("v", np.zeros_like(w)) + g
+    return w - s["lr"] * (g + s["momentum"] * state["v"])
+
+
+def adamw(w: Array, g: Array, state: dict[str, Array], s: dict[str, float]) -> Array:
+    return adam(w, g, state, s) - s["lr"] * s["weight_decay"] * w
+
+
+def rmsprop(w: Array, g: Array, state: dict[str, Array], s: dict[str, float]) -> Array:
+    state["s"] = s["rho"] * state.get("s", np.zeros_like(w)) + (1 - s["rho"]) * g * g
+    return w - s["lr"] * g / (np.sqrt(state["s"]) + s["epsilon"])
+
+
 UPDATES: dict[str, tuple[Callable[..., Array], dict[str, float]]] = {
     "sgd": (sgd, {"lr": 0.3}),
     "momentum": (momentum, {"lr": 0.1, "momentum": 0.8}),
+    "nesterov": (nesterov, {"lr": 0.1, "momentum": 0.8}),
     "adam": (adam, {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}),
+    "adamw": (adamw, {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "weight_decay": 0.1}),
+    "rmsprop": (rmsprop, {"lr": 0.01, "rho": 0.8, "epsilon": 1e-4}),
 }
 
 
 def by_hand(bundle: Bundle, update: Callable[..., Array], scalars: dict[str, float]) -> list[dict[str, Array]]:
-    """Parameters after each step; FedProx pulls the gradient, decay is outside of it for Adam only."""
+    """Parameters after each step; FedProx and decay are added to the clipped gradient, AdamW's decay is its own."""
     anchor = {n: v.astype(np.float64) for n, v in bundle.program.spec.unflatten(bundle.parameters).items()}
     w, history = dict(anchor), []
     states: dict[str, dict[str, Array]] = {n: {} for n in w}
-    decay, mu = scalars.get("weight_decay", 0.0), scalars.get("mu", 0.0)
+    decay, mu = 0.0 if update is adamw else scalars.get("weight_decay", 0.0), scalars.get("mu", 0.0)
     for batch in batches():
         found = gradient(w, batch)
+        if "gradient_norm_max" in scalars:
+            norm = np.sqrt(sum(float(np.sum(g * g)) for g in found.values()))
+            found = {n: g * min(1.0, scalars["gradient_norm_max"] / norm) for n, g in found.items()}
         for n in w:
-            g = found[n] + mu * (w[n] - anchor[n])
-            if update is adam:
-                start = w[n] * (1 - scalars["lr"] * decay)
-                w[n] = start + update(w[n], g, states[n], scalars) - w[n]
-            else:
-                w[n] = update(w[n], g + decay * w[n], states[n], scalars)
+            g = found[n] + mu * (w[n] - anchor[n]) + decay * w[n]
+            w[n] = update(w[n], g, states[n], scalars)
         history.append(dict(w))
     return history
 
@@ -93,7 +109,7 @@ def test_every_optimizer_has_an_oracle() -> None:
 
 
 @pytest.mark.parametrize("engine_name", ["onnxruntime", "numpy"])
-@pytest.mark.parametrize("pulls", [(), ("proximal",), ("weight_decay",), ("proximal", "weight_decay")])
+@pytest.mark.parametrize("pulls", [(), ("proximal",), ("weight_decay",), ("proximal", "weight_decay", "clipped")])
 @pytest.mark.parametrize("optimizer", UPDATES)
 def test_steps_equal_the_textbook(optimizer: str, pulls: tuple[str, ...], engine_name: str) -> None:
     bundle = linear(optimizer=optimizer, **dict.fromkeys(pulls, True))
@@ -102,6 +118,7 @@ def test_steps_equal_the_textbook(optimizer: str, pulls: tuple[str, ...], engine
         scalars
         | ({"mu": 0.4} if "proximal" in pulls else {})
         | ({"weight_decay": 0.2} if "weight_decay" in pulls else {})
+        | ({"gradient_norm_max": 0.3} if "clipped" in pulls else {})
     )
     assert set(bundle.program.scalars) == set(scalars)
     engine = make_engine(bundle.program, engine_name)
@@ -112,6 +129,20 @@ def test_steps_equal_the_textbook(optimizer: str, pulls: tuple[str, ...], engine
         found = bundle.program.spec.unflatten(engine.read(handle))
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
+def test_every_optimizer_passes_verification_with_all_terms(optimizer: str) -> None:
+    model = build_zoo_model("mlp", inputs=(6,), hidden=(5,), outputs=3, activation="tanh", seed=0)
+    terms = {"proximal": True, "weight_decay": True, "clipped": True}
+    compile_model(model, loss="softmax_cross_entropy", optimizer=optimizer, name=optimizer, **terms)
+
+
+def test_a_gradient_within_the_norm_is_not_clipped() -> None:
+    batch = batches()[0]
+    plain, limited = step(linear(), batch, lr=0.3), step(linear(clipped=True), batch, lr=0.3, gradient_norm_max=1e6)
+    for name in ("new/w", "new/b"):
+        np.testing.assert_allclose(limited[name], plain[name], rtol=1e-6)
 
 
 def test_a_proximal_step_at_the_anchor_is_a_plain_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,9 @@ def test_both_engines_learn_the_same() -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_program_of_the_zoo_runs_on_both_engines(name: str) -> None:
+    optimizers = itertools.cycle(OPTIMIZERS)  # every pair would take a minute
     for loss in LOSSES:
-        for optimizer in OPTIMIZERS:
+        for optimizer in itertools.islice(optimizers, 2):
             outputs = 1 if loss == "binary_cross_entropy" and name != "softmax_regression" else 3
             model = build_zoo_model(name, inputs=(1, 8, 8), outputs=outputs, seed=0)
             try:
@@ -81,7 +83,7 @@ def test_every_program_of_the_zoo_runs_on_both_engines(name: str) -> None:
                     model, loss=loss, optimizer=optimizer, proximal=True, weight_decay=True, name=name, verify=False
                 ).program
             except CompileError as error:
-                assert (name, loss) == ("softmax_regression", "binary_cross_entropy"), error
+                assert loss == "reconstruction" and "no input has it" in str(error), error
                 continue
             assert program.train_plan.nodes and program.evaluate_plan.nodes and program.infer_plan.nodes
             plan_operators = [n.op for n in program.train_plan.nodes]

@@ -130,7 +130,10 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ('[evaluation]\ndata = "x.npz"\nheld_out = 0.1', "evaluation.data and evaluation.held_out: give one of them"),
         ("[aggregation]\nmomentum = 0.9", "aggregation.momentum: fedavg has only learning_rate"),
         ('[codec]\nname = "int8"\ndensity = 0.1', "codec.density: is not read by int8"),
-        ("[training]\nmomentum = 0.9", 'training.momentum: needs model.optimizer = "momentum", not "sgd"'),
+        (
+            "[training]\nmomentum = 0.9",
+            'training.momentum: needs model.optimizer = "momentum" or "nesterov", not "sgd"',
+        ),
         ("[training]\nproximal_mu = 0.1", "model.proximal and training.proximal_mu: go together"),
         ("[training]\nscalars = { lr = 0.1 }", "training.scalars.lr: is set by training.learning_rate"),
         ("[training]\nscalars = { beta1 = 0.1 }", "training.scalars.beta1: a model with optimizer sgd has no further"),
