@@ -50,7 +50,10 @@ def fold(nodes: Iterable[Node], constants: dict[str, NDArray[Any]], outputs: Col
         if node.op == "Constant":
             constants[node.outputs[0]] = _constant(node)
         elif node.op == "Identity" and node.inputs[0] in constants and node.outputs[0] not in outputs:
-            renamed[node.outputs[0]] = node.inputs[0]
+            if _is_uniform(constants[node.inputs[0]]):  # an exporter that merged equal initializers kept their names so
+                constants[node.outputs[0]] = constants[node.inputs[0]]
+            else:
+                renamed[node.outputs[0]] = node.inputs[0]
         elif node.op == "ConstantOfShape":
             filled = node.outputs[0] + "/value"
             value = np.asarray(node.attributes.get("value", np.zeros(1, np.float32)))

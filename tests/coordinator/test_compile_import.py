@@ -261,10 +261,10 @@ def test_zero_biases_that_an_exporter_merged_are_told_apart() -> None:
     assert names(compiled(model)) == ["w", "zeros", "v", "zeros@second"]
 
 
-def test_biases_merged_through_identity_nodes_are_told_apart() -> None:
+def test_biases_merged_through_identity_nodes_are_told_apart_and_keep_their_names() -> None:
     text = "copy = Identity(zeros); h = Gemm(x, w, zeros); t = Tanh(h); y = Gemm(t, v, copy)"
     weights = {"w": RNG.standard_normal((4, 3)), "v": RNG.standard_normal((3, 3)), "zeros": np.zeros(3)}
-    assert names(compiled(model_of(text, weights, inputs={"x": ["n", 4]}))) == ["w", "zeros", "v", "zeros@y"]
+    assert names(compiled(model_of(text, weights, inputs={"x": ["n", 4]}))) == ["w", "zeros", "v", "copy"]
 
 
 @pytest.mark.parametrize(
