@@ -16,11 +16,15 @@ from device_sim.faults import Crash, NetworkFaults, Partition
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Outcome, Scenario, run
 from edge_sdk.mqtt.events import Protocol
+from edge_sdk.plan import TrainingPlan
 from edge_sdk.update import CODECS, CodecSettings
 
 __all__ = ["POWER_CUT_SEED", "crash_points", "power_cut", "storm"]
 
 POWER_CUT_SEED: Final = 5
+_TRAINING: Final = TrainingPlan(epochs=1, batch_size=16, steps_max=6, seconds_max=120.0, scalars={"lr": 0.5})
+_STEP_SECONDS: Final = 2.5
+"""Few steps that take long: what is played is the protocol, and much can happen during a training."""
 _COMMAND: Final = "python -m benchmarks.soak"
 _OPTIMIZERS: Final = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 _PROTOCOLS: Final[tuple[Protocol, ...]] = ("5", "3.1.1")
@@ -38,6 +42,8 @@ def storm(seed: int) -> Scenario:
         minimum_count=int(rng.integers(1, goal_count + 1)),
         codec=CodecSettings(_choice(rng, sorted(CODECS)), density=0.1, block_size=64),
         server_optimizer=_choice(rng, _OPTIMIZERS),
+        training=_TRAINING,
+        step_seconds=_STEP_SECONDS,
         faults=_faults(rng),
         profile=FleetProfile(dropout=_sometimes(rng, 0.15)),
         device_crashes_per_hour=_sometimes(rng, 30.0),
@@ -55,6 +61,8 @@ def power_cut(plan: CrashPlan | None) -> Scenario:
         rounds=2,
         goal_count=2,
         minimum_count=1,
+        training=_TRAINING,
+        step_seconds=_STEP_SECONDS,
         chunk_bytes_max=256,
         retained_blobs="always",
         faults=replace(FAULTY, disconnects_per_hour=10.0),

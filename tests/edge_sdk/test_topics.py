@@ -41,7 +41,7 @@ def test_no_topic_has_more_than_seven_slashes() -> None:
 @pytest.mark.parametrize("value", ["", "a/b", "+", "#", "$share", "a b", "é", "a\n", "x" * 65, "a\0"])
 def test_a_segment_cannot_smuggle_anything(value: str) -> None:
     assert not is_segment(value)
-    with pytest.raises(ConfigurationError, match="device: .* use 1 to 64 characters"):
+    with pytest.raises(ConfigurationError, match=r"device: .* use 1 to 64 characters"):
         check_segment(value, "device")
 
 
