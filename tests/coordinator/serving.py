@@ -115,9 +115,9 @@ def digits_of(devices: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
 class Coordinator:
     """``edge-coordinator serve`` as a process that can be killed."""
 
-    def __init__(self, config: Path, log: str = "coordinator.log") -> None:
+    def __init__(self, config: Path) -> None:
         self.config = config
-        self.log = config.with_name(log)
+        self.log = config.with_name("coordinator.log")
         self.process: subprocess.Popen[bytes] | None = None
         self._said = 0
 
@@ -289,6 +289,7 @@ class Served:
         self.path = write_config(directory, url, **tables)
         self.config = load_config(self.path)
         self.coordinator = Coordinator(self.path)
+        self.coordinator.start()  # it takes a while to be there; the devices are made meanwhile
         self.devices = Devices(broker, devices)
 
     def run_until(self, done: Callable[[], bool], what: str) -> None:

@@ -15,10 +15,11 @@ from serving import FEDERATION, HandMade, Served, dense_frame, digits_of, update
 from typer.testing import CliRunner
 
 from coordinator.__main__ import app
-from coordinator.setup import build_bundle
+from coordinator.setup import build_bundle, prepare
 from device_sim.broker import PrivateBroker
 from edge_sdk.bundle import digest_of
 from edge_sdk.client import EdgeClient
+from edge_sdk.errors import StateError
 from edge_sdk.loop import EventLoop
 from edge_sdk.messages import Accept, CheckIn, Chunk, Decline, Have, Invite, Offer, Verdict
 from edge_sdk.topics import Topics
@@ -35,7 +36,6 @@ def serve(tmp_path: Path, mosquitto_broker: PrivateBroker) -> Iterator[Serve]:
 
     def start(devices: int = 6, **tables: Any) -> Served:
         made.append(Served(tmp_path, mosquitto_broker.settings(), mosquitto_broker.url, devices, **tables))
-        made[-1].coordinator.start()
         return made[-1]
 
     yield start
@@ -261,25 +261,19 @@ def test_hostile_messages_are_counted_by_reason_and_the_round_goes_on(serve: Ser
     served.check_books()
 
 
-def test_it_waits_for_a_broker_refuses_a_second_one_and_leaves_politely(
-    tmp_path: Path, mosquitto_broker: PrivateBroker
+def test_it_waits_for_a_broker_keeps_its_database_to_itself_and_leaves_politely(
+    serve: Serve, tmp_path: Path, mosquitto_broker: PrivateBroker
 ) -> None:
     mosquitto_broker.kill()
-    served = Served(tmp_path, mosquitto_broker.settings(), mosquitto_broker.url, 2)
-    second = type(served.coordinator)(served.path, log="second.log")
-    try:
-        served.coordinator.start()
-        served.run_until_said("nothing listens at")
-        second.start()
-        mosquitto_broker.start()
-        served.run_until_said("broker: connected")
-        assert served.coordinator.output().count("nothing listens at") == 1, "said once, not for each attempt"
-        served.run_until(lambda: second.exit_code is not None, "the second one ends")
-        assert second.exit_code == 4
-        assert second.output().startswith("error: ") and "another coordinator uses this database" in second.output()
-        assert served.coordinator.terminate() == 0
-        assert "stopped; start again to go on" in served.coordinator.output()
-        assert not list(tmp_path.glob("state/*-wal")), "the database is closed"
-    finally:
-        second.close()
-        served.close()
+    served = serve(devices=2)
+    served.run_until_said("nothing listens at")
+    with pytest.raises(StateError, match="another coordinator uses this database"):
+        prepare(served.config, wall=lambda: 1e9, new_id=os.urandom)
+    mosquitto_broker.start()
+    served.run_until_said("broker: connected")
+    assert served.coordinator.output().count("nothing listens at") == 1, "said once, not for each attempt"
+    assert status_of(served)["served"]
+    assert served.coordinator.terminate() == 0
+    assert "stopped; start again to go on" in served.coordinator.output()
+    assert not list(tmp_path.glob("state/*-wal")), "the database is closed"
+    assert not status_of(served)["served"]
