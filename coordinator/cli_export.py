@@ -12,6 +12,7 @@ from coordinator.compile import export_onnx
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path
 from coordinator.model_identity import stored_program
+from coordinator.reports import finite
 from coordinator.setup import load_evaluator
 from coordinator.store import Checkpoint, Store, StoreReader
 from edge_sdk.bundle import Bundle, Program, decode_parameters
@@ -66,7 +67,7 @@ def export_model(
         )
         report |= {"onnx": str(onnx), "onnx_bytes": len(model), **_prove(onnx, program, vector, inputs)}
     if evaluator is not None:
-        report |= {"examples": len(evaluator.examples), **evaluator.evaluate(data)}
+        report |= {"examples": len(evaluator.examples), **finite(evaluator.evaluate(data))}
     return report
 
 

@@ -16,7 +16,7 @@ from coordinator.model_identity import stored_program
 from coordinator.stopping import Stopping
 from coordinator.store import DeviceRecord, RoundRecord, Store, StoreReader
 
-__all__ = ["VERDICTS", "is_served", "rounds_report", "status_report"]
+__all__ = ["VERDICTS", "finite", "is_served", "rounds_report", "status_report"]
 
 VERDICTS: Final = ("counted", "late", "declined", "missing", "refused")
 TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down")
@@ -52,7 +52,7 @@ def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[st
             "finished": None if program is None else _finished(config, ended, program.metric),
             "abandoned": sum(record.phase == "abandoned" for record in ended),
             "round": _open_round(config, store),
-            "metrics": _plain(checkpoint.metrics if checkpoint else {}),
+            "metrics": finite(checkpoint.metrics if checkpoint else {}),
             "bytes": {name: totals[name] for name in TRAFFIC},
             "messages": store.counters(),
             "devices": _devices(store, devices_max),
@@ -71,6 +71,15 @@ def rounds_report(config: FederationConfig, limit: int) -> list[dict[str, Any]]:
         metric = program.metric if program is not None else "accuracy"
         ended = [record for record in store.rounds(task, sys.maxsize) if record.ended_at is not None]
     return [_row(record, metric) for record in reversed(ended[:limit])]
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON knows; one that is not finite becomes None."""
+    plain = dict(values)
+    for name, value in values.items():
+        with contextlib.suppress(TypeError):
+            plain[name] = value if math.isfinite(value) else None
+    return plain
 
 
 def is_served(database: Path) -> bool:
@@ -98,7 +107,7 @@ def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
         "invited": summary.get("invited", 0),
         **{name: summary.get(name, 0) for name in VERDICTS},
         **{name: summary.get(name, 0) for name in TRAFFIC},
-        **_plain({"train_loss": metrics.get("train_loss"), "loss": metrics.get("loss"), metric: metrics.get(metric)}),
+        **finite({"train_loss": metrics.get("train_loss"), "loss": metrics.get("loss"), metric: metrics.get(metric)}),
         "seconds": seconds,
     }
 
@@ -143,12 +152,3 @@ def _device(device: DeviceRecord) -> dict[str, Any]:
         "sdk": device.capabilities.get("sdk", ""),
         "engine": device.capabilities.get("engine", ""),
     }
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON knows; one that is not finite becomes None."""
-    plain = dict(values)
-    for name, value in values.items():
-        with contextlib.suppress(TypeError):
-            plain[name] = value if math.isfinite(value) else None
-    return plain
