@@ -7,7 +7,8 @@ dW is a correlation of X with dY (of dY with X for ConvTranspose). Written as a 
 five times slower in onnxruntime than as matrix products, so it is one Gemm for each kernel tap, over the part of X that
 the tap meets (a Slice). X has its channels last there: a Slice then copies long runs, which made the whole 1.7 times
 faster than with channels first. With very few channels these products get too thin, and one Gemm over the slices of
-all taps together takes their place. Groups are a batch of such products; a depthwise tap is a product and a sum.
+all taps together takes their place. Groups are a batch of such products; a depthwise tap is a product and a sum, with
+the channels last as well (0.6 to 1.1 of the time that it took with the channels first, mostly 0.8).
 """
 
 from __future__ import annotations
@@ -166,9 +167,10 @@ def _all_taps(b: GraphBuilder, layer: _Layer, x: str, rows: str) -> str:
 def _depthwise_taps(b: GraphBuilder, layer: _Layer, x: str, g: str) -> list[str]:
     multiplier = layer.out_channels // layer.group
     if multiplier == 1:
-        axes = b.ints(0, *range(2, 2 + layer.axes))
-        views = (_view(b, layer, x, offsets, first_axis=2) for offsets in _taps(layer.window))
-        return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=1) for view in views]
+        axes, channels_last = b.ints(*range(1 + layer.axes)), [0, *range(2, 2 + layer.axes), 1]
+        x, g = (b.op("Transpose", value, perm=channels_last) for value in (x, g))
+        views = (_view(b, layer, x, offsets, first_axis=1) for offsets in _taps(layer.window))
+        return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=0) for view in views]
     axes = b.ints(0, *range(3, 3 + layer.axes))
     x = b.op("Unsqueeze", x, b.ints(2))
     g = b.op("Reshape", g, b.ints(-1, layer.group, multiplier, *layer.outputs), allowzero=0)

@@ -22,6 +22,8 @@ from edge_sdk.errors import TrainingError
 __all__ = ["conv", "conv_transpose"]
 
 COLUMNS_BYTES_MAX: Final = 1 << 21
+BLOCKS_AT_ONCE: Final = 4
+"""Depthwise: input, product and sums of a block, and room, are to fit into the cache together."""
 
 
 def conv(
@@ -41,7 +43,9 @@ def conv(
         raise TrainingError(f"Conv: input {x.shape}, weight {w.shape} and group {group} do not fit")
     windows = geometry(x.shape[2:], w.shape[2:], pads, strides, dilations, auto_pad=auto_pad)
     padded = pad_spatial(x, windows, 0)
-    if group == 1 and w.shape[1] * w.shape[-1] > windows.output[-1]:
+    if group == w.shape[0] and w.shape[1] == 1 and group > 1:
+        folded = _conv_depthwise(padded, w, windows)
+    elif group == 1 and w.shape[1] * w.shape[-1] > windows.output[-1]:
         folded = _conv_channels_last(padded, w, windows)
     else:
         folded = _conv_channels_first(padded, w, windows, group)
@@ -83,7 +87,10 @@ def conv_transpose(
         return conv(x, turned, b, pads=margins, dilations=gaps)
     # Every tap adds one slice of the full result; the windows' "output" is here the input that is spread.
     windows = Geometry(w.shape[2:], steps, gaps, (0,) * rank, (0,) * rank, x.shape[2:])
-    spread = _spread(x, w, windows, group, bounded((x.shape[0], w.shape[1] * group, *full)))
+    depthwise = group == w.shape[0] and w.shape[1] == 1 and group > 1
+    spread = (_spread_depthwise if depthwise else _spread)(
+        x, w, windows, group, bounded((x.shape[0], w.shape[1] * group, *full))
+    )
     if b is not None:
         np.add(spread, b.reshape(-1, *(1,) * rank), out=spread)
     return spread[(..., *(slice(c, f - a) for c, f, a in zip(before, full, after, strict=True)))]
@@ -103,6 +110,32 @@ def _conv_channels_first(padded: Array, w: Array, windows: Geometry, group: int)
     for part in _blocks(count, group * depth * places * padded.itemsize):
         np.matmul(weight, _columns(padded[part], windows, group), out=result[part])
     return result.reshape(count, maps, *windows.output)
+
+
+def _conv_depthwise(padded: Array, w: Array, windows: Geometry) -> Array:
+    """One map a channel: a matrix product would have one row, so each tap is a product of elements.
+
+    The channels go last: then a run of memory is a row of places times the channels.
+    """
+    count, channels = padded.shape[:2]
+    source = np.ascontiguousarray(np.moveaxis(padded, 1, -1))
+    result = np.empty(bounded((count, *windows.output, channels)), dtype=padded.dtype)
+    rows = _rows(w, windows.output[-1])
+    for part in _blocks(count, math.prod(result.shape[1:]) * padded.itemsize * BLOCKS_AT_ONCE):
+        block, sums = source[part], result[part]
+        product = np.empty_like(sums)
+        for tap, where in enumerate(windows.taps()):
+            view = block[(slice(None), *where)]
+            np.multiply(view, rows[tap], out=product if tap else sums)
+            if tap:
+                np.add(sums, product, out=sums)
+    return np.ascontiguousarray(np.moveaxis(result, -1, 1))
+
+
+def _rows(w: Array, places: int) -> Array:
+    """Depthwise weights [taps, places, C]: each tap's repeated along a row, so that NumPy sees one long run."""
+    taps = w.reshape(w.shape[0], 1, -1).T
+    return np.ascontiguousarray(np.broadcast_to(taps, (taps.shape[0], places, taps.shape[2])))
 
 
 def _columns(padded: Array, windows: Geometry, group: int) -> Array:
@@ -159,6 +192,21 @@ def _spread(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int,
         for tap, where in enumerate(windows.taps()):
             result[(part, slice(None), *where)] += columns[:, :, tap]
     return result
+
+
+def _spread_depthwise(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int, ...]) -> Array:
+    """:func:`_spread` where each channel has its own output, with the channels last."""
+    source = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    result: Array = np.zeros((shape[0], *shape[2:], shape[1]), dtype=x.dtype)
+    rows = _rows(w, windows.output[-1])
+    for part in _blocks(shape[0], math.prod(shape[1:]) * x.itemsize * BLOCKS_AT_ONCE):
+        block = source[part]
+        product = np.empty_like(block)
+        for tap, where in enumerate(windows.taps()):
+            np.multiply(block, rows[tap], out=product)
+            view = result[(part, *where)]
+            np.add(view, product, out=view)
+    return np.ascontiguousarray(np.moveaxis(result, -1, 1))
 
 
 def _cuts(
