@@ -12,10 +12,12 @@ invite's ``requires``. A field's check is declared beside it; encode and decode 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import msgpack
 
@@ -64,14 +66,11 @@ UNSETTLED_MAX: Final = 8
 OBJECTS_MAX: Final = 4096
 """Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
 DEPTH_MAX: Final = 8
-SCAN_FROM_BYTES: Final = 2048
-"""Below this size a message cannot cost more than some hundred kilobytes, whatever it nests."""
 
 OUTCOMES: Final = ("received", "counted", "refused", "late", "missing", "abandoned", "declined", "unknown", "busy")
 """What a verdict may say. ``received`` is the receipt; ``busy`` is retryable; ``counted`` and the rest are final."""
 
 Check = Callable[[object, str], Any]
-T = TypeVar("T")
 
 
 # --- checks of single fields -----------------------------------------------------------------------------------------
@@ -481,7 +480,7 @@ class Update:
         """
         source = _unpack_map(data, "update")
         _check_version(source.get("version"), "update", "device")
-        return _from_map(cls, source)
+        return cast(Update, _from_map(cls, source))
 
 
 # --- the envelope ----------------------------------------------------------------------------------------------------
@@ -503,24 +502,47 @@ class Envelope:
     shard: str = ""
 
 
+_ENVELOPE_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Envelope))
+
+
 def encode_message(envelope: Envelope, message: Message) -> bytes:
     """One MQTT payload."""
-    packed = msgpack.packb(
-        {
-            "version": VERSION,
-            "kind": message.kind,
-            "federation": envelope.federation,
-            "epoch": envelope.epoch,
-            "task": envelope.task,
-            "phase": envelope.phase,
-            "group": envelope.group,
-            "shard": envelope.shard,
-            "body": msgpack.packb(_to_map(message)),
-            "sig": None,
-            "enc": None,
-        }
-    )
-    return cast(bytes, packed)
+    e = envelope
+    before, after = _around(message.kind, e.federation, e.epoch, e.task, e.phase, e.group, e.shard)
+    body = msgpack.packb(_to_map(message), default=_plain)
+    return b"".join((before, _binary_head(len(body)), body, after))
+
+
+@functools.lru_cache(maxsize=256)
+def _around(
+    kind: str, federation: str, epoch: bytes, task: str, phase: str, group: str, shard: str
+) -> tuple[bytes, bytes]:
+    """The envelope's bytes before and after its body: the same for every message of a kind."""
+    head = {
+        "version": VERSION,
+        "kind": kind,
+        "federation": federation,
+        "epoch": epoch,
+        "task": task,
+        "phase": phase,
+        "group": group,
+        "shard": shard,
+        "body": None,
+        "sig": None,
+        "enc": None,
+    }
+    packed = cast(bytes, msgpack.packb(head))
+    tail = cast(bytes, msgpack.packb({"sig": None, "enc": None}))[1:]
+    return packed[: len(packed) - len(tail) - 1], tail
+
+
+def _binary_head(length: int) -> bytes:
+    """What msgpack writes before so many bytes of binary data."""
+    if length < 1 << 8:
+        return bytes((0xC4, length))
+    if length < 1 << 16:
+        return b"\xc5" + length.to_bytes(2, "big")
+    return b"\xc6" + length.to_bytes(4, "big")
 
 
 def decode_message(
@@ -553,32 +575,33 @@ def decode_message(
         )
     if source.get("enc") is not None:
         raise DecodeError("envelope.enc: encrypted bodies are not spoken here", reason="version")
-    task = source.get("task")
-    if not isinstance(task, str) or not is_segment(task):
-        raise DecodeError("envelope.task: not a topic segment")
-    envelope = Envelope(
-        federation=federation,
-        task=task,
-        epoch=_EPOCH(source.get("epoch"), "envelope.epoch"),
-        phase=_NAME(source.get("phase"), "envelope.phase"),
-        group=_NAME(source.get("group"), "envelope.group"),
-        shard=_NAME(source.get("shard"), "envelope.shard"),
-    )
+    try:
+        envelope = _envelope(*[source.get(name) for name in _ENVELOPE_FIELDS])
+    except TypeError:
+        raise DecodeError("envelope: one of its names is a list or a map") from None
     body = source.get("body")
     if not isinstance(body, bytes):
         raise DecodeError("envelope.body: expected bytes")
     return envelope, _from_map(MESSAGES[kind], _unpack_map(body, kind))
 
 
+@functools.lru_cache(maxsize=256)
+def _envelope(federation: Any, task: Any, epoch: Any, phase: Any, group: Any, shard: Any) -> Envelope:
+    """The checked envelope; one object for all messages that share it."""
+    if not isinstance(task, str) or not is_segment(task):
+        raise DecodeError("envelope.task: not a topic segment")
+    return Envelope(
+        federation=federation,
+        task=task,
+        epoch=_EPOCH(epoch, "envelope.epoch"),
+        phase=_NAME(phase, "envelope.phase"),
+        group=_NAME(group, "envelope.group"),
+        shard=_NAME(shard, "envelope.shard"),
+    )
+
+
 def _unpack_map(data: bytes, where: str) -> dict[str, Any]:
-    if len(data) >= SCAN_FROM_BYTES:
-        return checked_map(unpack_checked(data, objects_max=OBJECTS_MAX, depth_max=DEPTH_MAX, where=where), where)
-    # msgpack checks every length against the buffer before it allocates; its errors share no base class.
-    try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as error:
-        raise DecodeError(f"{where}: not msgpack ({type(error).__name__})") from error
-    return checked_map(value, where)
+    return checked_map(unpack_checked(data, objects_max=OBJECTS_MAX, depth_max=DEPTH_MAX, where=where), where)
 
 
 def _check_version(version: object, what: str, peer: str) -> None:
@@ -591,38 +614,50 @@ def _check_version(version: object, what: str, peer: str) -> None:
     )
 
 
-_Field = tuple[str, str, Check, Any]  # name, name for error messages, check, default
-_FIELDS: Final[dict[type, tuple[_Field, ...]]] = {}
+_ABSENT: Final = object()
 
 
-def _fields(cls: Any) -> tuple[_Field, ...]:
-    found = _FIELDS.get(cls)
-    if found is None:
+class _Layout:
+    """A message class as encode and decode need it, made once from its declaration."""
+
+    __slots__ = ("fields", "names", "values")
+
+    def __init__(self, cls: Any) -> None:
         declared = dataclasses.fields(cls)
-        found = tuple((f.name, f"{cls.kind}.{f.name}", f.metadata["check"], f.default) for f in declared)
-        _FIELDS[cls] = found
-    return found
+        self.names = tuple(f.name for f in declared)
+        self.fields = tuple((f.name, f"{cls.kind}.{f.name}", f.metadata["check"], f.default) for f in declared)
+        get = operator.attrgetter(*self.names)
+        self.values: Callable[[Any], tuple[Any, ...]] = get if len(self.names) > 1 else lambda message: (get(message),)
 
 
-def _from_map(cls: type[T], source: dict[str, Any]) -> T:
-    values = {}
-    for name, where, check, default in _fields(cls):
-        if name in source:
-            values[name] = check(source[name], where)
+@functools.cache
+def _layout(cls: Any) -> _Layout:
+    return _Layout(cls)
+
+
+def _from_map(cls: Any, source: dict[str, Any]) -> Any:
+    values = []
+    for name, where, check, default in _layout(cls).fields:
+        value = source.get(name, _ABSENT)
+        if value is not _ABSENT:
+            values.append(check(value, where))
         elif default is dataclasses.MISSING:
             raise DecodeError(f"{where}: missing")
-    return cls(**values)
+        else:
+            values.append(default)
+    return cls(*values)
 
 
 def _to_map(message: Any) -> dict[str, Any]:
-    return {name: _plain(getattr(message, name)) for name, _, _, _ in _fields(type(message))}
+    cls: Any = type(message)
+    layout = _layout(cls)
+    return dict(zip(layout.names, layout.values(message), strict=True))
 
 
 def _plain(value: Any) -> Any:
+    """What msgpack asks for where it does not know a type."""
     if isinstance(value, Plan):
         return value.to_wire()
     if isinstance(value, Verdict):
         return _to_map(value)
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    return value
+    raise TypeError(f"{type(value).__name__} does not travel")

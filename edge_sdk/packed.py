@@ -3,6 +3,9 @@
 ``msgpack`` builds every list before anybody can look at it: a megabyte of empty lists becomes 64 MB of objects, and
 nested headers may each announce a length that never comes. So one pass over the tokens counts objects and depth
 first; only bytes that pass are unpacked.
+
+That pass costs a microsecond or two a token. Nearly every message is small in objects, if not in bytes, and for those
+``msgpack``'s own limits are enough: what does not fit into them is scanned.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ import msgpack
 from edge_sdk.errors import DecodeError
 
 __all__ = ["unpack_checked"]
+
+FEW_OBJECTS: Final = 256
+FEW_CHILDREN: Final = 32
+"""1,024 open containers (where msgpack stops) of so many children each are below 4 MB, whatever they hold."""
+_CONTAINERS: Final = (dict, list)
 
 # First byte -> width of the length field that follows it.
 _BYTES_LENGTH: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
@@ -34,11 +42,55 @@ def unpack_checked(data: bytes | memoryview, *, objects_max: int, depth_max: int
     Raises:
         DecodeError: The bytes are malformed, truncated or above a limit.
     """
-    _scan(memoryview(data), objects_max, depth_max, where)
+    try:
+        return _unpack_few(data, min(objects_max, FEW_OBJECTS), depth_max)
+    except Exception:  # whatever is wrong with it, the scan says so in our words
+        _scan(memoryview(data), objects_max, depth_max, where)
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DecodeError(f"{where}: not msgpack: {error}") from error
+
+
+class _Budget:
+    """Counts objects as their containers are completed."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, objects_max: int) -> None:
+        self.left = objects_max - 1
+
+    def __call__(self, container: Any) -> Any:
+        self.left -= 2 * len(container) if type(container) is dict else len(container)
+        if self.left < 0:
+            raise ValueError
+        return container
+
+
+def _unpack_few(data: bytes | memoryview, objects_max: int, depth_max: int) -> Any:
+    """The object, if it is small in every respect; raises anything if it is not."""
+    budget = _Budget(objects_max)
+    value = msgpack.unpackb(
+        data,
+        raw=False,
+        strict_map_key=True,
+        list_hook=budget,
+        object_hook=budget,
+        max_array_len=FEW_CHILDREN,
+        max_map_len=FEW_CHILDREN,
+        max_ext_len=0,
+    )
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(depth_max):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if type(container) is dict else container)
+            if type(child) in _CONTAINERS
+        ]
+        if not level:
+            return value
+    raise ValueError
 
 
 def _scan(data: memoryview, objects_max: int, depth_max: int, where: str) -> None:

@@ -441,6 +441,18 @@ def test_a_megabyte_of_empty_lists_is_refused_before_it_is_built() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("field", ["version", "kind", "federation", "task", "epoch", "enc", "body"])
+@pytest.mark.parametrize("depth", [9, 400, 1_500])
+def test_a_kilobyte_of_nesting_only_raises_ours(field: str, depth: int) -> None:
+    # str() of a list that is nested a thousand times deep raises RecursionError.
+    key = bytes((0xA0 + len(field),)) + field.encode()
+    for payload in (b"\x81" + key + b"\x91" * depth + b"\x01", b"\x81" + key + b"\x81\xa1a" * depth + b"\x01"):
+        with pytest.raises(ProtocolError):
+            decode(payload)
+        with pytest.raises(ProtocolError):
+            Update.decode(payload)
+
+
 def test_truncated_messages_only_raise_ours() -> None:
     for kind in EXPECTED:
         data = golden(kind)
