@@ -46,12 +46,16 @@ def open_fixed_batch(model: onnx.ModelProto) -> None:
             _set_shape(model, node, np.array([0, *shape[1:]], dtype=np.int64))
 
 
-def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> None:
+def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> tuple[dict[str, NDArray[Any]], ...]:
     """Replace computed integers by constants, in place.
 
     Args:
         model: At the working opset, batch first in every input.
         where: What is compiled, for messages.
+
+    Returns:
+        The computed integers that differ between the ``PROBES``, by name, for each of these; ONNX's own inference
+        cannot follow all of them.
 
     Raises:
         CompileError: Two shapes contradict each other.
@@ -71,6 +75,8 @@ def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> None:
             shape = _with_open_entry(first_shapes[node.output[0]], second_shapes.get(node.output[0], ()))
             if shape is not None:
                 _set_shape(model, node, shape)
+    left = {name for node in kept for name in node.output}
+    return tuple({name: array for name, array in known.items() if name in left} for known in (first, second))
 
 
 def _with_open_entry(first: tuple[int, ...], second: tuple[int, ...]) -> NDArray[np.int64] | None:

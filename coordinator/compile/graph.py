@@ -36,7 +36,7 @@ IR_VERSION: Final = 10
 BATCH: Final = "batch"
 """The name of the one dimension that is not known when compiling."""
 
-COUNTED_OUTPUTS: Final = frozenset({"If", "Loop", "Scan", "Split"})
+COUNTED_OUTPUTS: Final = frozenset({"If", "Loop", "Scan", "Split", "TopK"})
 """Operators that need all of their outputs named; onnxruntime crashes on a Split without."""
 
 UNKNOWN: Final = "?"

@@ -71,8 +71,8 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     _drop_initialized_inputs(proto)
     inputs = _inputs(proto)
     open_fixed_batch(proto)
-    fold_shape_arithmetic(proto, f"model {name!r}")
-    values = infer_values(proto, f"model {name!r}")
+    computed = fold_shape_arithmetic(proto, f"model {name!r}")
+    values = infer_values(proto, f"model {name!r}", computed)
     constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
     outputs = _outputs(proto, values)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})

@@ -7,7 +7,7 @@ times is ``batch*k``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import onnx
@@ -25,12 +25,15 @@ PROBES: Final = (1009, 2003)
 _DATA_BYTES_MAX: Final = 8192
 
 
-def infer_values(model: onnx.ModelProto, where: str) -> dict[str, Value]:
+def infer_values(
+    model: onnx.ModelProto, where: str, known: Sequence[Mapping[str, NDArray[Any]]] = ({}, {})
+) -> dict[str, Value]:
     """dtype and shape of every tensor of ``model`` of which the first dimension of each input is the batch.
 
     Args:
         model: At the working opset; shapes written in it behind the inputs are ignored.
         where: What is compiled, for messages.
+        known: For each of the ``PROBES``, integers that the graph computes.
 
     Returns:
         Values by name; a tensor that inference cannot place is missing.
@@ -38,7 +41,7 @@ def infer_values(model: onnx.ModelProto, where: str) -> dict[str, Value]:
     Raises:
         CompileError: Two shapes contradict each other.
     """
-    first, second = (_infer(model, batch, where, {}) for batch in PROBES)
+    first, second = (_infer(model, batch, where, given) for batch, given in zip(PROBES, known, strict=True))
     return {name: _join(value, second[name]) for name, value in first.items() if name in second}
 
 

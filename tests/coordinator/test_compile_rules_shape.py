@@ -95,6 +95,14 @@ SHAPES = [
         (2, 3),
         {"r": [1, 3]},
     ),
+    Case(
+        "Expand-token-as-pytorch-writes-it",
+        "n = Shape<start=0, end=1>(x); s = Concat<axis=0>(n, r); c = Equal(s, minus); f = Where(c, ones, s);"
+        "e = Expand(token, f); y = Concat<axis=1>(e, x)",
+        {"token": (1, 1, 3)},
+        (2, 3),
+        {"r": [-1, -1], "minus": [-1, -1, -1], "ones": [1, 1, 1]},
+    ),
     moved("Expand-middle", "u = Unsqueeze(h, a); y = Expand(u, s)", (2, 3), 3, a=[2], s=[1, 1, 4, 1]),
     moved("Tile", "y = Tile(h, r)", (2, 3), 4, r=[1, 3, 2]),
     over_batch("Tile-batch", "e = Tile(h, r)", r=[2, 3]),
