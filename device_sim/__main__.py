@@ -46,9 +46,9 @@ def demo(
         folder=folder,
         devices=devices,
         seed=seed,
-        broker=broker,
+        broker=broker,  # type: ignore[arg-type]
         rounds_max=rounds,
-        seconds_max=seconds,  # type: ignore[arg-type]
+        seconds_max=seconds,
     )
     logging.getLogger("edge_sdk").setLevel(logging.ERROR)  # dropouts are part of the show
     run_demo(settings)

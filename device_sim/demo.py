@@ -232,9 +232,8 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     smaller = f"{dense / max(up, 1):.1f}x smaller"
     view.say(f"updates: {human_bytes(up)} instead of {human_bytes(dense)} as dense float32 ({smaller})")
     view.say(f"model.onnx in stock onnxruntime: {accuracy:.1%} of {len(held_out)} held-out digits")
-    view.say(
-        f"left in {folder}: model.onnx rounds.csv rounds.png view.svg state/demo-default.db federation.toml coordinator.log"
-    )
+    left = "model.onnx rounds.csv rounds.png view.svg state/ federation.toml coordinator.log"
+    view.say(f"left in {folder}: {left}")
     return accuracy
 
 

@@ -23,7 +23,7 @@ NAME_BYTES_MAX: Final = 512
 RANK_MAX: Final = 8
 
 KINDS: Final = ("trainable", "statistic")
-"""``trainable`` parameters are changed by gradients; a ``statistic`` (BatchNorm's running mean) is averaged as it is."""
+"""``trainable`` ones are changed by gradients; a ``statistic`` (BatchNorm's running mean) is averaged as it is."""
 
 
 @dataclass(frozen=True, slots=True)

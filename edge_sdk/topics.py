@@ -81,7 +81,8 @@ class Topics:
         """The segments behind the federation's root, or None for a topic of something else.
 
         ``("to", device, kind)``, ``("from", device, kind)``, ``("up", shard, device)``, ``("blobs", hex, offset)``,
-        ``("tasks", task, "announce")``, ``("status", device)``, ``("coordinator", "state")`` or ``("coordinator", "round")``.
+        ``("tasks", task, "announce")``, ``("status", device)``, ``("coordinator", "state")`` or
+        ``("coordinator", "round")``.
         """
         root = f"{PREFIX}/{self.federation}/"
         if not topic.startswith(root) or len(topic) > len(root) + 200:

@@ -29,7 +29,7 @@ def replaced(text: str, *pairs: tuple[str, str]) -> str:
     return text
 
 
-def test_the_readme_program_takes_part_in_the_readme_federation(mosquitto_broker: PrivateBroker, tmp_path: Path) -> None:
+def test_the_program_takes_part_in_the_federation(mosquitto_broker: PrivateBroker, tmp_path: Path) -> None:
     digits = load_dataset("digits")
     np.savez(tmp_path / "examples.npz", x=digits.x[:200], y=digits.y[:200])
     url = ("mqtt://localhost:1883", mosquitto_broker.url)
