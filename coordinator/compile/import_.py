@@ -22,6 +22,7 @@ from coordinator.compile.graph import BATCH, OPSET, Model, Value, prune
 from coordinator.compile.normalise import fold, read_node, split_parameters
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
+from coordinator.compile.sequences import lower_sequences
 from coordinator.compile.shapes import infer_values, value_of
 from coordinator.compile.spatial import explicit_window
 from edge_sdk.errors import CompileError
@@ -70,6 +71,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     proto = _at_working_opset(_self_contained(model, name), name)
     _drop_initialized_inputs(proto)
     inputs = _inputs(proto)
+    lower_sequences(proto)
     open_fixed_batch(proto)
     computed = fold_shape_arithmetic(proto, f"model {name!r}")
     values = infer_values(proto, f"model {name!r}", computed)
