@@ -183,6 +183,7 @@ class Session:
         self._invite_shard = ""
         self._report_by = float("inf")
         self._download: Download | None = None
+        self._fetched_digests: set[bytes] = set()  # for this ticket; the shell may not have stored them yet
         self._wrong_digests = 0
         self._upload: Upload | None = None
         self._unsettled: Holding | None = None
@@ -442,6 +443,7 @@ class Session:
             return []
         actions = self._judge_all(invite.verdicts)
         self._invite, self._invite_epoch, self._invite_shard = invite, envelope.epoch, envelope.shard
+        self._fetched_digests.clear()
         refusal = self._why_not(invite)
         if refusal:
             code, detail = refusal
@@ -477,7 +479,7 @@ class Session:
             ("program", invite.program, invite.program_bytes, self.settings.program_bytes_max),
             ("parameters", invite.parameters, invite.parameters_bytes, self.settings.parameters_bytes_max),
         ):
-            if self._has_blob(digest):
+            if digest in self._fetched_digests or self._has_blob(digest):
                 continue
             if self.state != FETCHING:
                 self._enter(FETCHING)
@@ -511,6 +513,7 @@ class Session:
             return actions + download.start(now)
         self._wrong_digests = 0
         self._download = None
+        self._fetched_digests.add(download.digest)
         return [*actions, StoreBlob(download.kind, download.digest, data), *self._fetch(now)]
 
     def _on_bytes(self, message: Bytes, envelope: Envelope, now: float) -> list[Action]:
