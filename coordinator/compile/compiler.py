@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import onnx
 
+from coordinator.compile.classical import cut_heads
 from coordinator.compile.emit import (
     evaluate_graph,
     infer_graph,
-    logits_of,
     scalars_of,
     state_of,
     to_onnx,
     to_plan,
     train_graph,
 )
+from coordinator.compile.freezing import freeze as frozen_model
 from coordinator.compile.graph import BATCH, Model, Value
+from coordinator.compile.heads import are_probabilities, logits_of, with_scores
 from coordinator.compile.import_ import import_model
+from coordinator.compile.lora import Lora, with_adapters
 from coordinator.compile.losses import LOSSES, LossOptions, class_count
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
+from coordinator.compile.oracle import session_of
 from coordinator.compile.verify import verify_program
 from edge_sdk.bundle import Bundle, Input, Program, encode_parameters
 from edge_sdk.errors import CompileError, DecodeError
@@ -42,6 +46,9 @@ def compile_model(
     loss_options: LossOptions = PLAIN,
     output: str | None = None,
     frozen: Collection[str] = (),
+    train: Sequence[str] = (),
+    freeze: Sequence[str] = (),
+    lora: Lora | None = None,
     name: str,
     verify: bool = True,
 ) -> Bundle:
@@ -58,6 +65,9 @@ def compile_model(
         loss_options: Class weights, label smoothing and ignored labels, for softmax_cross_entropy.
         output: The output that the loss is computed on; the first by default.
         frozen: Parameters (initializers) that are not trained and stay inside the graphs.
+        train: Patterns (``fc*``) of the parameters that are trained; none for all.
+        freeze: Patterns of those that are not.
+        lora: Low-rank adapters; with them only they, and what ``train`` names, are trained.
         name: Human name of the model.
         verify: Check the result numerically (see ``verify``); a model that fails does not compile.
 
@@ -69,11 +79,14 @@ def compile_model(
     if optimizer not in OPTIMIZERS:
         raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     imported = import_model(model, name=name, frozen=frozen)
+    if lora is not None:
+        imported, train = with_adapters(imported, lora, train=train)
+    imported = frozen_model(imported, train=train, frozen=freeze)
     pulls = Pulls(proximal, weight_decay, clipped)
     program = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
     bundle = Bundle(program, program.spec.flatten(imported.parameters))
     if verify:
-        verify_program(model, bundle)
+        verify_program(cut_heads(model), bundle)
     return bundle
 
 
@@ -92,6 +105,11 @@ def _program(
     target = loss.target(output, options)
     logits = logits_of(model, output, loss, options)
     infer = infer_graph(model)
+    infer_bytes = to_onnx(infer).SerializeToString(deterministic=True)
+    if loss_name == "softmax_cross_entropy" and logits is output:
+        run = session_of(infer_bytes, "the inference graph")
+        if are_probabilities(model, output, options, run):
+            model, logits = with_scores(model, output)
     train = train_graph(model, logits, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
     kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
@@ -109,7 +127,7 @@ def _program(
             scalars=scalars_of(model, loss, options, optimizer, pulls),
             train=to_onnx(train).SerializeToString(deterministic=True),
             evaluate=to_onnx(evaluate).SerializeToString(deterministic=True),
-            infer=to_onnx(infer).SerializeToString(deterministic=True),
+            infer=infer_bytes,
             train_plan=to_plan(train),
             evaluate_plan=to_plan(evaluate),
             infer_plan=to_plan(infer),

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from coordinator.compile.backward import append_forward, differentiate
 from coordinator.compile.graph import IR_VERSION, OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
-from coordinator.compile.losses import SMOOTHING, Loss, LossOptions, class_axis
+from coordinator.compile.losses import SMOOTHING, Loss, LossOptions
 from coordinator.compile.optimizers import NORM_MAX, STEP, Optimizer, Pulls, clipped, slot_name
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
@@ -23,24 +23,9 @@ from edge_sdk.numpy_plan import Node as PlanNode
 from edge_sdk.numpy_plan import NumpyPlan
 from edge_sdk.program import ANCHOR, NEW
 
-__all__ = ["evaluate_graph", "infer_graph", "logits_of", "state_of", "to_onnx", "to_plan", "train_graph"]
+__all__ = ["evaluate_graph", "infer_graph", "state_of", "to_onnx", "to_plan", "train_graph"]
 
 _log = logging.getLogger(__name__)
-
-
-def logits_of(model: Model, output: Value, loss: Loss, options: LossOptions) -> Value:
-    """The value that the loss is computed on: ``output``, or the input of the operator that made it probabilities."""
-    name = output.name
-    for node in reversed(model.nodes):
-        if name in node.outputs and node.op == "Identity":
-            name = node.inputs[0]
-        elif name in node.outputs and node.op in loss.final and _over_classes(node, output.shape, options):
-            return Value(node.inputs[0], output.dtype, output.shape)
-    return output
-
-
-def _over_classes(node: Node, shape: Shape, options: LossOptions) -> bool:
-    return node.op == "Sigmoid" or node.attributes["axis"] % len(shape) == class_axis(shape, options)
 
 
 def train_graph(

@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
+from coordinator.compile.classical import cut_heads, lowered
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
-from coordinator.compile.graph import BATCH, OPSET, Model, Value, prune
-from coordinator.compile.normalise import fold, read_node, split_parameters
+from coordinator.compile.graph import BATCH, OPSET, Model, Node, Value, prune
+from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from coordinator.compile.sequences import lower_sequences
@@ -31,6 +32,7 @@ __all__ = ["import_model", "load_onnx"]
 
 INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
 DOMAINS: Final = ("", "ai.onnx")
+CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
 RESERVED: Final = frozenset(
     {"target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"}
@@ -78,6 +80,8 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
     outputs = _outputs(proto, values)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
+    nodes = without_idle_casts(nodes, {key: value.dtype for key, value in values.items()}, {o.name for o in outputs})
+    _check_control_flow(prune(nodes, (o.name for o in outputs)))
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
     parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))
     used = {name for n in nodes for name in n.inputs} | {o.name for o in outputs}
@@ -97,6 +101,7 @@ def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             )
     if model.functions:
         model = inliner.inline_local_functions(model)
+    model = lowered(cut_heads(model))
     for node in _all_nodes(model.graph):
         if node.domain not in DOMAINS:
             raise CompileError(
@@ -108,7 +113,6 @@ def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 def _exporter_hint(domain: str) -> str:
     hints = {
-        "ai.onnx.ml": "the classical-ML part of the pipeline (scalers, trees, ZipMap)",
         "com.microsoft": "onnxruntime's optimiser",
     }
     return hints.get(domain, "custom operators")
@@ -130,6 +134,15 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def _check_control_flow(nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        if node.op in CONTROL_FLOW:
+            raise CompileError(
+                f"{node}: control flow that depends on data cannot be trained; export the model with it unrolled or "
+                "traced for one case (a recurrent layer as LSTM, GRU or RNN)"
+            )
 
 
 def _drop_initialized_inputs(proto: onnx.ModelProto) -> None:

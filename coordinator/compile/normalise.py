@@ -21,7 +21,7 @@ from coordinator.compile.graph import Node
 from coordinator.compile.rules import RULES
 from edge_sdk.errors import CompileError
 
-__all__ = ["fold", "read_node", "split_parameters"]
+__all__ = ["fold", "read_node", "split_parameters", "without_idle_casts"]
 
 
 def read_node(proto: onnx.NodeProto) -> Node:
@@ -131,3 +131,24 @@ def _is_uniform(array: NDArray[Any]) -> bool:
 def _is_parameter(slot: int, array: NDArray[Any] | None, slots: Collection[int]) -> bool:
     # A scalar is a factor of the architecture (1/sqrt(d), a Clip bound); no exporter writes a parameter like this.
     return array is not None and slot in slots and array.ndim > 0 and array.dtype.kind == "f"
+
+
+def without_idle_casts(nodes: Iterable[Node], dtypes: Mapping[str, str], outputs: Collection[str]) -> list[Node]:
+    """``nodes`` without casts to the type that a tensor has already, which Keras writes around every layer.
+
+    Args:
+        nodes: In topological order.
+        dtypes: NumPy dtype by name, where it is known.
+        outputs: Names that must go on to exist.
+    """
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        result = node.outputs[0]
+        idle = node.op == "Cast" and result not in outputs and dtypes.get(result, "") == dtypes.get(node.inputs[0])
+        if idle:
+            renamed[result] = inputs[0]
+        else:
+            kept.append(Node(node.op, inputs, node.outputs, node.attributes, node.name))
+    return kept

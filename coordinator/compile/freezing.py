@@ -1,0 +1,64 @@
+"""What is trained and what stays as it is, by patterns of parameter names.
+
+A frozen parameter becomes a constant of the graphs: no gradient is computed for it or for what lies before the first
+trained one, and it does not travel in updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from coordinator.compile.backward import needs_gradient
+from coordinator.compile.graph import Model
+from edge_sdk.errors import CompileError
+
+__all__ = ["freeze"]
+
+SHOWN_MAX = 20
+
+
+def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = ()) -> Model:
+    """``model`` with some of its parameters made constants.
+
+    Args:
+        model: An imported model.
+        train: Patterns (``fc*``) of the parameters that are trained; none for all.
+        frozen: Patterns of those that are not, of what ``train`` picks.
+
+    Raises:
+        CompileError: A pattern fits no parameter, or nothing is left to train.
+    """
+    if not train and not frozen:
+        return model
+    for option, patterns in (("train", train), ("freeze", frozen)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in model.parameters):
+                names = ", ".join(list(model.parameters)[:SHOWN_MAX])
+                raise CompileError(f"{option} {pattern!r}: fits none of the parameters {names}")
+    kept = [name for name in model.parameters if (not train or _fits(name, train)) and not _fits(name, frozen)]
+    if not set(kept) - model.statistics:
+        raise CompileError(f"train {list(train)}, freeze {list(frozen)}: nothing is left to train")
+    return _without_idle_statistics(_restricted(model, kept))
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _without_idle_statistics(model: Model) -> Model:
+    """Statistics of a layer that no gradient passes do not move: constants."""
+    needing = needs_gradient(model)
+    moving = {name for node in model.nodes if needing.intersection(node.inputs) for name in node.inputs}
+    return _restricted(model, [n for n in model.parameters if n not in model.statistics or n in moving])
+
+
+def _restricted(model: Model, kept: Sequence[str]) -> Model:
+    chosen = set(kept)
+    return replace(
+        model,
+        parameters={name: array for name, array in model.parameters.items() if name in chosen},
+        statistics=model.statistics & chosen,
+        constants={**model.constants, **{n: a for n, a in model.parameters.items() if n not in chosen}},
+    )
