@@ -125,15 +125,14 @@ def _attributes(layer: _Layer, before: Sequence[int], after: Sequence[int]) -> d
 
 def _weight_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
     """float32[O, C/group, k...]: every product sums over the batch and over positions."""
-    padded = _padded(b, x, layer.window)
     if layer.group > 1:
-        products = _depthwise_taps(b, layer, padded, g) if layer.depthwise else _grouped_taps(b, layer, padded, g)
-        return _joined(b, layer, products)
+        return _joined(b, layer, _depthwise_taps(b, layer, x, g) if layer.depthwise else _grouped_taps(b, layer, x, g))
     channels_first = [1, 0, *range(2, 2 + layer.axes)]
     rows = b.op("Reshape", b.op("Transpose", g, perm=channels_first), b.ints(layer.out_channels, -1), allowzero=0)
     if layer.in_channels < CHANNELS_FOR_TAPS:
-        return _all_taps(b, layer, b.op("Transpose", padded, perm=channels_first), rows)
-    channels_last = b.op("Transpose", padded, perm=[0, *range(2, 2 + layer.axes), 1])
+        return _all_taps(b, layer, b.op("Transpose", _padded(b, x, layer.window, 2), perm=channels_first), rows)
+    # Padding copies long runs as well, once the channels are last.
+    channels_last = _padded(b, b.op("Transpose", x, perm=[0, *range(2, 2 + layer.axes), 1]), layer.window, 1)
     products = []
     for offsets in _taps(layer.window):
         view = _view(b, layer, channels_last, offsets, first_axis=1)
@@ -169,10 +168,11 @@ def _depthwise_taps(b: GraphBuilder, layer: _Layer, x: str, g: str) -> list[str]
     if multiplier == 1:
         axes, channels_last = b.ints(*range(1 + layer.axes)), [0, *range(2, 2 + layer.axes), 1]
         x, g = (b.op("Transpose", value, perm=channels_last) for value in (x, g))
+        x = _padded(b, x, layer.window, 1)
         views = (_view(b, layer, x, offsets, first_axis=1) for offsets in _taps(layer.window))
         return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=0) for view in views]
     axes = b.ints(0, *range(3, 3 + layer.axes))
-    x = b.op("Unsqueeze", x, b.ints(2))
+    x = b.op("Unsqueeze", _padded(b, x, layer.window, 2), b.ints(2))
     g = b.op("Reshape", g, b.ints(-1, layer.group, multiplier, *layer.outputs), allowzero=0)
     views = (_view(b, layer, x, offsets, first_axis=3) for offsets in _taps(layer.window))
     return [b.op("ReduceSum", b.op("Mul", view, g), axes, keepdims=0) for view in views]
@@ -182,9 +182,8 @@ def _grouped_taps(b: GraphBuilder, layer: _Layer, x: str, g: str) -> list[str]:
     """A batch of products for each tap: [group, O/group, N places] @ [group, N places, C/group]."""
     group, places = layer.group, range(3, 3 + layer.axes)
     outer, inner = layer.out_channels // group, layer.in_channels // group
-    padded = [s + p + q for s, p, q in zip(layer.sizes, layer.window.pads_begin, layer.window.pads_end, strict=True)]
-    x = b.op("Reshape", x, b.ints(-1, group, inner, *padded), allowzero=0)
-    x = b.op("Transpose", x, perm=[1, 0, *places, 2])
+    x = b.op("Reshape", x, b.ints(-1, group, inner, *layer.sizes), allowzero=0)
+    x = _padded(b, b.op("Transpose", x, perm=[1, 0, *places, 2]), layer.window, 2)
     g = b.op("Reshape", g, b.ints(-1, group, outer, *layer.outputs), allowzero=0)
     rows = b.op("Reshape", b.op("Transpose", g, perm=[1, 2, 0, *places]), b.ints(group, outer, -1), allowzero=0)
     products = []
@@ -198,11 +197,11 @@ def _gemm(b: GraphBuilder, left: str, right: str, *, trans_b: int) -> str:
     return b.op("Gemm", left, right, alpha=1.0, beta=1.0, transA=0, transB=trans_b)
 
 
-def _padded(b: GraphBuilder, x: str, window: Window) -> str:
+def _padded(b: GraphBuilder, x: str, window: Window, first_axis: int) -> str:
     if not any(window.pads_begin) and not any(window.pads_end):
         return x
-    pads = b.ints(0, 0, *window.pads_begin, 0, 0, *window.pads_end)
-    return b.op("Pad", x, pads, mode="constant")
+    axes = b.ints(*range(first_axis, first_axis + len(window.kernel)))
+    return b.op("Pad", x, b.ints(*window.pads_begin, *window.pads_end), "", axes, mode="constant")
 
 
 def _view(b: GraphBuilder, layer: _Layer, x: str, offsets: tuple[int, ...], *, first_axis: int) -> str:

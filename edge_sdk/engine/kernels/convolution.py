@@ -118,18 +118,17 @@ def _conv_depthwise(padded: Array, w: Array, windows: Geometry) -> Array:
     The channels go last: then a run of memory is a row of places times the channels.
     """
     count, channels = padded.shape[:2]
-    source = np.ascontiguousarray(np.moveaxis(padded, 1, -1))
-    result = np.empty(bounded((count, *windows.output, channels)), dtype=padded.dtype)
+    result = np.empty(bounded((count, channels, *windows.output)), dtype=padded.dtype)
     rows = _rows(w, windows.output[-1])
     for part in _blocks(count, math.prod(result.shape[1:]) * padded.itemsize * BLOCKS_AT_ONCE):
-        block, sums = source[part], result[part]
+        block = np.ascontiguousarray(np.moveaxis(padded[part], 1, -1))
+        sums = np.zeros((block.shape[0], *windows.output, channels), dtype=padded.dtype)
         product = np.empty_like(sums)
         for tap, where in enumerate(windows.taps()):
-            view = block[(slice(None), *where)]
-            np.multiply(view, rows[tap], out=product if tap else sums)
-            if tap:
-                np.add(sums, product, out=sums)
-    return np.ascontiguousarray(np.moveaxis(result, -1, 1))
+            np.multiply(block[(slice(None), *where)], rows[tap], out=product)
+            np.add(sums, product, out=sums)
+        result[part] = np.moveaxis(sums, -1, 1)
+    return result
 
 
 def _rows(w: Array, places: int) -> Array:
@@ -196,17 +195,18 @@ def _spread(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int,
 
 def _spread_depthwise(x: Array, w: Array, windows: Geometry, group: int, shape: tuple[int, ...]) -> Array:
     """:func:`_spread` where each channel has its own output, with the channels last."""
-    source = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    result: Array = np.zeros((shape[0], *shape[2:], shape[1]), dtype=x.dtype)
+    result: Array = np.empty(shape, dtype=x.dtype)
     rows = _rows(w, windows.output[-1])
     for part in _blocks(shape[0], math.prod(shape[1:]) * x.itemsize * BLOCKS_AT_ONCE):
-        block = source[part]
+        block = np.ascontiguousarray(np.moveaxis(x[part], 1, -1))
+        sums = np.zeros((block.shape[0], *shape[2:], shape[1]), dtype=x.dtype)
         product = np.empty_like(block)
         for tap, where in enumerate(windows.taps()):
             np.multiply(block, rows[tap], out=product)
-            view = result[(part, *where)]
+            view = sums[(slice(None), *where)]
             np.add(view, product, out=view)
-    return np.ascontiguousarray(np.moveaxis(result, -1, 1))
+        result[part] = np.moveaxis(sums, -1, 1)
+    return result
 
 
 def _cuts(
