@@ -54,7 +54,7 @@ def test_norm_pooling_agrees_with_onnxruntime(p: int, shape: tuple[int, ...], at
         ((5, 3, 9, 8), (3, 2), {"pads": [1, 0, 2, 1]}),
         ((5, 3, 9, 8), (3, 3), {"strides": [2, 3], "pads": [1, 1, 1, 1]}),
         ((5, 3, 9, 8), (2, 3), {"dilations": [3, 2]}),
-        ((40, 64, 30, 30), (3, 3), {"pads": [1, 1, 1, 1]}),  # more than one block of examples
+        ((9, 32, 40, 40), (3, 3), {"pads": [1, 1, 1, 1]}),  # more than one block of examples
         ((4, 2, 17), (5,), {"strides": [2], "pads": [2, 2]}),
         ((2, 3, 4, 5, 4), (2, 3, 2), {}),
     ],
