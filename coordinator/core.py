@@ -7,7 +7,6 @@ The core sees ids, sizes and verdicts, never tensors (rule 12); decoding and sum
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +31,6 @@ from coordinator.events import (
     Finished,
     Ingested,
     IngestItem,
-    Publish,
     Published,
     RoundCommitted,
     RoundEnded,
@@ -41,15 +39,16 @@ from coordinator.events import (
     Tick,
     Workers,
 )
-from coordinator.round import Round, RoundSettings, Ticket
+from coordinator.round import Round, Ticket
 from coordinator.selection import announced_share, come_back_seconds, wanted_count
-from coordinator.stopping import Stopping, StoppingRule
+from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
+from coordinator.task import TaskSettings
 from coordinator.uploads import BUSY, Uploads
+from coordinator.voice import Voice, round_summary, rounded
 from edge_sdk.errors import ProtocolError
 from edge_sdk.messages import (
     Accept,
-    Announce,
     CheckIn,
     Chunk,
     ComeBack,
@@ -58,76 +57,27 @@ from edge_sdk.messages import (
     Invite,
     Message,
     Offer,
-    Plan,
     Verdict,
     Want,
     decode_message,
-    encode_message,
 )
 from edge_sdk.mqtt import Delivery
-from edge_sdk.topics import Topics
 
-__all__ = ["Coordinator", "TaskSettings"]
+__all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
 SHARD: Final = "0"
 ENVELOPE_BYTES_MAX: Final = 600
 ROUND_SECONDS_MIN: Final = 0.25
-ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
 DONE_SECONDS: Final = 4 * 3600.0
 POPULATION_SECONDS: Final = 7 * 86_400.0
 RETAIN_FROM_DEVICES: Final = 8
 RECENT_ROUNDS: Final = 8
+WILLS_EXPECTED: Final = 8
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 BUSY_SECONDS: Final = 15.0
-RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
-    """What the core must know of one task.
-
-    Attributes:
-        federation: Topic segment.
-        task: Topic segment.
-        round: Numbers of a round.
-        plan: What devices are asked to do.
-        stopping: When to end.
-        program_digest: SHA-256 of the program, 32 bytes.
-        requires: What a device must understand.
-        share: Share of devices asked to check in, None for automatic.
-        come_back_seconds: When those who were turned away ask again, if nothing is announced before; in seconds.
-        jitter: Share by which that varies either way.
-        pause_seconds: Between the end of a round and the next one, in seconds.
-        retry_seconds: After an abandoned round, in seconds.
-        chunk_bytes_max: Largest range or chunk in one message, in bytes.
-        update_bytes_max: Largest update accepted, in bytes.
-        retained_blobs: ``auto``, ``always`` or ``never``.
-        evaluate_every: Evaluate after every so many rounds, 0 for never.
-        dense_bytes: Bytes of one update as dense float32, for comparison.
-        seed: Draws the cohorts.
-    """
-
-    federation: str
-    task: str
-    round: RoundSettings
-    plan: Plan
-    stopping: StoppingRule
-    program_digest: bytes
-    requires: tuple[str, ...] = ()
-    share: float | None = None
-    come_back_seconds: float = 900.0
-    jitter: float = 0.2
-    pause_seconds: float = 0.0
-    retry_seconds: float = 30.0
-    chunk_bytes_max: int = 58 * 1024
-    update_bytes_max: int = 64 << 20
-    retained_blobs: str = "auto"
-    evaluate_every: int = 1
-    dense_bytes: int = 0
-    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -184,7 +134,8 @@ class Coordinator:
         self._rng = rng
         self._wall = wall
         self._epoch = store.epoch
-        self._topics = Topics(settings.federation)
+        self._voice = Voice(settings, self._epoch, incarnation)
+        self._topics = self._voice.topics
         self._effects: list[Effect] = []
         self._pending = _Pending()
         self._timers: dict[str, float] = {}
@@ -201,7 +152,7 @@ class Coordinator:
         self._stopping = Stopping(settings.stopping)
         self._downloads = Downloads(
             self._topics,
-            self._wrap,
+            self._voice.wrap,
             chunk_bytes_max=settings.chunk_bytes_max,
             retained_add=store.retained_add,
             retained_remove=store.retained_remove,
@@ -293,7 +244,7 @@ class Coordinator:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: the coordinator is gone."""
-        return self._topics.coordinator_state, self._state(online=False)
+        return self._topics.coordinator_state, self._voice.state(online=False)
 
     # --- the broker ---
 
@@ -311,22 +262,17 @@ class Coordinator:
             # Both inboxes are open: now devices may be told that somebody is here.
             # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
             self._announce(now)
-            self._say_online()
+            self._effects.append(self._voice.publish_state())
             self._publish_round(now)
 
-    def _say_online(self) -> None:
-        topic, payload = self._topics.coordinator_state, self._state(online=True)
-        self._effects.append(Publish(CONTROL, topic, payload, retain=True))
-
     def _on_own_state(self, payload: bytes) -> None:
-        """Somebody says that the coordinator is offline, and here it is."""
-        if payload == self._state(online=False) and len(self._up) == 2:
-            self._say_online()
+        """A last will of a connection or start before says that the coordinator is offline, and here it is."""
+        if len(self._up) == 2 and payload in (self._voice.state(online=False, incarnation=i) for i in self._own()):
+            self._effects.append(self._voice.publish_state())
 
-    def _state(self, *, online: bool) -> bytes:
-        return json.dumps(
-            {"incarnation": self.incarnation, "online": online, "federation": self.settings.federation}
-        ).encode()
+    def _own(self) -> range:
+        """Incarnations whose last will may still come: this one's and those shortly before."""
+        return range(max(self.incarnation - WILLS_EXPECTED, 0), self.incarnation + 1)
 
     def _on_broker_down(self, event: BrokerDown, now: float) -> None:
         self._up.discard(event.channel)
@@ -781,7 +727,7 @@ class Coordinator:
             self._abandon(event.error, verdicts, now)
             return
         number, tickets = self.record.number, self.round.tickets
-        self._recent.append({"round": number, **self.record.summary, "metrics": _rounded(event.metrics)})
+        self._recent.append({"round": number, **self.record.summary, "metrics": rounded(event.metrics)})
         self.round, self.record = None, None
         self._completed = number
         self.metrics = dict(event.metrics)
@@ -811,7 +757,7 @@ class Coordinator:
         self.metrics.update(event.metrics)
         self.store.set_metrics(self.settings.task, event.number, self.metrics)
         if self._recent and self._recent[-1]["round"] == event.number:
-            self._recent[-1]["metrics"] = _rounded(self.metrics)
+            self._recent[-1]["metrics"] = rounded(self.metrics)
         self._round_over(event.number, now)
 
     def _round_over(self, number: int, now: float) -> None:
@@ -856,36 +802,15 @@ class Coordinator:
 
     # --- speaking ---
 
-    def _wrap(self, message: Message, shard: str = "") -> bytes:
-        s = self.settings
-        return encode_message(Envelope(federation=s.federation, task=s.task, epoch=self._epoch, shard=shard), message)
-
     def _to(self, device: str, message: Message, shard: str = "") -> None:
-        self._effects.append(Publish(CONTROL, self._topics.to_device(device, message.kind), self._wrap(message, shard)))
+        self._effects.append(self._voice.to_device(device, message, shard))
 
     def _announce(self, now: float) -> None:
         if len(self._up) < 2:
             return  # said when both connections are there
-        phase, remaining = "waiting", 0.0
-        if self.finished is not None:
-            phase = "done"
-        elif self.round is not None:
-            phase = "selection" if self.round.phase == rounds.SELECTION else "working"
-            remaining = self.round.seconds_remaining(now)
-        message = Announce(
-            incarnation=self.incarnation,
-            round=self.record.number if self.record else self._completed,
-            attempt=self.record.attempt if self.record else 0,
-            phase=phase,
-            share=self._share,
-            window_seconds=self.settings.round.window_seconds,
-            remaining_seconds=remaining,
-            requires=self.settings.requires,
-            reason=self.finished or "",
-        )
-        expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None
-        topic = self._topics.announce(self.settings.task)
-        self._effects.append(Publish(CONTROL, topic, self._wrap(message), retain=True, expiry_seconds=expiry))
+        number = self.record.number if self.record else self._completed
+        attempt = self.record.attempt if self.record else 0
+        self._effects.append(self._voice.announce(number, attempt, self.round, self.finished, self._share, now))
 
     def _publish_round(self, now: float) -> None:
         """Retained JSON for people and machines, at most a few times a second."""
@@ -897,8 +822,7 @@ class Coordinator:
             return
         self._round_published_at = now
         self._timers.pop("round", None)
-        body = json.dumps(self.summary(now)).encode()
-        self._effects.append(Publish(CONTROL, self._topics.coordinator_round, body, retain=True))
+        self._effects.append(self._voice.publish_round(self.summary(now)))
 
     def summary(self, now: float) -> dict[str, Any]:
         """What ``coordinator/round`` says: plain numbers and words."""
@@ -915,37 +839,26 @@ class Coordinator:
             "remaining_seconds": round(self.round.seconds_remaining(now), 1) if self.round else 0.0,
             "goal_count": s.round.goal_count,
             **(self._summary() if self.round else {}),
-            "metrics": _rounded(self.metrics),
+            "metrics": rounded(self.metrics),
             "recent": list(self._recent),
             "best": self._stopping.best,
             "refused_messages": self.store.counters(),
         }
 
     def _summary(self) -> dict[str, Any]:
-        """What is kept of a round: counts that partition, bytes, seconds by phase."""
         assert self.round is not None
-        counts = self.round.counts()
-        reported = counts["journalled"] + counts["counted"]
         sent = self._downloads.bytes_sent - self._traffic.down_at_start
-        return {
-            "checked_in": counts["candidates"],
-            "invited": counts["tickets"],
-            "at_work": counts["accepted"] + counts["admitted"],
-            "committed": reported,
-            **{state: counts[state] for state in RESULT_STATES},
-            "bytes_up": self._traffic.up,
-            "bytes_down": max(sent, self._traffic.fanned_out),
-            "bytes_up_dense": reported * self.settings.dense_bytes,
-            "phase_seconds": {k: round(v, 3) for k, v in self._phase_seconds.items()},
-        }
+        return round_summary(
+            self.round.counts(),
+            bytes_up=self._traffic.up,
+            bytes_down=max(sent, self._traffic.fanned_out),
+            dense_bytes=self.settings.dense_bytes,
+            phases=self._phase_seconds.items(),
+        )
 
     def _record_now(self, now: float) -> RoundRecord:
         assert self.record is not None and self.round is not None
         return replace(self.record, seconds_remaining=self.round.seconds_remaining(now))
-
-
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in metrics.items()}
 
 
 def _busy(ticket: bytes, digest: bytes) -> Verdict:

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.core import Coordinator, TaskSettings
+from coordinator.core import Coordinator
 from coordinator.evaluation import Evaluator
 from coordinator.events import (
     BULK,
@@ -37,6 +37,7 @@ from coordinator.events import (
 )
 from coordinator.ingest import Ingest
 from coordinator.store import RoundRecord, Store
+from coordinator.task import TaskSettings
 from coordinator.workers import ThreadWorkers, WorkerFailed
 from edge_sdk.errors import ConnectionUnavailable, EdgeFedError, StateError
 from edge_sdk.loop import Backoff, EventLoop

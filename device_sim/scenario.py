@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 
 from coordinator.compile import build_zoo_model, compile_model
-from coordinator.core import TaskSettings
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
 from coordinator.reducers import FixedPoint
@@ -22,6 +21,7 @@ from coordinator.round import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
+from coordinator.task import TaskSettings
 from coordinator.validate import Validation
 from device_sim.checkers import InvariantBroken, Ledger
 from device_sim.crashes import CrashPlan, CrashPoints
