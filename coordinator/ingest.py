@@ -162,6 +162,7 @@ class Ingest:
             steps=update.steps,
             loss=update.loss,
             evaluation=update.evaluation,
+            metric_max=1.0 if self._program.metric == "accuracy" else None,
             norm_bound=self._norm_bound,
         )
         if not self._mean.fits(pending_weight + self._weight(update)):
@@ -192,7 +193,10 @@ class Ingest:
             "partial": 0 if update.complete else 1,
         }
         if update.evaluation is not None:
-            numbers["eval_loss"], numbers["eval_metric"], numbers["eval_count"] = update.evaluation
+            loss_sum, metric_sum, count = update.evaluation
+            share = min(1.0, self._plan.examples_max / count)  # nobody's opinion weighs more than his update may
+            numbers["eval_loss"], numbers["eval_metric"] = loss_sum * share, metric_sum * share
+            numbers["eval_count"] = count * share
         self._scalars.accumulate(numbers)
 
     def _weight(self, update: Update) -> int:

@@ -90,6 +90,7 @@ class Validation:
         steps: int,
         loss: float,
         evaluation: tuple[float, float, int] | None = None,
+        metric_max: float | None = None,
         norm_bound: float | None = None,
         step: NDArray[np.float32] | None = None,
     ) -> float:
@@ -101,6 +102,7 @@ class Validation:
             steps: How many optimiser steps it says that it did.
             loss: Its mean training loss.
             evaluation: ``(loss_sum, metric_sum, count)`` over held-out examples, or None.
+            metric_max: The most that the metric can be for one example, 0 being the least; None for no such bound.
             norm_bound: The round's bound from :meth:`norm_bound`; None for ``norm_max`` alone.
             step: The values that the norm is of, float32[k]: those of trainable elements. None for all.
 
@@ -112,6 +114,10 @@ class Validation:
                 ``evaluation``.
         """
         self._check_claims(examples, steps, loss, evaluation)
+        if evaluation is not None and metric_max is not None and not 0.0 <= evaluation[1] <= metric_max * evaluation[2]:
+            raise ProtocolError(
+                f"update: a metric of {evaluation[1]!r} over {evaluation[2]} examples is not possible", reason="evaluation"
+            )
         self._check_shape(decoded)
         self._check_values(decoded.values)
         # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.

@@ -154,3 +154,12 @@ def test_what_passes_the_gate_never_spoils_a_sum(elements: list[float], examples
     mean.accumulate(update, examples)
     expected = (GOOD.values.astype(float) * 1000 + update.values.astype(float) * examples) / (1000 + examples)
     np.testing.assert_allclose(mean.report(), expected, rtol=1e-6, atol=2**-29)
+
+
+@pytest.mark.parametrize("metric_sum", [-1.0, 10.5])
+def test_an_accuracy_that_cannot_be_is_refused(metric_sum: float) -> None:
+    decoded = Decoded(SIZE, None, np.zeros(SIZE, dtype=np.float32))
+    evaluation = (1.0, metric_sum, 10)
+    Validation(SIZE).check(decoded, examples=1, steps=1, loss=0.0, evaluation=(1.0, 10.0, 10), metric_max=1.0)
+    with pytest.raises(ProtocolError, match="not possible"):
+        Validation(SIZE).check(decoded, examples=1, steps=1, loss=0.0, evaluation=evaluation, metric_max=1.0)
