@@ -1,7 +1,8 @@
 """A graph transcribed for the NumPy engine, and its form inside a program.
 
 A device without onnxruntime has no package that could parse ONNX either, so the coordinator writes the graph out
-once more as plain lists: operator, input names, output names, attributes.
+once more as plain lists: operator, input names, output names, attributes. One operator, Scan, holds a plan itself: its
+body, which runs once for each step in time. A body reads nothing but its inputs, and holds no body.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ CONSTANT_DTYPES: Final = frozenset(
     ["bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 )
 
-Attribute: TypeAlias = int | float | str | list[int] | list[float] | list[str] | NDArray[Any]
+Attribute: TypeAlias = "int | float | str | list[int] | list[float] | list[str] | NDArray[Any] | NumpyPlan"
+
+BODY: Final = ("Scan", "body")
+"""The one operator and attribute that is a plan."""
 
 
 class Node(NamedTuple):
@@ -57,6 +61,10 @@ class NumpyPlan:
 
 def check_plan(plan: NumpyPlan, where: str) -> None:
     """Raise DecodeError unless every name is assigned once, before it is used, and every output exists."""
+    for node in plan.nodes:
+        for key, body in node.attributes.items():
+            if isinstance(body, NumpyPlan):
+                _check_body(node, key, body, where)
     known = {*plan.inputs, *plan.constants}
     if len(known) != len(plan.inputs) + len(plan.constants) or "" in known:
         raise DecodeError(f"program.{where}: an input or constant has no name or another one's")
@@ -76,6 +84,14 @@ def check_plan(plan: NumpyPlan, where: str) -> None:
             raise DecodeError(f"program.{where}: output {name[:80]!r} is computed nowhere")
 
 
+def _check_body(node: Node, key: str, body: NumpyPlan, where: str) -> None:
+    if (node.op, key) != BODY or any(isinstance(v, NumpyPlan) for n in body.nodes for v in n.attributes.values()):
+        raise DecodeError(f"program.{where}: only a Scan may hold a plan, and that plan no other")
+    if len(body.inputs) != len(node.inputs) or len(body.outputs) != len(node.outputs):
+        raise DecodeError(f"program.{where}: a Scan and its body differ in the number of inputs or outputs")
+    check_plan(body, f"{where}.Scan")
+
+
 def plan_to_wire(plan: NumpyPlan) -> dict[str, Any]:
     """The plan as a msgpack map; equal plans give equal maps."""
     return {
@@ -89,8 +105,13 @@ def plan_to_wire(plan: NumpyPlan) -> dict[str, Any]:
     }
 
 
-def plan_from_wire(value: object, where: str) -> NumpyPlan:
+def plan_from_wire(value: object, where: str, *, nested: bool = False) -> NumpyPlan:
     """The inverse of :func:`plan_to_wire`, for bytes that nobody vouches for.
+
+    Args:
+        value: What was unpacked.
+        where: What it is called in messages.
+        nested: It is the body of a node, so that its nodes may have none.
 
     Raises:
         DecodeError: The value is not a well-formed plan.
@@ -101,7 +122,9 @@ def plan_from_wire(value: object, where: str) -> NumpyPlan:
         inputs=_names(source.get("inputs"), f"{where}.inputs"),
         outputs=_names(source.get("outputs"), f"{where}.outputs"),
         constants={as_text(n, where): _array(constants[n], f"{where}.constants[{n[:80]!r}]") for n in constants},
-        nodes=tuple(_node(n, f"{where}.nodes") for n in as_list(source.get("nodes"), f"{where}.nodes", NODES_MAX)),
+        nodes=tuple(
+            _node(n, f"{where}.nodes", nested) for n in as_list(source.get("nodes"), f"{where}.nodes", NODES_MAX)
+        ),
     )
 
 
@@ -143,6 +166,8 @@ def _array_to_wire(array: NDArray[Any]) -> list[Any]:
 def _attribute_to_wire(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return {"array": _array_to_wire(value)}
+    if isinstance(value, NumpyPlan):
+        return {"plan": plan_to_wire(value)}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -169,14 +194,16 @@ def _attribute(value: Any, where: str) -> Attribute:
     raise DecodeError(f"program.{where}: an attribute must be a number, text, a list of these or an array")
 
 
-def _node(value: object, where: str) -> Node:
+def _node(value: object, where: str, nested: bool) -> Node:
     parts = as_list(value, where, 4)
     if len(parts) != 4:
         raise DecodeError(f"program.{where}: expected [op, inputs, outputs, attributes]")
-    attributes = as_map(parts[3], where)
-    return Node(
-        as_text(parts[0], where),
-        _names(parts[1], where),
-        _names(parts[2], where),
-        {as_text(name, where): _attribute(attributes[name], f"{where}.{name[:80]}") for name in attributes},
-    )
+    op, given = as_text(parts[0], where), as_map(parts[3], where)
+    attributes: dict[str, Attribute] = {}
+    for key in given:
+        wire, place = given[key], f"{where}.{key[:80]}"
+        if not nested and (op, key) == BODY and isinstance(wire, dict) and set(wire) == {"plan"}:
+            attributes[key] = plan_from_wire(wire["plan"], place, nested=True)
+        else:
+            attributes[as_text(key, where)] = _attribute(wire, place)
+    return Node(op, _names(parts[1], where), _names(parts[2], where), attributes)

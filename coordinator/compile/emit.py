@@ -12,7 +12,19 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coordinator.compile.backward import append_forward, differentiate
-from coordinator.compile.graph import IR_VERSION, OPSET, UNKNOWN, Graph, GraphBuilder, Model, Node, Shape, Value, prune
+from coordinator.compile.graph import (
+    IR_VERSION,
+    OPSET,
+    UNKNOWN,
+    Graph,
+    GraphBuilder,
+    Model,
+    Node,
+    Shape,
+    Value,
+    captured,
+    prune,
+)
 from coordinator.compile.losses import SMOOTHING, Loss, LossOptions
 from coordinator.compile.optimizers import NORM_MAX, STEP, Optimizer, Pulls, clipped, slot_name
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
@@ -131,7 +143,9 @@ def _divided(b: GraphBuilder, name: str, by: int) -> str:
 def _finish(b: GraphBuilder, name: str, inputs: Sequence[Value], results: Mapping[str, tuple[str, Shape]]) -> Graph:
     """Give the results their names. A result that has one already (an input, another result) becomes a copy."""
     nodes = prune(b.nodes, [value for value, _ in results.values()])
-    computed = {name for node in nodes for name in node.outputs}
+    bodies = [value for node in nodes for value in node.attributes.values() if isinstance(value, Graph)]
+    inside = {name for body in bodies for name in captured(body)}
+    computed = {name for node in nodes for name in node.outputs} - inside
     renamed: dict[str, str] = {}
     copies: list[Node] = []
     for result, (value, _) in results.items():
@@ -142,7 +156,7 @@ def _finish(b: GraphBuilder, name: str, inputs: Sequence[Value], results: Mappin
     nodes = tuple(
         Node(n.op, _rename(n.inputs, renamed), _rename(n.outputs, renamed), n.attributes, n.name) for n in nodes
     )
-    used = {name for node in (*nodes, *copies) for name in node.inputs}
+    used = {name for node in (*nodes, *copies) for name in node.inputs} | inside
     constants = {key: array for key, array in b.constants.items() if key in used}
     outputs = tuple(Value(result, "float32", shape) for result, (_, shape) in results.items())
     return Graph(name, tuple(inputs), outputs, (*nodes, *copies), constants)
@@ -154,16 +168,19 @@ def _rename(names: Iterable[str], renamed: Mapping[str, str]) -> tuple[str, ...]
 
 def to_onnx(graph: Graph, initializers: Mapping[str, Any] | None = None) -> onnx.ModelProto:
     """The graph as an ONNX model; inputs that have a value in ``initializers`` become initializers."""
-    given = initializers or {}
-    proto = helper.make_graph(
+    opset = [helper.make_opsetid("", OPSET)]
+    proto = _graph_proto(graph, initializers or {})
+    return helper.make_model(proto, opset_imports=opset, ir_version=IR_VERSION, producer_name="edgefed")
+
+
+def _graph_proto(graph: Graph, given: Mapping[str, Any]) -> onnx.GraphProto:
+    return helper.make_graph(
         [_node_proto(node) for node in graph.nodes],
         graph.name,
         [_value_info(v) for v in graph.inputs if v.name not in given],
         [_value_info(v) for v in graph.outputs],
         [numpy_helper.from_array(np.asarray(a, order="C"), n) for n, a in {**graph.constants, **given}.items()],
     )
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(proto, opset_imports=opset, ir_version=IR_VERSION, producer_name="edgefed")
 
 
 def to_plan(graph: Graph) -> NumpyPlan:
@@ -171,13 +188,7 @@ def to_plan(graph: Graph) -> NumpyPlan:
 
     The plan is empty where the NumPy engine lacks an operator; such a program runs on onnxruntime only.
     """
-    completed = [complete(node) for node in graph.nodes]
-    plan = NumpyPlan(
-        inputs=tuple(v.name for v in graph.inputs),
-        outputs=tuple(v.name for v in graph.outputs),
-        constants=dict(graph.constants),
-        nodes=tuple(PlanNode(n.op, n.inputs, n.outputs, n.attributes) for n in completed),
-    )
+    plan = _plan(graph, ())
     try:
         Executor(plan, graph.name)
     except BundleError as error:
@@ -186,12 +197,33 @@ def to_plan(graph: Graph) -> NumpyPlan:
     return plan
 
 
+def _plan(graph: Graph, outer: tuple[str, ...]) -> NumpyPlan:
+    return NumpyPlan(
+        inputs=(*(v.name for v in graph.inputs), *outer),
+        outputs=tuple(v.name for v in graph.outputs),
+        constants=dict(graph.constants),
+        nodes=tuple(_plan_node(complete(node)) for node in graph.nodes),
+    )
+
+
+def _plan_node(node: Node) -> PlanNode:
+    """A plan's body reads nothing around it: what it captures becomes the last inputs, of the node and of the body."""
+    body = node.attributes.get("body")
+    if not isinstance(body, Graph):
+        return PlanNode(node.op, node.inputs, node.outputs, node.attributes)
+    outer = captured(body)
+    attributes = {**node.attributes, "body": _plan(body, outer), "captured": len(outer)}
+    return PlanNode(node.op, (*node.inputs, *outer), node.outputs, attributes)
+
+
 def _node_proto(node: Node) -> onnx.NodeProto:
     proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.name)
     for key in sorted(node.attributes):
         value = node.attributes[key]
         if isinstance(value, np.ndarray):
             value = numpy_helper.from_array(value)
+        if isinstance(value, Graph):
+            value = _graph_proto(value, {})
         if not isinstance(value, list) or value:  # an empty list has no type, and no meaning anywhere
             proto.attribute.append(helper.make_attribute(key, value))
     return proto

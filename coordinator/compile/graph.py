@@ -24,6 +24,7 @@ __all__ = [
     "Product",
     "Shape",
     "Value",
+    "captured",
     "prune",
 ]
 
@@ -60,7 +61,7 @@ class Node:
     name: str = ""
 
     def __str__(self) -> str:
-        return f"node {self.name or self.outputs[0]!r} ({self.op}, opset {OPSET})"
+        return f"node {self.name or next(filter(None, self.outputs), '')!r} ({self.op}, opset {OPSET})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,10 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A finished graph: what ``emit`` writes as ONNX and as a NumPy plan."""
+    """A finished graph: what ``emit`` writes as ONNX and as a NumPy plan.
+
+    As an attribute of a Scan it is the body, which may read names of the graph around it (:func:`captured`).
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -159,7 +163,7 @@ class GraphBuilder:
         """Append a node with ``outputs`` outputs; their names."""
         key = (op, tuple(inputs), outputs, tuple((k, _hashable(attributes[k])) for k in sorted(attributes)))
         if key not in self._made:
-            names = tuple(self._fresh(op) for _ in range(outputs))
+            names = tuple(self.fresh(op) for _ in range(outputs))
             self.nodes.append(Node(op, tuple(inputs), names, attributes))
             self._made[key] = names
         return self._made[key]
@@ -172,7 +176,7 @@ class GraphBuilder:
         """The name of a constant with this value."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._made:
-            name = self._fresh("constant")
+            name = self.fresh("constant")
             self.constants[name] = array
             self._made[key] = (name,)
         return self._made[key][0]
@@ -240,7 +244,8 @@ class GraphBuilder:
             return self.op("Reshape", gradient, self.op("Shape", value, start=0), allowzero=0)
         return self.op("Reshape", gradient, self.ints(*(d if isinstance(d, int) else -1 for d in shape)), allowzero=0)
 
-    def _fresh(self, stem: str) -> str:
+    def fresh(self, stem: str) -> str:
+        """A name that nothing has yet."""
         name = f"{stem}~{len(self._names)}"
         while name in self._names:
             name += "~"
@@ -266,10 +271,18 @@ def prune(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
+def captured(body: Graph) -> tuple[str, ...]:
+    """Names of the graph around ``body`` that it reads, in order of first use."""
+    known = {"", *body.constants, *(v.name for v in body.inputs), *(name for n in body.nodes for name in n.outputs)}
+    return tuple(dict.fromkeys(name for node in body.nodes for name in node.inputs if name not in known))
+
+
 def _captured(node: Node) -> set[str]:
     """Outer names that the node's subgraphs (Loop, If, Scan) may read: too many rather than too few."""
     names: set[str] = set()
     for value in node.attributes.values():
+        if isinstance(value, Graph):
+            names.update(captured(value))
         for graph in value if isinstance(value, list | tuple) else [value]:
             if hasattr(graph, "node"):
                 inner = [Node(n.op_type, tuple(n.input), tuple(n.output), _subgraphs(n)) for n in graph.node]

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from edge_sdk.bundle import Node, NumpyPlan, Program
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
+from edge_sdk.numpy_plan import Attribute
 
 __all__ = ["Arrays", "Run", "loss_in_float64", "session_of", "widened"]
 
@@ -90,12 +91,16 @@ def widened(array: NDArray[Any]) -> NDArray[Any]:
 def _plan_in_float64(plan: NumpyPlan) -> NumpyPlan:
     constants = {name: widened(array) for name, array in plan.constants.items()}
     nodes = tuple(
-        Node(n.op, n.inputs, n.outputs, {**n.attributes, "to": TensorProto.DOUBLE})
-        if n.attributes.get("to") == TensorProto.FLOAT
-        else n
+        Node(n.op, n.inputs, n.outputs, {key: _attribute_in_float64(key, v) for key, v in n.attributes.items()})
         for n in plan.nodes
     )
     return NumpyPlan(plan.inputs, plan.outputs, constants, nodes)
+
+
+def _attribute_in_float64(key: str, value: Attribute) -> Attribute:
+    if isinstance(value, NumpyPlan):
+        return _plan_in_float64(value)
+    return TensorProto.DOUBLE if key == "to" and value == TensorProto.FLOAT else value
 
 
 def _model_in_float64(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -25,4 +25,6 @@ def _defaults(op: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
     return value.decode() if isinstance(value, bytes) else value

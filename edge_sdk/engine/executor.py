@@ -7,7 +7,7 @@ is that of the values still needed, as in a compiled graph.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
@@ -61,28 +61,39 @@ class Executor:
         Raises:
             TrainingError: An input is missing, or an operator failed on these values.
         """
+        missing = [name for _, name in self._inputs if name not in feeds]
+        if missing:
+            raise TrainingError(f"{self._place(None)}: {missing[0][:80]!r} is missing")
+        # Overflow and 0/0 give infinity and NaN, as in onnxruntime; training looks at the loss.
+        with np.errstate(all="ignore"):
+            return dict(zip(self.outputs, self([feeds[name] for _, name in self._inputs]), strict=True))
+
+    def __call__(self, values: Sequence[Any]) -> list[Any]:
+        """The plan's outputs for its inputs, both in order, as a body is run; NumPy's error state is the caller's.
+
+        Raises:
+            TrainingError: An operator failed on these values.
+        """
         slots = self._template.copy()
         call: _Call | None = None
         try:
-            for slot, name in self._inputs:
-                slots[slot] = feeds[name]
-            # Overflow and 0/0 give infinity and NaN, as in onnxruntime; training looks at the loss.
-            with np.errstate(all="ignore"):
-                for call in self._calls:
-                    kernel, arguments, outputs, dead, _ = call
-                    value = kernel(*[slots[i] for i in arguments])
-                    if type(value) is not tuple:
-                        slots[outputs[0]] = value
-                    else:
-                        for slot, part in zip(outputs, value, strict=False):
-                            slots[slot] = part
-                    for slot in dead:
-                        slots[slot] = None
+            for (slot, _), given in zip(self._inputs, values, strict=True):
+                slots[slot] = given
+            for call in self._calls:
+                kernel, arguments, outputs, dead, _ = call
+                value = kernel(*[slots[i] for i in arguments])
+                if type(value) is not tuple:
+                    slots[outputs[0]] = value
+                else:
+                    for slot, part in zip(outputs, value, strict=False):
+                        slots[slot] = part
+                for slot in dead:
+                    slots[slot] = None
         except EdgeFedError as error:
             raise TrainingError(f"{self._place(call)}: {error}") from error
         except Exception as error:  # whatever a kernel raises on values that the plan should not have led to
             raise TrainingError(f"{self._place(call)}: {type(error).__name__}: {error}") from error
-        return {name: slots[slot] for name, slot in zip(self.outputs, self._results, strict=True)}
+        return [slots[slot] for slot in self._results]
 
     def _place(self, call: _Call | None) -> str:
         if call is None:
@@ -120,6 +131,11 @@ def _prepared(node: Node, where: str) -> Kernel:
     if unknown:
         raise BundleError(f"{where}: the NumPy engine's {node.op} has no attribute {unknown[0][:80]!r}")
     keywords: dict[str, Any] = dict(node.attributes)
+    if "body" in known:
+        body = keywords.get("body")
+        if not isinstance(body, NumpyPlan):
+            raise BundleError(f"{where}: the NumPy engine's {node.op} has no body")
+        keywords["body"] = Executor(body, f"{where}: {node.op}")
     if "rng" in known:  # a stream for each node, as in onnxruntime: of its seed, or else of this machine's entropy
         seed = node.attributes.get("seed")
         keywords["rng"] = np.random.Generator(np.random.PCG64(abs(seed) if isinstance(seed, int) else None))

@@ -3,7 +3,7 @@
 ONNX lets a model name files that hold its tensors ("external data"). Whether onnxruntime follows such a name in a model
 given as bytes depends on its version; where it does, a hostile program would train on the device's files and the update
 would carry them away. So it is refused here, by walking the protobuf wire format, and so are operators that are not
-ONNX's own.
+ONNX's own and graphs inside of nodes, but for one: the body of a Scan, which runs a known number of times.
 
 Source: Protocol Buffers encoding (wire types 0, 1, 2, 5); field numbers from onnx.proto3, IR version 10.
 """
@@ -36,6 +36,9 @@ _REFUSED: Final = {
 }
 _DOMAIN: Final = {("node", 7), ("opset", 1)}
 _DATA_LOCATION: Final = ("tensor", 14)
+_OPERATOR: Final = 4
+_SUBGRAPHS: Final = {("attribute", 6), ("attribute", 11)}
+_LOOP: Final = b"Scan"
 
 
 def check_onnx(data: bytes, where: str) -> None:
@@ -43,18 +46,22 @@ def check_onnx(data: bytes, where: str) -> None:
 
     Raises:
         BundleError: The bytes are no protobuf, name data outside of the model, hold functions or training information,
-            or use an operator that is not of ONNX's default domain.
+            use an operator that is not of ONNX's default domain, or hold a graph that is not the body of a Scan.
     """
     try:
-        _walk(memoryview(data), "model", where, 0)
+        _walk(memoryview(data), "model", where, 0, True)
     except (IndexError, RecursionError) as error:
         raise BundleError(f"{where}: the ONNX bytes are truncated or nested too deeply") from error
 
 
-def _walk(data: memoryview, kind: str, where: str, depth: int) -> None:
+def _walk(data: memoryview, kind: str, where: str, depth: int, may_loop: bool) -> None:
+    """Look through one message; ``may_loop`` where a body may stand in it, as it may not in a body."""
     if depth > _DEPTH_MAX:
         raise BundleError(f"{where}: the ONNX graph is nested deeper than {_DEPTH_MAX}")
     children = _CHILDREN[kind]
+    if kind == "node" and may_loop:
+        names = [value for field, value in _fields(data, where) if field == _OPERATOR]
+        may_loop = len(names) == 1 and not isinstance(names[0], int) and bytes(names[0]) == _LOOP
     for field, value in _fields(data, where):
         if (kind, field) in _REFUSED:
             raise BundleError(f"{where}: the ONNX model has {_REFUSED[kind, field]}, which a program may not have")
@@ -63,11 +70,13 @@ def _walk(data: memoryview, kind: str, where: str, depth: int) -> None:
         if (kind, field) in _DOMAIN and (isinstance(value, int) or bytes(value) not in (b"", b"ai.onnx")):
             name = value if isinstance(value, int) else bytes(value[:40])
             raise BundleError(f"{where}: operators of the domain {name!r} are not allowed, only ONNX's own")
+        if (kind, field) in _SUBGRAPHS and not may_loop:
+            raise BundleError(f"{where}: only a Scan may hold a graph, and that graph no other")
         child = children.get(field)
         if child is not None:
             if isinstance(value, int):
                 raise BundleError(f"{where}: the bytes are no ONNX model (field {field} of {kind})")
-            _walk(value, child, where, depth + 1)
+            _walk(value, child, where, depth + 1, may_loop and (kind, field) not in _SUBGRAPHS)
 
 
 def _fields(data: memoryview, where: str) -> Iterator[tuple[int, int | memoryview]]:

@@ -23,12 +23,17 @@ def attribute_value(proto: onnx.AttributeProto) -> Any:
         return numpy_helper.to_array(value)
     if isinstance(value, bytes):
         return value.decode()
-    return value if isinstance(value, int | float) else list(value)
+    if isinstance(value, onnx.GraphProto):
+        return _graph(value)
+    return value if isinstance(value, int | float) else [v.decode() if isinstance(v, bytes) else v for v in value]
 
 
 def transcribed(model: onnx.ModelProto) -> NumpyPlan:
-    """The NumPy plan of a model."""
-    graph = model.graph
+    """The NumPy plan of a model; a body in it must read nothing from around it."""
+    return _graph(model.graph)
+
+
+def _graph(graph: onnx.GraphProto) -> NumpyPlan:
     return NumpyPlan(
         tuple(i.name for i in graph.input),
         tuple(o.name for o in graph.output),

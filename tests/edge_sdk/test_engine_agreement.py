@@ -257,12 +257,25 @@ def name_a_file(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="secret.bin")
 
 
-def hide_a_file_in_a_branch(model: onnx.ModelProto) -> None:
+def hide_a_file_in_a_loop(model: onnx.ModelProto) -> None:
     tensor = helper.make_tensor("t", TensorProto.FLOAT, [1], [0.0])
     name_a_file(wrapped := helper.make_model(helper.make_graph([], "g", [], [], [tensor])))
-    out = helper.make_tensor_value_info("t", TensorProto.FLOAT, [1])
-    branch = helper.make_graph([], "b", [], [out], [wrapped.graph.initializer[0]])
+    body = helper.make_graph([], "b", [], [], [wrapped.graph.initializer[0]])
+    model.graph.node.append(helper.make_node("Scan", ["x"], ["o"], body=body, num_scan_inputs=1))
+
+
+def bring_a_branch(model: onnx.ModelProto) -> None:
+    branch = helper.make_graph([], "b", [], [])
     model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=branch, else_branch=branch))
+
+
+def put_a_loop_into_a_loop(model: onnx.ModelProto) -> None:
+    inner = helper.make_node("Scan", ["x"], ["o"], body=helper.make_graph([], "b", [], []), num_scan_inputs=1)
+    outer = helper.make_graph([inner], "b", [], [])
+    model.graph.node.append(helper.make_node("Scan", ["x"], ["o"], body=outer, num_scan_inputs=1))
+
+
+GRAPHS = (name_a_file, hide_a_file_in_a_loop, bring_a_branch, put_a_loop_into_a_loop)
 
 
 def use_a_foreign_operator(model: onnx.ModelProto) -> None:
@@ -277,12 +290,10 @@ def bring_a_function(model: onnx.ModelProto) -> None:
     model.functions.add(name="f", domain="d")
 
 
-@pytest.mark.parametrize(
-    "change", [name_a_file, hide_a_file_in_a_branch, use_a_foreign_operator, import_a_foreign_domain, bring_a_function]
-)
+@pytest.mark.parametrize("change", [use_a_foreign_operator, import_a_foreign_domain, bring_a_function, *GRAPHS])
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
 def test_graphs_that_reach_outside_are_refused_before_onnxruntime_sees_them(change: Any, engine: str) -> None:
-    with pytest.raises(BundleError, match=r"outside of itself|domain|functions"):
+    with pytest.raises(BundleError, match=r"outside of itself|domain|functions|only a Scan"):
         make_engine(with_train(change), engine)
 
 

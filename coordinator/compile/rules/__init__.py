@@ -18,6 +18,7 @@ from coordinator.compile.rules import (
     linear,
     normalisation,
     pooling,
+    recurrent,
     reduction,
     resize,
     shape,
@@ -68,6 +69,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "Gather": Rule(indexing.gather, parameters=(0,)),
     "GatherElements": Rule(indexing.gather_elements, parameters=(0,)),
     "GatherND": Rule(indexing.gather_nd, parameters=(0,)),
+    "GRU": Rule(recurrent.gru, parameters=(1, 2, 3), training=recurrent.gru_training),
     "Gelu": Rule(activation.gelu, parameters=(0,), training=activation.gelu_training),
     "Gemm": Rule(linear.gemm, parameters=(0, 1, 2)),
     "GlobalAveragePool": Rule(pooling.global_average_pool),
@@ -82,6 +84,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "InstanceNormalization": Rule(
         normalisation.instance_normalization, parameters=(1, 2), training=normalisation.instance_normalization_training
     ),
+    "LSTM": Rule(recurrent.lstm, parameters=(1, 2, 3), training=recurrent.lstm_training),
     "LayerNormalization": Rule(
         normalisation.layer_normalization, parameters=(1, 2), training=normalisation.layer_normalization_training
     ),
@@ -101,6 +104,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "PRelu": Rule(activation.prelu, parameters=(1,)),
     "Pad": Rule(shape.pad, parameters=(0,)),
     "Pow": Rule(elementwise.power, learned=(0,)),
+    "RNN": Rule(recurrent.rnn, parameters=(1, 2, 3), training=recurrent.rnn_training),
     "Reciprocal": Rule(elementwise.reciprocal, parameters=(0,)),
     "ReduceL1": Rule(reduction.reduce_l1, parameters=(0,)),
     "ReduceL2": Rule(reduction.reduce_l2, parameters=(0,)),

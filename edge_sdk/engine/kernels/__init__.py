@@ -23,6 +23,7 @@ from edge_sdk.engine.kernels import (
     linear,
     normalisation,
     pooling,
+    recurrent,
     reduction,
     resize,
     shape,
@@ -119,6 +120,11 @@ KERNELS: Final[dict[str, Kernel]] = {
     "Tan": np.tan,
     "Where": np.where,
     "Xor": np.logical_xor,
+    # recurrent
+    "GRU": recurrent.gru,
+    "LSTM": recurrent.lstm,
+    "RNN": recurrent.rnn,
+    "Scan": recurrent.scan,
     # reduction
     "ArgMax": reduction.argmax,
     "ArgMin": reduction.argmin,
