@@ -1,0 +1,62 @@
+"""Who is asked, who is chosen, when the others come back."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.selection import GATHER_BELOW, announced_share, choose, come_back_seconds, wanted_count
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+@given(st.integers(1, 10_000), st.floats(1.0, 5.0))
+def test_a_round_invites_at_least_its_goal(goal_count: int, over_selection: float) -> None:
+    assert goal_count <= wanted_count(goal_count, over_selection) <= goal_count * over_selection + 1
+
+
+def test_a_small_fleet_is_gathered_and_a_large_one_spread() -> None:
+    assert announced_share(GATHER_BELOW, 10, None, 0) == 1.0
+    assert announced_share(0, 10, None, 0) == 1.0, "nobody knows how many there are"
+    assert announced_share(10_000, 50, None, 0) == pytest.approx(0.01)
+
+
+def test_after_an_abandoned_round_twice_as_many_are_asked_up_to_all() -> None:
+    shares = [announced_share(10_000, 50, None, attempt) for attempt in range(12)]
+    assert shares[1] == 2 * shares[0] and shares[-1] == 1.0
+
+
+def test_a_configured_share_is_taken_as_it_is() -> None:
+    assert announced_share(10_000, 50, 0.3, 5) == 0.3
+
+
+def test_the_choice_is_a_partition_and_does_not_depend_on_the_order_of_arrival() -> None:
+    names = [f"d{i}" for i in range(30)]
+    chosen, reserves = choose(names, 8, rng())
+    assert sorted(chosen + reserves) == sorted(names) and len(chosen) == 8
+    assert choose(names[::-1], 8, rng()) == (chosen, reserves)
+
+
+def test_everybody_is_chosen_equally_often() -> None:
+    names = [f"d{i}" for i in range(10)]
+    counts: Counter[str] = Counter()
+    draw = rng(5)
+    for _ in range(3000):
+        counts.update(choose(names, 3, draw)[0])
+    assert all(800 < counts[name] < 1000 for name in names)
+
+
+def test_fewer_candidates_than_wanted_are_all_chosen() -> None:
+    assert choose(["b", "a"], 5, rng())[1] == []
+
+
+def test_those_who_were_turned_away_do_not_come_back_together() -> None:
+    times = [come_back_seconds(100.0, 0.2, rng(seed)) for seed in range(200)]
+    assert min(times) >= 80.0 and max(times) <= 120.0 and np.std(times) > 8.0
+    assert come_back_seconds(100.0, 0.0, rng()) == 100.0

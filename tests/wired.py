@@ -1,0 +1,443 @@
+"""The real machines, joined in memory: no network, no thread, no clock but the one that a test turns by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.compile import build_zoo_model, compile_model
+from coordinator.core import Coordinator
+from coordinator.events import (
+    BULK,
+    CONTROL,
+    Acknowledge,
+    Arrived,
+    BrokerDown,
+    BrokerUp,
+    CloseJob,
+    Effect,
+    Evaluated,
+    Event,
+    Ingested,
+    IngestItem,
+    Publish,
+    Published,
+    StartJob,
+    Subscribe,
+    Tick,
+)
+from coordinator.ingest import Ingest, pack_state
+from coordinator.reducers import FixedPoint
+from coordinator.round import RoundSettings
+from coordinator.server_optimizers import make_server_optimizer
+from coordinator.stopping import StoppingRule
+from coordinator.store import Store
+from coordinator.task import TaskSettings
+from coordinator.validate import Validation
+from edge_sdk.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.frames import encode_frames
+from edge_sdk.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
+from edge_sdk.mqtt import Delivery
+from edge_sdk.plan import TrainingPlan
+from edge_sdk.session import (
+    MarkReceived,
+    MessageArrived,
+    Offline,
+    Online,
+    Send,
+    Session,
+    SessionSettings,
+    Settle,
+    StartTraining,
+    StoreBlob,
+    TrainingFinished,
+    Unsubscribe,
+)
+from edge_sdk.session import Published as SentPublished
+from edge_sdk.session import Subscribe as Listen
+from edge_sdk.session import Tick as SessionTick
+from edge_sdk.topics import Topics
+from edge_sdk.update import CodecSettings
+
+M = TypeVar("M")
+E = TypeVar("E")
+
+FEDERATION, TASK = "garden", "default"
+TOPICS = Topics(FEDERATION)
+CODEC = CodecSettings("dense")
+ROUND = RoundSettings(
+    goal_count=2,
+    minimum_count=1,
+    over_selection=1.5,
+    window_seconds=5.0,
+    selection_seconds_max=60.0,
+    configuration_seconds_max=20.0,
+    reporting_seconds_max=60.0,
+)
+
+
+@lru_cache(maxsize=1)
+def bundle() -> Bundle:
+    """Softmax regression from 4 inputs to 3 classes: 15 parameters."""
+    model = build_zoo_model("softmax_regression", inputs=(4,), outputs=3, seed=0)
+    return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="tiny", verify=False)
+
+
+def task(**changes: Any) -> TaskSettings:
+    settings = TaskSettings(
+        federation=FEDERATION,
+        task=TASK,
+        round=ROUND,
+        plan=Plan(training=TrainingPlan(), codec=CODEC),
+        stopping=StoppingRule(rounds_max=3),
+        program_digest=bundle().program.digest,
+        requires=("codec:dense",),
+        come_back_seconds=100.0,
+        jitter=0.0,
+        retry_seconds=10.0,
+        chunk_bytes_max=1024,
+        update_bytes_max=4096,
+        retained_blobs="never",
+    )
+    return replace(settings, **changes)
+
+
+def make_update(delta: NDArray[np.float32] | float = 0.01, examples: int = 10, pad: int = 0) -> bytes:
+    """A device's update as honest bytes; ``pad`` makes its engine's name longer, so that digests differ."""
+    spec = bundle().program.spec
+    values = np.full(spec.size, delta, dtype=np.float32) if isinstance(delta, float) else delta
+    frames = encode_frames(values, None, CODEC, spec, seed=1)
+    return Update(
+        examples=examples,
+        steps=1,
+        loss=1.0,
+        complete=True,
+        seconds=1.0,
+        engine="n" * (1 + pad),
+        frame=frames.frame,
+        statistics=frames.statistics,
+    ).encode()
+
+
+class Jobs:
+    """The workers' queue; a test runs it when it likes."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self.ingest_side = ingest
+        self.queue: deque[StartJob | IngestItem | CloseJob] = deque()
+        self.evaluations: deque[tuple[int, bytes]] = deque()
+        self.full = False
+
+    def start(self, job: StartJob) -> None:
+        self.queue.append(job)
+
+    def ingest(self, item: IngestItem) -> None:
+        self.queue.append(item)
+
+    def close(self, job: CloseJob) -> None:
+        self.queue.append(job)
+
+    def evaluate(self, number: int, blob: bytes) -> None:
+        self.evaluations.append((number, blob))
+
+    def busy(self) -> bool:
+        return self.full
+
+    def run(self) -> list[Event]:
+        """Runs everything that waits."""
+        events: list[Event] = []
+        while self.queue:
+            job = self.queue.popleft()
+            if isinstance(job, StartJob):
+                self.ingest_side.start(job)
+            elif isinstance(job, CloseJob):
+                events.append(self.ingest_side.close(job))
+            else:
+                events.append(Ingested(self.ingest_side.process([job])))
+        while self.evaluations:
+            number, _ = self.evaluations.popleft()
+            events.append(Evaluated(number, {"accuracy": 0.5}))
+        return events
+
+
+class Desk:
+    """One coordinator: the core, its store and its workers. ``crash()`` starts it again from the database."""
+
+    def __init__(self, *, store: Store | None = None, seed: int = 0, **changes: Any) -> None:
+        self.settings = task(**changes)
+        self.now = 0.0
+        self.seed = seed
+        self.number = 0
+        self.ids = np.random.Generator(np.random.PCG64(seed))
+        self.store = store or Store(":memory:", wall=lambda: self.now, new_id=self.ids.bytes)
+        self.optimizer = make_server_optimizer("fedavg")
+        made = bundle()
+        self.store.put_initial(
+            TASK,
+            made.program.encode(),
+            encode_parameters(made.parameters),
+            pack_state(self.optimizer.init(made.program.spec.size)),
+        )
+        self.effects: list[Effect] = []
+        self.retained: dict[str, bytes] = {}
+        self.auto_publish = True
+        self.on_publish: Callable[[Publish], None] = lambda publish: None
+        self.boot()
+
+    def boot(self) -> None:
+        made = bundle()
+        self.jobs = Jobs(
+            Ingest(
+                self.store,
+                made.program,
+                self.settings.plan,
+                Validation(size=made.program.spec.size),
+                self.optimizer,
+                FixedPoint(),
+            )
+        )
+        self.core = Coordinator(
+            self.settings,
+            self.store,
+            self.jobs,
+            new_id=self.ids.bytes,
+            rng=np.random.Generator(np.random.PCG64(self.seed)),
+            wall=lambda: self.now,
+            incarnation=self.store.next_incarnation(),
+        )
+        self.turn(lambda: self.core.start(self.now))
+        for channel in (CONTROL, BULK):
+            self.play(BrokerUp(channel, 1 << 20))
+
+    def crash(self, down_seconds: float = 1000.0) -> None:
+        """What is not committed is gone."""
+        self.now += down_seconds
+        self.boot()
+
+    # --- turns ---
+
+    def turn(self, act: Callable[[], None]) -> list[Effect]:
+        with self.store.transaction():
+            act()
+            self.core.end_turn(self.now)
+        effects = self.core.take_effects()
+        self.effects += effects
+        done = list(effects)
+        for effect in effects:
+            if isinstance(effect, Publish):
+                if effect.retain:
+                    self.retained[effect.topic] = effect.payload
+                self.on_publish(effect)
+                if effect.token and self.auto_publish:
+                    done += self.play(Published(effect.channel, effect.token))
+        return done
+
+    def play(self, *events: Event) -> list[Effect]:
+        """Several events in one turn."""
+
+        def act() -> None:
+            for event in events:
+                self.core.handle(event, self.now)
+
+        return self.turn(act)
+
+    def work(self) -> list[Effect]:
+        """The workers do what waits, and the core hears of it, until nothing waits."""
+        done: list[Effect] = []
+        while events := self.jobs.run():
+            for event in events:
+                done += self.play(event)
+        return done
+
+    def wait(self, seconds: float = 0.0) -> list[Effect]:
+        """Time passes: until the next deadline, or by ``seconds`` with every deadline on the way."""
+        until = self.now + seconds if seconds else (self.core.next_deadline() or self.now)
+        done: list[Effect] = []
+        while (deadline := self.core.next_deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            done += self.play(Tick())
+        self.now = max(self.now, until)
+        return done
+
+    def lose_broker(self) -> None:
+        self.play(BrokerDown(CONTROL), BrokerDown(BULK))
+
+    def find_broker(self) -> list[Effect]:
+        return [*self.play(BrokerUp(CONTROL, 1 << 20)), *self.play(BrokerUp(BULK, 1 << 20))]
+
+    # --- devices' messages, by hand ---
+
+    def arrived(self, device: str, message: Message, *, epoch: bytes | None = None) -> Arrived:
+        """A message of a device on its way in."""
+        self.number += 1
+        bulk = message.kind == "chunk"
+        topic = TOPICS.up("0", device) if bulk else TOPICS.from_device(device, message.kind)
+        envelope = Envelope(FEDERATION, TASK, epoch=self.store.epoch if epoch is None else epoch, shard="0")
+        payload = encode_message(envelope, message)
+        return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
+
+    def hear(self, device: str, *messages: Message, epoch: bytes | None = None) -> list[Effect]:
+        return self.play(*(self.arrived(device, message, epoch=epoch) for message in messages))
+
+    def check_in(self, device: str, nonce: bytes = b"nonce   ", **changes: Any) -> list[Effect]:
+        message = CheckIn(
+            nonce=nonce,
+            instance=changes.pop("instance", device.encode().ljust(16)),
+            capabilities={"supports": ["codec:dense"]},
+        )
+        return self.hear(device, replace(message, **changes))
+
+    def begin(self, *devices: str) -> dict[str, Invite]:
+        """The round begins, these devices check in, and selection is over: their invites."""
+        if self.core.round is None:
+            self.wait()
+        for device in devices:
+            self.check_in(device)
+        self.wait(ROUND.window_seconds)
+        return {device: self.told(device, Invite)[-1] for device in devices if self.told(device, Invite)}
+
+    # --- what was said ---
+
+    def said(self, kind: type[M], effects: Iterable[Effect] | None = None) -> list[tuple[str, M]]:
+        """Every message of one kind to devices, with its device."""
+        found = []
+        for effect in self.effects if effects is None else effects:
+            if isinstance(effect, Publish):
+                parts = TOPICS.parse(effect.topic)
+                if parts is not None and parts[0] == "to" and parts[2] == getattr(kind, "kind", ""):
+                    _, message = decode_message(
+                        effect.payload, federation=FEDERATION, expected=(parts[2],), peer="coordinator"
+                    )
+                    assert isinstance(message, kind)
+                    found.append((parts[1], message))
+        return found
+
+    def told(self, device: str, kind: type[M], effects: Iterable[Effect] | None = None) -> list[M]:
+        return [message for name, message in self.said(kind, effects) if name == device]
+
+    @staticmethod
+    def acknowledged(effects: Iterable[Effect]) -> list[int]:
+        return [effect.acknowledgement.acknowledgement for effect in effects if isinstance(effect, Acknowledge)]
+
+    def filters(self) -> list[str]:
+        return [pattern for effect in self.effects if isinstance(effect, Subscribe) for pattern in effect.filters]
+
+
+class Pair:
+    """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise."""
+
+    def __init__(self, *devices: str, **changes: Any) -> None:
+        self.desk = Desk(**changes)
+        self.desk.on_publish = self._from_coordinator
+        self.lose: Callable[[str, str], bool] = lambda topic, payload: False
+        self.filters: dict[str, set[str]] = {device: set() for device in devices}
+        self.blobs: dict[str, set[bytes]] = {device: set() for device in devices}
+        self.settled: dict[str, list[bool]] = {device: [] for device in devices}
+        self.receipts: dict[str, int] = dict.fromkeys(devices, 0)
+        self.trainings: dict[str, list[StartTraining]] = {device: [] for device in devices}
+        self.todo: deque[Callable[[], None]] = deque()
+        self.sessions: dict[str, Session] = {}
+        for number, device in enumerate(devices):
+            self.sessions[device] = self.session(device, number)
+            self.connect(device)
+
+    def session(self, device: str, seed: int, **given: Any) -> Session:
+        return Session(
+            SessionSettings(
+                federation=FEDERATION,
+                task=TASK,
+                device=device,
+                instance=device.encode().ljust(16),
+                capabilities={"supports": ["codec:dense"]},
+                supports=frozenset({"codec:dense"}),
+            ),
+            rng=np.random.Generator(np.random.PCG64(seed)),
+            has_blob=lambda wanted: wanted in self.blobs[device],
+            **given,
+        )
+
+    @property
+    def now(self) -> float:
+        return self.desk.now
+
+    def connect(self, device: str) -> None:
+        self.play(device, Online(1 << 20))
+
+    def cut(self, device: str) -> None:
+        self.filters[device].clear()
+        self.play(device, Offline())
+
+    def play(self, device: str, event: Any) -> None:
+        for action in self.sessions[device].handle(event, self.now):
+            self._perform(device, action)
+
+    def run(self, seconds: float = 0.0) -> None:
+        """Everything that waits, then time, deadline by deadline."""
+        until = self.now + seconds
+        while True:
+            while self.todo:
+                self.todo.popleft()()
+            self.desk.work()
+            if self.todo:
+                continue
+            due = [session.next_deadline() for session in self.sessions.values()]
+            earliest = min((d for d in [self.desk.core.next_deadline(), *due] if d is not None), default=until + 1)
+            if earliest > until:
+                self.desk.now = until
+                return
+            self.desk.now = max(self.now, earliest)
+            self.desk.wait(1e-9)
+            for device, session in self.sessions.items():
+                deadline = session.next_deadline()
+                if deadline is not None and deadline <= self.now:
+                    self.play(device, SessionTick())
+
+    def _perform(self, device: str, action: Any) -> None:
+        match action:
+            case Send(topic, payload, token):
+                self.todo.append(lambda: self._to_coordinator(device, topic, payload, token))
+            case Listen(filters):
+                self.filters[device].update(filters)
+                for topic, payload in list(self.desk.retained.items()):
+                    if payload and any(_matches(pattern, topic) for pattern in filters):
+                        self._deliver(device, topic, payload)
+            case Unsubscribe(filters):
+                self.filters[device].difference_update(filters)
+            case StoreBlob(_, digest, _):
+                self.blobs[device].add(digest)
+            case StartTraining():
+                self.trainings[device].append(action)
+                payload = make_update(0.01, pad=len(self.trainings[device]))
+                event = TrainingFinished(action.ticket, digest_of(payload), payload)
+                self.todo.append(lambda: self.play(device, event))
+            case MarkReceived():
+                self.receipts[device] += 1
+            case Settle(_, counted, _):
+                self.settled[device].append(counted)
+
+    def _to_coordinator(self, device: str, topic: str, payload: bytes, token: int) -> None:
+        if token:
+            self.todo.append(lambda: self.play(device, SentPublished(token)))
+        if not self.lose(topic, "up"):
+            channel = BULK if topic.startswith(f"{TOPICS.root}/up/") else CONTROL
+            self.desk.number += 1
+            self.desk.play(Arrived(channel, topic, payload, Delivery(topic, payload, False, self.desk.number)))
+
+    def _from_coordinator(self, publish: Publish) -> None:
+        for device, filters in self.filters.items():
+            if any(_matches(pattern, publish.topic) for pattern in filters) and not self.lose(publish.topic, device):
+                self._deliver(device, publish.topic, publish.payload)
+
+    def _deliver(self, device: str, topic: str, payload: bytes) -> None:
+        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload)))
+
+
+def _matches(pattern: str, topic: str) -> bool:
+    ours, theirs = pattern.split("/"), topic.split("/")
+    return len(ours) == len(theirs) and all(p in ("+", t) for p, t in zip(ours, theirs, strict=True))
