@@ -40,6 +40,7 @@ VERSION: Final = 1
 
 SCALAR_ABS_MAX: Final = 1e15
 SCALAR_FRACTION_BITS: Final = 40
+SCALAR_SCALE: Final = 1 << SCALAR_FRACTION_BITS
 SCALAR_BYTES: Final = 24  # 1e15 * 2^40 needs 90 bits: 2^100 terms fit
 
 
@@ -246,7 +247,7 @@ class ScalarSums:
                 raise ValueError(f"{name!r} is not summed here, only {', '.join(self._sums)} are")
             if not abs(value) <= SCALAR_ABS_MAX:
                 raise ValueError(f"{name} is {value!r}, expected a finite number of at most {SCALAR_ABS_MAX:g}")
-            terms[name] = round((value if type(value) is int else float(value)) * (1 << SCALAR_FRACTION_BITS))
+            terms[name] = value << SCALAR_FRACTION_BITS if type(value) is int else round(float(value) * SCALAR_SCALE)
         for name, term in terms.items():
             self._sums[name] += term
 

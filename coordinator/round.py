@@ -460,6 +460,9 @@ class Round:
             return []
         if self.phase not in (CONFIGURATION, REPORTING):
             return [self._change(ticket, state="late", reason="closed", offered=True)]
+        if ticket.state == "accepted":
+            self._put(replace(ticket, offered=True))
+            return []  # nothing that would have to be durable
         # An offer says "accepted" too: the acceptance may have been lost.
         return [self._change(ticket, state="accepted", offered=True)]
 

@@ -7,6 +7,7 @@ that a flood of updates cannot starve check-ins (rule 6).
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -151,6 +152,9 @@ class Service:
         Raises:
             EdgeFedError: It cannot go on; the database is whole, and the next start goes on where this one ended.
         """
+        # What is here lives as long as the process: the collector need not look at all of it again and again.
+        gc.collect()
+        gc.freeze()
         self._workers.run()
         now = self._loop.clock()
         with self._store.transaction():
@@ -169,6 +173,7 @@ class Service:
                     self._on_turn()
             self._say_goodbye()
         finally:
+            gc.unfreeze()
             self._workers.stop()
             self._loop.close()
 

@@ -121,8 +121,9 @@ class Validation:
         self._check_shape(decoded)
         self._check_values(decoded.values)
         # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
-        normed = decoded.values if step is None else step
-        norm = math.sqrt(float(np.einsum("i,i->", normed, normed, dtype=np.float64)))
+        squares = (decoded.values if step is None else step).astype(np.float64)
+        squares *= squares
+        norm = math.sqrt(float(squares.sum()))
         bound = self.norm_bound(()) if norm_bound is None else norm_bound
         if norm > bound:
             raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")

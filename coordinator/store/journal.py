@@ -7,7 +7,7 @@ answers for it. So journalling an update writes its bytes once, at the end of on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from coordinator.store.database import Database
 from coordinator.store.partials import Partials
@@ -15,6 +15,8 @@ from coordinator.store.records import VERDICTS, JournalRow, QuotaExceeded
 from edge_sdk.errors import StateError
 
 __all__ = ["Journal", "JournalEntry"]
+
+TICKETS_PER_QUERY: Final = 500
 
 
 class JournalEntry(NamedTuple):
@@ -65,7 +67,8 @@ class Journal:
         with self._database.lock:
             self._check_quota(rows)
             with self._database.transaction():
-                values = [self._values(number, row) for number, row in enumerate(rows, self._seq_next)]
+                known = self._tickets([row.ticket for row in rows])
+                values = [self._values(number, row, known) for number, row in enumerate(rows, self._seq_next)]
                 self._database.write_many(
                     "INSERT INTO updates (seq, round, ticket, digest, payload) VALUES (?, ?, ?, ?, ?)", values
                 )
@@ -108,8 +111,22 @@ class Journal:
                 tickets=frozenset(refused),
             )
 
-    def _values(self, seq: int, row: JournalRow) -> tuple[int, int, int, bytes, bytes]:
-        found = self._database.row("SELECT id, round, state FROM tickets WHERE ticket = ?", (row.ticket,))
+    def _tickets(self, tickets: Sequence[bytes]) -> dict[bytes, tuple[int, int, str]]:
+        """Row, round and state of those tickets that are there; some hundreds a query, since each query costs."""
+        found: dict[bytes, tuple[int, int, str]] = {}
+        for start in range(0, len(tickets), TICKETS_PER_QUERY):
+            part = tickets[start : start + TICKETS_PER_QUERY]
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT ticket, id, round, state FROM tickets WHERE ticket IN ({marks})"
+            found.update(
+                (ticket, (row, number, state)) for ticket, row, number, state in self._database.rows(query, part)
+            )
+        return found
+
+    def _values(
+        self, seq: int, row: JournalRow, known: Mapping[bytes, tuple[int, int, str]]
+    ) -> tuple[int, int, int, bytes, bytes]:
+        found = known.get(row.ticket)
         if found is None:
             raise StateError(f"ticket {row.ticket.hex()}: was never given out, so its update cannot be journalled")
         ticket_id, round_id, state = found

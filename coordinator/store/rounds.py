@@ -25,6 +25,7 @@ from edge_sdk.errors import StateError
 __all__ = ["SECONDS_PER_DAY", "RoundWriter", "Rounds"]
 
 SECONDS_PER_DAY: Final = 86_400
+OPEN_STATES: Final = ("invited", "accepted")
 
 _ROUND: Final = (
     "task, number, attempt, phase, seconds_remaining, base, program, last_seq, reason, summary, started_at, ended_at"
@@ -156,6 +157,8 @@ class RoundWriter(Rounds):
 
     def set_ticket(self, ticket: bytes, state: str, reason: str, digest: bytes | None, seq: int | None) -> None:
         with self._database.transaction():
+            if self._move(ticket, state, reason, digest, seq):
+                return
             before = self.ticket(ticket)
             if before is None:
                 raise StateError(f"ticket {ticket.hex()}: was never given out")
@@ -175,6 +178,19 @@ class RoundWriter(Rounds):
             )
             if state in VERDICTS:
                 self._partials.drop([ticket])
+
+    def _move(self, ticket: bytes, state: str, reason: str, digest: bytes | None, seq: int | None) -> bool:
+        """The usual case in one statement: the ticket is open and not journalled; False says that it is not."""
+        if state in ("journalled", "counted") or ticket in self._journal.entries:
+            return False
+        moved = self._database.write(
+            "UPDATE tickets SET state = ?, reason = ?, digest = coalesce(?, digest), seq = coalesce(?, seq) "
+            "WHERE ticket = ? AND state IN (?, ?)",
+            (state, reason, digest, seq, ticket, *(s if may_follow(s, state) else "" for s in OPEN_STATES)),
+        )
+        if moved and state in VERDICTS:
+            self._partials.drop([ticket])
+        return bool(moved)
 
     def settle(self, record: RoundRecord, verdicts: Mapping[bytes, Verdict], tombstone_days: int) -> None:
         """End a round inside the caller's transaction: verdicts, counters of the devices, no payload left."""
