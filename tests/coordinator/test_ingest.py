@@ -21,10 +21,12 @@ SIZE = bundle().program.spec.size
 class Worker:
     """The ingest side of a coordinator whose round is open, driven without the core."""
 
-    def __init__(self, devices: int = 4) -> None:
+    def __init__(self, devices: int = 4, **quotas: int) -> None:
         names = [f"d{i}" for i in range(devices)]
+        ids = np.random.Generator(np.random.PCG64(0))
         self.desk = Desk(
-            round=RoundSettings(goal_count=devices, minimum_count=1, over_selection=1.0, window_seconds=5.0)
+            store=Store(":memory:", wall=lambda: 0.0, new_id=ids.bytes, **quotas),
+            round=RoundSettings(goal_count=devices, minimum_count=1, over_selection=1.0, window_seconds=5.0),
         )
         self.tickets = [invite.ticket for invite in self.desk.begin(*names).values()]
         self.store = self.desk.store
