@@ -11,6 +11,7 @@ from wired import TASK, Desk, bundle, make_update
 from coordinator.events import CloseJob, IngestItem, StartJob
 from coordinator.ingest import pack_state, unpack_state
 from coordinator.round import RoundSettings
+from coordinator.store import Store
 from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.errors import StateError
 from edge_sdk.messages import Update
