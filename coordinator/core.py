@@ -75,6 +75,7 @@ POPULATION_SECONDS: Final = 7 * 86_400.0
 RETAIN_FROM_DEVICES: Final = 8
 RECENT_ROUNDS: Final = 8
 WILLS_EXPECTED: Final = 8
+LOOK_SECONDS: Final = 1.0
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 BUSY_SECONDS: Final = 15.0
@@ -790,7 +791,10 @@ class Coordinator:
         for name in [name for name, due in self._timers.items() if due <= now]:
             del self._timers[name]
             if name == "next" and self.round is None and self.finished is None:
-                self._start_round(now)
+                if len(self._up) == 2:
+                    self._start_round(now)
+                else:
+                    self._timers["next"] = now + LOOK_SECONDS  # nobody would hear of it, and its time would run out
             elif name == "round":
                 self._publish_round(now)
             elif name == "clock":

@@ -115,9 +115,8 @@ class Validation:
         """
         self._check_claims(examples, steps, loss, evaluation)
         if evaluation is not None and metric_max is not None and not 0.0 <= evaluation[1] <= metric_max * evaluation[2]:
-            raise ProtocolError(
-                f"update: a metric of {evaluation[1]!r} over {evaluation[2]} examples is not possible", reason="evaluation"
-            )
+            impossible = f"update: a metric of {evaluation[1]!r} over {evaluation[2]} examples is not possible"
+            raise ProtocolError(impossible, reason="evaluation")
         self._check_shape(decoded)
         self._check_values(decoded.values)
         # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
