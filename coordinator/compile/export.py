@@ -123,8 +123,12 @@ def _slots(model: onnx.ModelProto, layer: str, names: set[str]) -> list[tuple[on
 
 
 def _in_constant(model: onnx.ModelProto, name: str, array: NDArray[Any]) -> bool:
-    """Write into the Constant node of that name; False if there is none."""
+    """Write into the Constant node of that name, or put an initializer for the Identity; False if there is none."""
     for node in model.graph.node:
+        if node.op_type == "Identity" and node.output[0] == name:
+            model.graph.node.remove(node)
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            return True
         if node.op_type == "Constant" and node.output[0] == name:
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array, name)))

@@ -4,13 +4,15 @@ A float initializer is a parameter if it stands in an operator slot that holds o
 elsewhere it is a constant, as the scales of a Resize are. Exporters store equal initializers once: two biases that
 start as zeros become one tensor, and training would tie the layers. So a shared tensor whose elements are all equal
 is split again, unless the layers that share it also share a tensor with a pattern in it: such a tensor cannot be
-equal by accident, so this is one layer used twice, and it stays tied.
+equal by accident, so this is one layer used twice, and it stays tied. Only copies of a layer start equal with a
+pattern, as in PyTorch's TransformerEncoder; what tells them is that their names differ in an index and nothing else.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -22,6 +24,11 @@ from coordinator.compile.rules import RULES
 from edge_sdk.errors import CompileError
 
 __all__ = ["fold", "read_node", "split_parameters", "without_idle_casts"]
+
+NAMELESS: Final = "onnx::"
+"""How PyTorch's exporter begins the name of a tensor that is no parameter as it stands (a transposed weight)."""
+INDEX: Final = re.compile(r"(?<=\.)\d+(?=[./])")
+"""The place of a layer in a list of layers: ``encoder.layers.3.norm1.weight``, ``/encoder/layers.3/norm1/...``."""
 
 
 def read_node(proto: onnx.NodeProto) -> Node:
@@ -45,12 +52,15 @@ def fold(nodes: Iterable[Node], constants: dict[str, NDArray[Any]], outputs: Col
     """Constant and ConstantOfShape become arrays and Expand; Identity of an array becomes another name of it."""
     renamed: dict[str, str] = {}
     kept = []
+    nodes = list(nodes)
+    users = {name: node.name for node in reversed(nodes) if node.op != "Identity" for name in node.inputs}
     for node in nodes:
         node = Node(node.op, tuple(renamed.get(i, i) for i in node.inputs), node.outputs, node.attributes, node.name)
         if node.op == "Constant":
             constants[node.outputs[0]] = _constant(node)
         elif node.op == "Identity" and node.inputs[0] in constants and node.outputs[0] not in outputs:
-            if _is_uniform(constants[node.inputs[0]]):  # an exporter that merged equal initializers kept their names so
+            # An exporter that merged equal initializers kept their names so.
+            if _is_uniform(constants[node.inputs[0]]) or _are_copies(node.inputs[0], node.outputs[0], users):
                 constants[node.outputs[0]] = constants[node.inputs[0]]
             else:
                 renamed[node.outputs[0]] = node.inputs[0]
@@ -62,6 +72,13 @@ def fold(nodes: Iterable[Node], constants: dict[str, NDArray[Any]], outputs: Col
         else:
             kept.append(node)
     return kept
+
+
+def _are_copies(first: str, second: str, users: Mapping[str, str]) -> bool:
+    """Whether two names of one array belong to copies of a layer, which training takes apart, not to one layer."""
+    if first.startswith(NAMELESS) or second.startswith(NAMELESS):
+        first, second = users.get(first, ""), users.get(second, "")
+    return first != second and INDEX.sub("", first) == INDEX.sub("", second)
 
 
 def _constant(node: Node) -> NDArray[Any]:
