@@ -149,6 +149,7 @@ def export(
     config: ConfigFile,
     onnx: Annotated[Path | None, typer.Option(help="Write the model with its weights as ONNX.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Write a bundle, to go on from these weights elsewhere.")] = None,
+    int8: Annotated[Path | None, typer.Option(help="Write a quantised ONNX model, and score it.")] = None,
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, help="Of this round; the last by default.")
     ] = None,
@@ -158,9 +159,9 @@ def export(
     from coordinator.cli_export import export_model
     from coordinator.config import load_config
 
-    if onnx is None and bundle is None:
-        raise ConfigurationError("export: says nowhere to write to; give --onnx FILE, --bundle FILE or both")
-    report = export_model(load_config(config), onnx=onnx, bundle=bundle, round_number=round_number)
+    if onnx is None and bundle is None and int8 is None:
+        raise ConfigurationError("export: says nowhere to write to; give --onnx FILE, --int8 FILE or --bundle FILE")
+    report = export_model(load_config(config), onnx=onnx, bundle=bundle, int8=int8, round_number=round_number)
     if as_json:
         _print_json(report)
     else:
@@ -171,38 +172,72 @@ def export(
 @app.command(name="compile")
 def compile_bundle(
     model: Annotated[Path, typer.Argument(help="An ONNX inference model.", metavar="MODEL.ONNX")],
-    out: Annotated[Path, typer.Option(help="The bundle to write, for model.bundle.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write, for model.bundle.")],
     loss: Annotated[str, typer.Option(help="What is minimised.")] = "softmax_cross_entropy",
     optimizer: Annotated[str, typer.Option(help="Optimiser on the devices.")] = "sgd",
+    train: Annotated[
+        list[str] | None, typer.Option(help="Train only parameters of this pattern, 'fc*'; may be repeated.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option("--freeze", "--frozen", help="Leave these as they are; may be repeated.")
+    ] = None,
+    lora: Annotated[
+        tuple[str, str] | None, typer.Option(help="Train low-rank adapters only: rank=8 'layers.*'.")
+    ] = None,
     proximal: Annotated[bool, typer.Option("--proximal", help="Compile FedProx's proximal term in.")] = False,
     weight_decay: Annotated[bool, typer.Option("--weight-decay", help="Compile weight decay in.")] = False,
+    clip: Annotated[bool, typer.Option("--clip-gradients", help="Compile clipping by global norm in.")] = False,
+    label_smoothing: Annotated[bool, typer.Option("--label-smoothing", help="Compile label smoothing in.")] = False,
+    class_weight: Annotated[
+        list[float] | None, typer.Option(help="Factor of a class; repeated, one for each class.")
+    ] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="A label that is not counted.")] = None,
+    class_axis: Annotated[int | None, typer.Option(help="The output's axis of classes.")] = None,
     output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
-    frozen: Annotated[list[str] | None, typer.Option(help="A parameter that is not trained; may be repeated.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn an ONNX model into a bundle that devices can train, and check its gradients."""
-    from coordinator.compile import compile_model, describe, load_onnx
+    """Turn an ONNX model into a bundle that devices can train, check its gradients, and say what was understood."""
+    from coordinator.cli_compile import compile_file
+    from coordinator.compile import LossOptions
 
-    bundle = compile_model(
-        load_onnx(model),
+    bundle = compile_file(
+        model,
+        out,
         loss=loss,
+        loss_options=LossOptions(tuple(class_weight or ()), label_smoothing, ignore_index, class_axis),
         optimizer=optimizer,
         proximal=proximal,
         weight_decay=weight_decay,
+        clipped=clip,
         output=output,
-        frozen=frozen or (),
-        name=name or model.stem,
+        train=train or (),
+        freeze=freeze or (),
+        lora=lora,
+        name=name,
     )
-    bundle.save(out)
-    report = describe(bundle)
+    _print_bundle(bundle, out, as_json)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="MODEL.BUNDLE")], as_json: AsJson = False
+) -> None:
+    """Say what is in a bundle: inputs, parameters, operators, sizes, the cost of a step."""
+    from edge_sdk.bundle import Bundle
+
+    _print_bundle(Bundle.load(bundle), bundle, as_json)
+
+
+def _print_bundle(bundle: Any, path: Path, as_json: bool) -> None:
+    from coordinator.cli_compile import report_lines
+    from coordinator.compile import describe
+
     if as_json:
-        _print_json(report)
+        _print_json(describe(bundle))
     else:
-        typer.echo(
-            f"{out}: {report['name']}, {report['parameter_count']} parameters, {report['train_nodes']} nodes to train, "
-            f"runs on {' and '.join(report['runs_on'])}"
-        )
+        for line in report_lines(bundle, path):
+            typer.echo(line)
 
 
 def _print_json(value: Any) -> None:

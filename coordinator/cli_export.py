@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from coordinator.compile import export_onnx
+from coordinator.compile import export_onnx, merge_into_source
+from coordinator.compile.classical import cut_heads
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path
 from coordinator.model_identity import stored_program
@@ -17,7 +19,7 @@ from coordinator.setup import load_evaluator
 from coordinator.store import Checkpoint, Store, StoreReader
 from edge_sdk.bundle import Bundle, Program, decode_parameters
 from edge_sdk.engine import make_engine
-from edge_sdk.errors import CompileError, ConfigurationError, StateError
+from edge_sdk.errors import BundleError, CompileError, ConfigurationError, StateError
 
 __all__ = ["export_model"]
 
@@ -27,14 +29,21 @@ TOLERANCE: Final = 1e-3
 
 
 def export_model(
-    config: FederationConfig, *, onnx: Path | None, bundle: Path | None, round_number: int | None
+    config: FederationConfig,
+    *,
+    onnx: Path | None = None,
+    bundle: Path | None = None,
+    int8: Path | None = None,
+    round_number: int | None = None,
 ) -> dict[str, Any]:
     """Write the model of a checkpoint.
 
     Args:
         config: The configuration.
-        onnx: Where to write the inference model with its weights; None for not.
+        onnx: Where to write the inference model with its weights; None for not. It is the file that was compiled, its
+            names and graph unchanged, where that is still to be had.
         bundle: Where to write a bundle; None for not.
+        int8: Where to write a quantised inference model; None for not.
         round_number: The checkpoint's round; None for the newest one.
 
     Returns:
@@ -54,11 +63,20 @@ def export_model(
     vector = decode_parameters(data, program.spec)
     report: dict[str, Any] = {"model": program.name, "round": checkpoint.round, "parameters": program.spec.size}
     evaluator = load_evaluator(config, program)
+    source = _source(config)
     if bundle is not None:
-        Bundle(program, vector).save(bundle)
+        Bundle(program, vector, source).save(bundle)
         report["bundle"] = str(bundle)
+    if int8 is not None:
+        from coordinator.quantize import quantised
+
+        model, figures = quantised(program, vector, None if evaluator is None else evaluator.examples)
+        _write(int8, model)
+        report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if onnx is not None:
-        model = export_onnx(program, vector).SerializeToString(deterministic=True)
+        merged, where = _merged(program, vector, source)
+        model = merged.SerializeToString(deterministic=True)
+        report["weights"] = where
         _write(onnx, model)
         inputs = (
             _made_up(program)
@@ -69,6 +87,26 @@ def export_model(
     if evaluator is not None:
         report |= {"examples": len(evaluator.examples), **finite(evaluator.evaluate(data))}
     return report
+
+
+def _source(config: FederationConfig) -> bytes:
+    """The ONNX file that was compiled, empty where there is none any more."""
+    model = config.model
+    try:
+        if model.onnx is not None:
+            return model.onnx.read_bytes()
+        return Bundle.load(model.bundle).source if model.bundle is not None else b""
+    except (OSError, BundleError):
+        return b""
+
+
+def _merged(program: Program, vector: NDArray[np.float32], source: bytes) -> tuple[ModelProto, str]:
+    if not source:
+        return export_onnx(program, vector), "in the compiled graph: there is no source model"
+    try:
+        return merge_into_source(program, vector, ModelProto.FromString(source)), "in the source model"
+    except CompileError as error:
+        return export_onnx(program, vector), f"in the compiled graph: {error}"
 
 
 def _checkpoint(store: StoreReader, task: str, round_number: int | None) -> Checkpoint:
@@ -105,8 +143,9 @@ def _prove(path: Path, program: Program, vector: NDArray[np.float32], batch: dic
         import onnxruntime
     except ImportError:
         return {"proved": "no: onnxruntime is not installed"}
-    inputs = {entry.name: batch[entry.name] for entry in program.inputs}
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    model = cut_heads(ModelProto.FromString(path.read_bytes()))
+    inputs = _fitting({entry.name: batch[entry.name] for entry in program.inputs}, model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(names, inputs), strict=True))
     engine = make_engine(program, "numpy" if program.infer_plan.outputs else "onnxruntime")
@@ -119,6 +158,13 @@ def _prove(path: Path, program: Program, vector: NDArray[np.float32], batch: dic
         )
     count = len(next(iter(inputs.values())))
     return {"proved": f"onnxruntime and the {engine.name} engine agree on {count} examples to {apart:.1e}"}
+
+
+def _fitting(inputs: dict[str, NDArray[Any]], model: ModelProto) -> dict[str, NDArray[Any]]:
+    """As many examples as the model takes, where its batch is fixed."""
+    sizes = {info.type.tensor_type.shape.dim[0].dim_value for info in model.graph.input if info.name in inputs}
+    fixed = max(sizes, default=0)
+    return {name: np.resize(a, (fixed, *a.shape[1:])) for name, a in inputs.items()} if fixed else inputs
 
 
 def _apart(found: NDArray[Any], wanted: NDArray[Any]) -> float:

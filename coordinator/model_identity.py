@@ -45,7 +45,7 @@ def check_same_model(model: Model, configured: Program, stored: Program) -> None
     if model.bundle is not None and not differing:
         differing = [f"the graphs: program {configured.digest.hex()[:12]}, not {stored.digest.hex()[:12]}"]
     if differing:
-        key = "model.bundle" if model.bundle is not None else "model.zoo"
+        key = next(f"model.{name}" for name in ("bundle", "onnx", "zoo") if getattr(model, name) is not None)
         raise ConfigurationError(
             f"{key}: the database was made for another model; the configuration's has {'; '.join(differing)}. Give the "
             "new model a new name (federation.task) or another federation.state_dir, or put the old model back"
@@ -62,7 +62,8 @@ def differences(configured: Program, stored: Program) -> list[str]:
 
 
 def _facts(program: Program) -> list[tuple[str, Any]]:
-    operators = sorted({node.op for node in program.infer_plan.nodes} & ACTIVATIONS)
+    used = {node.op for node in program.infer_plan.nodes}
+    operators = sorted(used & ACTIVATIONS)
     return [
         ("name", program.name),
         ("inputs", ", ".join(f"{i.name} {i.dtype}{list(i.shape[1:])}" for i in program.inputs)),
@@ -72,6 +73,7 @@ def _facts(program: Program) -> list[tuple[str, Any]]:
         ("optimizer", program.optimizer),
         ("scalars", ", ".join(sorted(program.scalars)) or "none"),
         ("activations", ", ".join(operators) or "none"),
+        ("operators", ", ".join(sorted(used - ACTIVATIONS)) or "none"),
         ("parameters", ", ".join(f"{t.name}{list(t.shape)}" for t in program.spec)),
     ]
 

@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.compile import build_zoo_model, compile_model, zoo_loss
-from coordinator.config import FederationConfig, check_files
+from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, zoo_loss
+from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     broker_settings,
     codec_settings,
@@ -25,7 +25,6 @@ from coordinator.config.settings import (
     store_limits,
     validation_bounds,
 )
-from coordinator.core import TaskSettings
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
 from coordinator.model_identity import check_same_model, stored_program
@@ -41,6 +40,7 @@ from coordinator.setup_checks import (
     fixed_point,
 )
 from coordinator.store import RoundRecord, Store, backup_path
+from coordinator.task import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.bundle import Bundle, Program, encode_parameters
 from edge_sdk.errors import ConfigurationError, ExamplesError
@@ -168,6 +168,8 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
     model = config.model
     if model.bundle is not None:
         return Bundle.load(model.bundle)
+    if model.onnx is not None:
+        return compile_onnx(model, verify=verify)
     assert model.zoo is not None
     graph = build_zoo_model(
         model.zoo,
@@ -183,7 +185,38 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
         loss=model.loss or zoo_loss(model.zoo, model.outputs),
         optimizer=model.optimizer,
         proximal=model.proximal,
+        weight_decay=model.weight_decay,
+        clipped=model.clip_gradients,
         name=model.zoo,
+        verify=verify,
+    )
+
+
+def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
+    """The model of an ONNX file, compiled as the configuration asks.
+
+    Raises:
+        CompileError: It cannot be used; says what is wrong, where, and what to do.
+    """
+    assert model.onnx is not None and model.loss is not None
+    return compile_model(
+        load_onnx(model.onnx),
+        loss=model.loss,
+        optimizer=model.optimizer,
+        proximal=model.proximal,
+        weight_decay=model.weight_decay,
+        clipped=model.clip_gradients,
+        loss_options=LossOptions(
+            class_weights=model.class_weights,
+            label_smoothing=model.label_smoothing,
+            ignore_index=model.ignore_index,
+            class_axis=model.class_axis,
+        ),
+        output=model.output,
+        train=model.train,
+        freeze=model.freeze,
+        lora=Lora(model.lora_rank, model.lora) if model.lora else None,
+        name=model.onnx.stem,
         verify=verify,
     )
 

@@ -3,10 +3,11 @@
 On the wire the two halves travel apart, each under its SHA-256, because a program stays for the whole task while
 parameters change each round. In a file (``model.bundle``) they lie one behind the other::
 
-    b"EFBN"  version u16  zero u16  manifest_bytes u32  manifest (msgpack)  program  parameters
+    b"EFBN"  version u16  zero u16  manifest_bytes u32  manifest (msgpack)  program  parameters  [source]
 
 Parameters are ``b"EFPV"``, version (u16), zero (u16), count (u64) and ``count`` little-endian float32, so that the
-numbers start at a multiple of 16 and a reader needs no copy.
+numbers start at a multiple of 16 and a reader needs no copy. The source is the ONNX file that was compiled, kept for
+the export of trained weights; no device reads it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _BUNDLE_MAGIC: Final = b"EFBN"
 _PARAMETERS_HEADER: Final = struct.Struct("<4sHHQ")
 _PARAMETERS_MAGIC: Final = b"EFPV"
 _MANIFEST_BYTES_MAX: Final = 4096
+_SOURCE_BYTES_MAX: Final = 1 << 31
 
 
 def encode_parameters(vector: NDArray[np.float32]) -> bytes:
@@ -90,10 +92,14 @@ def decode_parameters(data: bytes | bytearray | memoryview, spec: ParameterSpec)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """A program and the parameters (float32[P]) with which its training starts."""
+    """A program and the parameters (float32[P]) with which its training starts.
+
+    ``source`` is the ONNX file that it was compiled from, empty where it was made in another way.
+    """
 
     program: Program
     parameters: NDArray[np.float32]
+    source: bytes = b""
 
     def __post_init__(self) -> None:
         if self.parameters.shape != (self.program.spec.size,) or self.parameters.dtype != np.float32:
@@ -114,20 +120,21 @@ class Bundle:
             parameters = encode_parameters(self.parameters)
         except ValueError as error:
             raise BundleError(f"bundle {self.program.name!r}: {error}") from error
-        manifest: bytes = msgpack.packb(
-            {
-                "name": self.program.name,
-                "parameters_bytes": len(parameters),
-                "parameters_digest": digest_of(parameters),
-                "program_bytes": len(program),
-                "program_digest": digest_of(program),
-            }
-        )
+        entries = {
+            "name": self.program.name,
+            "parameters_bytes": len(parameters),
+            "parameters_digest": digest_of(parameters),
+            "program_bytes": len(program),
+            "program_digest": digest_of(program),
+        }
+        if self.source:
+            entries |= {"source_bytes": len(self.source), "source_digest": digest_of(self.source)}
+        manifest: bytes = msgpack.packb(entries)
         header = _BUNDLE_HEADER.pack(_BUNDLE_MAGIC, BUNDLE_VERSION, 0, len(manifest))
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
-                for part in (header, manifest, program, parameters):
+                for part in (header, manifest, program, parameters, self.source):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
@@ -165,13 +172,14 @@ def _read(file: BinaryIO, program_bytes_max: int) -> Bundle:
     manifest = unpack_checked(file.read(manifest_bytes), objects_max=64, depth_max=2, where="manifest")
     program_bytes = _length(manifest, "program_bytes", program_bytes_max)
     parameters_bytes = _length(manifest, "parameters_bytes", _PARAMETERS_HEADER.size + 4 * ELEMENTS_MAX)
-    if size != _BUNDLE_HEADER.size + manifest_bytes + program_bytes + parameters_bytes:
+    source_bytes = _length(manifest, "source_bytes", _SOURCE_BYTES_MAX) if "source_bytes" in manifest else 0
+    if size != _BUNDLE_HEADER.size + manifest_bytes + program_bytes + parameters_bytes + source_bytes:
         raise DecodeError(f"the file has {size} bytes, its manifest says otherwise")
     program = Program.decode(_part(file, program_bytes, manifest, "program"), program_bytes_max=program_bytes_max)
     if manifest.get("name") != program.name:
         raise DecodeError("the manifest names another model")
     parameters = decode_parameters(_part(file, parameters_bytes, manifest, "parameters"), program.spec)
-    return Bundle(program, parameters)
+    return Bundle(program, parameters, _part(file, source_bytes, manifest, "source") if source_bytes else b"")
 
 
 def _part(file: BinaryIO, length: int, manifest: dict[str, Any], name: str) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from coordinator.compile.compiler import compile_model, describe
-from coordinator.compile.export import export_onnx
+from coordinator.compile.export import export_onnx, merge_into_source
 from coordinator.compile.import_ import load_onnx
-from coordinator.compile.losses import LOSSES
+from coordinator.compile.lora import Lora
+from coordinator.compile.losses import LOSSES, LossOptions
 from coordinator.compile.optimizers import OPTIMIZERS
 from coordinator.compile.verify import Verification, verify_program
 from coordinator.compile.zoo import ZOO, build_zoo_model, zoo_loss
@@ -14,12 +15,15 @@ __all__ = [
     "LOSSES",
     "OPTIMIZERS",
     "ZOO",
+    "Lora",
+    "LossOptions",
     "Verification",
     "build_zoo_model",
     "compile_model",
     "describe",
     "export_onnx",
     "load_onnx",
+    "merge_into_source",
     "verify_program",
     "zoo_loss",
 ]

@@ -125,7 +125,7 @@ class _Lowering:
 
     def add(self, node: onnx.NodeProto) -> None:
         if node.domain != ML_DOMAIN:
-            if not self._binary_probabilities(node):
+            if not self._binary_probabilities(node) and not self._written_out_sigmoid(node):
                 self._append(node)
             return
         rewrite = LOWERED.get(node.op_type)
@@ -216,6 +216,22 @@ class _Lowering:
         if one is None or other.input[1] != node.input[1] or not np.all(one == 1):
             return False
         self._mirrored(sigmoid.input[0], 0.5, "Softmax", node.output[0])
+        return True
+
+    def _written_out_sigmoid(self, node: onnx.NodeProto) -> bool:
+        """``1 / (exp(-z) + 1)``, as skl2onnx writes an SGDClassifier, which overflows where a Sigmoid does not."""
+        chain: list[onnx.NodeProto | None] = [node]
+        for op in ("Reciprocal", "Add", "Exp", "Mul"):
+            last = chain[-1]
+            if last is None or last.op_type != op:
+                return False
+            chain.append(self._makers.get(last.input[0]))
+        added, negated = chain[1], chain[3]
+        assert added is not None and negated is not None
+        one, minus = self._arrays.get(added.input[1]), self._arrays.get(negated.input[1])
+        if one is None or minus is None or not np.all(one == 1) or not np.all(minus == -1):
+            return False
+        self._op("Sigmoid", [negated.input[0]], output=node.output[0])
         return True
 
     def _mirrored(self, z: str, factor: float, final: str, output: str) -> None:

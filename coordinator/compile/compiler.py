@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import onnx
 
 from coordinator.compile.classical import cut_heads
+from coordinator.compile.cost import step_cost
 from coordinator.compile.emit import (
     evaluate_graph,
     infer_graph,
@@ -18,6 +22,7 @@ from coordinator.compile.emit import (
     train_graph,
 )
 from coordinator.compile.freezing import freeze as frozen_model
+from coordinator.compile.freezing import frozen_names
 from coordinator.compile.graph import BATCH, Model, Value
 from coordinator.compile.heads import are_probabilities, logits_of, with_scores
 from coordinator.compile.import_ import import_model
@@ -33,6 +38,8 @@ from edge_sdk.parameters import ParameterSpec
 __all__ = ["compile_model", "describe"]
 
 PLAIN: Final = LossOptions()
+BATCH_SIZE: Final = 32
+"""For which ``describe`` counts a step."""
 
 
 def compile_model(
@@ -162,19 +169,22 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
         None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
         ``parameters`` (a list of name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph,
-        name -> count), ``train_nodes``, ``runs_on`` (engines), ``program_bytes``, ``parameters_bytes``,
+        name -> count), ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those
+        parameters that stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate),
+        ``runs_on`` (engines), ``program_bytes``, ``parameters_bytes``,
         ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
     """
     program = bundle.program
     graph = onnx.ModelProto.FromString(program.train).graph
-    outputs = onnx.ModelProto.FromString(program.infer).graph.output if program.infer else ()
+    infer = onnx.ModelProto.FromString(program.infer).graph
     operators = [node.op_type for node in graph.node]
     return {
         "name": program.name,
         "kind": program.kind,
         "inputs": {i.name: {"dtype": i.dtype, "shape": list(i.shape)} for i in program.inputs},
         "target": {"dtype": program.target.dtype, "shape": list(program.target.shape)},
-        "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in outputs},
+        "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in infer.output},
+        "classes": program.classes,
         "loss": program.loss,
         "metric": program.metric,
         "optimizer": program.optimizer,
@@ -182,9 +192,16 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "parameters": [
             {"name": t.name, "shape": list(t.shape), "kind": t.kind, "elements": t.size} for t in program.spec
         ],
+        "frozen": [
+            {"name": t.name, "shape": list(t.dims), "kind": "frozen", "elements": math.prod(t.dims)}
+            for t in infer.initializer
+            if t.name in frozen_names(infer)
+        ],
         "parameter_count": program.spec.size,
         "operators": {op: operators.count(op) for op in sorted(set(operators))},
+        "model_operators": dict(sorted(Counter(node.op_type for node in infer.node).items())),
         "train_nodes": len(operators),
+        "step": asdict(step_cost(program.train, BATCH_SIZE)) if program.train else {},
         "runs_on": ["onnxruntime", "numpy"] if program.train_plan.outputs else ["onnxruntime"],
         "program_bytes": len(program.encode()),
         "parameters_bytes": len(encode_parameters(bundle.parameters)),

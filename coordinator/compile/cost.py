@@ -41,6 +41,9 @@ def step_cost(train: bytes, batch_size: int) -> Cost:
         for dim in info.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = batch_size
+    source = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(_inferrable(node) for node in source)
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError:
@@ -52,9 +55,18 @@ def step_cost(train: bytes, batch_size: int) -> Cost:
         if kind.HasField("shape") and -1 not in dims:
             shapes[info.name] = tuple(dims)
             sizes[info.name] = math.prod(dims) * _width(kind.elem_type)
-    flops = sum(_flops(node, shapes) for node in model.graph.node)
-    unknown = sum(any(name and name not in shapes for name in node.output) for node in model.graph.node)
+    flops = sum(_flops(node, shapes) for node in source)
+    unknown = sum(any(name and name not in shapes for name in node.output) for node in source)
     return Cost(batch_size, flops, _peak(model.graph, sizes), unknown)
+
+
+def _inferrable(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node, or one of the same shape where ONNX has no inference for it."""
+    if node.op_type == "MaxUnpool" and len(node.input) > 2:
+        return helper.make_node("ConstantOfShape", node.input[2:], node.output)
+    if node.op_type == "GroupNormalization":
+        return helper.make_node("Identity", node.input[:1], node.output[:1])
+    return node
 
 
 def _width(elem_type: int) -> int:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Final
+
+import onnx
 
 from coordinator.compile.backward import needs_gradient
 from coordinator.compile.graph import Model
+from coordinator.compile.rules import RULES
 from edge_sdk.errors import CompileError
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "frozen_names"]
 
-SHOWN_MAX = 20
+SHOWN_MAX: Final = 20
 
 
 def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = ()) -> Model:
@@ -41,6 +45,18 @@ def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = (
     if not set(kept) - model.statistics:
         raise CompileError(f"train {list(train)}, freeze {list(frozen)}: nothing is left to train")
     return _without_idle_statistics(_restricted(model, kept))
+
+
+def frozen_names(infer: onnx.GraphProto) -> frozenset[str]:
+    """Initializers of an inference graph that stand where parameters stand."""
+    arrays = {t.name for t in infer.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims)}
+    return frozenset(
+        name
+        for node in infer.node
+        if node.op_type in RULES
+        for slot, name in enumerate(node.input)
+        if name in arrays and slot in RULES[node.op_type].parameters
+    )
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

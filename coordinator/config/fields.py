@@ -15,7 +15,19 @@ from pydantic.fields import FieldInfo
 
 from edge_sdk.topics import is_segment
 
-__all__ = ["LocalPath", "Section", "Segment", "Share", "Sizes", "allowed_text", "default_text", "key", "unit_text"]
+__all__ = [
+    "LocalPath",
+    "Patterns",
+    "Section",
+    "Segment",
+    "Share",
+    "Sizes",
+    "Weights",
+    "allowed_text",
+    "default_text",
+    "key",
+    "unit_text",
+]
 
 
 class Section(BaseModel):
@@ -77,6 +89,12 @@ LocalPath = Annotated[Path, BeforeValidator(_to_path), AfterValidator(_resolve)]
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_to_tuple)]
 """A list of whole numbers from 1."""
+
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_to_tuple)]
+"""A list of patterns of parameter names, such as ``fc*``."""
+
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_to_tuple)]
+"""A list of factors."""
 
 Segment = Annotated[str, AfterValidator(_check_segment)]
 """A name that stands in topics."""

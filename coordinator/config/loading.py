@@ -22,6 +22,7 @@ FILES: Final = (
     ("broker", "cert_file"),
     ("broker", "key_file"),
     ("model", "bundle"),
+    ("model", "onnx"),
     ("evaluation", "data"),
 )
 VALUE_CHARACTERS_MAX: Final = 60

@@ -13,9 +13,9 @@ _OPENING = """\
 # Configuration of the coordinator
 
 One TOML file, by habit `federation.toml`, read by every `edge-coordinator` command. [federation.toml](federation.toml)
-is a complete example with comments. Only `name` in `[federation]`, and `zoo` or `bundle` in `[model]`, are required.
-Relative paths start at the directory of the file. An unknown key or a wrong value is refused, with the key and what is
-allowed.
+is a complete example with comments. Only `name` in `[federation]`, and `zoo`, `onnx` or `bundle` in `[model]`, are
+required. Relative paths start at the directory of the file. An unknown key or a wrong value is refused, with the key
+and what is allowed.
 
 This page is made from the code: `python -m coordinator.config > docs/configuration.md`.
 """

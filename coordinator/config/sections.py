@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
-from coordinator.config.fields import LocalPath, Section, Segment, Share, Sizes, key
+from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Weights, key
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings
 
@@ -36,6 +36,15 @@ SERVER_SETTINGS: Final = {
     "fedadam": ("learning_rate", "beta1", "beta2", "tau"),
     "fedyogi": ("learning_rate", "beta1", "beta2", "tau"),
 }
+
+OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
+OF_ONNX: Final = (
+    *("class_axis", "class_weights", "freeze", "ignore_index", "label_smoothing"),
+    *("lora", "lora_rank", "output", "train"),
+)
+"""Keys of [model] that go with one source of it alone."""
+
+PATTERNS: Final = 'a list of names, with * for anything: ["fc*"]'
 
 CLIENT_SCALARS: Final = {
     "sgd": (),
@@ -115,15 +124,20 @@ class Broker(Section):
 
 
 class Model(Section):
-    """The model: one of the zoo, or a compiled bundle."""
+    """The model: one of the zoo, an ONNX file, or a compiled bundle."""
 
     zoo: (
         Literal["linear_regression", "logistic_regression", "softmax_regression", "linear_svm", "mlp", "cnn"] | None
-    ) = key("A model of the zoo.", None, shown="none: give zoo or bundle")
+    ) = key("A model of the zoo.", None, shown="none: give zoo, onnx or bundle")
     bundle: LocalPath | None = key(
         "A bundle made by `edge-coordinator compile`; it fixes all other keys of this table.",
         None,
-        shown="none: give zoo or bundle",
+        shown="none: give zoo, onnx or bundle",
+    )
+    onnx: LocalPath | None = key(
+        "An inference model as ONNX, exported from PyTorch, Keras, scikit-learn; needs loss.",
+        None,
+        shown="none: give zoo, onnx or bundle",
     )
     inputs: Sizes = key(
         "Shape of one example; [channels, height, width] for cnn.", (64,), unit="elements", min_length=1, max_length=8
@@ -154,15 +168,53 @@ class Model(Section):
         "Optimiser on the devices.", "sgd"
     )
     proximal: bool = key("Compile FedProx's proximal term in; training.proximal_mu sets its weight.", False)
+    weight_decay: bool = key("Compile weight decay in; training.scalars.weight_decay sets it (default 0).", False)
+    clip_gradients: bool = key(
+        "Scale each step's gradients down to the norm training.scalars.gradient_norm_max (default 1).", False
+    )
+    output: str | None = key("With onnx: the output that the loss is computed on.", None, shown="the first one")
+    train: Patterns = key(
+        "With onnx: only parameters whose names fit are trained and travel.", (), allowed=PATTERNS, shown="[] for all"
+    )
+    freeze: Patterns = key("With onnx: parameters whose names fit are not trained.", (), allowed=PATTERNS)
+    lora: Patterns = key(
+        "With onnx: weights that get low-rank adapters; only these, and what train names, are trained.",
+        (),
+        allowed=PATTERNS,
+    )
+    lora_rank: int = key("Rank of the adapters.", 8, unit="columns", ge=1, le=99_999)
+    class_weights: Weights = key(
+        "With onnx and softmax_cross_entropy: one factor for each class.", (), allowed="a list of numbers, at least 0"
+    )
+    label_smoothing: bool = key(
+        "With onnx and softmax_cross_entropy: compile in training.scalars.label_smoothing (default 0.1).", False
+    )
+    ignore_index: int | None = key(
+        "With onnx and softmax_cross_entropy: a label that is not counted.", None, unit="label", shown="none"
+    )
+    class_axis: int | None = key(
+        "With onnx and softmax_cross_entropy: the output's axis of classes.",
+        None,
+        unit="axis",
+        shown="1 for [batch, classes, height, width], else the last",
+    )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.zoo is None) == (self.bundle is None):
-            raise ValueError("model.zoo and model.bundle: give exactly one of them")
-        given = sorted(self.model_fields_set - {"bundle", "zoo"})
+        if sum(source is not None for source in (self.zoo, self.onnx, self.bundle)) != 1:
+            raise ValueError("model.zoo, model.onnx and model.bundle: give exactly one of them")
+        given = sorted(self.model_fields_set - {"bundle", "zoo", "onnx"})
         if self.bundle is not None and given:
             raise ValueError(f"model.{given[0]}: is fixed by model.bundle; leave it out, or compile another bundle")
+        fixed = [name for name in given if name in OF_THE_ZOO]
+        if self.onnx is not None and fixed:
+            raise ValueError(f"model.{fixed[0]}: is fixed by model.onnx; leave it out")
+        foreign = [name for name in given if name in OF_ONNX]
+        if self.zoo is not None and foreign:
+            raise ValueError(f"model.{foreign[0]}: goes with model.onnx, not with model.zoo")
+        if self.onnx is not None and self.loss is None:
+            raise ValueError('model.loss: model.onnx needs it, for example loss = "softmax_cross_entropy"')
         if self.zoo in LINEAR and self.hidden:
             raise ValueError(f"model.hidden = {list(self.hidden)}: {self.zoo} has no hidden layers; use mlp")
         if self.zoo == "softmax_regression" and self.outputs < 2:
@@ -415,7 +467,7 @@ class FederationConfig(Section):
 
     def _check_training(self) -> None:
         model, training = self.model, self.training
-        if model.zoo is None:
+        if model.bundle is not None:
             return
         if training.momentum is not None and model.optimizer not in ("momentum", "nesterov"):
             raise ValueError(
@@ -423,7 +475,14 @@ class FederationConfig(Section):
             )
         if model.proximal != (training.proximal_mu is not None):
             raise ValueError("model.proximal and training.proximal_mu: go together; give both or neither")
-        allowed = CLIENT_SCALARS[model.optimizer]
+        if model.onnx is not None:
+            return  # its scalars are known once it is compiled
+        allowed = (
+            *CLIENT_SCALARS[model.optimizer],
+            *(("weight_decay",) if model.weight_decay else ()),
+            *(("gradient_norm_max",) if model.clip_gradients else ()),
+            *(("huber_delta",) if model.loss == "huber" else ()),
+        )
         for name in training.scalars:
             if name not in allowed:
                 known = ", ".join(allowed) or "no further scalars"

@@ -142,7 +142,8 @@ def test_each_kind_of_error_has_its_exit_code(error: EdgeFedError, code: int) ->
 def test_version_and_help_name_every_command(run: Run) -> None:
     assert run("--version") == (0, f"edge-coordinator {__version__}\n", "")
     shown = run("--help").out
-    assert all(name in shown for name in ("serve", "check", "status", "rounds", "export", "compile", "Exit codes"))
+    commands = ("serve", "check", "status", "rounds", "export", "compile", "inspect")
+    assert all(name in shown for name in (*commands, "Exit codes"))
 
 
 @pytest.mark.parametrize("command", [("serve",), ("status",), ("rounds",), ("export", "--onnx", "m.onnx")])
@@ -321,7 +322,7 @@ def test_export_without_data_is_proved_on_made_up_inputs_and_older_rounds_are_th
     code, _, err = run("export", path, "--onnx", tmp_path / "m.onnx", "--round", 0)
     assert code == 2 and "--round 0: its model is not kept; there are those of rounds 1, 2" in err
     code, _, err = run("export", path)
-    assert code == 2 and "give --onnx FILE, --bundle FILE or both" in err
+    assert code == 2 and "give --onnx FILE, --int8 FILE or --bundle FILE" in err
     code, _, err = run("export", path, "--onnx", tmp_path / "missing" / "m.onnx")
     assert code == 2 and "m.onnx: cannot be written" in err
 
@@ -329,7 +330,10 @@ def test_export_without_data_is_proved_on_made_up_inputs_and_older_rounds_are_th
 def test_compile_writes_a_bundle_that_a_configuration_can_name(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(64,), outputs=10, hidden=(8,), seed=1), tmp_path / "mine.onnx")
     code, out, _ = run("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--optimizer", "momentum")
-    assert code == 0 and "mine, 610 parameters" in out
+    assert code == 0 and "trainable: 4 parameters, 610 elements" in out and "one dense update: 2440 bytes" in out
+    assert run("inspect", tmp_path / "mine.bundle").out == out
+    facts = json.loads(run("inspect", tmp_path / "mine.bundle", "--json").out)
+    assert facts["step"]["batch_size"] == 32 and facts["model_operators"] == {"Gemm": 2, "Relu": 1}
     model = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle"}
     checks = json.loads(run("check", write_config(tmp_path, NOWHERE, model=model), "--json").out)
     assert checks[2]["state"] == "ok" and "mine: 610 parameters" in checks[2]["detail"]

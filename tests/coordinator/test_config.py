@@ -158,8 +158,12 @@ def test_a_mistake_is_refused_with_its_key_and_the_remedy(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("", "model.zoo and model.bundle: give exactly one of them"),
-        ('zoo = "mlp"\nbundle = "x"', "model.zoo and model.bundle: give exactly one of them"),
+        ("", "model.zoo, model.onnx and model.bundle: give exactly one of them"),
+        ('zoo = "mlp"\nbundle = "x"', "model.zoo, model.onnx and model.bundle: give exactly one of them"),
+        ('onnx = "x"', 'model.loss: model.onnx needs it, for example loss = "softmax_cross_entropy"'),
+        ('onnx = "x"\nloss = "hinge"\ninputs = [3]', "model.inputs: is fixed by model.onnx"),
+        ('zoo = "mlp"\ntrain = ["fc*"]', "model.train: goes with model.onnx, not with model.zoo"),
+        ('onnx = "x"\nloss = "hinge"\ntrain = "fc*"', "model.train = 'fc*': must be a list of names"),
         ('bundle = "x"\noptimizer = "adam"', "model.optimizer: is fixed by model.bundle"),
         ('zoo = "linear_svm"\nhidden = [3]', "model.hidden = [3]: linear_svm has no hidden layers; use mlp"),
         ('zoo = "softmax_regression"\noutputs = 1', "model.outputs = 1: softmax_regression needs at least 2"),
