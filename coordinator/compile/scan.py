@@ -18,7 +18,7 @@ class Body:
 
     Args:
         b: The graph around it, which the finished Scan is appended to.
-        row: The shape of a state and of what a step gives, ``[batch, width]``; the width may be another one.
+        row: The shape of every state, of an element of every sequence and of every result of a step.
     """
 
     def __init__(self, b: GraphBuilder, row: Shape) -> None:
@@ -34,10 +34,9 @@ class Body:
         self._states.append((value, initial))
         return value.name
 
-    def element(self, sequence: str, width: int = 0) -> str:
-        """A name that holds, at each step, its element of ``sequence``: [batch, width], the row by default."""
-        shape = (*self._row[:-1], width or self._row[-1])
-        self._elements.append((Value(self._b.fresh("element"), "float32", shape), sequence))
+    def element(self, sequence: str) -> str:
+        """A name that holds, at each step, its element of ``sequence``."""
+        self._elements.append((Value(self._b.fresh("element"), "float32", self._row), sequence))
         return self._elements[-1][0].name
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -51,26 +50,25 @@ class Body:
         return names
 
     def finish(
-        self, states: Sequence[str], results: Sequence[tuple[str, int]], *, back: bool
+        self, states: Sequence[str], results: Sequence[str], *, back: bool
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Append the Scan to the graph.
 
         Args:
             states: What the step gives for each state.
-            results: What is stacked over time, and its width; at most one use of a name, states included.
+            results: What is stacked over time.
             back: Go from the last step to the first; what is stacked stays in the order of time.
 
         Returns:
             Names of the last states, and of the stacked results.
         """
         computed = {name for node in self._nodes for name in node.outputs}
-        outputs: list[Value] = []
-        for name, width in (*((name, self._row[-1]) for name in states), *results):
-            if name not in computed or name in {v.name for v in outputs}:  # a graph's output must be a node's, and once
-                name = self.op("Identity", name)
-            outputs.append(Value(name, "float32", (*self._row[:-1], width)))
+        outputs: list[str] = []
+        for name in (*states, *results):  # a graph's output must be what a node gives, and only once
+            outputs.append(name if name in computed and name not in outputs else self.op("Identity", name))
         inputs = tuple(value for value, _ in (*self._states, *self._elements))
-        body = Graph(self._b.fresh("body"), inputs, tuple(outputs), tuple(self._nodes), {})
+        values = tuple(Value(name, "float32", self._row) for name in outputs)
+        body = Graph(self._b.fresh("body"), inputs, values, tuple(self._nodes), {})
         attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(self._elements)}
         if back:
             attributes["scan_input_directions"] = [1] * len(self._elements)

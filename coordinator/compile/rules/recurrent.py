@@ -1,10 +1,11 @@
 """Gradients of LSTM, GRU and RNN: a loop over time forwards, and one backwards.
 
-Stock operators give the hidden states only, so the training form is a Scan that also stores what the gradient needs:
-not the gates but the factors that a step backwards multiplies with, so that it is a handful of products around the one
-matrix product that no order of computation avoids. What does not depend on the step before stays outside of both loops,
-one Gemm for all times: the projection of the inputs, and the gradients of all weights (Werbos, Backpropagation through
-time, Proceedings of the IEEE 78(10), 1990). A bias is the weight of one more input that is always 1.
+Stock operators give the hidden states only, so the training form is a Scan that also gives the gates. Inside of a loop
+is what depends on the step before, and nothing else: one Gemm for each gate, which its activation fuses with (one for
+all gates would be split again in each step: slower from batches of 32 on), and a handful of products. The projection
+of the inputs, the factors that a step backwards multiplies with, and the gradients of all weights are computed for all
+times at once (Werbos, Backpropagation through time, Proceedings of the IEEE 78(10), 1990). A bias is the weight of one
+more input that is always 1.
 
 With h and c the states before a step, and gate orders as in ONNX:
 
@@ -34,6 +35,8 @@ __all__ = ["gru", "gru_training", "lstm", "lstm_training", "rnn", "rnn_training"
 DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 """Direction -> for each of its layers, whether it goes back in time."""
 
+GATES: Final = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
 ACTIVATIONS: Final = {
     "RNN": (("Tanh",), ("Relu",)),
     "GRU": (("Sigmoid", "Tanh"),),
@@ -46,18 +49,16 @@ X, W, R, B, LENS, H0, C0, PEEPHOLES = range(8)
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Gates whose pre-activations are one product of x, and one of the state.
+class _Gate:
+    """The weights of one gate.
 
     Attributes:
-        gates: How many.
-        on_x: Their weights on x, [gates * hidden, width].
-        on_rows: The same and their bias, on rows that end in 1; ``on_x`` where there is no bias.
-        on_h: Their weights on the state, [gates * hidden, hidden].
+        on_x: On x, [hidden, width].
+        on_rows: The same and the bias, on rows that end in 1; ``on_x`` where there is no bias.
+        on_h: On the state, [hidden, hidden].
         inner: A bias that joins the product with the state before anything else happens to it, or "".
     """
 
-    gates: int
     on_x: str
     on_rows: str
     on_h: str
@@ -75,7 +76,7 @@ class _Layer:
     back: bool
     batch: Dim
     hidden: int
-    blocks: tuple[_Block, ...]
+    gates: tuple[_Gate, ...]
 
     @property
     def body(self) -> Body:
@@ -94,17 +95,28 @@ class _Layer:
         """This direction's part of a tensor that holds all of them along ``axis``."""
         return _part(self.b, name, self.index, self.count, axis)
 
-    def transposed(self, block: int) -> str:
-        """The weights on the state as they stand right of it: turned round once, not in each step."""
-        return self.b.op("Transpose", self.blocks[block].on_h, perm=[1, 0])
+    def product(self, body: Body, gate: int, h: str, addend: str = "") -> str:
+        """What ``h`` contributes to a gate; the weights are turned round once, not in each step."""
+        weights = self.b.op("Transpose", self.gates[gate].on_h, perm=[1, 0])
+        return body.op("Gemm", *filter(None, (h, weights, addend)))
+
+    def back_through(self, body: Body, gradients: Sequence[str], addend: str = "") -> str:
+        """The gradient of the state from those of the first products with it."""
+        for gradient, gate in zip(gradients, self.gates, strict=False):
+            addend = body.op("Gemm", *filter(None, (gradient, gate.on_h, addend)))
+        return addend
+
+    def rest(self, name: str) -> str:
+        """1 minus a value."""
+        return self.b.op("Sub", self.b.scalar(1.0), name)
 
 
 _Forward = Callable[[_Layer, Sequence[str], Sequence[str]], tuple[str, tuple[str, ...]]]
-"""(layer, projections of x by block, initial states) -> all hidden states, last states; saves for the way back."""
+"""(layer, what x contributes to each gate, initial states) -> all hidden states, last states; and it saves."""
 
 _Backward = Callable[[_Layer, str, Sequence[str]], tuple[list[tuple[str, str, str]], tuple[str, ...]]]
-"""(layer, dY or "", gradients of the last states) -> for each block the gradients of its product with x and of that
-with the state, all times stacked, and the states it multiplied; gradients of the initial states."""
+"""(layer, dY or "", gradients of the last states) -> for each gate, all times stacked, the gradient of what x
+contributes, that of the product with the state, and the state in it; and the gradients of the initial states."""
 
 
 def rnn_training(b: GraphBuilder, node: Node) -> None:
@@ -137,117 +149,98 @@ def lstm(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
     return _gradients(b, node, dy, wanted, _lstm_backward)
 
 
-def _rnn_forward(layer: _Layer, projected: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    body, n = layer.body, layer.hidden
-    activations = layer.node.attributes.get("activations") or ["Tanh"] * layer.count
-    relu = activations[layer.index] == "Relu"
+def _rnn_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    body = layer.body
     h = body.state(initial[0])
-    p = body.element(projected[0])
-    z = body.op("Gemm", h, layer.transposed(0), p)
-    new = body.op("Relu" if relu else "Tanh", z)
-    slope = body.op("Sign", new) if relu else body.op("Sub", layer.b.scalar(1.0), body.op("Mul", new, new))
-    last, (y, before, slopes) = body.finish([new], [(new, n), (h, n), (slope, n)], back=layer.back)
-    layer.save(before=before, slopes=slopes)
-    return y, last
+    new = body.op(_activation(layer), layer.product(body, 0, h, body.element(from_x[0])))
+    last, (every, before) = body.finish([new], [new, h], back=layer.back)
+    layer.save(every=every, before=before)
+    return every, last
 
 
 def _rnn_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
-    body, n = layer.body, layer.hidden
+    b, body, every = layer.b, layer.body, layer.saved("every")
+    slope = b.op("Sign", every) if _activation(layer) == "Relu" else layer.rest(b.op("Mul", every, every))
     dh = _with_output(body, body.state(final[0]), dy)
-    dz = body.op("Mul", dh, body.element(layer.saved("slopes")))
-    earlier = body.op("Gemm", dz, layer.blocks[0].on_h)
-    first, (stacked,) = body.finish([earlier], [(dz, n)], back=not layer.back)
+    dz = body.op("Mul", dh, body.element(slope))
+    first, (stacked,) = body.finish([layer.back_through(body, [dz])], [dz], back=not layer.back)
     return [(stacked, stacked, layer.saved("before"))], first
 
 
-def _lstm_forward(layer: _Layer, projected: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """With g = tanh(z) = 2 sigmoid(2z) - 1 all four gates are one sigmoid; the weights of g come doubled."""
-    body, n = layer.body, layer.hidden
+def _activation(layer: _Layer) -> str:
+    names = layer.node.attributes.get("activations") or ["Tanh"] * layer.count
+    return str(names[layer.index])
+
+
+def _lstm_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    body = layer.body
     h, c = body.state(initial[0]), body.state(initial[1])
-    p = body.element(projected[0], 4 * n)
-    z = body.op("Gemm", h, layer.transposed(0), p)
-    gates = body.op("Sigmoid", z)
-    i, o, f, s = body.ops("Split", [gates], 4, axis=1, num_outputs=4)
-    twice = body.op("Mul", i, body.op("Mul", s, layer.b.scalar(2.0)))
-    written, kept = body.op("Sub", twice, i), body.op("Mul", f, c)  # ig, fc
-    cell = body.op("Add", kept, written)
-    bounded = body.op("Tanh", cell)
-    new = body.op("Mul", o, bounded)
-    # A gate s = sigmoid(z) that contributes q has the slope q (1 - s): ig, h', fc, and 2is for the doubled one.
-    q = body.op("Concat", written, new, kept, twice, axis=1)
-    slope = body.op("Sub", q, body.op("Mul", q, gates))
-    opening = body.op("Sub", o, body.op("Mul", new, bounded))  # dh'/dc' = o (1 - tanh(c')^2)
-    results = [(new, n), (h, n), (slope, 4 * n), (opening, n), (f, n)]
-    last, (y, before, slopes, openings, forget) = body.finish([new, cell], results, back=layer.back)
-    layer.save(before=before, slopes=slopes, openings=openings, forget=forget)
-    return y, last
+    pre = [layer.product(body, gate, h, body.element(p)) for gate, p in enumerate(from_x)]
+    i, o, f, g = (body.op(op, z) for op, z in zip(("Sigmoid", "Sigmoid", "Sigmoid", "Tanh"), pre, strict=True))
+    fc, ig = body.op("Mul", f, c), body.op("Mul", i, g)
+    cell = body.op("Add", fc, ig)
+    tanh = body.op("Tanh", cell)
+    new = body.op("Mul", o, tanh)
+    kept = {"before": h, "i": i, "o": o, "f": f, "g": g, "fc": fc, "ig": ig, "tanh": tanh}
+    last, (every, *stacked) = body.finish([new, cell], [new, *kept.values()], back=layer.back)
+    layer.save(every=every, **dict(zip(kept, stacked, strict=True)))
+    return every, last
 
 
 def _lstm_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
-    body, n = layer.body, layer.hidden
+    b, body, every = layer.b, layer.body, layer.saved("every")
+    i, o, f, g, fc, ig, tanh = (layer.saved(key) for key in ("i", "o", "f", "g", "fc", "ig", "tanh"))
+    opening = b.op("Sub", o, b.op("Mul", every, tanh))  # dh'/dc' = o (1 - tanh(c')^2), and h' = o tanh(c')
+    of_i, of_o, of_f = (b.op("Mul", part, layer.rest(gate)) for part, gate in ((ig, i), (every, o), (fc, f)))
+    of_g = b.op("Sub", i, b.op("Mul", ig, g))  # i (1 - g^2)
     dh, dc = body.state(final[0]), body.state(final[1])
     dh = _with_output(body, dh, dy)
-    dc = body.op("Add", dc, body.op("Mul", dh, body.element(layer.saved("openings"))))
-    dz = body.op("Mul", body.op("Concat", dc, dh, dc, dc, axis=1), body.element(layer.saved("slopes"), 4 * n))
-    earlier_h = body.op("Gemm", dz, layer.blocks[0].on_h)
-    earlier_c = body.op("Mul", dc, body.element(layer.saved("forget")))
-    first, (stacked,) = body.finish([earlier_h, earlier_c], [(dz, 4 * n)], back=not layer.back)
-    return [(stacked, stacked, layer.saved("before"))], first
+    dc = body.op("Add", dc, body.op("Mul", dh, body.element(opening)))
+    d = [body.op("Mul", v, body.element(slope)) for v, slope in ((dc, of_i), (dh, of_o), (dc, of_f), (dc, of_g))]
+    earlier = [layer.back_through(body, d), body.op("Mul", dc, body.element(f))]
+    first, stacked = body.finish(earlier, d, back=not layer.back)
+    return [(each, each, layer.saved("before")) for each in stacked], first
 
 
-def _gru_forward(layer: _Layer, projected: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    body, n, inner = layer.body, layer.hidden, layer.blocks[1].inner
-    linear, one = bool(layer.node.attributes["linear_before_reset"]), layer.b.scalar(1.0)
+def _gru_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    body = layer.body
     h = body.state(initial[0])
-    p, q = body.element(projected[0], 2 * n), body.element(projected[1])
-    pre = body.op("Gemm", h, layer.transposed(0), p)
-    z, r = body.ops("Split", [body.op("Sigmoid", pre)], 2, axis=1, num_outputs=2)
-    if linear:
-        operands = [h, layer.transposed(1), *([inner] if inner else [])]
-        reset = body.op("Mul", r, body.op("Gemm", *operands))
-        new = body.op("Tanh", body.op("Add", q, reset))
+    z, r = (body.op("Sigmoid", layer.product(body, gate, h, body.element(from_x[gate]))) for gate in (0, 1))
+    if layer.node.attributes["linear_before_reset"]:
+        reset = body.op("Mul", r, layer.product(body, 2, h, layer.gates[2].inner))
+        new = body.op("Tanh", body.op("Add", body.element(from_x[2]), reset))
     else:
         reset = body.op("Mul", r, h)
-        new = body.op("Tanh", body.op("Gemm", reset, layer.transposed(1), q))
-    kept = body.op("Mul", z, body.op("Sub", h, new))
-    output = body.op("Add", new, kept)
-    rest = body.op("Sub", one, z)
-    of_z = body.op("Sub", kept, body.op("Mul", kept, z))
-    of_new = body.op("Sub", rest, body.op("Mul", rest, body.op("Mul", new, new)))
-    of_reset = body.op("Sub", reset, body.op("Mul", reset, r))
-    if linear:
-        slope = body.op("Concat", of_z, body.op("Mul", of_new, of_reset), axis=1)
-        extra = {"slopes": (slope, 2 * n), "of_product": (body.op("Mul", of_new, r), n)}
-    else:
-        extra = {"of_z": (of_z, n), "of_reset": (of_reset, n), "r": (r, n), "reset": (reset, n)}
-    results = [(output, n), (h, n), (of_new, n), (z, n), *extra.values()]
-    last, (y, *stacked) = body.finish([output], results, back=layer.back)
-    layer.save(**dict(zip(("before", "of_new", "z", *extra), stacked, strict=True)))
-    return y, last
+        new = body.op("Tanh", layer.product(body, 2, reset, body.element(from_x[2])))
+    held = body.op("Mul", z, body.op("Sub", h, new))
+    output = body.op("Add", new, held)
+    kept = {"before": h, "z": z, "r": r, "new": new, "held": held, "reset": reset}
+    last, (every, *stacked) = body.finish([output], [output, *kept.values()], back=layer.back)
+    layer.save(**dict(zip(kept, stacked, strict=True)))
+    return every, last
 
 
 def _gru_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
-    body, n, (gates, candidate) = layer.body, layer.hidden, layer.blocks
-    linear = bool(layer.node.attributes["linear_before_reset"])
+    b, body = layer.b, layer.body
+    before, z, r, new, held, reset = (layer.saved(key) for key in ("before", "z", "r", "new", "held", "reset"))
+    of_z = b.op("Mul", held, layer.rest(z))
+    of_new = b.op("Mul", layer.rest(z), layer.rest(b.op("Mul", new, new)))
+    of_reset = b.op("Mul", reset, layer.rest(r))
     dh = _with_output(body, body.state(final[0]), dy)
-    d_new = body.op("Mul", dh, body.element(layer.saved("of_new")))
-    passed = body.op("Mul", dh, body.element(layer.saved("z")))
-    if linear:
-        d_product = body.op("Mul", dh, body.element(layer.saved("of_product")))
-        d_gates = body.op("Mul", body.op("Concat", dh, dh, axis=1), body.element(layer.saved("slopes"), 2 * n))
-        passed = body.op("Gemm", d_product, candidate.on_h, passed)
-    else:
-        d_product = d_new
-        d_reset = body.op("Gemm", d_new, candidate.on_h)
-        d_z = body.op("Mul", dh, body.element(layer.saved("of_z")))
-        d_r = body.op("Mul", d_reset, body.element(layer.saved("of_reset")))
-        d_gates = body.op("Concat", d_z, d_r, axis=1)
-        passed = body.op("Add", passed, body.op("Mul", d_reset, body.element(layer.saved("r"))))
-    earlier = body.op("Gemm", d_gates, gates.on_h, passed)
-    results = [(d_gates, 2 * n), (d_new, n), *([(d_product, n)] if linear else [])]
-    first, stacked = body.finish([earlier], results, back=not layer.back)
-    multiplied = layer.saved("before" if linear else "reset")
-    return [(stacked[0], stacked[0], layer.saved("before")), (stacked[1], stacked[-1], multiplied)], first
+    d_z, d_new = body.op("Mul", dh, body.element(of_z)), body.op("Mul", dh, body.element(of_new))
+    passed = body.op("Mul", dh, body.element(z))
+    if layer.node.attributes["linear_before_reset"]:
+        d_r = body.op("Mul", d_new, body.element(of_reset))
+        d_product = body.op("Mul", d_new, body.element(r))
+        earlier = layer.back_through(body, [d_z, d_r, d_product], passed)
+        first, (s_z, s_r, s_new, s_product) = body.finish([earlier], [d_z, d_r, d_new, d_product], back=not layer.back)
+        return [(s_z, s_z, before), (s_r, s_r, before), (s_new, s_product, before)], first
+    d_reset = body.op("Gemm", d_new, layer.gates[2].on_h)
+    d_r = body.op("Mul", d_reset, body.element(of_reset))
+    passed = body.op("Add", passed, body.op("Mul", d_reset, body.element(r)))
+    earlier = layer.back_through(body, [d_z, d_r], passed)
+    first, (s_z, s_r, s_new) = body.finish([earlier], [d_z, d_r, d_new], back=not layer.back)
+    return [(s_z, s_z, before), (s_r, s_r, before), (s_new, s_new, reset)], first
 
 
 def _with_output(body: Body, dh: str, dy: str) -> str:
@@ -259,7 +252,7 @@ def _training(b: GraphBuilder, node: Node, forward: _Forward) -> None:
     _check(b, node)
     sequences, finals = [], []
     for layer in _layers(b, node):
-        projected = [_projected(b, node, block, layer.hidden) for block in layer.blocks]
+        projected = [_projected(b, node, gate, layer.hidden) for gate in layer.gates]
         initial = [_initial(layer, slot) for slot in ((H0, C0) if node.op == "LSTM" else (H0,))]
         every, last = forward(layer, projected, initial)
         sequences.append(every)
@@ -282,13 +275,14 @@ def _gradients(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted, b
     for layer in _layers(b, node):
         final = [layer.part(d) if d else _zeros(layer) for d in d_finals]
         products, first = backward(layer, layer.part(d_y, axis=1) if d_y else "", final)
-        flat = [tuple(_rows_of(b, name) for name in names) for names in products]
+        rows = b.ints(-1, layer.hidden)
+        flat = [tuple(b.op("Reshape", name, rows, allowzero=0) for name in names) for names in products]
         for slot, gradient in _weight_gradients(layer, flat).items():
             slots[slot].append(gradient)
         for slot, gradient in zip((H0, C0), first, strict=False):
             slots[slot].append(gradient)
-        for (d, *_), block in zip(flat, layer.blocks, strict=True):
-            share = Product(d, block.on_x, False, False)
+        for (d, *_), gate in zip(flat, layer.gates, strict=True):
+            share = Product(d, gate.on_x, False, False)
             d_rows = share if d_rows is None else b.add(d_rows, share) if wanted[X] else share
     gradients: list[Gradient | None] = [None] * len(node.inputs)
     if wanted[X] and d_rows is not None:
@@ -305,18 +299,15 @@ def _weight_gradients(layer: _Layer, products: Sequence[tuple[str, ...]]) -> dic
     b, node, rows = layer.b, layer.node, _rows(layer.b, layer.node)
     on_rows = _joined(b, [b.op("Gemm", d, rows, transA=1) for d, _, _ in products])
     on_h = _joined(b, [b.op("Gemm", d, h, transA=1) for _, d, h in products])
-    scale = _scale(b, node, layer.hidden)
-    if scale:
-        on_rows, on_h = b.op("Mul", on_rows, scale), b.op("Mul", on_h, scale)
     if not _given(node, B):
         return {W: on_rows, R: on_h}
-    width = b.shape(node.inputs[W])[2]
-    on_x, bias = b.ops("Split", [on_rows, b.ints(int(width), 1)], 2, axis=1)
-    bias = b.op("Squeeze", bias, b.ints(1))
+    width = int(b.shape(node.inputs[W])[2])
+    on_x, column = b.ops("Split", [on_rows, b.ints(width, 1)], 2, axis=1)
+    bias = b.op("Squeeze", column, b.ints(1))
     inner = bias
-    if layer.blocks[-1].inner:
-        gates = b.op("Slice", bias, b.ints(0), b.ints(2 * layer.hidden), b.ints(0))
-        inner = b.op("Concat", gates, b.op("ReduceSum", products[-1][1], b.ints(0), keepdims=0), axis=0)
+    if layer.gates[-1].inner:
+        others = b.op("Slice", bias, b.ints(0), b.ints(2 * layer.hidden), b.ints(0))
+        inner = b.op("Concat", others, b.op("ReduceSum", products[-1][1], b.ints(0), keepdims=0), axis=0)
     return {W: on_x, R: on_h, B: b.op("Concat", bias, inner, axis=0)}
 
 
@@ -325,40 +316,34 @@ def _layers(b: GraphBuilder, node: Node) -> list[_Layer]:
     backs = DIRECTIONS[node.attributes["direction"]]
     hidden, batch = int(b.shape(node.inputs[R])[2]), b.shape(node.inputs[X])[1]
     return [
-        _Layer(b, node, index, len(backs), back, batch, hidden, _blocks(b, node, index, len(backs), hidden))
+        _Layer(b, node, index, len(backs), back, batch, hidden, _gates(b, node, index, len(backs)))
         for index, back in enumerate(backs)
     ]
 
 
-def _blocks(b: GraphBuilder, node: Node, index: int, count: int, n: int) -> tuple[_Block, ...]:
+def _gates(b: GraphBuilder, node: Node, index: int, count: int) -> tuple[_Gate, ...]:
+    """The gates of one direction: its weights, cut apart."""
+    gates = GATES[node.op]
     on_x, on_h = (_part(b, node.inputs[slot], index, count, 0) for slot in (W, R))
-    columns: list[str] = []
-    inner = ""
-    if _given(node, B):
-        both = b.op("Reshape", _part(b, node.inputs[B], index, count, 0), b.ints(2, -1), allowzero=0)
-        if node.op == "GRU" and node.attributes["linear_before_reset"]:
-            outer, rest = b.ops("Split", [both, b.ints(1, 1)], 2, axis=0)
-            rest, inner = b.ops("Split", [b.op("Squeeze", rest, b.ints(0)), b.ints(2 * n, n)], 2, axis=0)
-            padded = b.op("Pad", rest, b.ints(0, n), mode="constant")
-            columns = [b.op("Add", b.op("Squeeze", outer, b.ints(0)), padded)]
-        else:
-            columns = [b.op("ReduceSum", both, b.ints(0), keepdims=0)]
-    on_rows = b.op("Concat", on_x, *(b.op("Unsqueeze", c, b.ints(1)) for c in columns), axis=1) if columns else on_x
-    scale = _scale(b, node, n)
-    if scale:
-        on_x, on_rows, on_h = (b.op("Mul", w, scale) for w in (on_x, on_rows, on_h))
-    if node.op != "GRU":
-        return (_Block(4 if node.op == "LSTM" else 1, on_x, on_rows, on_h),)
-    sizes = b.ints(2 * n, n)
-    (x_zr, x_h), (rows_zr, rows_h), (h_zr, h_h) = (b.ops("Split", [w, sizes], 2, axis=0) for w in (on_x, on_rows, on_h))
-    return _Block(2, x_zr, rows_zr, h_zr), _Block(1, x_h, rows_h, h_h, inner)
+    x_parts, h_parts = _cut(b, on_x, gates), _cut(b, on_h, gates)
+    if not _given(node, B):
+        return tuple(_Gate(x, x, h) for x, h in zip(x_parts, h_parts, strict=True))
+    biases = _cut(b, _part(b, node.inputs[B], index, count, 0), 2 * gates)
+    outer, inner = list(biases[:gates]), biases[gates:]
+    separate = node.op == "GRU" and bool(node.attributes["linear_before_reset"])
+    for gate in range(gates - separate):
+        outer[gate] = b.op("Add", outer[gate], inner[gate])
+    columns = [b.op("Unsqueeze", bias, b.ints(1)) for bias in outer]
+    rows = [b.op("Concat", x, column, axis=1) for x, column in zip(x_parts, columns, strict=True)]
+    last = inner[-1] if separate else ""
+    return tuple(
+        _Gate(x, row, h, last if gate == gates - 1 else "")
+        for gate, (x, row, h) in enumerate(zip(x_parts, rows, h_parts, strict=True))
+    )
 
 
-def _scale(b: GraphBuilder, node: Node, n: int) -> str:
-    """What the rows of an LSTM's weights are multiplied with, so that one sigmoid serves all of its gates."""
-    if node.op != "LSTM":
-        return ""
-    return b.constant(np.repeat(np.array([1, 1, 1, 2], np.float32), n)[:, None])
+def _cut(b: GraphBuilder, name: str, parts: int) -> tuple[str, ...]:
+    return b.ops("Split", [name], parts, axis=0, num_outputs=parts) if parts > 1 else (name,)
 
 
 def _rows(b: GraphBuilder, node: Node) -> str:
@@ -371,11 +356,10 @@ def _rows(b: GraphBuilder, node: Node) -> str:
     return b.op("Concat", rows, b.op("Expand", b.scalar(1.0), column), axis=1)
 
 
-def _projected(b: GraphBuilder, node: Node, block: _Block, n: int) -> str:
-    """What x contributes to the block's pre-activations, [time, batch, gates * hidden]."""
-    whole = b.op("Gemm", _rows(b, node), block.on_rows, transB=1)
-    shape = b.op("Concat", b.op("Shape", node.inputs[X], start=0, end=2), b.ints(block.gates * n), axis=0)
-    return b.op("Reshape", whole, shape, allowzero=0)
+def _projected(b: GraphBuilder, node: Node, gate: _Gate, hidden: int) -> str:
+    """What x contributes to the gate, bias included, [time, batch, hidden]."""
+    shape = b.op("Concat", b.op("Shape", node.inputs[X], start=0, end=2), b.ints(hidden), axis=0)
+    return b.op("Reshape", b.op("Gemm", _rows(b, node), gate.on_rows, transB=1), shape, allowzero=0)
 
 
 def _initial(layer: _Layer, slot: int) -> str:
@@ -387,12 +371,6 @@ def _zeros(layer: _Layer) -> str:
     b = layer.b
     batch = b.op("Shape", layer.node.inputs[X], start=1, end=2)
     return b.op("Expand", b.scalar(0.0), b.op("Concat", batch, b.ints(layer.hidden), axis=0))
-
-
-def _rows_of(b: GraphBuilder, stacked: str) -> str:
-    """What a loop stacked over time, as a matrix with a row for each time and example."""
-    shape = b.op("Concat", b.ints(-1), b.op("Shape", stacked, start=2), axis=0)
-    return b.op("Reshape", stacked, shape, allowzero=0)
 
 
 def _part(b: GraphBuilder, name: str, index: int, count: int, axis: int) -> str:
