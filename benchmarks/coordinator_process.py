@@ -34,16 +34,18 @@ class Observed:
     def __init__(self, inner: Ingest) -> None:
         self._inner = inner
         self.marks: dict[str, float] = {}
+        self.waiting = True
         self.updates = 0
         self.batches = 0
 
     def start(self, job: StartJob) -> None:
         self.marks, self.updates, self.batches = {"start": time.process_time()}, 0, 0
+        self.waiting = True
         self._inner.start(job)
 
     def first_chunk(self) -> None:
-        self.marks.setdefault("first_chunk", time.process_time())
-        self.marks.setdefault("first_chunk_at", time.time())
+        self.waiting = False
+        self.marks["first_chunk"], self.marks["first_chunk_at"] = time.process_time(), time.time()
 
     def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
         results = self._inner.process(items)
@@ -104,7 +106,7 @@ def mark_chunks(service: Service, observed: Observed) -> None:
     handle = service.core.handle
 
     def marking(event: Event, now: float) -> None:
-        if type(event) is Arrived and event.channel == BULK:
+        if observed.waiting and type(event) is Arrived and event.channel == BULK:
             observed.first_chunk()
         handle(event, now)
 
