@@ -102,9 +102,10 @@ def _judged(
                     return found.argmax(axis=axis) == target
         elif found.size == target.size:
             values = found.reshape(target.shape).astype(np.float64)
-            if program.metric == "accuracy":
-                middle = 0.5 if final.get(name) == "Sigmoid" else 0.0
-                return (values > middle) == (target > (0.5 if program.loss == "binary_cross_entropy" else 0.0))
+            if program.loss == "hinge":
+                return values * target > 0
+            if program.loss == "binary_cross_entropy":
+                return (values > (0.5 if final.get(name) == "Sigmoid" else 0.0)) == (target > 0.5)
             error = values - target
             return np.abs(error) if program.metric == "mean_absolute_error" else error**2
     shapes = {name: list(found.shape) for name, found in outputs.items()}

@@ -118,6 +118,10 @@ class Federation:
             raise self._failure
 
     @property
+    def config(self) -> FederationConfig:
+        return self._prepared.config
+
+    @property
     def store(self) -> Store:
         return self._prepared.store
 

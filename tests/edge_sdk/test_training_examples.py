@@ -195,3 +195,43 @@ def test_csv_that_is_no_text_is_an_examples_error(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00a,b")
     with pytest.raises(ExamplesError, match="cannot be read"):
         load_examples(tmp_path / "bytes.csv", PROGRAM)
+
+
+def reconstructing() -> Program:
+    from coordinator.compile import build_zoo_model, compile_model
+
+    model = build_zoo_model("mlp", inputs=(4,), hidden=(2,), outputs=4, seed=0)
+    return compile_model(model, loss="reconstruction", name="autoencoder", verify=False).program
+
+
+def test_a_model_that_reconstructs_its_input_needs_no_target(tmp_path: Path) -> None:
+    program = reconstructing()
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.savez(tmp_path / "x.npz", x=x)
+    (tmp_path / "x.csv").write_text("a,b,c,d\n" + "\n".join(",".join(map(str, row)) for row in x))
+    sources: list[Any] = [x, {"x": x}, {"x": {"x": x}}, (x, x)]
+    found = [as_examples(source, program) for source in sources]
+    found += [load_examples(tmp_path / name, program) for name in ("x.npz", "x.csv")]
+    for examples in found:
+        np.testing.assert_array_equal(examples.target, x)
+        np.testing.assert_array_equal(examples.inputs["x"], x)
+    assert as_examples((x, x + 1), program).target[0, 0] == 1  # a noisy input and a clean target
+    with pytest.raises(ExamplesError, match="3 columns"):
+        (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n")
+        load_examples(tmp_path / "x.csv", program)
+
+
+def test_labels_that_are_ignored_may_be_outside_of_the_classes() -> None:
+    from coordinator.compile import LossOptions, build_zoo_model, compile_model
+
+    model = build_zoo_model("mlp", inputs=(4,), hidden=(2,), outputs=3, seed=0)
+    options = LossOptions(ignore_index=-100)
+    bundle = compile_model(model, loss="softmax_cross_entropy", loss_options=options, name="m", verify=False)
+    program = Program.decode(bundle.program.encode())
+    assert program.ignore_index == -100
+    x = np.zeros((3, 4), np.float32)
+    assert len(as_examples((x, np.array([0, -100, 2])), program)) == 3
+    with pytest.raises(ExamplesError, match=r"go from -1 to 2, the model has 0\.\.2"):
+        as_examples((x, np.array([-1, -100, 2])), program)
+    with pytest.raises(ExamplesError, match="every label is -100"):
+        as_examples((x, np.array([-100, -100, -100])), program)
