@@ -302,3 +302,13 @@ def export(model: nn.Module, inputs: dict[str, Tensor], path: Path, *, dynamo: b
         torch.onnx.export(
             model, arguments, path, dynamo=False, dynamic_axes=axes, opset_version=17, training=mode, **names
         )
+
+
+def har_cnn1d() -> nn.Module:
+    """What ``benchmarks/har.py`` trains, windows of 128 samples of 6 channels in 6 activities."""
+    return nn.Sequential(
+        nn.Conv1d(6, 32, 7, padding=3), nn.ReLU(), nn.MaxPool1d(2),
+        nn.Conv1d(32, 48, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2),
+        nn.Conv1d(48, 64, 5, padding=2), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 6),
+    )  # fmt: skip
