@@ -99,15 +99,16 @@ def _judged(
             for axis in range(found.ndim - 1, 0, -1):
                 rest = found.shape[:axis] + found.shape[axis + 1 :]
                 if found.shape[axis] == program.classes and rest == target.shape:
-                    return found.argmax(axis=axis) == target
+                    return np.equal(found.argmax(axis=axis), target)
         elif found.size == target.size:
             values = found.reshape(target.shape).astype(np.float64)
             if program.loss == "hinge":
-                return values * target > 0
+                return np.greater(values * target, 0.0)
             if program.loss == "binary_cross_entropy":
-                return (values > (0.5 if final.get(name) == "Sigmoid" else 0.0)) == (target > 0.5)
+                positive = values > (0.5 if final.get(name) == "Sigmoid" else 0.0)
+                return np.equal(positive, target > 0.5)
             error = values - target
-            return np.abs(error) if program.metric == "mean_absolute_error" else error**2
+            return np.abs(error) if program.metric == "mean_absolute_error" else np.square(error)
     shapes = {name: list(found.shape) for name, found in outputs.items()}
     raise CompileError(f"model {program.name!r}: no output {shapes} fits a target of shape {list(target.shape)}")
 
