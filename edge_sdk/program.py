@@ -34,6 +34,7 @@ from edge_sdk.numpy_plan import (
 )
 from edge_sdk.packed import unpack_checked
 from edge_sdk.parameters import ELEMENTS_MAX, RANK_MAX, ParameterSpec
+from edge_sdk.shared_bytes import share, unshare
 
 __all__ = ["ANCHOR", "NEW", "PROGRAM_BYTES_MAX", "Input", "Program", "digest_of"]
 
@@ -139,7 +140,7 @@ class Program:
 
     def encode(self) -> bytes:
         """The program's bytes: the same program always has the same bytes."""
-        body = {
+        body: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
             "spec": self.spec.to_wire(),
@@ -161,6 +162,7 @@ class Program:
         }
         if self.ignore_index is not None:
             body["ignore_index"] = self.ignore_index
+        body = share(body)
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
         return _HEADER.pack(_MAGIC, PROGRAM_VERSION, 0) + packed
 
@@ -205,7 +207,7 @@ def _input_to_wire(value: Input) -> list[Any]:
 
 
 def _from_wire(cls: type[Program], body: object) -> Program:
-    source = as_map(body, "program")
+    source = unshare(as_map(body, "program"), graph_bytes_max=PROGRAM_BYTES_MAX)
     return cls(
         name=as_text(source.get("name"), "name"),
         kind=as_text(source.get("kind"), "kind"),
