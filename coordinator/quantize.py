@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx
@@ -99,16 +99,17 @@ def _judged(
             for axis in range(found.ndim - 1, 0, -1):
                 rest = found.shape[:axis] + found.shape[axis + 1 :]
                 if found.shape[axis] == program.classes and rest == target.shape:
-                    return np.equal(found.argmax(axis=axis), target)
+                    return cast(NDArray[Any], np.equal(found.argmax(axis=axis), target))
         elif found.size == target.size:
             values = found.reshape(target.shape).astype(np.float64)
             if program.loss == "hinge":
-                return np.greater(values * target, 0.0)
+                return cast(NDArray[Any], np.greater(values * target, 0.0))
             if program.loss == "binary_cross_entropy":
                 positive = values > (0.5 if final.get(name) == "Sigmoid" else 0.0)
-                return np.equal(positive, target > 0.5)
+                return cast(NDArray[Any], np.equal(positive, target > 0.5))
             error = values - target
-            return np.abs(error) if program.metric == "mean_absolute_error" else np.square(error)
+            absolute = program.metric == "mean_absolute_error"
+            return cast(NDArray[Any], np.abs(error) if absolute else np.square(error))
     shapes = {name: list(found.shape) for name, found in outputs.items()}
     raise CompileError(f"model {program.name!r}: no output {shapes} fits a target of shape {list(target.shape)}")
 
