@@ -109,7 +109,7 @@ def _judged(
                 return cast(NDArray[Any], np.equal(positive, target > 0.5))
             error = values - target
             absolute = program.metric == "mean_absolute_error"
-            return cast(NDArray[Any], np.abs(error) if absolute else np.square(error))
+            return np.abs(error) if absolute else np.square(error)
     shapes = {name: list(found.shape) for name, found in outputs.items()}
     raise CompileError(f"model {program.name!r}: no output {shapes} fits a target of shape {list(target.shape)}")
 
