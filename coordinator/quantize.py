@@ -106,10 +106,9 @@ def _judged(
                 return cast(NDArray[Any], np.greater(values * target, 0.0))
             if program.loss == "binary_cross_entropy":
                 positive = values > (0.5 if final.get(name) == "Sigmoid" else 0.0)
-                return cast(NDArray[Any], np.equal(positive, target > 0.5))
-            error = values - target
-            absolute = program.metric == "mean_absolute_error"
-            return np.abs(error) if absolute else np.square(error)
+                return np.equal(positive, target > 0.5)
+            error: NDArray[Any] = np.abs(values - target)
+            return error if program.metric == "mean_absolute_error" else error**2
     shapes = {name: list(found.shape) for name, found in outputs.items()}
     raise CompileError(f"model {program.name!r}: no output {shapes} fits a target of shape {list(target.shape)}")
 
