@@ -13,10 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from device_sim.crashes import CrashPlan
@@ -98,17 +96,22 @@ def play(task: Task) -> Outcome | str:
         signal.alarm(0)
 
 
-def tasks(first: int, seeds: int, sample: int | None) -> Iterator[Task]:
+def tasks(first: int, seeds: int, sample: int | None, tally: Tally) -> list[Task]:
     """All storms, then all power cuts (or a sample of so many a side)."""
-    storms = (Task(seed, twice=seed % TWICE_EVERY == 0) for seed in range(first, first + seeds))
-    return chain(storms, (Task(POWER_CUT_SEED, crash=plan) for plan in crash_points(sample)))
+    todo = [Task(seed, twice=seed % TWICE_EVERY == 0) for seed in range(first, first + seeds)]
+    try:
+        todo += [Task(POWER_CUT_SEED, crash=plan) for plan in crash_points(sample)]
+    except Exception as error:
+        tally.failures.append(str(error))
+        print(f"FAILED before any power cut: {error}", flush=True)
+    return todo
 
 
 def soak(arguments: argparse.Namespace) -> Tally:
     """Plays everything, on all cores, within the time allowed."""
     began, tally = time.monotonic(), Tally()
     until = began + 60.0 * arguments.minutes_max
-    todo = list(tasks(arguments.first, arguments.seeds, arguments.crash_sample))
+    todo = tasks(arguments.first, arguments.seeds, arguments.crash_sample, tally)
     queue = iter(todo)
     with ProcessPoolExecutor(arguments.jobs, initializer=quiet) as pool:
         running: dict[Future[Outcome | str], Task] = {}
@@ -151,13 +154,13 @@ def main() -> int:
     parser.add_argument("--crash", type=crash_plan, help="replay one power cut, side:n")
     parser.add_argument("--verbose", action="store_true", help="with a replay: log what everybody does")
     arguments = parser.parse_args()
+    if not arguments.verbose:
+        quiet()
     if arguments.seed is None and arguments.crash is None:
         return 1 if soak(arguments).failures else 0
     task = Task(POWER_CUT_SEED, crash=arguments.crash) if arguments.crash else Task(arguments.seed)
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
-    else:
-        quiet()
     result = play(task)
     print(result)
     return 1 if isinstance(result, str) else 0

@@ -837,6 +837,7 @@ def test_the_next_announcement_brings_an_unsettled_device_to_ask(changes: dict[s
     bench.received()
     bench.announce(**changes)
     bench.tick()
+    assert bench.now < 60.0, "because of the announcement, not of the timer behind it"
     assert bench.said(CheckIn)[-1].unsettled == (TICKET,)
     bench.hear(ComeBack(nonce=bench.said(CheckIn)[-1].nonce, seconds=900.0, verdicts=(verdict("counted"),)))
     assert of(bench.actions, Settle)[-1].counted and bench.session.unsettled == ()
