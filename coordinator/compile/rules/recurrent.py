@@ -20,101 +20,30 @@ With h and c the states before a step, and gate orders as in ONNX:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
 
-import numpy as np
-
-from coordinator.compile.graph import Dim, GraphBuilder, Node, Product
+from coordinator.compile.graph import GraphBuilder, Node, Product
+from coordinator.compile.rules.gates import (
+    SLOTS,
+    Layer,
+    check_form,
+    given,
+    initial_state,
+    layers_of,
+    projected,
+    rows_of,
+    zero_state,
+)
 from coordinator.compile.rules.rule import Gradient, Gradients, Wanted
 from coordinator.compile.scan import Body
-from edge_sdk.errors import CompileError
 
 __all__ = ["gru", "gru_training", "lstm", "lstm_training", "rnn", "rnn_training"]
 
-DIRECTIONS: Final = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-"""Direction -> for each of its layers, whether it goes back in time."""
+X, W, R, B, _, H0, C0, _ = SLOTS
 
-GATES: Final = {"RNN": 1, "GRU": 3, "LSTM": 4}
-
-ACTIVATIONS: Final = {
-    "RNN": (("Tanh",), ("Relu",)),
-    "GRU": (("Sigmoid", "Tanh"),),
-    "LSTM": (("Sigmoid", "Tanh", "Tanh"),),
-}
-"""Operator -> the activations that it may have in each direction, the default first."""
-
-X, W, R, B, LENS, H0, C0, PEEPHOLES = range(8)
-"""Slots of the three operators' inputs."""
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """The weights of one gate.
-
-    Attributes:
-        on_x: On x, [hidden, width].
-        on_rows: The same and the bias, on rows that end in 1; ``on_x`` where there is no bias.
-        on_h: On the state, [hidden, hidden].
-        inner: A bias that joins the product with the state before anything else happens to it, or "".
-    """
-
-    on_x: str
-    on_rows: str
-    on_h: str
-    inner: str = ""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One direction of a node."""
-
-    b: GraphBuilder
-    node: Node
-    index: int
-    count: int
-    back: bool
-    batch: Dim
-    hidden: int
-    gates: tuple[_Gate, ...]
-
-    @property
-    def body(self) -> Body:
-        """The body of a new loop."""
-        return Body(self.b, (self.batch, self.hidden))
-
-    def save(self, **names: str) -> None:
-        """Keep names for the step backwards of the same direction."""
-        self.b.save(self.node, **{f"{key}{self.index}": name for key, name in names.items()})
-
-    def saved(self, key: str) -> str:
-        """A name that was saved."""
-        return self.b.saved(self.node, f"{key}{self.index}")
-
-    def part(self, name: str, axis: int = 0) -> str:
-        """This direction's part of a tensor that holds all of them along ``axis``."""
-        return _part(self.b, name, self.index, self.count, axis)
-
-    def product(self, body: Body, gate: int, h: str, addend: str = "") -> str:
-        """What ``h`` contributes to a gate; the weights are turned round once, not in each step."""
-        weights = self.b.op("Transpose", self.gates[gate].on_h, perm=[1, 0])
-        return body.op("Gemm", *filter(None, (h, weights, addend)))
-
-    def back_through(self, body: Body, gradients: Sequence[str], addend: str = "") -> str:
-        """The gradient of the state from those of the first products with it."""
-        for gradient, gate in zip(gradients, self.gates, strict=False):
-            addend = body.op("Gemm", *filter(None, (gradient, gate.on_h, addend)))
-        return addend
-
-    def rest(self, name: str) -> str:
-        """1 minus a value."""
-        return self.b.op("Sub", self.b.scalar(1.0), name)
-
-
-_Forward = Callable[[_Layer, Sequence[str], Sequence[str]], tuple[str, tuple[str, ...]]]
+_Forward = Callable[[Layer, Sequence[str], Sequence[str]], tuple[str, tuple[str, ...]]]
 """(layer, what x contributes to each gate, initial states) -> all hidden states, last states; and it saves."""
 
-_Backward = Callable[[_Layer, str, Sequence[str]], tuple[list[tuple[str, str, str]], tuple[str, ...]]]
+_Backward = Callable[[Layer, str, Sequence[str]], tuple[list[tuple[str, str, str]], tuple[str, ...]]]
 """(layer, dY or "", gradients of the last states) -> for each gate, all times stacked, the gradient of what x
 contributes, that of the product with the state, and the state in it; and the gradients of the initial states."""
 
@@ -149,7 +78,7 @@ def lstm(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
     return _gradients(b, node, dy, wanted, _lstm_backward)
 
 
-def _rnn_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _rnn_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
     h = body.state(initial[0])
     new = body.op(_activation(layer), layer.product(body, 0, h, body.element(from_x[0])))
@@ -158,7 +87,7 @@ def _rnn_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -
     return every, last
 
 
-def _rnn_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
+def _rnn_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
     b, body, every = layer.b, layer.body, layer.saved("every")
     slope = b.op("Sign", every) if _activation(layer) == "Relu" else layer.rest(b.op("Mul", every, every))
     dh = _with_output(body, body.state(final[0]), dy)
@@ -167,12 +96,12 @@ def _rnn_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tu
     return [(stacked, stacked, layer.saved("before"))], first
 
 
-def _activation(layer: _Layer) -> str:
+def _activation(layer: Layer) -> str:
     names = layer.node.attributes.get("activations") or ["Tanh"] * layer.count
     return str(names[layer.index])
 
 
-def _lstm_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _lstm_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
     h, c = body.state(initial[0]), body.state(initial[1])
     pre = [layer.product(body, gate, h, body.element(p)) for gate, p in enumerate(from_x)]
@@ -187,7 +116,7 @@ def _lstm_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) 
     return every, last
 
 
-def _lstm_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
+def _lstm_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
     b, body, every = layer.b, layer.body, layer.saved("every")
     i, o, f, g, fc, ig, tanh = (layer.saved(key) for key in ("i", "o", "f", "g", "fc", "ig", "tanh"))
     opening = b.op("Sub", o, b.op("Mul", every, tanh))  # dh'/dc' = o (1 - tanh(c')^2), and h' = o tanh(c')
@@ -202,7 +131,7 @@ def _lstm_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[t
     return [(each, each, layer.saved("before")) for each in stacked], first
 
 
-def _gru_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _gru_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
     h = body.state(initial[0])
     z, r = (body.op("Sigmoid", layer.product(body, gate, h, body.element(from_x[gate]))) for gate in (0, 1))
@@ -220,7 +149,7 @@ def _gru_forward(layer: _Layer, from_x: Sequence[str], initial: Sequence[str]) -
     return every, last
 
 
-def _gru_backward(layer: _Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
+def _gru_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
     b, body = layer.b, layer.body
     before, z, r, new, held, reset = (layer.saved(key) for key in ("before", "z", "r", "new", "held", "reset"))
     of_z = b.op("Mul", held, layer.rest(z))
@@ -249,12 +178,12 @@ def _with_output(body: Body, dh: str, dy: str) -> str:
 
 def _training(b: GraphBuilder, node: Node, forward: _Forward) -> None:
     """The node's outputs from the loops of its layers."""
-    _check(b, node)
+    check_form(b, node)
     sequences, finals = [], []
-    for layer in _layers(b, node):
-        projected = [_projected(b, node, gate, layer.hidden) for gate in layer.gates]
-        initial = [_initial(layer, slot) for slot in ((H0, C0) if node.op == "LSTM" else (H0,))]
-        every, last = forward(layer, projected, initial)
+    for layer in layers_of(b, node):
+        from_x = [projected(b, node, gate, layer.hidden) for gate in layer.gates]
+        initial = [initial_state(layer, slot) for slot in ((H0, C0) if node.op == "LSTM" else (H0,))]
+        every, last = forward(layer, from_x, initial)
         sequences.append(every)
         finals.append(last)
     stacks = [(tuple(sequences), 1), *((parts, 0) for parts in zip(*finals, strict=True))]
@@ -272,8 +201,8 @@ def _gradients(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted, b
     d_y, *d_finals = (*dy, "", "")[: 3 if node.op == "LSTM" else 2]
     d_rows: Gradient | None = None
     slots: dict[int, list[str]] = {slot: [] for slot in (W, R, B, H0, C0)}
-    for layer in _layers(b, node):
-        final = [layer.part(d) if d else _zeros(layer) for d in d_finals]
+    for layer in layers_of(b, node):
+        final = [layer.part(d) if d else zero_state(layer) for d in d_finals]
         products, first = backward(layer, layer.part(d_y, axis=1) if d_y else "", final)
         rows = b.ints(-1, layer.hidden)
         flat = [tuple(b.op("Reshape", name, rows, allowzero=0) for name in names) for names in products]
@@ -294,12 +223,12 @@ def _gradients(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted, b
     return gradients
 
 
-def _weight_gradients(layer: _Layer, products: Sequence[tuple[str, ...]]) -> dict[int, str]:
+def _weight_gradients(layer: Layer, products: Sequence[tuple[str, ...]]) -> dict[int, str]:
     """Gradients of the layer's part of W, R and B; those that nobody wants are cut when the graph is finished."""
-    b, node, rows = layer.b, layer.node, _rows(layer.b, layer.node)
+    b, node, rows = layer.b, layer.node, rows_of(layer.b, layer.node)
     on_rows = _joined(b, [b.op("Gemm", d, rows, transA=1) for d, _, _ in products])
     on_h = _joined(b, [b.op("Gemm", d, h, transA=1) for _, d, h in products])
-    if not _given(node, B):
+    if not given(node, B):
         return {W: on_rows, R: on_h}
     width = int(b.shape(node.inputs[W])[2])
     on_x, column = b.ops("Split", [on_rows, b.ints(width, 1)], 2, axis=1)
@@ -311,108 +240,5 @@ def _weight_gradients(layer: _Layer, products: Sequence[tuple[str, ...]]) -> dic
     return {W: on_x, R: on_h, B: b.op("Concat", bias, inner, axis=0)}
 
 
-def _layers(b: GraphBuilder, node: Node) -> list[_Layer]:
-    """The node's directions; asked again, it makes no second set of nodes."""
-    backs = DIRECTIONS[node.attributes["direction"]]
-    hidden, batch = int(b.shape(node.inputs[R])[2]), b.shape(node.inputs[X])[1]
-    return [
-        _Layer(b, node, index, len(backs), back, batch, hidden, _gates(b, node, index, len(backs)))
-        for index, back in enumerate(backs)
-    ]
-
-
-def _gates(b: GraphBuilder, node: Node, index: int, count: int) -> tuple[_Gate, ...]:
-    """The gates of one direction: its weights, cut apart."""
-    gates = GATES[node.op]
-    on_x, on_h = (_part(b, node.inputs[slot], index, count, 0) for slot in (W, R))
-    x_parts, h_parts = _cut(b, on_x, gates), _cut(b, on_h, gates)
-    if not _given(node, B):
-        return tuple(_Gate(x, x, h) for x, h in zip(x_parts, h_parts, strict=True))
-    biases = _cut(b, _part(b, node.inputs[B], index, count, 0), 2 * gates)
-    outer, inner = list(biases[:gates]), biases[gates:]
-    separate = node.op == "GRU" and bool(node.attributes["linear_before_reset"])
-    for gate in range(gates - separate):
-        outer[gate] = b.op("Add", outer[gate], inner[gate])
-    columns = [b.op("Unsqueeze", bias, b.ints(1)) for bias in outer]
-    rows = [b.op("Concat", x, column, axis=1) for x, column in zip(x_parts, columns, strict=True)]
-    last = inner[-1] if separate else ""
-    return tuple(
-        _Gate(x, row, h, last if gate == gates - 1 else "")
-        for gate, (x, row, h) in enumerate(zip(x_parts, rows, h_parts, strict=True))
-    )
-
-
-def _cut(b: GraphBuilder, name: str, parts: int) -> tuple[str, ...]:
-    return b.ops("Split", [name], parts, axis=0, num_outputs=parts) if parts > 1 else (name,)
-
-
-def _rows(b: GraphBuilder, node: Node) -> str:
-    """x as a matrix with a row for each time and example, a last column of ones for the bias."""
-    x = node.inputs[X]
-    rows = b.op("Reshape", x, b.ints(-1, int(b.shape(x)[2])), allowzero=0)
-    if not _given(node, B):
-        return rows
-    column = b.op("Concat", b.op("Shape", rows, start=0, end=1), b.ints(1), axis=0)
-    return b.op("Concat", rows, b.op("Expand", b.scalar(1.0), column), axis=1)
-
-
-def _projected(b: GraphBuilder, node: Node, gate: _Gate, hidden: int) -> str:
-    """What x contributes to the gate, bias included, [time, batch, hidden]."""
-    shape = b.op("Concat", b.op("Shape", node.inputs[X], start=0, end=2), b.ints(hidden), axis=0)
-    return b.op("Reshape", b.op("Gemm", _rows(b, node), gate.on_rows, transB=1), shape, allowzero=0)
-
-
-def _initial(layer: _Layer, slot: int) -> str:
-    return layer.part(layer.node.inputs[slot]) if _given(layer.node, slot) else _zeros(layer)
-
-
-def _zeros(layer: _Layer) -> str:
-    """A state of zeros."""
-    b = layer.b
-    batch = b.op("Shape", layer.node.inputs[X], start=1, end=2)
-    return b.op("Expand", b.scalar(0.0), b.op("Concat", batch, b.ints(layer.hidden), axis=0))
-
-
-def _part(b: GraphBuilder, name: str, index: int, count: int, axis: int) -> str:
-    if count == 1:
-        return b.op("Squeeze", name, b.ints(axis))
-    return b.op("Gather", name, b.constant(np.array(index, np.int64)), axis=axis)
-
-
 def _joined(b: GraphBuilder, parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=0)
-
-
-def _given(node: Node, slot: int) -> bool:
-    return slot < len(node.inputs) and bool(node.inputs[slot])
-
-
-def _check(b: GraphBuilder, node: Node) -> None:
-    """Raise CompileError for a form that has no gradient rule."""
-    a = node.attributes
-    if a["direction"] not in DIRECTIONS:
-        raise CompileError(f"{node}: direction {a['direction']!r} is not one of {', '.join(DIRECTIONS)}")
-    if a["layout"]:
-        raise CompileError(
-            f"{node}: layout={a['layout']} is not run by onnxruntime; export it with layout=0 (time first)"
-        )
-    if "clip" in a or a.get("input_forget", 0):
-        raise CompileError(f"{node}: clip and input_forget have no gradient rule; export the layer without them")
-    if _given(node, PEEPHOLES):
-        raise CompileError(f"{node}: peepholes (input P) have no gradient rule; export the layer without them")
-    known, layers = ACTIVATIONS[node.op], len(DIRECTIONS[a["direction"]])
-    given = tuple(a.get("activations", ()))[: layers * len(known[0])]  # the default of RNN is for both directions
-    if any(given[k : k + len(known[0])] not in known for k in range(0, len(given), len(known[0]))):
-        raise CompileError(f"{node}: activations {list(given)} have no gradient rule; it has {list(known[0])}")
-    _check_lens(b, node)
-
-
-def _check_lens(b: GraphBuilder, node: Node) -> None:
-    if not _given(node, LENS):
-        return
-    lens, time = b.constants.get(node.inputs[LENS]), b.shape(node.inputs[X])[0]
-    if lens is None or not np.all(lens == time):
-        raise CompileError(
-            f"{node}: sequence_lens {node.inputs[LENS]!r} differ from example to example, which has no gradient rule; "
-            "pad to one length, and mask the outputs in the model"
-        )
