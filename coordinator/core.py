@@ -75,7 +75,6 @@ POPULATION_SECONDS: Final = 7 * 86_400.0
 RETAIN_FROM_DEVICES: Final = 8
 RECENT_ROUNDS: Final = 8
 WILLS_EXPECTED: Final = 8
-LOOK_SECONDS: Final = 1.0
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 BUSY_SECONDS: Final = 15.0
@@ -148,6 +147,7 @@ class Coordinator:
         self._final: dict[bytes, tuple[str, str]] = {}
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROUNDS)
         self._committing = False
+        self._starts_when_up = False
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = 0.0
         self._stopping = Stopping(settings.stopping)
@@ -262,7 +262,11 @@ class Coordinator:
         if len(self._up) == 2:
             # Both inboxes are open: now devices may be told that somebody is here.
             # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
-            self._announce(now)
+            if self._starts_when_up:
+                self._starts_when_up = False
+                self._start_round(now)
+            else:
+                self._announce(now)
             self._effects.append(self._voice.publish_state())
             self._publish_round(now)
 
@@ -794,7 +798,7 @@ class Coordinator:
                 if len(self._up) == 2:
                     self._start_round(now)
                 else:
-                    self._timers["next"] = now + LOOK_SECONDS  # nobody would hear of it, and its time would run out
+                    self._starts_when_up = True  # nobody would hear of it, and its time would run out
             elif name == "round":
                 self._publish_round(now)
             elif name == "clock":
