@@ -255,7 +255,7 @@ class Agent:
         if isinstance(event, TrainingFinished | TrainingFailed):
             job, self._job, waiting, self._waiting = self._job, None, self._waiting, None
             if job is not None and job.loss is not None:
-                self.status = replace(self.status, last_loss=job.loss)
+                self._status = replace(self._status, last_loss=job.loss)
             self._perform(event, now)
             if waiting is not None and not waiting.cancelled:
                 self._start(waiting)
@@ -271,7 +271,7 @@ class Agent:
                     self._transport.acknowledge(event)
                 self._bytes_down += len(payload)
                 if self._hints.on_message(topic):
-                    self.status = replace(self.status, error="")
+                    self._status = replace(self._status, error="")
                 self._perform(MessageArrived(topic, payload), now)
             case Published(token, refused):
                 hint = self._hints.on_refused(refused) if refused else None
@@ -282,7 +282,7 @@ class Agent:
             case Connected(_, packet_bytes_max, _):
                 self._connection.up, self._connection.since = True, now
                 self._hints.on_connected(now)
-                self.status = replace(self.status, connected=True, error="")
+                self._status = replace(self._status, connected=True, error="")
                 self._perform(Online(packet_bytes_max), now)
                 self._publish_status(now)
             case Subscribed(_, refused):
@@ -326,16 +326,12 @@ class Agent:
 
     def note_failure(self, error: BaseException) -> None:
         """Whoever drove this device has given up: its status says so."""
-        self.status = replace(self.status, connected=False, error=str(error) or type(error).__name__)
+        self._status = replace(self._status, connected=False, error=str(error) or type(error).__name__)
 
     @property
     def status(self) -> Status:
         """The device at a glance; the bytes are counted apart because they change with every message."""
         return replace(self._status, bytes_up=self._bytes_up, bytes_down=self._bytes_down)
-
-    @status.setter
-    def status(self, status: Status) -> None:
-        self._status = status
 
     @property
     def job(self) -> StartTraining | None:
@@ -356,7 +352,7 @@ class Agent:
         # A broker may hang up over a message that it has refused (mosquitto 2.0 does): that is the news then.
         refusal = self._hints.refusal if was_up else ""
         error = refusal or ("" if event.error is None else str(event.error))
-        self.status = replace(self.status, connected=False, error=error)
+        self._status = replace(self._status, connected=False, error=error)
         if was_up:
             self._perform(Offline(), now)
         if self.left or event.reason == "requested":
@@ -392,7 +388,7 @@ class Agent:
         for action in self.session.handle(event, now):
             self._act(action, now)
         if self._status.phase != self.session.state or self._status.round != self.session.round:
-            self.status = replace(self.status, phase=self.session.state, round=self.session.round)
+            self._status = replace(self._status, phase=self.session.state, round=self.session.round)
 
     def _act(self, action: Action, now: float) -> None:
         try:
@@ -442,8 +438,8 @@ class Agent:
             self._tell(Notify("state_failed", str(error)))
 
     def _count(self, counted: bool, reason: str, now: float) -> None:
-        status = self.status
-        self.status = replace(
+        status = self._status
+        self._status = replace(
             status,
             counted=status.counted + counted,
             not_counted=status.not_counted + (not counted),
@@ -545,9 +541,9 @@ class Agent:
         level = logging.WARNING if notice.what in WARNINGS else logging.INFO
         logger.log(level, "%s: %s%s", self.settings.device, notice.what, f": {notice.detail}" if notice.detail else "")
         if notice.what in WARNINGS:
-            self.status = replace(self.status, error=notice.detail or notice.what)
+            self._status = replace(self._status, error=notice.detail or notice.what)
         elif notice.what == "trained":
-            self.status = replace(self.status, error="")
+            self._status = replace(self._status, error="")
         self._report(Progress(notice.what, notice.detail, notice.round))
 
     def _report(self, progress: Progress) -> None:
@@ -567,7 +563,7 @@ class Agent:
         if not self.settings.publish_status or self._transport is None or not self._connection.up:
             return
         self._status_at = now
-        status = self.status
+        status = self._status
         body: dict[str, Any] = {
             "state": "online",
             "phase": status.phase,
