@@ -259,14 +259,13 @@ class Coordinator:
             # Its own state too: a last will of the connection before may come late, and all devices would wait.
             inbox = (self._topics.from_device("+", "+"), self._topics.coordinator_state)
             self._effects.append(Subscribe(CONTROL, inbox))
-        if len(self._up) == 2:
-            # Both inboxes are open: now devices may be told that somebody is here.
-            # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
             if self._starts_when_up:
                 self._starts_when_up = False
                 self._start_round(now)
-            else:
-                self._announce(now)
+        if len(self._up) == 2:
+            # Both inboxes are open: now devices may be told that somebody is here.
+            # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
+            self._announce(now)
             self._effects.append(self._voice.publish_state())
             self._publish_round(now)
 
@@ -795,7 +794,7 @@ class Coordinator:
         for name in [name for name, due in self._timers.items() if due <= now]:
             del self._timers[name]
             if name == "next" and self.round is None and self.finished is None:
-                if len(self._up) == 2:
+                if CONTROL in self._up:
                     self._start_round(now)
                 else:
                     self._starts_when_up = True  # nobody would hear of it, and its time would run out
