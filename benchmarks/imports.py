@@ -36,7 +36,11 @@ def measure() -> list[Figure]:
     rounds = [{code: run_code(TIMED, code) for code in (NUMPY, CLIENT, PACKAGE)} for _ in range(PAIRS)]
     ratio = statistics.median(found[CLIENT][0] / found[NUMPY][0] for found in rounds)
     more = statistics.median(found[CLIENT][1] - found[NUMPY][1] for found in rounds) / 1e6
+    package = statistics.median(found[PACKAGE][0] / found[NUMPY][0] for found in rounds)
+    package_more = statistics.median(found[PACKAGE][1] - found[NUMPY][1] for found in rounds) / 1e6
     return [
+        at_most(f"{PACKAGE} / {NUMPY}: CPU", package, "x", 1.3),
+        at_most(f"{PACKAGE} - {NUMPY}: peak RSS", package_more, "MB", 6.0),
         at_most(f"{CLIENT} / {NUMPY}: CPU", ratio, "x", 1.3),
         at_most(f"{CLIENT} - {NUMPY}: peak RSS", more, "MB", 6.0),
         *(
