@@ -98,6 +98,8 @@ STATE_BYTES_MAX: Final = 20_000
 SETTLE_WINDOW_SECONDS: Final = 10.0
 SETTLE_SECONDS_MAX: Final = 900.0
 RESUME_WINDOW_SECONDS: Final = 5.0
+LISTEN_SECONDS: Final = 60.0
+LISTEN_SECONDS_MAX: Final = 600.0
 
 Asked = tuple[bytes, int, int, bool]
 """What an announcement asks for, so that it is answered once: epoch, round, attempt, whether all is done."""
@@ -168,6 +170,7 @@ class Session:
         self._epoch = b""
         self._announce: Announce | None = None
         self._incarnation_before: int | None = None
+        self._listen_seconds = LISTEN_SECONDS
         self._drawn: Asked | None = None
         self._draw = 0.0
         self._answered: Asked | None = None
@@ -252,22 +255,24 @@ class Session:
         self._online = True
         self._live = False
         self._incarnation = None
+        self._listen(now, LISTEN_SECONDS)
         largest = max(CHUNK_BYTES_FLOOR, min(CHUNK_BYTES_MAX, event.packet_bytes_max - ENVELOPE_BYTES_MAX))
         self._chunk = ChunkSize(start=min(self._chunk.current, largest), ceiling=largest)
-        s = self.settings
-        return [
-            Subscribe(
-                (
-                    self.topics.coordinator_state,
-                    self.topics.announce(s.task),
-                    self.topics.to_device(s.device, "+"),
-                )
-            ),
-            Notify("online"),
-        ]
+        inbox = self.topics.to_device(self.settings.device, "+")
+        return [Subscribe((*self._retained_filters, inbox)), Notify("online")]
+
+    @property
+    def _retained_filters(self) -> tuple[str, str]:
+        return self.topics.coordinator_state, self.topics.announce(self.settings.task)
+
+    def _listen(self, now: float, seconds: float) -> None:
+        """While no coordinator is live, what it has said may have been lost: subscribing again brings it once more."""
+        self._listen_seconds = min(seconds, LISTEN_SECONDS_MAX)
+        self._timers["listen"] = now + self._listen_seconds * (1.0 + 0.5 * float(self._rng.random()))
 
     def _on_offline(self, event: Offline, now: float) -> list[Action]:
         self._online = False
+        self._timers.pop("listen", None)
         return [*self._on_coordinator_gone(), Notify("offline")]
 
     def _on_coordinator_gone(self) -> list[Action]:
@@ -284,6 +289,7 @@ class Session:
     def _on_coordinator_live(self, now: float) -> list[Action]:
         """A (new) incarnation: whatever was said to the old one may be lost (rule 6)."""
         self._live = True
+        self._timers.pop("listen", None)
         if self._upload is not None:
             return self._upload.offer(now)
         if self._invite is not None and self.state in (FETCHING, TRAINING):
@@ -327,6 +333,8 @@ class Session:
         if self._incarnation is not None and incarnation < self._incarnation:
             return []  # the last will of an earlier start, late
         if not live:
+            if "listen" not in self._timers:
+                self._listen(now, LISTEN_SECONDS)
             return self._on_coordinator_gone() if self._live else []
         if self._live and incarnation == self._incarnation:
             return []
@@ -698,6 +706,9 @@ class Session:
         if name == "reply" and self.state == CHECKING_IN:
             hint = [Notify("no_answer", self._silence_explained)] if self._attempts == ATTEMPTS_UNTIL_HINT else []
             return [*hint, *self._send_check_in(now)]
+        if name == "listen" and self._online and not self._live:
+            self._listen(now, 2.0 * self._listen_seconds)
+            return [Subscribe(self._retained_filters)]
         if name == "report" and self.state == FETCHING:
             return self._decline("deadline", now)
         return []

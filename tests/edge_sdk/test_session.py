@@ -115,6 +115,12 @@ class Bench:
                 self.cached.add(action.digest)
         return done
 
+    @property
+    def due(self) -> float | None:
+        """The next deadline, but for the one at which a device without a coordinator subscribes again."""
+        session = self.session
+        return None if "listen" in session._timers else session.next_deadline()
+
     def tick(self) -> list[Action]:
         """Time passes until the next deadline."""
         deadline = self.session.next_deadline()
@@ -209,18 +215,18 @@ def test_a_connection_subscribes_to_three_filters_and_says_nothing_yet() -> None
         "fl/v1/garden/tasks/default/announce",
         "fl/v1/garden/to/pi-1/+",
     )
-    assert bench.session.next_deadline() is None
+    assert bench.due is None
 
 
 def test_an_announcement_alone_moves_nobody_before_a_coordinator_is_live() -> None:
     bench = Bench()
     bench.play(Online(1 << 20))
     bench.announce()
-    assert bench.session.next_deadline() is None
+    assert bench.due is None
     bench.state(online=False)
-    assert bench.session.next_deadline() is None
+    assert bench.due is None
     bench.state(online=True)
-    assert bench.session.next_deadline() is not None
+    assert bench.due is not None
 
 
 def test_check_ins_are_spread_over_the_announced_window() -> None:
@@ -374,12 +380,12 @@ def test_a_late_last_will_of_an_earlier_start_is_ignored() -> None:
     bench = Bench()
     bench.connect(incarnation=4)
     bench.announce()
-    deadline = bench.session.next_deadline()
+    deadline = bench.due
     assert deadline is not None
     bench.state(incarnation=3, online=False)
-    assert bench.session.next_deadline() == deadline
+    assert bench.due == deadline
     bench.state(incarnation=4, online=False)
-    assert bench.session.next_deadline() is None
+    assert bench.due is None
 
 
 def test_a_new_incarnation_is_offered_the_update_again() -> None:
@@ -403,7 +409,7 @@ def test_nothing_is_uploaded_while_no_coordinator_is_live() -> None:
     bench = Bench()
     bench.uploading()
     bench.state(online=False)
-    assert bench.session.next_deadline() is None
+    assert bench.due is None
     assert bench.hear(Have(ticket=TICKET, digest=UPDATE_DIGEST, ranges=())) == []
 
 
@@ -433,6 +439,24 @@ def test_a_message_of_another_task_is_ignored() -> None:
     bench.check_in()
     payload = encode_message(Envelope("garden", "other", epoch=EPOCH), bench.invite())
     assert bench.play(MessageArrived(TOPICS.to_device("pi-1", "invite"), payload)) == []
+
+
+def test_what_was_lost_is_heard_by_subscribing_again_until_a_coordinator_is_live() -> None:
+    bench = Bench()
+    bench.play(Online(1 << 20))
+    waits = []
+    for _ in range(6):
+        before = bench.now
+        (subscribe,) = bench.tick()
+        assert subscribe == Subscribe((TOPICS.coordinator_state, TOPICS.announce("default")))
+        waits.append(bench.now - before)
+    assert 60.0 <= waits[0] <= 90.0 and all(600.0 <= wait <= 900.0 for wait in waits[-2:])
+    bench.state()
+    assert bench.session.next_deadline() is None
+    bench.state(online=False)
+    assert bench.session.next_deadline() is not None
+    bench.play(Offline())
+    assert bench.session.next_deadline() is None
 
 
 # --- invited ---------------------------------------------------------------------------------------------------------
