@@ -456,10 +456,13 @@ class Round:
 
     def _on_offered(self, event: Offered, now: float) -> list[Action]:
         ticket = self.tickets.get(event.ticket)
-        if ticket is None or ticket.state not in ("invited", "accepted") or ticket.offered:
+        if ticket is None or ticket.state not in ("invited", "accepted"):
             return []
         if self.phase not in (CONFIGURATION, REPORTING):
+            # Whether it has offered before or not: what it is told now must stand in the books.
             return [self._change(ticket, state="late", reason="closed", offered=True)]
+        if ticket.offered:
+            return []
         if ticket.state == "accepted":
             self._put(replace(ticket, offered=True))
             return []  # nothing that would have to be durable
