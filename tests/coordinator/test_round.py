@@ -282,6 +282,17 @@ def test_a_straggler_that_offers_while_the_round_closes_is_late_for_good() -> No
     assert not table.play(Offered(tickets[3].ticket))
 
 
+def test_a_straggler_that_had_offered_before_the_round_closed_is_late_in_the_books_when_it_offers_again() -> None:
+    table = Table(RoundSettings(goal_count=2, minimum_count=1, over_selection=2.0))
+    tickets = table.reporting(devices=4)
+    table.play(Offered(tickets[3].ticket))
+    table.play(UpdateArrived(tickets[0].ticket, b"e" * 32))
+    table.journal(tickets[1]), table.journal(tickets[2])
+    assert table.round.phase == "closing"
+    (changed,) = of(table.play(Offered(tickets[3].ticket)), TicketChanged)
+    assert changed.ticket.state == "late"
+
+
 def test_at_the_deadline_enough_updates_close_and_too_few_abandon() -> None:
     table = Table()
     tickets = table.reporting()
