@@ -78,6 +78,8 @@ WILLS_EXPECTED: Final = 8
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 BUSY_SECONDS: Final = 15.0
+SEEN_SECONDS: Final = 1.0
+"""Check-ins are noted in the registry at most so much later."""
 
 
 @dataclass(slots=True)
@@ -94,8 +96,9 @@ class _Pending:
     """What the turn has to write before its commit."""
 
     record: bool = False
-    devices: list[tuple[str, bytes, dict[str, Any]]] = field(default_factory=list)
     round: bool = False
+    issued: list[TicketRecord] = field(default_factory=list)
+    moved: list[tuple[bytes, str, str]] = field(default_factory=list)
 
 
 class Coordinator:
@@ -138,6 +141,7 @@ class Coordinator:
         self._topics = self._voice.topics
         self._effects: list[Effect] = []
         self._pending = _Pending()
+        self._seen: list[tuple[str, bytes, dict[str, Any]]] = []
         self._timers: dict[str, float] = {}
         self._up: set[str] = set()
         self._traffic = _Traffic()
@@ -220,12 +224,12 @@ class Coordinator:
     def end_turn(self, now: float) -> None:
         """Writes what the turn has changed; the last call inside the turn's transaction."""
         self._flush_chunks(now)
+        self._flush_tickets()
         pending, self._pending = self._pending, _Pending()
-        if pending.devices:
-            self.store.device_seen(pending.devices)
         if pending.record and self.record is not None and self.round is not None and not self._committing:
             self.store.save_round(self._record_now(now))
             self._timers["clock"] = now + CLOCK_SECONDS
+            self._flush_seen()
         if pending.round:
             self._publish_round(now)
 
@@ -323,7 +327,8 @@ class Coordinator:
     # --- check-ins ---
 
     def _on_check_in(self, device: str, message: CheckIn, envelope: Envelope, now: float) -> None:
-        self._pending.devices.append((device, message.instance, message.capabilities))
+        self._seen.append((device, message.instance, message.capabilities))
+        self._timers.setdefault("seen", now + SEEN_SECONDS)
         verdicts = tuple(self._verdict_on(device, ticket, envelope.epoch) for ticket in message.unsettled)
         if self.finished is not None:
             self._come_back(device, message.nonce, DONE_SECONDS, "done: " + self.finished, verdicts, hold=False)
@@ -341,6 +346,22 @@ class Coordinator:
             self._verdicts_waiting[device] = verdicts
         event = rounds.CheckedIn(device, message.instance, message.nonce)
         self._perform(self.round.handle(event, now), now)
+
+    def _flush_seen(self) -> None:
+        """Check-ins are noted with the next write, soon at the latest: no device is told, so none needs a commit."""
+        seen, self._seen = self._seen, []
+        self._timers.pop("seen", None)
+        if seen:
+            self.store.device_seen(seen)
+
+    def _flush_tickets(self) -> None:
+        """What became of tickets in this turn, in few statements."""
+        issued, self._pending.issued = self._pending.issued, []
+        moved, self._pending.moved = self._pending.moved, []
+        if issued:
+            self.store.insert_tickets(issued)
+        if moved:
+            self.store.set_tickets(moved)
 
     def _come_back_time(self) -> float:
         return come_back_seconds(self.settings.come_back_seconds, self.settings.jitter, self._rng)
@@ -547,6 +568,7 @@ class Coordinator:
     def _expected(self, attempt: int) -> int:
         """Sets the share to announce; returns how many check-ins it should bring, 0 if nobody knows."""
         s = self.settings
+        self._flush_seen()
         population = self.store.population(s.task, POPULATION_SECONDS)
         wanted = wanted_count(s.round.goal_count, s.round.over_selection)
         self._share = announced_share(population, wanted, s.share, attempt)
@@ -597,7 +619,7 @@ class Coordinator:
                     verdicts = self._verdicts_waiting.pop(device, ())
                     self._come_back(device, nonce, self._come_back_time(), reason, verdicts)
                 case rounds.TicketChanged(ticket):
-                    self.store.set_ticket(ticket.ticket, ticket.state, ticket.reason)
+                    self._pending.moved.append((ticket.ticket, ticket.state, ticket.reason))
                     self._pending.record = True
                 case rounds.Receipt(ticket):
                     self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, "journalled", ""))
@@ -651,7 +673,7 @@ class Coordinator:
         s, ticket = self.settings, action.ticket
         assert self.record is not None and self.round is not None
         if not action.again:
-            self.store.insert_tickets([_row(ticket, self.record)])
+            self._pending.issued.append(_row(ticket, self.record))
             self._pending.record = True
         retained = RETAINED_PIECE_BYTES if self._retains() else 0
         report_seconds = self.round.report_seconds(now)
@@ -679,6 +701,7 @@ class Coordinator:
     def _journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
         """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
         assert self.record is not None
+        self._flush_tickets()
         for ticket, (state, reason) in verdicts.items():
             if state != "counted":  # these stay journalled until the commit: their rows are the payloads
                 self.store.set_ticket(ticket, state, reason)
@@ -701,6 +724,7 @@ class Coordinator:
         """The model stays as it is, byte for byte."""
         assert self.record is not None and self.round is not None
         logger.warning("round %d abandoned: %s", self.record.number, reason)
+        self._flush_tickets()
         ended = replace(
             self.record,
             phase=rounds.ABANDONED,
@@ -802,6 +826,8 @@ class Coordinator:
                 self._publish_round(now)
             elif name == "clock":
                 self._pending.record = True
+            elif name == "seen":
+                self._flush_seen()
         if self.round is not None:
             deadline = self.round.next_deadline()
             if deadline is not None and deadline <= now:

@@ -33,11 +33,16 @@ class Voice:
         self._settings = settings
         self._epoch = epoch
         self._incarnation = incarnation
+        self._envelopes: dict[str, Envelope] = {}
 
     def wrap(self, message: Message, shard: str = "") -> bytes:
         """The message in its envelope."""
-        s = self._settings
-        return encode_message(Envelope(federation=s.federation, task=s.task, epoch=self._epoch, shard=shard), message)
+        envelope = self._envelopes.get(shard)
+        if envelope is None:
+            s = self._settings
+            envelope = Envelope(federation=s.federation, task=s.task, epoch=self._epoch, shard=shard)
+            self._envelopes[shard] = envelope
+        return encode_message(envelope, message)
 
     def to_device(self, device: str, message: Message, shard: str = "") -> Publish:
         """An answer to one device."""

@@ -23,7 +23,7 @@ from device_sim.profiles import DeviceProfile
 from edge_sdk.agent import Agent, AgentSettings, BlobMemory, Progress
 from edge_sdk.files import MemoryFiles
 from edge_sdk.loop import EventLoop, TimerHandle, raise_file_limit
-from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
+from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, PahoTransport, TransportEvent, Will
 from edge_sdk.session import Event, TrainingFinished
 from edge_sdk.state import DeviceState
 from edge_sdk.work import EngineCache, Order, Product, TrainingWork, Work
@@ -117,6 +117,7 @@ class _Device:
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([fleet.settings.seed, number])))
         self.timer: TimerHandle | None = None
         self.life = 0
+        self.up = False
         self.agent: Agent
         self.transport: PahoTransport
         self.start(fleet.loop.clock() + number / fleet.settings.connects_per_second)
@@ -152,8 +153,14 @@ class _Device:
     def on_transport(self, event: TransportEvent, life: int) -> None:
         if life != self.life:
             return  # the last words of a connection that a power cut has ended
+        if isinstance(event, Connected | Disconnected):
+            self.note_connection(isinstance(event, Connected))
         self.agent.on_transport(event, self.fleet.loop.clock())
         self.reschedule()
+
+    def note_connection(self, up: bool) -> None:
+        self.fleet.connected += up - self.up
+        self.up = up
 
     def on_timer(self) -> None:
         self.timer = None
@@ -210,6 +217,7 @@ class _Device:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.note_connection(False)
         self.transport.disconnect(will=True)
         self.fleet.loop.unregister(self.transport)
 
@@ -223,6 +231,9 @@ class Fleet:
         members: The devices.
         work: Gives a member's work; None trains for real on the member's examples.
         on_progress: Told device and progress, on the loop's thread (steps: on a training thread).
+
+    Attributes:
+        connected: How many devices the broker has accepted.
 
     Raises:
         ConfigurationError: The process may not open enough sockets; the message says how to allow it.
@@ -244,6 +255,7 @@ class Fleet:
         self.blobs = BlobMemory(SHARED_BLOBS_MAX, trusted=settings.shared_downloads)
         self.on_progress = on_progress
         self.dropouts = 0
+        self.connected = 0
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Event], Callable[[Event, float], None]] | None]
         self._jobs = queue.SimpleQueue()
         self._threads = [
@@ -253,11 +265,6 @@ class Fleet:
         training = ThreadLocalTraining(settings.engine)
         make = work or (lambda member: training.bind(member.examples if member.examples is not None else ((), ())))
         self._devices = [_Device(self, number, member, make(member)) for number, member in enumerate(members)]
-
-    @property
-    def connected(self) -> int:
-        """Devices that the broker has accepted."""
-        return sum(device.agent.status.connected for device in self._devices)
 
     @property
     def agents(self) -> list[Agent]:

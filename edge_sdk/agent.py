@@ -64,6 +64,7 @@ TAKEOVERS_SUSPICIOUS: Final = 3
 SHORT_CONNECTION_SECONDS: Final = 5.0
 ELIGIBLE_SECONDS: Final = 2.0
 STATUS_SECONDS_MIN: Final = 10.0
+_NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,7 @@ class Agent:
         self._rng = rng
         self._eligible = eligible
         self._was_eligible = True
-        self._eligible_due = float("-inf") if eligible else float("inf")
+        self._eligible_due = float("-inf") if eligible else _NEVER
         self._on_progress = on_progress
         self._blobs = blobs or BlobMemory()
         self._fetched: set[bytes] = set()  # by this device: shared memory may hold what it has never asked for
@@ -310,15 +311,11 @@ class Agent:
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        due = [
-            self.session.next_deadline(),
-            self._connection.due,
-            self._hints.deadline,
-            self._status_due,
-            self._eligible_due,
-        ]
-        earliest = min((d for d in due if d is not None), default=float("inf"))
-        return None if earliest == float("inf") else earliest
+        earliest = self._eligible_due
+        for due in (self.session.next_deadline(), self._connection.due, self._hints.deadline, self._status_due):
+            if due is not None and due < earliest:
+                earliest = due
+        return None if earliest == _NEVER else earliest
 
     def stop(self, now: float) -> None:
         """Leaves politely: gives back unfinished work, says offline, disconnects."""
@@ -330,8 +327,14 @@ class Agent:
 
     @property
     def status(self) -> Status:
-        """The device at a glance; the bytes are counted apart because they change with every message."""
-        return replace(self._status, bytes_up=self._bytes_up, bytes_down=self._bytes_down)
+        """The device at a glance; what changes with every message is only put together when somebody looks."""
+        return replace(
+            self._status,
+            phase=self.session.state,
+            round=self.session.round,
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+        )
 
     @property
     def job(self) -> StartTraining | None:
@@ -387,8 +390,6 @@ class Agent:
     def _perform(self, event: Event, now: float) -> None:
         for action in self.session.handle(event, now):
             self._act(action, now)
-        if self._status.phase != self.session.state or self._status.round != self.session.round:
-            self._status = replace(self._status, phase=self.session.state, round=self.session.round)
 
     def _act(self, action: Action, now: float) -> None:
         try:
@@ -563,7 +564,7 @@ class Agent:
         if not self.settings.publish_status or self._transport is None or not self._connection.up:
             return
         self._status_at = now
-        status = self._status
+        status = self.status
         body: dict[str, Any] = {
             "state": "online",
             "phase": status.phase,

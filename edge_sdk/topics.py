@@ -25,6 +25,8 @@ __all__ = ["PREFIX", "Topics", "check_segment", "is_segment"]
 
 PREFIX: Final = "fl/v1"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_LONG = re.compile(r"(to|from|up|blobs|tasks)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
+_SHORT = re.compile(r"(status|coordinator)/([A-Za-z0-9_-]{1,64})\Z")
 
 
 def is_segment(value: str) -> bool:
@@ -85,10 +87,7 @@ class Topics:
         ``("coordinator", "round")``.
         """
         root = f"{PREFIX}/{self.federation}/"
-        if not topic.startswith(root) or len(topic) > len(root) + 200:
+        if not topic.startswith(root):
             return None
-        parts = tuple(topic[len(root) :].split("/"))
-        lengths = {"to": 3, "from": 3, "up": 3, "blobs": 3, "tasks": 3, "status": 2, "coordinator": 2}
-        if lengths.get(parts[0]) != len(parts) or not all(map(is_segment, parts[1:])):
-            return None
-        return parts
+        found = _LONG.match(topic, len(root)) or _SHORT.match(topic, len(root))
+        return None if found is None else found.groups()

@@ -179,6 +179,11 @@ class RoundWriter(Rounds):
             if state in VERDICTS:
                 self._partials.drop([ticket])
 
+    def set_tickets(self, moves: Sequence[tuple[bytes, str, str]]) -> None:
+        with self._database.transaction():
+            for ticket, state, reason in moves:
+                self.set_ticket(ticket, state, reason, None, None)
+
     def _move(self, ticket: bytes, state: str, reason: str, digest: bytes | None, seq: int | None) -> bool:
         """The usual case in one statement: the ticket is open and not journalled; False says that it is not."""
         if state in ("journalled", "counted") or ticket in self._journal.entries:

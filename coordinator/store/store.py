@@ -160,6 +160,14 @@ class Store(StoreReader):
         """
         self._writer.set_ticket(ticket, state, reason, digest, seq)
 
+    def set_tickets(self, moves: Sequence[tuple[bytes, str, str]]) -> None:
+        """``set_ticket`` for many ``(ticket, state, reason)``, in order, in one transaction.
+
+        Raises:
+            StateError: As for ``set_ticket``; none is moved.
+        """
+        self._writer.set_tickets(moves)
+
     # -- uploads ---------------------------------------------------------------------------------------------------
 
     def put_chunks(self, rows: Sequence[ChunkRow]) -> None:

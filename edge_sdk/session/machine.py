@@ -96,6 +96,7 @@ TRAINING_SHARE: Final = 0.8
 ENVELOPE_BYTES_MAX: Final = 600
 STATE_BYTES_MAX: Final = 20_000
 SETTLE_WINDOW_SECONDS: Final = 10.0
+NEVER: Final = float("inf")
 SETTLE_SECONDS_MAX: Final = 900.0
 RESUME_WINDOW_SECONDS: Final = 5.0
 LISTEN_SECONDS: Final = 60.0
@@ -160,6 +161,7 @@ class Session:
         self._rng = rng
         self._has_blob = has_blob
         self._timers: dict[str, float] = {}
+        self._envelope_kept: Envelope | None = None
         self._token = 0
         self._chunk = ChunkSize()
         # the connection and the coordinator behind it
@@ -222,18 +224,19 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When ``Tick`` is due, on the clock of ``now``; None while only events can change anything."""
-        due = list(self._timers.values())
-        if self._download is not None and self._can_talk:
-            due.append(self._download.deadline)
-        if self._upload is not None and self._can_talk:
-            due.append(self._upload.deadline)
-        earliest = min(due, default=float("inf"))
-        return None if earliest == float("inf") else earliest
+        earliest = min(self._timers.values()) if self._timers else NEVER
+        if self._can_talk:
+            if self._download is not None and self._download.deadline < earliest:
+                earliest = self._download.deadline
+            if self._upload is not None and self._upload.deadline < earliest:
+                earliest = self._upload.deadline
+        return None if earliest == NEVER else earliest
 
     @property
     def round(self) -> int:
         """The round of the ticket in hand, 0 for none."""
-        return self._invite.round if self._invite else 0
+        invite = self._invite  # another thread may look while it goes
+        return invite.round if invite is not None else 0
 
     @property
     def coordinator_online(self) -> bool:
@@ -731,7 +734,11 @@ class Session:
             self._timers.pop("report", None)
 
     def _envelope(self, epoch: bytes, shard: str = "") -> Envelope:
-        return Envelope(federation=self.settings.federation, task=self.settings.task, epoch=epoch, shard=shard)
+        kept = self._envelope_kept
+        if kept is None or kept.epoch != epoch or kept.shard != shard:
+            s = self.settings
+            self._envelope_kept = kept = Envelope(federation=s.federation, task=s.task, epoch=epoch, shard=shard)
+        return kept
 
     def _to_coordinator(self, message: Message, epoch: bytes | None = None) -> Action:
         envelope = self._envelope(self._epoch if epoch is None else epoch)
