@@ -75,6 +75,7 @@ class _Link:
     backoff: Backoff
     due: float | None = 0.0
     up: bool = False
+    hears: bool = False
 
 
 class Service:
@@ -288,11 +289,9 @@ class Service:
             case Connected(_, packet_bytes_max, _):
                 link.up, self._told = True, ""
                 link.backoff.reset()
-                if all(each.up for each in self._links.values()):
-                    logger.info("broker: connected")
                 self._inbox.append(BrokerUp(channel, packet_bytes_max))
             case Disconnected(_, error):
-                was_up, link.up = link.up, False
+                was_up, link.up, link.hears = link.up, False, False
                 if was_up:
                     self._inbox.append(BrokerDown(channel))
                 link.due = self._loop.clock() + link.backoff.next_seconds()
@@ -302,6 +301,10 @@ class Service:
             case Subscribed(_, refused):
                 if refused:
                     logger.error("broker (%s): it refused to subscribe to %s: check its ACL", channel, refused)
+                if not link.hears:
+                    link.hears = True
+                    if all(each.hears for each in self._links.values()):  # only now does nothing get lost
+                        logger.info("broker: connected")
 
     def _say_goodbye(self) -> None:
         """``offline`` is published before a clean exit; a last will would say the same after a cut."""
