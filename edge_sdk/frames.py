@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.update import CodecSettings, Decoded, decode_update, encode_update, frame_bytes_max
+from edge_sdk.update import CodecSettings, Decoded, decode_update, encode_update, fitted, frame_bytes_max
 
-__all__ = ["DecodedFrames", "EncodedFrames", "decode_frames", "encode_frames", "frames_bytes_max", "statistic_mask"]
+__all__ = [
+    "DecodedFrames",
+    "EncodedFrames",
+    "decode_frames",
+    "encode_frames",
+    "fitted_frames",
+    "frames_bytes_max",
+    "statistic_mask",
+]
 
 DENSE: Final = CodecSettings("dense")
 
@@ -113,6 +121,16 @@ def frames_bytes_max(spec: ParameterSpec, settings: CodecSettings) -> int:
         return frame_bytes_max(spec.size, settings)
     trainable, statistic = places
     return frame_bytes_max(trainable.size, settings) + frame_bytes_max(statistic.size, DENSE)
+
+
+def fitted_frames(spec: ParameterSpec, settings: CodecSettings, bytes_max: int) -> CodecSettings | None:
+    """The settings nearest to ``settings`` with which all frames together are within ``bytes_max``; see ``fitted``."""
+    places = _places(spec)
+    if places is None or not bytes_max:
+        return fitted(settings, spec.size, bytes_max)
+    trainable, statistic = places
+    left = bytes_max - frame_bytes_max(statistic.size, DENSE)
+    return fitted(settings, trainable.size, left) if left > 0 else None
 
 
 def statistic_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:

@@ -66,6 +66,8 @@ UNSETTLED_MAX: Final = 8
 OBJECTS_MAX: Final = 4096
 """Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
 DEPTH_MAX: Final = 8
+BYTE_LIMITS: Final = ("bytes_per_update_max", "bytes_per_device_per_day_max")
+BYTE_LIMIT_MAX: Final = 1 << 50
 
 OUTCOMES: Final = ("received", "counted", "refused", "late", "missing", "abandoned", "declined", "unknown", "busy")
 """What a verdict may say. ``received`` is the receipt; ``busy`` is retryable; ``counted`` and the rest are final."""
@@ -219,20 +221,26 @@ class Plan:
         codec: How to encode the delta.
         examples_max: The largest weight, in examples, that one update may claim.
         weighting: ``examples`` (weight = number of examples) or ``uniform`` (weight 1).
+        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit.
+        bytes_per_device_per_day_max: Bytes on the wire that a device may send and receive in a day, 0 for no limit.
     """
 
     training: TrainingPlan
     codec: CodecSettings
     examples_max: int = 100_000
     weighting: str = "examples"
+    bytes_per_update_max: int = 0
+    bytes_per_device_per_day_max: int = 0
 
     def to_wire(self) -> dict[str, Any]:
-        """The plan as a msgpack map."""
+        """The plan as a msgpack map; what is not limited is left out, as older peers do."""
+        limits = {name: getattr(self, name) for name in BYTE_LIMITS if getattr(self, name)}
         return {
             "training": self.training.to_wire(),
             "codec": self.codec.to_wire(),
             "examples_max": self.examples_max,
             "weighting": self.weighting,
+            **limits,
         }
 
     @classmethod
@@ -248,6 +256,7 @@ class Plan:
             codec=CodecSettings.from_wire(source.get("codec")),
             examples_max=checked_int(source, "examples_max", 1, 1 << 40, "plan"),
             weighting=_choice("examples", "uniform")(source.get("weighting"), "plan.weighting"),
+            **{name: checked_int(source, name, 0, BYTE_LIMIT_MAX, "plan") for name in BYTE_LIMITS if name in source},
         )
 
 

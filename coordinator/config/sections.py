@@ -348,11 +348,19 @@ class Codec(Section):
     density: float = key("Share of the coordinates that sparse sends.", 0.03, ge=1e-6, le=1)
     block_size: int = key("Elements that share one scale in int8 and int4.", 1024, unit="elements", ge=8, le=1 << 16)
     rounding: Literal["nearest", "stochastic"] = key("How int8 and int4 round.", "stochastic")
+    bytes_per_update_max: int = key(
+        "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse is "
+        "made smaller to fit, with another codec a device declines. 0 for no limit.",
+        0,
+        ge=0,
+        le=1 << 50,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        shared = {"name", "bytes_per_update_max"}
         read = {"sparse": {"density"}, "int8": {"block_size", "rounding"}, "int4": {"block_size", "rounding"}}
-        for name in sorted(self.model_fields_set - {"name"} - read.get(self.name, set())):
+        for name in sorted(self.model_fields_set - shared - read.get(self.name, set())):
             raise ValueError(f"codec.{name}: is not read by {self.name}; leave it out, or choose another codec.name")
         return self
 
@@ -414,6 +422,13 @@ class Transfer(Section):
     )
     retained_blobs: Literal["auto", "always", "never"] = key(
         "Whether models are also put on the broker as retained messages, which serve many devices at once.", "auto"
+    )
+    bytes_per_device_per_day_max: int = key(
+        "Bytes that one device may send and receive in a day (UTC), with everything that MQTT adds and an estimate for "
+        "TLS; a device at the limit stays away until the next day. 0 for no limit.",
+        0,
+        ge=0,
+        le=1 << 50,
     )
     partial_bytes_max: int = key("Unfinished uploads held of all devices.", 256 << 20, ge=1 << 16, le=1 << 40)
     partial_bytes_per_device_max: int = key(

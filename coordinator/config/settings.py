@@ -78,6 +78,8 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
         codec=codec_settings(config.codec),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,
+        bytes_per_update_max=config.codec.bytes_per_update_max,
+        bytes_per_device_per_day_max=config.transfer.bytes_per_device_per_day_max,
     )
 
 

@@ -15,6 +15,7 @@ from edge_sdk.errors import ConfigurationError
 from edge_sdk.parameters import ELEMENTS_MAX
 from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded
 from edge_sdk.update.codecs import CODECS
+from edge_sdk.update.fit import fitted
 from edge_sdk.update.frame import HEADER_BYTES, VERSION, pack_frame, unpack_frame
 from edge_sdk.update.settings import ROUNDINGS, CodecSettings
 
@@ -28,6 +29,7 @@ __all__ = [
     "Encoded",
     "decode_update",
     "encode_update",
+    "fitted",
     "frame_bytes_max",
     "keeps_residual",
 ]

@@ -252,12 +252,14 @@ def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:
         SMALL
         + '[training]\nlearning_rate = 0.5\nepochs = 3\n[aggregation]\nserver_optimizer = "fedadam"\nbeta1 = 0.8\n'
         '[selection]\ngoal_count = 7\nminimum_count = 3\n[codec]\nname = "int4"\nblock_size = 64\n'
+        "bytes_per_update_max = 20000\n[transfer]\nbytes_per_device_per_day_max = 3000000\n"
         "[evaluation]\nheld_out = 0.2\n[stopping]\ntarget_metric = 0.9\n[validation]\nnorm_max = 5\n",
     )
     asked = plan(config, {"lr": 0.1})
     assert asked.training == training_plan(config, {"lr": 0.1})
     assert (asked.training.scalars, asked.training.epochs, asked.training.held_out) == ({"lr": 0.5}, 3, 0.2)
     assert asked.codec == codec_settings(config.codec) == CodecSettings(name="int4", density=0.03, block_size=64)
+    assert (asked.bytes_per_update_max, asked.bytes_per_device_per_day_max) == (20_000, 3_000_000)
     assert server_optimizer(config.aggregation) == FedAdam(beta1=0.8)
     assert (round_settings(config.selection).goal_count, round_settings(config.selection).minimum_count) == (7, 3)
     assert stopping_rule(config.stopping, "accuracy").target == 0.9

@@ -282,6 +282,15 @@ def test_a_field_with_a_default_may_be_absent() -> None:
     assert isinstance(message, Have) and message.chunk_bytes_max == 0
 
 
+def test_limits_of_bytes_travel_in_the_plan_and_are_left_out_where_there_are_none() -> None:
+    limited = dataclasses.replace(PLAN, bytes_per_update_max=20_000, bytes_per_device_per_day_max=1 << 40)
+    assert Plan.from_wire(limited.to_wire()) == limited
+    assert PLAN.to_wire().keys().isdisjoint(limited.to_wire().keys() - PLAN.to_wire().keys())
+    for value in (-1, True, 1.5, "1", None, 1 << 60):
+        with pytest.raises(DecodeError, match=r"plan\.bytes_per_update_max"):
+            Plan.from_wire(PLAN.to_wire() | {"bytes_per_update_max": value})
+
+
 def test_a_codec_that_this_side_does_not_know_is_a_question_of_versions() -> None:
     with pytest.raises(VersionError, match="upgrade this side"):
         decode(with_body(EXPECTED["invite"], plan=PLAN.to_wire() | {"codec": {"name": "zip"}}))
