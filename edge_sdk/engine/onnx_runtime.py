@@ -67,6 +67,8 @@ class OnnxRuntimeEngine:
         self._options = _session_options(self._runtime, threads)
         self._run_options = self._runtime.RunOptions()
         self._run_options.log_severity_level = _FATAL
+        # The default, spelt out: where it is missing onnxruntime's wrapper learns so from an exception, every step.
+        self._run_options.add_run_config_entry("gpu_graph_id", "0")
         self._train = self._session(program.train, "train")
         self._inputs = {entry.name for entry in self._train.get_inputs()}
         tensors = {*(t.name for t in program.spec), *(name for name, _ in program.state)}
