@@ -17,10 +17,12 @@ from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
 from edge_sdk.numpy_plan import Attribute
 
-__all__ = ["Arrays", "Run", "loss_in_float64", "session_of", "widened"]
+__all__ = ["Arrays", "LossAround", "Run", "loss_in_float64", "session_of", "widened"]
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Run: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Arrays]
+LossAround: TypeAlias = Callable[[str, NDArray[Any]], float]
+"""The loss at a point where one parameter, named, has another value (float64)."""
 
 
 def session_of(model: bytes, where: str) -> Run:
@@ -49,11 +51,53 @@ def session_of(model: bytes, where: str) -> Run:
     return run
 
 
-def loss_in_float64(program: Program) -> Callable[[Arrays], float]:
-    """The train graph's ``loss``, computed in float64 from feeds that :func:`widened` made, and nothing behind it."""
+def loss_in_float64(program: Program) -> Callable[[Arrays], LossAround]:
+    """The train graph's ``loss`` in float64, and nothing behind it, around points whose feeds :func:`widened` made.
+
+    What comes back evaluates the loss at a point once, then as a function of one parameter at a time: only what
+    depends on that parameter is computed again. ONNX's reference evaluator, which serves where the NumPy engine lacks
+    an operator, computes all of it.
+    """
     if program.train_plan.outputs:
-        executor = Executor(_plan_in_float64(_loss_alone(program.train_plan)), "loss")
-        return lambda feeds: float(executor.run(feeds)["loss"])
+        return _around(program)
+    evaluate = _by_onnx(program)
+    return lambda feeds: lambda name, value: evaluate({**feeds, name: value})
+
+
+def _around(program: Program) -> Callable[[Arrays], LossAround]:
+    plan = _plan_in_float64(_loss_alone(program.train_plan))
+    behind = {tensor.name: _behind(plan, tensor.name) for tensor in program.spec if tensor.kind == "trainable"}
+    executors = {name: Executor(part, "loss") for name, part in behind.items() if part.nodes}
+    given = {*plan.inputs, *plan.constants}
+    kept = sorted({name for part in behind.values() for name in part.inputs} - given)
+    whole = Executor(NumpyPlan(plan.inputs, ("loss", *kept), plan.constants, plan.nodes), "loss")
+
+    def at(feeds: Arrays) -> LossAround:
+        found = {**feeds, **whole.run(feeds)}
+
+        def loss(name: str, value: NDArray[Any]) -> float:
+            executor = executors.get(name)
+            return float(executor.run({**found, name: value})["loss"] if executor else found["loss"])
+
+        return loss
+
+    return at
+
+
+def _behind(plan: NumpyPlan, name: str) -> NumpyPlan:
+    """The part of ``plan`` that depends on ``name``; what else it reads are its inputs, too."""
+    reached = {name}
+    nodes = []
+    for node in plan.nodes:
+        if not reached.isdisjoint(node.inputs):
+            nodes.append(node)
+            reached.update(filter(None, node.outputs))
+    computed = {output for node in nodes for output in node.outputs}
+    read = {value for node in nodes for value in node.inputs} - computed - set(plan.constants)
+    return NumpyPlan(tuple(sorted(filter(None, read))), ("loss",), plan.constants, tuple(nodes))
+
+
+def _by_onnx(program: Program) -> Callable[[Arrays], float]:
     model = onnx.ModelProto.FromString(program.train)
     kept = _needed([(n.input, n.output) for n in model.graph.node], "loss")
     nodes = tuple(node for node, keep in zip(model.graph.node, kept, strict=True) if keep)

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,9 +20,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from coordinator.compile.oracle import Arrays, Run, loss_in_float64, session_of, widened
+from coordinator.compile.oracle import Arrays, LossAround, Run, loss_in_float64, session_of, widened
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from edge_sdk.bundle import Bundle, Input, Program
+from edge_sdk.engine.blas import limit_blas_threads, restore_blas_threads
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
 from edge_sdk.program import ANCHOR, NEW
@@ -76,9 +77,14 @@ def verify_program(source: onnx.ModelProto, bundle: Bundle, *, seed: int = 0) ->
         CompileError: Says which check failed, for which parameter and node.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    forward = _check_forward(source, bundle, rng)
-    gradients = _check_gradients(bundle, rng)
-    engines = _check_engines(bundle, rng) if bundle.program.train_plan.outputs else None
+    changed = limit_blas_threads(1)  # a batch of three: more threads only spin
+    try:
+        forward = _check_forward(source, bundle, rng)
+        step = session_of(bundle.program.train, "the train graph")
+        gradients = _check_gradients(bundle, step, rng)
+        engines = _check_engines(bundle, step, rng) if bundle.program.train_plan.outputs else None
+    finally:
+        restore_blas_threads(changed)
     return Verification(forward, gradients, engines)
 
 
@@ -118,11 +124,10 @@ def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
     return {name: np.concatenate([part[name][:1] for part in parts]) for name in parts[0]}
 
 
-def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, float]:
+def _check_gradients(bundle: Bundle, step: Run, rng: np.random.Generator) -> dict[str, float]:
     program = bundle.program
-    step = session_of(program.train, "the train graph")
     evaluate = session_of(program.evaluate, "the evaluate graph")
-    loss = loss_in_float64(program)
+    loss_at = loss_in_float64(program)
     errors: dict[str, float] = {}
     for _ in range(ATTEMPTS):
         point = _Point.draw(bundle, rng)
@@ -131,9 +136,10 @@ def _check_gradients(bundle: Bundle, rng: np.random.Generator) -> dict[str, floa
             _check_loss(trained_loss, float(evaluate(point.feeds(program, {}))["loss_sum"]) / BATCH_SIZE)
         # What comes before a normalisation may have no gradient at all; float32 leaves some noise of it.
         floor = 1e-3 * max(float(np.linalg.norm(g)) for g in gradients.values())
+        loss = loss_at({name: widened(array) for name, array in point.feeds(program, program.scalars).items()})
         for name, gradient in gradients.items():
             if not errors.get(name, np.inf) <= GRADIENT_TOLERANCE:  # also where it is NaN
-                errors[name] = point.error(loss, program, name, gradient, floor, rng)
+                errors[name] = point.error(loss, name, gradient, floor, rng)
         if all(error <= GRADIENT_TOLERANCE for error in errors.values()):
             return errors
     worst = next(name for name, error in errors.items() if not error <= GRADIENT_TOLERANCE)
@@ -152,9 +158,8 @@ def _check_loss(trained: float, evaluated: float) -> None:
         )
 
 
-def _check_engines(bundle: Bundle, rng: np.random.Generator) -> float:
+def _check_engines(bundle: Bundle, step: Run, rng: np.random.Generator) -> float:
     program = bundle.program
-    step = session_of(program.train, "the train graph")
     executor = Executor(program.train_plan, "train")
     for _ in range(ATTEMPTS):  # a pre-activation that rounds to either side of a kink differs without any fault
         feeds = _Point.draw(bundle, rng).feeds(program, {**program.scalars, "lr": 0.1, "mu": 0.3, "weight_decay": 0.2})
@@ -214,23 +219,21 @@ class _Point:
 
     def error(
         self,
-        loss: Callable[[Arrays], float],
-        program: Program,
+        loss: LossAround,
         name: str,
         gradient: NDArray[np.float64],
         floor: float,
         rng: np.random.Generator,
     ) -> float:
         """The worst relative error of ``gradient`` along its own and random directions."""
-        feeds = {key: widened(array) for key, array in self.feeds(program, program.scalars).items()}
-        start, size = feeds[name], float(np.linalg.norm(gradient))
+        start, size = widened(self.parameters[name]), float(np.linalg.norm(gradient))
         directions = [rng.choice((-1.0, 1.0), size=start.shape) for _ in range(RANDOM_DIRECTIONS)]
         if size > 0:
             directions.append(gradient * (np.sqrt(gradient.size) / size))
         worst = 0.0
         for direction in directions:
-            ahead = loss({**feeds, name: start + DIFFERENCE * direction})
-            behind = loss({**feeds, name: start - DIFFERENCE * direction})
+            ahead = loss(name, start + DIFFERENCE * direction)
+            behind = loss(name, start - DIFFERENCE * direction)
             measured = (ahead - behind) / (2 * DIFFERENCE)
             difference = abs(measured - float(np.sum(gradient * direction)))
             worst = max(worst, difference / max(size, abs(measured), floor, 1e-30), key=_nan_last)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from onnx_graphs import model_of
 
-from coordinator.compile import build_zoo_model, compile_model, verify_program
+from coordinator.compile import build_zoo_model, compile_model, load_onnx, verify_program
+from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.oracle import loss_in_float64, widened
+from coordinator.compile.rules import RULES
+from coordinator.compile.rules.rule import Gradients, Wanted
 from edge_sdk.bundle import Bundle, NumpyPlan
 from edge_sdk.errors import CompileError
 
@@ -55,6 +61,71 @@ def test_a_gradient_that_is_one_percent_off_names_its_parameter_and_node(layer: 
     wrong = damaged(compiled(), "train", scale_gemm(f"new/fc{layer}.weight"))
     with pytest.raises(CompileError, match=re.escape(f"parameter 'fc{layer}.weight' (used by Gemm '{node}'")):
         verify_program(MODEL, wrong)
+
+
+EXPORTS = Path(__file__).parents[1] / "data" / "onnx"
+FAULTS = ("one percent long", "one element forgotten", "elements exchanged")
+
+
+def faulty(bundle: Bundle, parameter: str, fault: str) -> Bundle:
+    """``bundle`` whose train graph makes a wrong step of one parameter."""
+    model = onnx.ModelProto.FromString(bundle.program.train)
+    new, right = f"new/{parameter}", "step that was right"
+    for node in model.graph.node:
+        node.output[:] = [right if name == new else name for name in node.output]
+        node.input[:] = [right if name == new else name for name in node.input]
+    shape = next(tensor.shape for tensor in bundle.program.spec if tensor.name == parameter)
+    position = np.arange(math.prod(shape)).reshape(shape)
+    kept = np.full(shape, 1.01) if fault == "one percent long" else (position != math.prod(shape) // 2).astype(float)
+    for name, array in (("kept", np.float32(kept)), ("shape", np.int64(shape)), ("turned", np.roll(position, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array).reshape(-1), f"fault {name}"))
+    change, ops = "fault kept", [("Sub", [right, parameter], "moved"), ("Reshape", ["moved", "flat"], "listed")]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    if fault == "elements exchanged":
+        ops.append(("Gather", ["listed", "fault turned"], "wrong"))
+    else:
+        ops.append(("Mul", ["listed", change], "wrong"))
+    ops += [("Reshape", ["wrong", "fault shape"], "shaped"), ("Add", ["shaped", parameter], new)]
+    model.graph.node.extend(helper.make_node(op, inputs, [output]) for op, inputs, output in ops)
+    return Bundle(replace(bundle.program, train=model.SerializeToString()), bundle.parameters)
+
+
+@pytest.mark.parametrize("name", ["cnn1d", "resnet", "lstm", "autoencoder"])
+def test_whatever_parameter_steps_wrongly_is_found_and_named(name: str) -> None:
+    source = load_onnx(EXPORTS / f"{name}.dynamo.onnx")
+    loss = "mean_squared_error" if name == "autoencoder" else "softmax_cross_entropy"
+    bundle = compile_model(source, loss=loss, name=name, verify=False)
+    trainable = [tensor.name for tensor in bundle.program.spec if tensor.kind == "trainable" and tensor.size > 1]
+    for index, parameter in enumerate(trainable):
+        with pytest.raises(CompileError, match=re.escape(f"parameter {parameter!r} ")):
+            verify_program(source, faulty(bundle, parameter, FAULTS[index % len(FAULTS)]))
+
+
+@pytest.mark.parametrize(
+    ("model", "op", "slot", "parameter"),
+    [
+        ("cnn1d", "Conv", 1, "0.weight"),
+        ("cnn1d", "Conv", 2, "0.bias"),
+        ("cnn1d", "MaxPool", 0, "0.weight"),
+        ("transformer", "LayerNormalization", 1, "encoder.layers.0.norm1.weight"),
+        ("transformer", "Gather", 0, "embedding.weight"),
+        ("gru", "GRU", 2, "layer.weight_hh_l0"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_found_by_the_parameter_that_it_spoils(
+    model: str, op: str, slot: int, parameter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = RULES[op]
+
+    def wrong(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
+        found = list(rule.gradient(b, node, dy, wanted))
+        if slot < len(found) and found[slot] is not None:
+            found[slot] = b.op("Mul", b.materialise(found[slot]), b.scalar(1.01))  # type: ignore[arg-type]
+        return found
+
+    monkeypatch.setitem(RULES, op, replace(rule, gradient=wrong))
+    with pytest.raises(CompileError, match=f"parameter '{re.escape(parameter)}' "):
+        compile_model(load_onnx(EXPORTS / f"{model}.dynamo.onnx"), loss="softmax_cross_entropy", name=model)
 
 
 def test_an_inference_graph_that_differs_from_the_source_is_found() -> None:
@@ -106,7 +177,10 @@ def test_the_float64_loss_is_the_same_by_both_evaluators() -> None:
     feeds.update({n: widened(a) for n, a in bundle.program.spec.unflatten(bundle.parameters).items()})
     feeds["lr"] = np.float64(0.1)
     by_onnx = replace(bundle.program, train_plan=NumpyPlan())
-    assert loss_in_float64(bundle.program)(feeds) == pytest.approx(loss_in_float64(by_onnx)(feeds), rel=1e-13)
+    by_numpy, reference = loss_in_float64(bundle.program)(feeds), loss_in_float64(by_onnx)(feeds)
+    for tensor in bundle.program.spec:
+        moved = feeds[tensor.name] + rng.standard_normal(tensor.shape)
+        assert by_numpy(tensor.name, moved) == pytest.approx(reference(tensor.name, moved), rel=1e-13)
 
 
 def test_an_operator_that_the_numpy_engine_lacks_leaves_the_plans_empty() -> None:
