@@ -17,9 +17,18 @@ from edge_sdk.mqtt import (
     Disconnected,
     DisconnectReason,
     Listener,
+    Meter,
     Published,
     Subscribed,
     Will,
+)
+from edge_sdk.mqtt.sizes import (
+    CONNACK_BYTES_MAX,
+    PUBACK_BYTES,
+    connect_bytes,
+    publish_bytes,
+    suback_bytes,
+    subscribe_bytes,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +47,8 @@ class InMemoryTransport:
     """One client; made by ``InMemoryBroker.transport``, whose arguments are documented there.
 
     Behaves like ``edge_sdk.mqtt.PahoTransport``: without a connection publishes, subscriptions and acknowledgements
-    are dropped, as if cut off; publishes beyond the window wait here and are dropped when the connection ends.
+    are dropped, as if cut off; publishes beyond the window wait here and are dropped when the connection ends. Its
+    ``meter`` counts the packets by their sizes, an answer along with what it answers; there are no pings here.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class InMemoryTransport:
         self.will = will
         self.link = link
         self.in_flight_max = in_flight_max
+        self.meter = Meter()
         self._broker = broker
         self._desk = broker.desk
         self._clock = broker.clock
@@ -82,9 +93,16 @@ class InMemoryTransport:
         """How many publishes are queued or not answered by the broker yet."""
         return len(self._queue) + self._in_flight
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the payloads that are queued."""
+        return self._queue_bytes
+
     def connect(self) -> None:
         """Start to connect; ends in Connected or Disconnected, without effect while a connection is there."""
         if self._connection is None:
+            will = self.will
+            self.meter.sent += connect_bytes(self.client_id, None if will is None else (will.topic, will.payload))
             self._connection = self._broker.open(self)
 
     def disconnect(self, will: bool = False) -> None:
@@ -94,6 +112,7 @@ class InMemoryTransport:
             return
         clock = self._clock
         self._let_go(connection)
+        self.meter.sent += CONTROL_BYTES
         goodbye_at = connection.up.arrival(clock.now, CONTROL_BYTES)
         clock.post_at(goodbye_at, self._broker.on_goodbye, connection, will)
         clock.post_at(clock.now, self._on_left, connection)
@@ -112,6 +131,8 @@ class InMemoryTransport:
         self._check_filters("subscribe", filters)
         connection = self._connection
         if connection is not None and self.connected and filters:
+            self.meter.sent += subscribe_bytes(filters)
+            self.meter.received += suback_bytes(len(filters))
             arrival = connection.up.arrival(self._clock.now, CONTROL_BYTES + sum(map(len, filters)) + 3 * len(filters))
             self._clock.post_at(arrival, self._broker.on_subscribe, connection, tuple(filters), token)
 
@@ -120,6 +141,8 @@ class InMemoryTransport:
         self._check_filters("unsubscribe", filters)
         connection = self._connection
         if connection is not None and self.connected and filters:
+            self.meter.sent += subscribe_bytes(filters) - len(filters)
+            self.meter.received += suback_bytes(len(filters))
             arrival = connection.up.arrival(self._clock.now, CONTROL_BYTES + sum(map(len, filters)) + 2 * len(filters))
             self._clock.post_at(arrival, self._broker.on_unsubscribe, connection, tuple(filters))
 
@@ -170,6 +193,7 @@ class InMemoryTransport:
         connection = self._connection
         if connection is not None and delivery.acknowledgement in connection.unacknowledged:
             connection.unacknowledged.discard(delivery.acknowledgement)
+            self.meter.sent += PUBACK_BYTES
             self._desk.acknowledge(connection)
 
     # --- packets from the broker -------------------------------------------------------------------------------------
@@ -178,6 +202,7 @@ class InMemoryTransport:
         """CONNACK comes in."""
         if connection.client_open:
             connection.accepted = True
+            self.meter.received += CONNACK_BYTES_MAX
             self._stop_timer(connection)
             faults = self._broker.faults
             self._listener(Connected(faults.protocol, faults.packet_bytes_max, faults.receive_max))
@@ -206,11 +231,13 @@ class InMemoryTransport:
         traffic = self._traffic
         traffic.messages_down += 1
         traffic.bytes_down += size_bytes
+        self.meter.received += publish_bytes(topic, len(payload), qos)
         number = 0
         if qos and self._manual_ack:
             number = next(self._desk.numbers)
             connection.unacknowledged.add(number)
         elif qos:
+            self.meter.sent += PUBACK_BYTES
             self._desk.acknowledge(connection)
         self._listener(Delivery(topic, payload, retained, number))
 
@@ -227,6 +254,8 @@ class InMemoryTransport:
         traffic = self._traffic
         traffic.messages_up += 1
         traffic.bytes_up += size_bytes
+        self.meter.sent += publish_bytes(packet[0], len(packet[1]), packet[2])
+        self.meter.received += PUBACK_BYTES if packet[2] else 0
         self._in_flight += 1
         clock.post_at(lane.arrival(clock.now, size_bytes), self._broker.on_publish, connection, packet, retain, token)
         if not packet[2]:

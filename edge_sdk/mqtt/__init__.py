@@ -1,7 +1,8 @@
 """MQTT as the rest of the house sees it: settings in, events out, one transport that a loop drives.
 
 ``events`` holds what a transport reports and the ``Transport`` interface, ``settings`` how a broker is reached,
-``transport`` the adapter over paho-mqtt, ``link`` one connection of it, ``stream`` the socket that paho is given, and
+``transport`` the adapter over paho-mqtt, ``link`` one connection of it, ``stream`` the socket that paho is given,
+``meter`` what it has counted, ``sizes`` what a packet will have, and
 ``failures`` the sentences that people read when a connection does not come about. Importing this package loads
 neither paho nor ssl nor hashlib; they come with the first ``connect()``.
 """
@@ -18,6 +19,7 @@ from edge_sdk.mqtt.events import (
     Transport,
     TransportEvent,
 )
+from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.settings import BrokerSettings, TlsSettings, Will
 from edge_sdk.mqtt.transport import PahoTransport
 
@@ -28,6 +30,7 @@ __all__ = [
     "DisconnectReason",
     "Disconnected",
     "Listener",
+    "Meter",
     "PahoTransport",
     "Protocol",
     "Published",

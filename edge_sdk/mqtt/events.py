@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from edge_sdk.errors import EdgeFedError
+from edge_sdk.mqtt.meter import Meter
 
 __all__ = [
     "Connected",
@@ -110,6 +111,14 @@ class Message(NamedTuple):
 
 class Transport(typing.Protocol):
     """One connection to a broker, used from one thread; what happens comes to a ``Listener`` in order."""
+
+    @property
+    def meter(self) -> Meter:
+        """What was sent and received so far, over all connections."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were published and are not on the wire yet."""
 
     def connect(self) -> None:
         """Start to connect; ends in Connected or Disconnected, without effect while a connection is there."""

@@ -42,6 +42,7 @@ from edge_sdk.mqtt.failures import (
     explain_refusal,
     explain_silence,
 )
+from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.packets import (
     PUBACK,
     PUBLISH,
@@ -80,6 +81,7 @@ class Link:
 
     number:  distinguishes this link's acknowledgements from those of links before
     notes:  where events are appended
+    meter:  counts the bytes
     on_output:  called when bytes wait to be written
     on_pause:  called when ``paused`` may have changed
     """
@@ -92,6 +94,7 @@ class Link:
         number: int,
         manual_ack: bool,
         notes: deque[TransportEvent],
+        meter: Meter,
         on_output: Callable[[], None],
         on_pause: Callable[[], None],
     ) -> None:
@@ -105,6 +108,7 @@ class Link:
         self._number = number
         self._manual_ack = manual_ack
         self._notes = notes
+        self._meter = meter
         self._output_waits = on_output
         self._pause_changed = on_pause
         self._refusal = 0
@@ -162,7 +166,7 @@ class Link:
         """Connect and queue the CONNECT packet; raises OSError, UnicodeError, or ConfigurationError for a TLS file."""
         settings = self.settings
         context = None if settings.tls is None else tls_context(settings.tls)
-        source = SocketSource(context, settings.packet_bytes_max)
+        source = SocketSource(context, settings.packet_bytes_max, self._meter)
         self._client.tls_set_context(cast("ssl.SSLContext", source))
         if self.protocol == "5":
             announced = _announced(settings.in_flight_max, settings.packet_bytes_max)

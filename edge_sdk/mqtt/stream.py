@@ -22,8 +22,15 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.packets import MalformedPacket
 from edge_sdk.mqtt.settings import TlsSettings
+from edge_sdk.mqtt.sizes import (
+    TLS_CHAIN_CERTIFICATES,
+    TLS_HANDSHAKE_BYTES,
+    TLS_RECORD_BYTES,
+    TLS_RECORD_BYTES_MAX,
+)
 
 __all__ = ["PacketTooLarge", "SocketSource", "Stream", "tls_context"]
 
@@ -55,9 +62,11 @@ class Stream:
         "_fills_left",
         "_inbox",
         "_lent",
+        "_meter",
         "_outbox",
         "_packet_bytes_max",
         "_packets",
+        "_record_bytes",
         "_socket",
         "_taken",
         "_tls",
@@ -67,9 +76,11 @@ class Stream:
         "first_bytes",
     )
 
-    def __init__(self, connection: socket.socket, packet_bytes_max: int) -> None:
+    def __init__(self, connection: socket.socket, packet_bytes_max: int, meter: Meter) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
+        self._meter = meter
+        self._record_bytes = 0
         self._tls = connection if isinstance(connection, ssl.SSLSocket) else None
         self._packet_bytes_max = packet_bytes_max
         self._inbox = _NOTHING
@@ -110,6 +121,8 @@ class Stream:
             raise
         except OSError as error:
             raise self.fail(error) from None
+        self._meter.received += count
+        self._meter.tls += self._record_bytes  # OpenSSL gives out one record at a time, and takes one
         self.ended = count == 0
         self._inbox, self._taken, self._filled = _scratch.view, 0, count
         if not self.first_bytes:
@@ -151,11 +164,14 @@ class Stream:
     def do_handshake(self) -> None:
         if self._tls is None:
             return
+        self._meter.tls += TLS_HANDSHAKE_BYTES
         try:
             self._tls.do_handshake()
         except OSError:
             self._tls.close()
             raise
+        self._meter.tls += TLS_CHAIN_CERTIFICATES * len(self._tls.getpeercert(binary_form=True) or b"")
+        self._record_bytes = TLS_RECORD_BYTES.get(self._tls.version() or "", TLS_RECORD_BYTES_MAX)
 
     def pending(self) -> int:
         return self._filled - self._taken
@@ -242,6 +258,11 @@ class Stream:
         """Whether bytes wait for the socket."""
         return bool(self._outbox)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait for the socket."""
+        return len(self._outbox)
+
     def flush(self) -> bool:
         """Send what waits; True when nothing is left, False when the socket is full. Raises OSError."""
         while self._outbox:
@@ -252,6 +273,8 @@ class Stream:
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
             del self._outbox[:sent]
+            self._meter.sent += sent
+            self._meter.tls += self._record_bytes
         return True
 
     def fail(self, error: OSError) -> OSError:
@@ -268,9 +291,10 @@ class SocketSource:
 
     check_hostname = True  # paho asks: the context checks the name itself, so that paho need not.
 
-    def __init__(self, context: ssl.SSLContext | None, packet_bytes_max: int) -> None:
+    def __init__(self, context: ssl.SSLContext | None, packet_bytes_max: int, meter: Meter) -> None:
         self._context = context
         self._packet_bytes_max = packet_bytes_max
+        self._meter = meter
 
     def wrap_socket(
         self, sock: socket.socket, *, server_hostname: str | None = None, do_handshake_on_connect: bool = False
@@ -279,7 +303,7 @@ class SocketSource:
             sock = self._context.wrap_socket(
                 sock, server_hostname=server_hostname, do_handshake_on_connect=do_handshake_on_connect
             )
-        return Stream(sock, self._packet_bytes_max)
+        return Stream(sock, self._packet_bytes_max, self._meter)
 
 
 def tls_context(settings: TlsSettings) -> ssl.SSLContext:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable, EdgeFedError
 from edge_sdk.mqtt.events import Delivery, Disconnected, DisconnectReason, Listener, Message, Protocol, TransportEvent
 from edge_sdk.mqtt.failures import explain_unreachable
+from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class PahoTransport:
 
     ``watcher`` is called with the transport whenever the loop should look at it again: its socket came or went,
     bytes wait to be written, or events wait to be told (``on_writable`` does both). ``connections`` counts the
-    sockets, so that a loop can tell a new one with the same number from the old. Time comes in with
-    ``on_timer(now)``, about once a second.
+    sockets, so that a loop can tell a new one with the same number from the old; ``meter`` counts their bytes. Time
+    comes in with ``on_timer(now)``, about once a second.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class PahoTransport:
         self.settings = settings
         self.watcher: Callable[[PahoTransport], None] | None = None
         self.connections = 0
+        self.meter = Meter()
         self._listener = listener
         self._manual_ack = manual_ack
         self._queue_messages_max = queue_messages_max
@@ -84,6 +86,12 @@ class PahoTransport:
     def waiting(self) -> int:
         """How many publishes are queued or not answered by the broker yet."""
         return len(self._queue) + (self._link.in_flight if self._link is not None else 0)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were given to ``publish`` and are not on the wire yet; of those in the queue payloads only."""
+        stream = None if self._link is None else self._link.stream
+        return self._queue_bytes + (0 if stream is None else stream.waiting_bytes)
 
     def connect(self) -> None:
         """Connect; blocks for the name look-up, TCP and TLS at most, and raises ConfigurationError for a bad TLS file.
@@ -245,6 +253,7 @@ class PahoTransport:
             number=self.connections,
             manual_ack=self._manual_ack,
             notes=self._events,
+            meter=self.meter,
             on_output=self._note_output,
             on_pause=self._wake,
         )

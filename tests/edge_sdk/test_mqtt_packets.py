@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_sim.broker import PrivateBroker
-from edge_sdk.mqtt import Delivery, Disconnected, Published
+from edge_sdk.mqtt import Delivery, Disconnected, Meter, Published
 from edge_sdk.mqtt.packets import (
     MalformedPacket,
     check_filter,
@@ -39,7 +39,7 @@ def pair() -> Iterator[Pair]:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
         ours, _ = listener.accept()
         ours.setblocking(False)
-        stream = Stream(ours, 1_000)
+        stream = Stream(ours, 1_000, Meter())
         stream.start_packets()
         yield stream, peer
         stream.close()
