@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
 
 from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.rules.broadcast import reduced, total
@@ -33,10 +36,14 @@ __all__ = [
 ]
 
 
+STEEP: Final = 2.0**126
+"""As the slope of a HardSigmoid: a step from 0 to 1, for any number that is not subnormal."""
+
+
 def relu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """dX = dY where Y > 0."""
-    # Cast and Mul took half the time of Where; Sign and Mul twice the time of Where.
-    return [_masked(b, dy[0], _positive(b, node.outputs[0]))]
+    # Cast and Mul took half the time of Where, and this 0.8 of theirs; Sign and Mul twice the time of Where.
+    return [b.op("Mul", dy[0], b.op("HardSigmoid", node.outputs[0], alpha=STEEP, beta=0.0))]
 
 
 def leaky_relu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -164,6 +171,8 @@ def clip(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
     """dX = dY strictly between the bounds; a bound gets dY from where it cuts (the upper one wins)."""
     x, low, high = (*node.inputs, "", "")[:3]
     asked = (*wanted, False, False)
+    if not any(asked[1:3]) and (inside := _inside(b, x, low, high)):
+        return [b.op("Mul", dy[0], inside), None, None]
     above = b.op("Greater", x, low) if low else ""
     below = b.op("Less", x, high) if high else ""
     mask = b.op("And", above, below) if low and high else above or below
@@ -178,6 +187,24 @@ def clip(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
             cut = b.op("And", cut, ordered) if slot == 1 else b.op("Or", cut, b.op("Not", ordered))
         gradients[slot] = b.like(total(b, _masked(b, dy[0], cut)), node.inputs[slot])
     return gradients
+
+
+def _inside(b: GraphBuilder, x: str, low: str, high: str) -> str:
+    """1.0 strictly between two constant bounds and 0.0 elsewhere, "" where that needs comparisons.
+
+    The distance from the middle in a step function: 0.6 of the time of two comparisons, And, and Cast.
+    """
+    bounds = [b.constants[name] for name in (low, high) if name in b.constants]
+    if len(bounds) != 2 or any(bound.size != 1 for bound in bounds):
+        return ""
+    least, most = (np.float32(bound.reshape(())) for bound in bounds)
+    middle = np.float32((np.float64(least) + np.float64(most)) / 2)
+    reach = min(most - middle, middle - least)  # as the graph computes it: on both bounds the step is 0
+    if not 2.0**-20 < reach < 2.0**20:
+        return ""
+    distance = b.op("Abs", b.op("Sub", x, b.scalar(float(middle))) if middle else x)
+    slope = 2.0**100  # a power of two: the products are exact, and so is the sign of their difference
+    return b.op("HardSigmoid", distance, alpha=-slope, beta=slope * float(reach))
 
 
 def softmax(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:

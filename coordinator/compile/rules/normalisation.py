@@ -44,22 +44,20 @@ def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
     if not _is_training(b, node):
         b.append(node)
         return
-    x, scale, bias, running_mean, running_var = node.inputs
-    axes, channels = _batch_axes(b, x)
-    mean = b.op("ReduceMean", x, axes, keepdims=1)
-    centred = b.op("Sub", x, mean)
-    variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes, keepdims=1)
-    flat = b.ints(-1)
-    flat_mean, flat_variance = (b.op("Reshape", v, flat, allowzero=0) for v in (mean, variance))
-    # One pass over the tensor where Mul and Add would be two. Centred already: no digits are lost to a large mean.
-    zeros = b.constant(np.zeros(channels, np.float32))
+    x, scale, bias, *running = node.inputs
     epsilon, momentum = node.attributes["epsilon"], node.attributes["momentum"]
-    affine = (centred, scale, bias, zeros, flat_variance)
-    b.append(Node("BatchNormalization", affine, node.outputs[:1], {"epsilon": epsilon, "training_mode": 0}, node.name))
-    for running, batch in ((running_mean, flat_mean), (running_var, flat_variance)):
-        kept = b.op("Mul", b.statistics.get(running, running), b.scalar(momentum))
-        b.statistics[running] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
-    b.save(node, centred=centred, r=_reciprocal_root(b, flat_variance, epsilon))
+    # Without momentum, what the stock operator calls the new running statistics are those of the batch. onnxruntime
+    # writes them over the old ones, whoever else reads these: so it gets a tensor of its own, also where a layer is
+    # used twice (equal nodes would be made one).
+    scratch = [b.op("Mul", b.statistics.get(name, name), b.scalar(0.0)) for name in running]
+    mean, variance = (b.fresh(f"{node.outputs[0]}~{what}") for what in ("mean", "variance"))
+    attributes = {"epsilon": epsilon, "momentum": 0.0, "training_mode": 1}
+    outputs = (node.outputs[0], mean, variance)
+    b.append(Node("BatchNormalization", (x, scale, bias, *scratch), outputs, attributes, node.name))
+    for name, batch in zip(running, (mean, variance), strict=True):
+        kept = b.op("Mul", b.statistics.get(name, name), b.scalar(momentum))
+        b.statistics[name] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
+    b.save(node, mean=mean, r=_reciprocal_root(b, variance, epsilon))
 
 
 def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -70,7 +68,10 @@ def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: 
         return _frozen_batch_normalization(b, node, dy[0], wanted)
     x, scale = node.inputs[:2]
     axes, channels = _batch_axes(b, x)
-    centred, r = b.saved(node, "centred"), b.saved(node, "r")
+    mean, r = b.saved(node, "mean"), b.saved(node, "r")
+    zeros, ones = (b.constant(np.full(channels, v, np.float32)) for v in (0, 1))
+    # Centred before anything is summed: no digits are lost to a large mean.
+    centred = _affine_over_channels(b, x, ones, zeros, mean, ones)
     sums = b.op("ReduceSum", dy[0], axes, keepdims=0)
     products = b.op("Mul", b.op("ReduceSum", b.op("Mul", dy[0], centred), axes, keepdims=0), r)
     gradients: list[Gradient | None] = [None, products if wanted[1] else None, sums if wanted[2] else None]
@@ -79,13 +80,15 @@ def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: 
         slope = b.op("Mul", scale, r)
         share = b.op("Neg", b.op("Div", slope, count))
         # slope (dy - mean(dy) - xhat mean(dy xhat)): all but the first term is one affine pass over `centred`.
-        zeros, ones = (b.constant(np.full(channels, v, np.float32)) for v in (0, 1))
         factor, offset = b.op("Mul", b.op("Mul", share, products), r), b.op("Mul", share, sums)
-        rest = b.op(
-            "BatchNormalization", centred, factor, offset, zeros, ones, epsilon=0.0, momentum=0.9, training_mode=0
-        )
+        rest = _affine_over_channels(b, centred, factor, offset, zeros, ones)
         gradients[0] = b.op("Add", b.op("Mul", dy[0], _over_channels(b, slope, x)), rest)
     return gradients
+
+
+def _affine_over_channels(b: GraphBuilder, x: str, factor: str, offset: str, mean: str, ones: str) -> str:
+    """``factor (x - mean) + offset`` in one pass over ``x`` [N, C, ...], where three operators would make three."""
+    return b.op("BatchNormalization", x, factor, offset, mean, ones, epsilon=0.0, momentum=0.9, training_mode=0)
 
 
 def _frozen_batch_normalization(b: GraphBuilder, node: Node, g: str, wanted: Wanted) -> Gradients:

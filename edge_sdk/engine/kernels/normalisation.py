@@ -28,9 +28,12 @@ def batch_normalization(
     if not training_mode:
         return _affine(x, scale, b, mean, var, epsilon)
     axes = (0, *range(2, x.ndim))
-    batch_mean = np.mean(x, axis=axes, dtype=x.dtype)
-    batch_var = np.mean(np.square(x - _over_channels(batch_mean, x)), axis=axes, dtype=x.dtype)
-    y = _affine(x, scale, b, batch_mean, batch_var, epsilon)
+    count = x.dtype.type(x.size // max(1, x.shape[1]))
+    batch_mean = np.add.reduce(x, axis=axes) / count
+    y = np.subtract(x, _over_channels(batch_mean, x))
+    batch_var = np.add.reduce(np.square(y), axis=axes) / count
+    np.multiply(y, _over_channels(scale / np.sqrt(batch_var + batch_var.dtype.type(epsilon)), x), out=y)
+    np.add(y, _over_channels(b, x), out=y)
     kept, taken = mean.dtype.type(momentum), mean.dtype.type(1 - momentum)
     return y, mean * kept + batch_mean * taken, var * kept + batch_var * taken
 
