@@ -10,39 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_sdk.bundle import Input, Node, NumpyPlan, Program
+from benchmarks.node_cases import transcribed
+from edge_sdk.bundle import Input, Program
 from edge_sdk.parameters import ParameterSpec
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-
-
-def attribute_value(proto: onnx.AttributeProto) -> Any:
-    """An ONNX attribute as a plan holds it."""
-    value = helper.get_attribute_value(proto)
-    if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, onnx.GraphProto):
-        return _graph(value)
-    return value if isinstance(value, int | float) else [v.decode() if isinstance(v, bytes) else v for v in value]
-
-
-def transcribed(model: onnx.ModelProto) -> NumpyPlan:
-    """The NumPy plan of a model; a body in it must read nothing from around it."""
-    return _graph(model.graph)
-
-
-def _graph(graph: onnx.GraphProto) -> NumpyPlan:
-    return NumpyPlan(
-        tuple(i.name for i in graph.input),
-        tuple(o.name for o in graph.output),
-        {t.name: numpy_helper.to_array(t) for t in graph.initializer},
-        tuple(
-            Node(n.op_type, tuple(n.input), tuple(n.output), {a.name: attribute_value(a) for a in n.attribute})
-            for n in graph.node
-        ),
-    )
 
 
 def modelled(
