@@ -19,7 +19,7 @@ from onnx import inliner, numpy_helper, version_converter
 
 from coordinator.compile.classical import cut_heads, lowered
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
-from coordinator.compile.graph import BATCH, OPSET, Model, Node, Value, prune
+from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
@@ -180,6 +180,12 @@ def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value
         value = values.get(info.name)
         if value is None or not value.shape or value.shape[0] != BATCH:
             shape = list(value.shape) if value else "unknown"
+            if value is None or UNKNOWN in value.shape:
+                _check_control_flow(prune([read_node(n) for n in proto.graph.node], [info.name]))
+                raise CompileError(
+                    f"output {info.name!r}: its shape is {shape}, expected the batch first; a size seems to depend on "
+                    "the data, which no gradient follows: only the batch may be open, pad or mask to fixed sizes"
+                )
             raise CompileError(
                 f"output {info.name!r}: its shape is {shape}, expected the batch first; the batch size seems to be "
                 "written into the graph: export with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"

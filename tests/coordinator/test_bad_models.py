@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from onnx_graphs import model_of
 
 from coordinator.config import FederationConfig
 from coordinator.setup import build_bundle
 from edge_sdk.errors import EdgeFedError
 
+FLOAT = onnx.TensorProto.FLOAT
 W = np.random.default_rng(0).standard_normal((4, 3))
 
 
@@ -70,6 +72,47 @@ def test_models_and_options_that_do_not_fit(
 def test_external_data_are_refused_with_the_tensor_and_the_file(tmp_path: Path) -> None:
     onnx.save(dense(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     assert "initializer 'w' lies in another file (w.bin)" in said(tmp_path / "model.onnx")
+
+
+SIZE_FROM_DATA = "h = MatMul(x, w); s = ReduceMax<keepdims=0>(x); i = Cast<to=7>(s); k = Reshape(i, one); "
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("z = Slice(h, zero, k, one); y = ReduceSum(z, one)", ("output 'y'", "['?', 1]", "depend on the data")),
+        ("z, at = TopK(h, k); y = ReduceSum(z, one)", ("output 'y'", "depend on the data", "pad or mask")),
+        ("n = NonZero(h); t = Transpose(n); y = GatherND(h, t)", ("output 'y'", "depend on the data")),
+        ("c = Concat<axis=0>(one, one, k); u = Unsqueeze(h, two); z = Expand(u, c); y = ReduceSum<keepdims=0>(z, two)",
+         ("value 'z'", "could not be inferred", "static shapes")),
+        ("m = ReduceSum<keepdims=0>(h, zero); c = Cast<to=9>(m); z = Compress<axis=1>(h, c); y = MatMul(z, w)",
+         ("node 'z' (Compress, opset 21)", "no gradient rule", "freeze")),
+    ],
+)  # fmt: skip
+def test_a_size_that_depends_on_the_data_is_refused(tmp_path: Path, text: str, messages: tuple[str, ...]) -> None:
+    constants = {"w": W, **{name: np.array([i]) for i, name in enumerate(("zero", "one", "two"))}}
+    onnx.save(model_of(SIZE_FROM_DATA + text, constants, inputs={"x": ["n", 4]}), tmp_path / "model.onnx")
+    said_of_it = said(tmp_path / "model.onnx", loss="mean_squared_error")
+    for message in messages:
+        assert message in said_of_it, said_of_it
+
+
+def test_a_loop_whose_count_depends_on_the_data_is_refused_with_its_node(tmp_path: Path) -> None:
+    def info(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    body = helper.make_graph(
+        [helper.make_node("Tanh", ["v"], ["v2"]), helper.make_node("Identity", ["go"], ["go2"])],
+        "body",
+        [info("turn", onnx.TensorProto.INT64), info("go", onnx.TensorProto.BOOL), info("v", FLOAT, "n", 3)],
+        [info("go2", onnx.TensorProto.BOOL), info("v2", FLOAT, "n", 3)],
+    )
+    model = model_of(SIZE_FROM_DATA + "y = Identity(h)", {"w": W, "one": np.array([1])}, inputs={"x": ["n", 4]})
+    model.graph.node[-1].CopyFrom(helper.make_node("Loop", ["i", "", "h"], ["y"], name="turns", body=body))
+    model.graph.output[0].CopyFrom(info("y", FLOAT, "n", 3))
+    onnx.save(model, tmp_path / "model.onnx")
+    text = said(tmp_path / "model.onnx", loss="mean_squared_error")
+    assert "node 'turns' (Loop" in text and "control flow that depends on data" in text, text
 
 
 def test_every_option_of_the_configuration_reaches_the_compiler(tmp_path: Path) -> None:
