@@ -1,6 +1,7 @@
 """``python -m benchmarks [names] [--json bench.json]``: every figure that we promise, with its bound.
 
-Each figure is taken in fresh processes over a mosquitto on loopback, with one BLAS thread; see ``README.md`` here.
+See ``README.md`` here for how each is taken. All groups make the file anew; some of them change their own figures in it
+and leave the others as they are.
 """
 
 from __future__ import annotations
@@ -11,12 +12,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import coordinator_load, device, fleet, imports, install, round_time, virtual, wire
+from benchmarks import (
+    coordinator_load,
+    device,
+    fleet,
+    har,
+    imports,
+    install,
+    node_cases,
+    round_time,
+    training_steps,
+    virtual,
+    wheel_models,
+    wire,
+)
 from benchmarks.figures import Figure
 
 GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
@@ -28,14 +42,19 @@ GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
     "fleet": fleet.measure,
     "virtual": virtual.measure,
     "install": install.measure,
+    "nodes": node_cases.measure,
+    "wheel": wheel_models.measure,
+    "steps": training_steps.measure,
+    "har": har.measure,
 }
+JSON: Final = Path("bench.json")
 
 
 def main() -> int:
     """Measures the groups named on the command line, or all; returns how many bounds do not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="group", help=f"out of {', '.join(GROUPS)}; all by default")
-    parser.add_argument("--json", type=Path, default=None, help="where to write the figures (all: bench.json)")
+    parser.add_argument("--json", type=Path, default=JSON, help="where the figures go (%(default)s)")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.groups if name not in GROUPS]
     if unknown:
@@ -47,10 +66,16 @@ def main() -> int:
         figures += GROUPS[name]()
         console.print(f"[dim]{name}: {time.monotonic() - began:.0f} s", highlight=False)
     console.print(table(figures))
-    target = arguments.json or (None if arguments.groups else Path("bench.json"))
-    if target is not None:
-        target.write_text(json.dumps([figure.to_json() for figure in figures], indent=1) + "\n")
+    kept = json.loads(arguments.json.read_text()) if arguments.groups and arguments.json.exists() else []
+    arguments.json.write_text(json.dumps(merged(kept, figures), indent=1) + "\n")
     return sum(figure.holds is False for figure in figures)
+
+
+def merged(kept: list[dict[str, Any]], figures: list[Figure]) -> list[dict[str, Any]]:
+    """``kept`` in its order, with these figures in the place of those of the same name; new ones come last."""
+    found = {entry["name"]: entry for entry in kept}
+    found.update((figure.name, figure.to_json()) for figure in figures)
+    return list(found.values())
 
 
 def table(figures: list[Figure]) -> Table:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.bench_codec import cohort_vectors
 from benchmarks.processes import ROOT
 
-__all__ = ["DENSITY", "GAUSSIAN_MODEL", "MNIST_MODEL", "gaussian", "mnist_file", "real"]
+__all__ = ["DENSITY", "GAUSSIAN_MODEL", "MNIST_MODEL", "data_file", "gaussian", "mnist_file", "real"]
 
 DENSITY: Final = 0.01
 GAUSSIAN_MODEL: Final = {"zoo": "softmax_regression", "inputs": [99_999], "outputs": 10}
@@ -27,11 +27,16 @@ def gaussian(size: int = 1_000_000, seed: int = 0) -> NDArray[np.float32]:
     return np.float32(0.01) * rng.standard_normal(size, dtype=np.float32)
 
 
-def mnist_file() -> Path | None:
-    """``mnist.npz`` in ``EDGEFED_TEST_DATA`` or in ``shared/data`` beside the repository; None where it is not."""
+def data_file(name: str) -> Path:
+    """Where a published file is, if it is: in ``EDGEFED_TEST_DATA``, or ``shared/data`` beside the repository."""
     named = os.environ.get("EDGEFED_TEST_DATA")
-    path = Path(named) if named else ROOT.parent / "shared" / "data"
-    return path / "mnist.npz" if (path / "mnist.npz").is_file() else None
+    return (Path(named) if named else ROOT.parent / "shared" / "data") / name
+
+
+def mnist_file() -> Path | None:
+    """``mnist.npz``; None where it is not."""
+    path = data_file("mnist.npz")
+    return path if path.is_file() else None
 
 
 def real() -> list[NDArray[np.float32]] | None:

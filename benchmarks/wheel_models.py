@@ -24,12 +24,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from benchmarks.figures import Figure, at_least
 from coordinator.compile import compile_model, describe, load_onnx
 from edge_sdk.errors import CompileError
 
-__all__ = ["Outcome", "attempt", "page", "wheel_models"]
+__all__ = ["PASSED_MIN", "Outcome", "attempt", "measure", "page", "wheel_models"]
 
 GROUPS: Final = ("pytorch-converted", "pytorch-operator")
+PASSED_MIN: Final = 108
 PAGE: Final = Path(__file__).parents[1] / "docs" / "supported-models.md"
 OPSET: Final = 21
 POSITIVE: Final = frozenset({"Log", "Pow", "Sqrt"})
@@ -99,6 +101,19 @@ def attempt(folder: Path) -> Outcome:
     reason = "" if found else reasons[0].partition(" Name:")[0]
     seconds = time.monotonic() - started
     return Outcome(folder.name.removeprefix("test_"), operators, found, runs_on, reason, seconds)
+
+
+def measure() -> list[Figure]:
+    """How many of the models compile and pass the compiler's self-check; the page says which."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcomes = [attempt(folder) for folder in wheel_models()]
+    passed = sum(bool(outcome.form) for outcome in outcomes)
+    what = f"{len(outcomes)} models in the onnx wheel"
+    return [
+        at_least(f"{what}: compile and pass the self-check", passed, "models", PASSED_MIN),
+        Figure(f"{what}: slowest to compile and check", max(outcome.seconds for outcome in outcomes), "s"),
+    ]
 
 
 def with_batch(model: onnx.ModelProto) -> onnx.ModelProto:
