@@ -49,7 +49,7 @@ def print_status(report: Mapping[str, Any]) -> None:
     facts.add_row("metrics", _pairs(report["metrics"]) or "none yet")
     sums = report["bytes"]
     facts.add_row("bytes up", f"{bytes_text(sums['bytes_up'])}, dense {bytes_text(sums['bytes_up_dense'])}")
-    facts.add_row("bytes down", bytes_text(sums["bytes_down"]))
+    facts.add_row("bytes down", f"{bytes_text(sums['bytes_down'])}, whole {bytes_text(sums['bytes_down_dense'])}")
     facts.add_row("messages refused", _pairs(report["messages"]) or "none")
     facts.add_row("devices", f"{report['devices']['known']} known")
     console.print(facts)

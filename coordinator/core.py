@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from coordinator import round as rounds
+from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import (
     BULK,
@@ -42,7 +43,7 @@ from coordinator.events import (
 from coordinator.round import Round, Ticket
 from coordinator.selection import announced_share, come_back_seconds, wanted_count
 from coordinator.stopping import Stopping
-from coordinator.store import RoundRecord, Store, TicketRecord
+from coordinator.store import Checkpoint, LinkRecord, RoundRecord, Store, TicketRecord
 from coordinator.task import TaskSettings
 from coordinator.uploads import BUSY, Uploads
 from coordinator.voice import Voice, round_summary, rounded
@@ -89,6 +90,8 @@ class _Traffic:
     up: int = 0
     down_at_start: int = 0
     fanned_out: int = 0  # retained pieces are sent once and delivered by the broker to each who asks
+    saved: int = 0  # by links, for those who have accepted
+    saves: dict[bytes, int] = field(default_factory=dict)  # the same by ticket, for those who have not
 
 
 @dataclass(slots=True)
@@ -148,6 +151,7 @@ class Coordinator:
         self._share = 1.0
         self._round_published_at = float("-inf")
         self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
+        self._holds: dict[str, tuple[bytes, ...]] = {}  # what those who have checked in hold
         self._final: dict[bytes, tuple[str, str]] = {}
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROUNDS)
         self._committing = False
@@ -166,6 +170,8 @@ class Coordinator:
             store, update_bytes_max=settings.update_bytes_max, chunk_bytes_max=settings.chunk_bytes_max
         )
         self._program = store.get_blob(settings.program_digest) or b""
+        self._links: list[LinkRecord] = []
+        self._link_blobs: dict[bytes, bytes] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             BrokerUp: self._on_broker_up,
             BrokerDown: self._on_broker_down,
@@ -191,9 +197,7 @@ class Coordinator:
         checkpoint = self.store.latest_checkpoint(self.settings.task)
         if checkpoint is None:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
-        self._parameters_digest = checkpoint.parameters_digest
-        self._parameters = self.store.get_blob(checkpoint.parameters_digest) or b""
-        self._server_state = checkpoint.server_state
+        self._take_checkpoint(checkpoint, self.store.get_blob(checkpoint.parameters_digest) or b"")
         self._previous: tuple[bytes, bytes] | None = None
         self._completed = checkpoint.round
         self.metrics = dict(checkpoint.metrics)
@@ -210,7 +214,7 @@ class Coordinator:
             self._restore(record, now)
         elif evaluating:
             self.finished = None
-            self._workers.evaluate(self._completed, self._parameters)
+            self._workers.evaluate(self._completed, self._model)
         elif self.finished is not None:
             self._finish(self.finished)
         else:
@@ -344,6 +348,8 @@ class Coordinator:
         if verdicts:
             # The outcome is news to the device: it must settle before it trains, and the reply tells both.
             self._verdicts_waiting[device] = verdicts
+        if message.holds:
+            self._holds[device] = message.holds
         event = rounds.CheckedIn(device, message.instance, message.nonce)
         self._perform(self.round.handle(event, now), now)
 
@@ -402,6 +408,7 @@ class Coordinator:
     def _on_accept(self, device: str, message: Accept, envelope: Envelope, now: float) -> None:
         ticket = self._live_ticket(device, message.ticket)
         if ticket is not None and self.round is not None:
+            self._traffic.saved += self._traffic.saves.pop(message.ticket, 0)
             self._perform(self.round.handle(rounds.Accepted(message.ticket), now), now)
 
     def _on_decline(self, device: str, message: Decline, envelope: Envelope, now: float) -> None:
@@ -579,13 +586,20 @@ class Coordinator:
 
     def _begin(self, now: float) -> None:
         assert self.record is not None
-        self._verdicts_waiting = {}
+        self._verdicts_waiting, self._holds = {}, {}
         self._uploads.clear()
         self._traffic = _Traffic(down_at_start=self._downloads.bytes_sent)
         self._phase_seconds, self._phase_began = {}, now
         self._pending.record = self._pending.round = True
         self._workers.start(
-            StartJob(self.record.task, self.record.number, self.record.attempt, self._parameters, self._server_state)
+            StartJob(
+                self.record.task,
+                self.record.number,
+                self.record.attempt,
+                self._model,
+                self._server_state,
+                self._parameters,
+            )
         )
 
     def _restore(self, record: RoundRecord, now: float) -> None:
@@ -607,7 +621,7 @@ class Coordinator:
             self._close(record.last_seq or 0, verdicts)
         else:
             if record.phase in (rounds.CONFIGURATION, rounds.REPORTING):
-                self._retain()
+                self._retain(self._parameters_digest, *(link.digest for link in self._links))
             self._perform(self.round.handle(rounds.Tick(), now), now)
 
     def _perform(self, actions: list[rounds.Action], now: float) -> None:
@@ -617,6 +631,7 @@ class Coordinator:
                     self._issue(action, now)
                 case rounds.TurnAway(device, nonce, reason):
                     verdicts = self._verdicts_waiting.pop(device, ())
+                    self._holds.pop(device, None)
                     self._come_back(device, nonce, self._come_back_time(), reason, verdicts)
                 case rounds.TicketChanged(ticket):
                     self._pending.moved.append((ticket.ticket, ticket.state, ticket.reason))
@@ -658,10 +673,11 @@ class Coordinator:
             self._retain()
             self._announce(now)
 
-    def _retain(self) -> None:
+    def _retain(self, *digests: bytes) -> None:
+        """The program, and what those who are invited need beside it."""
         if self._retains():
-            self._effects += self._downloads.retain(self.settings.program_digest)
-            self._effects += self._downloads.retain(self._parameters_digest)
+            for digest in (self.settings.program_digest, *digests):
+                self._effects += self._downloads.retain(digest)
 
     def _retains(self) -> bool:
         s = self.settings
@@ -675,7 +691,7 @@ class Coordinator:
         if not action.again:
             self._pending.issued.append(_row(ticket, self.record))
             self._pending.record = True
-        retained = RETAINED_PIECE_BYTES if self._retains() else 0
+        base, links = self._way_to(ticket, new=not action.again)
         report_seconds = self.round.report_seconds(now)
         invite = Invite(
             nonce=action.nonce,
@@ -690,13 +706,31 @@ class Coordinator:
             accept_seconds=min(s.round.configuration_seconds_max / 2, report_seconds),
             report_seconds=report_seconds,
             chunk_bytes_max=s.chunk_bytes_max,
-            blob_bytes=retained,
+            blob_bytes=RETAINED_PIECE_BYTES if self._retains() else 0,
             requires=s.requires,
             verdicts=self._verdicts_waiting.pop(ticket.device, ()),
+            base=base,
+            links=links,
         )
-        if retained and not action.again:
-            self._traffic.fanned_out += len(self._parameters)
         self._to(ticket.device, invite, shard=SHARD)
+
+    def _way_to(self, ticket: Ticket, *, new: bool) -> tuple[bytes, tuple[tuple[bytes, int], ...]]:
+        """Base and links for the device of a ticket; what it will fetch is retained, and counted if it is new."""
+        holds, whole = self._holds.pop(ticket.device, ()), len(self._parameters)
+        base, chain = chain_from(self._links, holds)
+        links = tuple((link.digest, link.bytes) for link in chain)
+        if links:
+            fetched = sum(size for _, size in links)
+            self._retain(*(digest for digest, _ in links))
+        elif self._parameters_digest in holds:
+            fetched = whole = 0
+        else:
+            fetched = whole
+            self._retain(self._parameters_digest)
+        if new:
+            self._traffic.saves[ticket.ticket] = whole - fetched
+            self._traffic.fanned_out += fetched if self._retains() else 0
+        return base, links
 
     def _journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
         """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
@@ -760,9 +794,9 @@ class Coordinator:
         self._completed = number
         self.metrics = dict(event.metrics)
         self._previous = (self._parameters_digest, self._parameters)
-        self._parameters_digest, self._parameters = event.parameters, event.blob
         checkpoint = self.store.latest_checkpoint(self.settings.task)
-        self._server_state = checkpoint.server_state if checkpoint is not None else b""
+        assert checkpoint is not None
+        self._take_checkpoint(checkpoint, event.blob, event.published)
         self._serve()
         self._effects += self._downloads.clear_retained(self.store.retained())
         for ticket in tickets.values():
@@ -805,9 +839,28 @@ class Coordinator:
         self._effects += self._downloads.clear_retained(self.store.retained())
         self._effects.append(Finished(reason))
 
+    def _take_checkpoint(self, checkpoint: Checkpoint, model: bytes, published: bytes = b"") -> None:
+        """The model, and what devices get of it: ``_parameters`` and the links that lead there."""
+        self._model = model
+        self._server_state = checkpoint.server_state
+        self._parameters_digest = checkpoint.published_digest
+        if checkpoint.published_digest == checkpoint.parameters_digest:
+            self._parameters = model
+        else:
+            self._parameters = published or self.store.get_blob(checkpoint.published_digest) or b""
+        self._links = self.store.links(self.settings.task)
+        self._link_blobs = {
+            link.digest: self._link_blobs.get(link.digest) or self.store.get_blob(link.digest) or b""
+            for link in self._links
+        }
+
     def _serve(self) -> None:
         """The blobs of this round and of the one before (its stragglers may still be fetching; rule 7)."""
-        blobs = {self.settings.program_digest: self._program, self._parameters_digest: self._parameters}
+        blobs = {
+            self.settings.program_digest: self._program,
+            self._parameters_digest: self._parameters,
+            **self._link_blobs,
+        }
         if self._previous is not None:
             blobs[self._previous[0]] = self._previous[1]
         self._downloads.serve(blobs)
@@ -881,10 +934,12 @@ class Coordinator:
     def _summary(self) -> dict[str, Any]:
         assert self.round is not None
         sent = self._downloads.bytes_sent - self._traffic.down_at_start
+        down = max(sent, self._traffic.fanned_out)
         return round_summary(
             self.round.counts(),
             bytes_up=self._traffic.up,
-            bytes_down=max(sent, self._traffic.fanned_out),
+            bytes_down=down,
+            bytes_down_dense=down + self._traffic.saved,
             dense_bytes=self.settings.dense_bytes,
             phases=self._phase_seconds.items(),
         )

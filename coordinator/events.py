@@ -91,13 +91,17 @@ class Ingested:
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """The worker committed the round's model (``parameters`` is its digest), or could not (``error``)."""
+    """The worker committed the round's model (``parameters`` is its digest), or could not (``error``).
+
+    ``published`` is the parameters blob that devices get, empty where it is the model's own.
+    """
 
     number: int
     parameters: bytes
     blob: bytes
     metrics: dict[str, float]
     error: str = ""
+    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +172,17 @@ Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
 
 @dataclass(frozen=True, slots=True)
 class StartJob:
-    """Begin a round with empty sums, then add what its journal holds already (after a crash)."""
+    """Begin a round with empty sums, then add what its journal holds already (after a crash).
+
+    ``parameters`` is the model's blob; ``published`` the one that devices train from, empty where it is the same.
+    """
 
     task: str
     number: int
     attempt: int
     parameters: bytes
     server_state: bytes
+    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

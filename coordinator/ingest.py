@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.downlink import Downlink, publish
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
 from coordinator.reducers import FixedPoint, ScalarSums, WeightedMean
 from coordinator.server_optimizers import ServerOptimizer
@@ -24,6 +25,7 @@ from coordinator.validate import Validation
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.frames import decode_frames, statistic_mask
+from edge_sdk.link import statistic_spans
 from edge_sdk.messages import Plan, Update
 from edge_sdk.update import Decoded
 
@@ -56,6 +58,7 @@ class Ingest:
         validation: The gate.
         optimizer: The server optimiser.
         fixed_point: Scale and bounds of the sums.
+        downlink: How the model travels to devices.
     """
 
     def __init__(
@@ -66,12 +69,15 @@ class Ingest:
         validation: Validation,
         optimizer: ServerOptimizer,
         fixed_point: FixedPoint,
+        downlink: Downlink | None = None,
     ) -> None:
         self._store = store
         self._program = program
         self._plan = plan
         self._validation = validation
         self._optimizer = optimizer
+        self._downlink = downlink or Downlink()
+        self._spans = statistic_spans(program.spec)
         self._statistic = statistic_mask(program.spec)
         self._mean = WeightedMean(program.spec.size, fixed_point)
         self._scalars = ScalarSums(SUMS)
@@ -127,6 +133,7 @@ class Ingest:
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", record.number, error)
             return RoundCommitted(record.number, b"", b"", {}, f"cannot be aggregated: {error}")
+        published = publish(self._downlink, start.published or start.parameters, blob, vector, self._spans)
         metrics = self.metrics()
         self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
@@ -134,9 +141,12 @@ class Ingest:
             server_state=pack_state(state),
             verdicts=job.verdicts,
             metrics=metrics,
+            published=published,
         )
         self._norms = [*self._norms, *self._round_norms][-NORMS_KEPT:]
-        return RoundCommitted(record.number, digest_of(blob), blob, metrics)
+        return RoundCommitted(
+            record.number, digest_of(blob), blob, metrics, published=b"" if published is None else published.blob
+        )
 
     def metrics(self) -> dict[str, float]:
         """What the devices reported: weighted training loss, and the federated evaluation where there was one."""

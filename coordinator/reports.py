@@ -19,7 +19,7 @@ from coordinator.store import DeviceRecord, RoundRecord, Store, StoreReader
 __all__ = ["VERDICTS", "finite", "is_served", "rounds_report", "status_report"]
 
 VERDICTS: Final = ("counted", "late", "declined", "missing", "refused")
-TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down")
+TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense")
 
 
 def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[str, Any]:

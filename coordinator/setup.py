@@ -17,6 +17,7 @@ from coordinator.config.settings import (
     broker_settings,
     codec_settings,
     database_path,
+    downlink,
     piece_bytes_max,
     plan,
     round_settings,
@@ -160,7 +161,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
 
     Args:
         config: The configuration.
-        verify: Check a compiled model numerically, and measure what ``model.loop`` leaves to a measurement.
+        verify: Check a compiled model numerically.
 
     Raises:
         CompileError, BundleError: It cannot be used.
@@ -189,7 +190,6 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
         clipped=model.clip_gradients,
         name=model.zoo,
         verify=verify,
-        loop=model.loop,
     )
 
 
@@ -219,7 +219,6 @@ def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
         lora=Lora(model.lora_rank, model.lora) if model.lora else None,
         name=model.onnx.stem,
         verify=verify,
-        loop=model.loop,
     )
 
 
@@ -310,7 +309,7 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> Prepared:
         task,
         store,
         program,
-        Ingest(store, program, task.plan, parts.bounds, parts.optimizer, parts.fixed_point),
+        Ingest(store, program, task.plan, parts.bounds, parts.optimizer, parts.fixed_point, downlink(config.downlink)),
         parts.evaluator,
         parts.broker,
         is_new=stored is None,

@@ -88,7 +88,13 @@ class Voice:
 
 
 def round_summary(
-    counts: dict[str, int], *, bytes_up: int, bytes_down: int, dense_bytes: int, phases: Iterable[tuple[str, float]]
+    counts: dict[str, int],
+    *,
+    bytes_up: int,
+    bytes_down: int,
+    bytes_down_dense: int,
+    dense_bytes: int,
+    phases: Iterable[tuple[str, float]],
 ) -> dict[str, Any]:
     """What is kept of a round: counts that partition, bytes, seconds by phase.
 
@@ -96,6 +102,7 @@ def round_summary(
         counts: As :meth:`coordinator.round.Round.counts` gives them.
         bytes_up: Payload bytes of chunks.
         bytes_down: Payload bytes of downloads.
+        bytes_down_dense: The same, had every device that was given links fetched whole parameters.
         dense_bytes: Bytes of one update as dense float32.
         phases: Seconds by phase.
     """
@@ -108,6 +115,7 @@ def round_summary(
         **{state: counts[state] for state in RESULT_STATES},
         "bytes_up": bytes_up,
         "bytes_down": bytes_down,
+        "bytes_down_dense": bytes_down_dense,
         "bytes_up_dense": reported * dense_bytes,
         "phase_seconds": {phase: round(seconds, 3) for phase, seconds in phases},
     }

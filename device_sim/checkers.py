@@ -8,7 +8,9 @@
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
 7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
 8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
-9. When all is over, nothing is left: no payload, no chunk, no retained piece.
+9. A device is invited to the parameters that follow from the last published ones and the round's link, and trains on
+   exactly these, however many rounds it has missed.
+10. When all is over, nothing is left: no payload, no chunk, no retained piece.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, TicketRecord
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.frames import decode_frames, statistic_mask
+from edge_sdk.link import Link
 from edge_sdk.messages import Invite, Plan, Update, Verdict
+from edge_sdk.update import CodecSettings, decode_update
 
 __all__ = ["InvariantBroken", "Ledger"]
 
@@ -68,6 +72,10 @@ class Ledger:
         counted: Every counted ticket with its round's number.
         rounds: Verdict counts of each committed round.
         digests: Digest of each committed model.
+        published: The parameters blob that devices hold after the last committed round; empty: the model itself.
+        invited: What each ticket invites to: the digest of the parameters.
+        linked: How often a device made its parameters out of links.
+        unlinked: How often it could not, and fetched them whole.
     """
 
     program: Program
@@ -82,6 +90,10 @@ class Ledger:
     rounds: list[dict[str, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     books: dict[str, _DeviceBooks] = field(default_factory=dict)
+    published: bytes = b""
+    invited: dict[bytes, bytes] = field(default_factory=dict)
+    linked: int = 0
+    unlinked: int = 0
 
     # --- what devices do ---
 
@@ -98,6 +110,11 @@ class Ledger:
         if unsettled:
             raise InvariantBroken(f"{device} trains, and does not know yet what became of {unsettled[0].hex()}")
 
+    def on_training(self, device: str, ticket: bytes, digest: bytes) -> None:
+        """A device trains on parameters with this digest."""
+        if self.invited.get(ticket) != digest:
+            raise InvariantBroken(f"{device} trains on {digest.hex()}, its invite does not name that")
+
     def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
         """A device believes to know the outcome."""
         if counted and ticket not in self.counted:
@@ -111,6 +128,9 @@ class Ledger:
         """An invite leaves the coordinator; ``known`` is what is committed."""
         if known is None or known.device != device or known.state not in ("invited", "accepted"):
             raise InvariantBroken(f"{device} is invited with a ticket that the database has as {known}")
+        if invite.parameters != digest_of(self.published or self.parameters):
+            raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which was not published last")
+        self.invited[invite.ticket] = invite.parameters
 
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""
@@ -128,13 +148,16 @@ class Ledger:
 
     # --- what the coordinator does ---
 
-    def on_committed(self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+    def on_committed(
+        self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted, link: bytes | None
+    ) -> None:
         """A round was committed.
 
         Args:
             job: What was to be closed.
             journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
             result: What came of it.
+            link: The newest link in the database, None where devices get the model itself.
         """
         if result.error:
             raise InvariantBroken(f"round {job.record.number} could not be aggregated: {result.error}")
@@ -148,7 +171,11 @@ class Ledger:
                 )
             self.counted[ticket] = result.number
         self._check_verdicts(job.verdicts)
+        before = self.published or self.parameters
         self._check_model(journalled, result)
+        self.published = b"" if link is None else self._follow(before, link)
+        if result.published != self.published:
+            raise InvariantBroken(f"round {result.number}: what is published does not follow from its link")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
 
@@ -185,6 +212,23 @@ class Ledger:
         self.parameters, self.state = encode_parameters(vector), pack_state(state)
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _follow(self, before: bytes, data: bytes) -> bytes:
+        """The step of a link once more, one coordinate after the other."""
+        link = Link.decode(data)
+        vector = decode_parameters(before, self.program.spec).copy()
+        trainable = np.flatnonzero(self.program.spec.mask("trainable"))
+        sent = decode_update(link.frame, trainable.size, link.codec)
+        indices = np.arange(trainable.size) if sent.indices is None else sent.indices
+        for index, value in zip(indices, sent.values, strict=True):
+            vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
+        if link.values:
+            statistics = decode_update(link.values, vector.size - trainable.size, CodecSettings("dense"))
+            vector[self.program.spec.mask("statistic")] = statistics.values
+        after = encode_parameters(vector)
+        if (digest_of(before), digest_of(after)) != (link.base, link.target):
+            raise InvariantBroken("a link does not lead from what was published to what it names")
+        return after
 
     def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
         books = self.books.setdefault(training.device, _DeviceBooks())

@@ -27,6 +27,7 @@ COLUMNS: Final = (
     "bytes_up",
     "bytes_up_dense",
     "bytes_down",
+    "bytes_down_dense",
     "seconds",
 )
 
@@ -53,6 +54,7 @@ def round_rows(records: Sequence[RoundRecord], metric: str) -> list[dict[str, An
                 "bytes_up": summary.get("bytes_up"),
                 "bytes_up_dense": summary.get("bytes_up_dense"),
                 "bytes_down": summary.get("bytes_down"),
+                "bytes_down_dense": summary.get("bytes_down_dense"),
                 "seconds": seconds,
             }
         )

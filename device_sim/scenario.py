@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.compile import build_zoo_model, compile_model
+from coordinator.downlink import Downlink
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
 from coordinator.reducers import FixedPoint
@@ -69,6 +70,7 @@ class Scenario:
         minimum_count: Updates below which it is abandoned.
         split: How ``digits`` is split over the devices, as in ``edge-fleet run --split``.
         codec: The update codec.
+        downlink: How the model travels to devices.
         server_optimizer: Name of the server optimiser.
         training: How devices train.
         faults: The network.
@@ -92,6 +94,7 @@ class Scenario:
     minimum_count: int = 2
     split: str = "iid"
     codec: CodecSettings = field(default_factory=lambda: CodecSettings("sparse", density=0.1))
+    downlink: Downlink = field(default_factory=Downlink)
     server_optimizer: str = "fedavg"
     training: TrainingPlan = field(
         default_factory=lambda: TrainingPlan(epochs=1, batch_size=16, seconds_max=120.0, scalars={"lr": 0.5})
@@ -123,6 +126,8 @@ class Outcome:
         abandoned: Rounds that were abandoned.
         crashes: Power cuts of devices and coordinator.
         messages: Messages that the broker took and delivered.
+        linked: How often a device made its parameters out of links.
+        unlinked: How often it could not, and fetched them whole.
         metrics: The last evaluation.
         points: How often each side passed its crash points.
         died_at: Where the planned crash struck.
@@ -136,6 +141,8 @@ class Outcome:
     abandoned: int
     crashes: int
     messages: int
+    linked: int
+    unlinked: int
     metrics: dict[str, float]
     points: dict[str, int]
     died_at: str
@@ -211,7 +218,9 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
 
     def make_ingest() -> Ingest:
         validation = Validation(size=program.spec.size)
-        return Ingest(store, program, world.task.plan, validation, world.optimizer, world.fixed_point)
+        return Ingest(
+            store, program, world.task.plan, validation, world.optimizer, world.fixed_point, scenario.downlink
+        )
 
     evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine="numpy")
     coordinator = SimCoordinator(world, store, make_ingest, evaluator)
@@ -300,6 +309,8 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
         abandoned=sum(record.phase == "abandoned" for record in records),
         crashes=world.crashes,
         messages=traffic.messages_up + traffic.messages_down,
+        linked=world.ledger.linked,
+        unlinked=world.ledger.unlinked,
         metrics=dict(coordinator.metrics),
         points=dict(world.points.passed),
         died_at=world.points.died_at,

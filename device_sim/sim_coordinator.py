@@ -310,6 +310,8 @@ class SimCoordinator:
         journalled = [(ticket, self.world.digest_of(payload)) for _, ticket, _, payload in rows]
         self.reach("before round commit")
         result = self._ingest.close(job)
-        self.world.ledger.on_committed(job, journalled, result)
+        links = self.store.links(record.task)
+        link = self.store.get_blob(links[-1].digest) if links and result.published else None
+        self.world.ledger.on_committed(job, journalled, result, link)
         self.reach("after round commit")
         return result

@@ -10,11 +10,12 @@ import numpy as np
 from device_sim.crashes import Crashed
 from device_sim.profiles import DeviceProfile
 from device_sim.virtual_time import Handle
-from edge_sdk.agent import Agent, AgentSettings
+from edge_sdk.agent import Agent, AgentSettings, Progress
+from edge_sdk.bundle import digest_of
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.files import BytesLike, MemoryFiles
 from edge_sdk.mqtt import TransportEvent
-from edge_sdk.session import Action, Event, MarkReceived, Settle, StartTraining
+from edge_sdk.session import Action, ApplyLinks, Event, MarkReceived, Settle, StartTraining
 from edge_sdk.state import DeviceState
 from edge_sdk.work import EngineCache, Order, Product, TrainingWork
 
@@ -117,6 +118,7 @@ class SimDevice:
                 work=self,
                 run_job=self._run_job,
                 rng=self._rng,
+                on_progress=self._on_progress,
                 blobs=world.blobs,
                 connect_at=world.clock.now + float(self._rng.random()) * world.scenario.boot_seconds,
             )
@@ -191,6 +193,12 @@ class SimDevice:
                     self.world.ledger.on_receipt(self.name, ticket, outbox.digest)
             case Settle(ticket, counted, _):
                 self.world.ledger.on_settled(self.name, ticket, counted)
+            case ApplyLinks():
+                self.world.ledger.linked += 1
+
+    def _on_progress(self, progress: Progress) -> None:
+        if progress.what == "links_failed":
+            self.world.ledger.unlinked += 1
 
     # --- work ---
 
@@ -231,6 +239,7 @@ class SimDevice:
 
     def run(self, order: Order) -> Product:
         """Trains for real, on a clock of steps; the ledger hears of it (:class:`edge_sdk.work.Work`)."""
+        self.world.ledger.on_training(self.name, order.start.ticket, digest_of(order.parameters))
         clock = _StepClock(self._step_seconds)
         work = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock)
         product = work.run(order)

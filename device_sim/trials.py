@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.downlink import Downlink
 from device_sim.crashes import CrashPlan
 from device_sim.faults import Crash, NetworkFaults, Partition
 from device_sim.profiles import FleetProfile
@@ -50,6 +51,7 @@ def storm(seed: int) -> Scenario:
         coordinator_crashes_per_hour=_sometimes(rng, 40.0),
         chunk_bytes_max=_choice(rng, (256, 700, 2048, 58 * 1024)),
         retained_blobs=_choice(rng, ("auto", "always", "never")),
+        downlink=_downlink(rng),
         replay=f"{_COMMAND} --seed {seed}",
     )
 
@@ -65,6 +67,7 @@ def power_cut(plan: CrashPlan | None) -> Scenario:
         step_seconds=_STEP_SECONDS,
         chunk_bytes_max=256,
         retained_blobs="always",
+        downlink=Downlink(CodecSettings("sparse", density=0.1), whole_bytes_min=0),
         faults=replace(FAULTY, disconnects_per_hour=10.0),
         profile=FleetProfile(dropout=0.0),
         crash=plan,
@@ -80,6 +83,13 @@ def crash_points(sample_per_side: int | None = None) -> list[CrashPlan]:
         wanted = count if sample_per_side is None else min(sample_per_side, count)
         plans += [CrashPlan(side, 1 + i * count // wanted) for i in range(wanted)]
     return plans
+
+
+def _downlink(rng: np.random.Generator) -> Downlink:
+    """Links for the small model too, a chain that is soon too short, or whole models."""
+    codec = _choice(rng, (None, "sparse", "sparse", "int8", "int4"))
+    settings = None if codec is None else CodecSettings(codec, density=0.05, block_size=64, rounding="nearest")
+    return Downlink(settings, int(rng.integers(1, 4)), whole_bytes_min=0)
 
 
 def _faults(rng: np.random.Generator) -> NetworkFaults:

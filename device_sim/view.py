@@ -121,7 +121,7 @@ class View:
             f"  committed {row.get('counted', 0):>2}  {states}"
             f"  train loss {_number(metrics.get('train_loss'))}  {self._metric} {_number(metrics.get(self._metric))}"
             f"  up {human_bytes(row.get('bytes_up', 0))} (dense {human_bytes(row.get('bytes_up_dense', 0))})"
-            f"  down {human_bytes(row.get('bytes_down', 0))}"
+            f"  down {human_bytes(row.get('bytes_down', 0))} (whole {human_bytes(row.get('bytes_down_dense', 0))})"
         )
 
     def _draw(self) -> Panel:

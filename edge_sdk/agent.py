@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -17,16 +17,19 @@ from typing import Any, Final
 import numpy as np
 
 from edge_sdk import __version__
-from edge_sdk.errors import ConnectionRefused, EdgeFedError, ExamplesError, StateError
+from edge_sdk.errors import ConnectionRefused, DecodeError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.hints import Hints
+from edge_sdk.link import apply_links
 from edge_sdk.loop import Backoff
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
 from edge_sdk.session import (
     Action,
+    ApplyLinks,
     CancelTraining,
     Event,
     Holding,
     Leave,
+    LinksApplied,
     MarkReceived,
     MessageArrived,
     Notify,
@@ -64,6 +67,7 @@ TAKEOVERS_SUSPICIOUS: Final = 3
 SHORT_CONNECTION_SECONDS: Final = 5.0
 ELIGIBLE_SECONDS: Final = 2.0
 STATUS_SECONDS_MIN: Final = 10.0
+PARAMETERS_NAMED_MAX: Final = 8
 _NEVER: Final = float("inf")
 
 
@@ -141,6 +145,10 @@ class BlobMemory:
             self._blobs.move_to_end(digest)
         return self._blobs.get(digest)
 
+    def peek(self, digest: bytes) -> bytes | memoryview | None:
+        """The blob, if it is still here; it does not count as used."""
+        return self._blobs.get(digest)
+
     def keep(self, digest: bytes, data: bytes | memoryview) -> None:
         """Keeps a blob; equal blobs are kept once."""
         self._blobs.setdefault(digest, data)
@@ -210,6 +218,7 @@ class Agent:
         self._on_progress = on_progress
         self._blobs = blobs or BlobMemory()
         self._fetched: set[bytes] = set()  # by this device: shared memory may hold what it has never asked for
+        self._parameters: deque[bytes] = deque(maxlen=PARAMETERS_NAMED_MAX)  # by this device, the newest last
         self._uncached: dict[bytes, tuple[bytes | memoryview, str]] = {}
         self._topics = Topics(settings.federation)
         self._hints = Hints(self._topics, settings.task, settings.device)
@@ -235,6 +244,7 @@ class Agent:
             ),
             rng=rng,
             has_blob=self._has_blob,
+            holds=self._holds,
             holding=None
             if outbox is None
             else Holding(outbox.ticket, outbox.digest, outbox.epoch, outbox.shard, outbox.round, outbox.payload),
@@ -411,8 +421,10 @@ class Agent:
                 if transport is not None:
                     transport.unsubscribe(filters)
             case StoreBlob(kind, digest, data):
-                self._keep(digest, data)
-                self._uncached[digest] = (data, kind)
+                self._store(kind, digest, data)
+            case ApplyLinks(base, links, target):
+                error = self._apply_links(base, links, target)
+                self._perform(LinksApplied(target, error), now)
             case StartTraining():
                 uncached = {digest: blob for digest, blob in self._uncached.items() if digest in self._fetched}
                 self._uncached = {}
@@ -466,6 +478,30 @@ class Agent:
         if data is not None:
             self._keep(digest, data)
         return data is not None
+
+    def _holds(self) -> tuple[bytes, ...]:
+        """Parameters that are here, the newest first."""
+        fetched = [digest for digest in reversed(self._parameters) if digest in self._fetched & self._blobs.digests]
+        return tuple(dict.fromkeys((*fetched, *self.state.cached_parameters)))
+
+    def _apply_links(self, base: bytes, links: tuple[memoryview, ...], target: bytes) -> str:
+        """Makes ``target`` and keeps it; returns why it could not. It takes about as long as to check a download."""
+        try:
+            # A look that does not count: of two blobs in memory it is the program that must stay.
+            data = self._blobs.peek(base) if base in self._fetched else None
+            data = data or self.state.cache_get(base)
+            if data is None:
+                raise DecodeError("the parameters that they start from are not here any more")
+            self._store("parameters", target, apply_links(data, links, target))
+        except EdgeFedError as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _store(self, kind: str, digest: bytes, data: memoryview) -> None:
+        self._keep(digest, data)
+        self._uncached[digest] = (data, kind)
+        if kind == "parameters":
+            self._parameters.append(digest)
 
     def _keep(self, digest: bytes, data: bytes | memoryview) -> None:
         self._blobs.keep(digest, data)
@@ -586,6 +622,7 @@ WARNINGS: Final = frozenset(
         "bad_digest",
         "bad_message",
         "connection_failed",
+        "links_failed",
         "no_coordinator",
         "no_task",
         "publish_refused",

@@ -65,6 +65,12 @@ class BlobCache:
             self._sizes[name] = self._sizes.pop(name)
             return True
 
+    def digests(self, kind: str) -> tuple[bytes, ...]:
+        """What of one kind is here, the most recently used first; not all of it was checked yet."""
+        with self._lock:
+            found = [NAME.fullmatch(name) for name in reversed(self._sizes)]
+        return tuple(bytes.fromhex(match[2]) for match in found if match is not None and match[1] == kind)
+
     def put(self, digest: bytes, data: BytesLike, kind: str) -> bool:
         """Keeps ``data``, which was checked against ``digest``; False where it does not fit or cannot be written.
 

@@ -38,6 +38,7 @@ __all__ = [
     "decode_parameters",
     "digest_of",
     "encode_parameters",
+    "parameters_vector",
 ]
 
 BUNDLE_VERSION: Final = 1
@@ -74,20 +75,37 @@ def decode_parameters(data: bytes | bytearray | memoryview, spec: ParameterSpec)
         VersionError: Written in a version that this side does not read.
     """
     view = memoryview(data)
+    count = _parameters_count(view)
+    if count != spec.size:
+        raise DecodeError(f"parameters: {count} elements, the program's spec has {spec.size}", reason="spec")
+    vector = parameters_vector(view).astype(np.float32, copy=False)
+    if not _is_finite(vector):
+        raise DecodeError("parameters: NaN or infinity among the elements", reason="not_finite")
+    return vector
+
+
+def parameters_vector(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
+    """The little-endian float32[P] in ``data``, whatever its program is: a view, to be written to where they can be.
+
+    Raises:
+        DecodeError: Malformed; the elements themselves are not looked at.
+        VersionError: Written in a version that this side does not read.
+    """
+    view = memoryview(data)
+    count = _parameters_count(view)
+    if len(view) != _PARAMETERS_HEADER.size + 4 * count:
+        raise DecodeError(f"parameters: {len(view)} bytes do not hold {count} float32")
+    return np.frombuffer(view, dtype="<f4", offset=_PARAMETERS_HEADER.size)
+
+
+def _parameters_count(view: memoryview) -> int:
     if len(view) < _PARAMETERS_HEADER.size or bytes(view[:4]) != _PARAMETERS_MAGIC:
         raise DecodeError("parameters: these bytes do not start like parameters", reason="magic")
     _, version, zero, count = _PARAMETERS_HEADER.unpack_from(view)
     _check_version("parameters", version, PARAMETERS_VERSION)
     if zero:
         raise DecodeError(f"parameters: header field is {zero}, expected 0")
-    if count != spec.size:
-        raise DecodeError(f"parameters: {count} elements, the program's spec has {spec.size}", reason="spec")
-    if len(view) != _PARAMETERS_HEADER.size + 4 * spec.size:
-        raise DecodeError(f"parameters: {len(view)} bytes do not hold {count} float32")
-    vector = np.frombuffer(view, dtype="<f4", offset=_PARAMETERS_HEADER.size).astype(np.float32, copy=False)
-    if not _is_finite(vector):
-        raise DecodeError("parameters: NaN or infinity among the elements", reason="not_finite")
-    return vector
+    return int(count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,8 @@ from edge_sdk.update import CodecSettings
 __all__ = [
     "BODY_BYTES_MAX",
     "DIGEST_BYTES",
+    "HOLDS_MAX",
+    "LINKS_MAX",
     "TICKET_BYTES",
     "VERSION",
     "Accept",
@@ -63,6 +65,8 @@ BLOB_BYTES_MAX: Final = 1 << 31
 SECONDS_MAX: Final = 1e9
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
+HOLDS_MAX: Final = 4
+LINKS_MAX: Final = 256
 OBJECTS_MAX: Final = 4096
 """Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
 DEPTH_MAX: Final = 8
@@ -188,6 +192,12 @@ def _evaluation(value: object, where: str) -> tuple[float, float, int] | None:
     return total(value[0], where), total(value[1], where), _integer(1, 1 << 40)(value[2], where)
 
 
+def _link(value: object, where: str) -> tuple[bytes, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise DecodeError(f"{where}: expected [digest, bytes]")
+    return digest_field(value[0], where), size_field(value[1], where)
+
+
 def _verdicts(value: object, where: str) -> tuple[Verdict, ...]:
     entries = _list_of(checked_map, UNSETTLED_MAX)(value, where)
     return tuple(_from_map(Verdict, entry) for entry in entries)
@@ -197,9 +207,12 @@ def _plan(value: object, where: str) -> Plan:
     return Plan.from_wire(value)
 
 
-def _on_wire(check: Check, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with its wire check; a field with a default may be absent on the wire."""
-    return dataclasses.field(default=default, metadata={"check": check})
+def _on_wire(check: Check, default: Any = dataclasses.MISSING, *, brief: bool = False) -> Any:
+    """A dataclass field with its wire check.
+
+    A field with a default may be absent on the wire; a ``brief`` one is, wherever it has nothing to say.
+    """
+    return dataclasses.field(default=default, metadata={"check": check, "brief": brief})
 
 
 # --- the messages ----------------------------------------------------------------------------------------------------
@@ -290,13 +303,17 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class CheckIn:
-    """From a device: I could work. ``unsettled`` names the tickets whose outcome it does not know yet."""
+    """From a device: I could work.
+
+    ``unsettled`` names the tickets whose outcome it does not know yet, ``holds`` by SHA-256 the parameters that it has.
+    """
 
     kind: ClassVar[str] = "checkin"
     nonce: bytes = _on_wire(nonce_field)
     instance: bytes = _on_wire(_data(16))
     capabilities: dict[str, Any] = _on_wire(_capabilities)
     unsettled: tuple[bytes, ...] = _on_wire(_list_of(ticket_field, UNSETTLED_MAX), ())
+    holds: tuple[bytes, ...] = _on_wire(_list_of(digest_field, HOLDS_MAX), (), brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +321,9 @@ class Invite:
     """To one device, the answer to its check-in: a ticket, what to fetch, what to do.
 
     ``accept_seconds`` and ``report_seconds`` count from when the device *sent* the check-in with this nonce.
-    ``blob_bytes`` > 0 says that both blobs are also retained in pieces of that size (rule 7).
+    ``links``, the oldest first, as ``(digest, bytes)``, lead from the parameters ``base``, which the device said that
+    it has, to ``parameters``; without them, or where they fail, the parameters are fetched whole. ``blob_bytes`` > 0
+    says that the program, and the links or else the parameters, are also retained in pieces of that size (rule 7).
     """
 
     kind: ClassVar[str] = "invite"
@@ -323,6 +342,8 @@ class Invite:
     blob_bytes: int = _on_wire(_integer(0, BODY_BYTES_MAX), 0)
     requires: tuple[str, ...] = _on_wire(_list_of(_text(64), 32), ())
     verdicts: tuple[Verdict, ...] = _on_wire(_verdicts, ())
+    base: bytes = _on_wire(_data_upto(DIGEST_BYTES), b"", brief=True)
+    links: tuple[tuple[bytes, int], ...] = _on_wire(_list_of(_link, LINKS_MAX), (), brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,14 +491,11 @@ class Update:
     engine: str = _on_wire(_text(64))
     frame: bytes = _on_wire(_data_upto(BLOB_BYTES_MAX))
     evaluation: tuple[float, float, int] | None = _on_wire(_evaluation, None)
-    statistics: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None)
+    statistics: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None, brief=True)
 
     def encode(self) -> bytes:
         """The update as the bytes that are offered, digested, journalled."""
-        fields = _to_map(self)
-        if self.statistics is None:
-            del fields["statistics"]
-        return cast(bytes, msgpack.packb({"version": VERSION, **fields}))
+        return cast(bytes, msgpack.packb({"version": VERSION, **_to_map(self)}))
 
     @classmethod
     def decode(cls, data: bytes) -> Update:
@@ -629,11 +647,12 @@ _ABSENT: Final = object()
 class _Layout:
     """A message class as encode and decode need it, made once from its declaration."""
 
-    __slots__ = ("fields", "names", "values")
+    __slots__ = ("brief", "fields", "names", "values")
 
     def __init__(self, cls: Any) -> None:
         declared = dataclasses.fields(cls)
         self.names = tuple(f.name for f in declared)
+        self.brief = tuple((f.name, f.default) for f in declared if f.metadata["brief"])
         self.fields = tuple((f.name, f"{cls.kind}.{f.name}", f.metadata["check"], f.default) for f in declared)
         get = operator.attrgetter(*self.names)
         self.values: Callable[[Any], tuple[Any, ...]] = get if len(self.names) > 1 else lambda message: (get(message),)
@@ -660,7 +679,11 @@ def _from_map(cls: Any, source: dict[str, Any]) -> Any:
 def _to_map(message: Any) -> dict[str, Any]:
     cls: Any = type(message)
     layout = _layout(cls)
-    return dict(zip(layout.names, layout.values(message), strict=True))
+    fields = dict(zip(layout.names, layout.values(message), strict=True))
+    for name, default in layout.brief:
+        if fields[name] == default:
+            del fields[name]
+    return fields
 
 
 def _plain(value: Any) -> Any:

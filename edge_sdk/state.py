@@ -261,6 +261,11 @@ class DeviceState:
         return True
 
     @property
+    def cached_parameters(self) -> tuple[bytes, ...]:
+        """Digests of the parameters in the cache, the most recently used first."""
+        return self._cache.digests("parameters")
+
+    @property
     def bytes_written_today(self) -> int:
         """Bytes written since the day began, without what the file system adds."""
         return self._budget.bytes_today

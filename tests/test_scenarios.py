@@ -12,11 +12,13 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.downlink import Downlink
 from device_sim.crashes import CrashPlan
 from device_sim.faults import Crash
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Scenario, replay_command, run
 from device_sim.trials import POWER_CUT_SEED, crash_points, power_cut, storm
+from edge_sdk.update import CodecSettings
 
 SEEDS = 100
 SEEDS_PER_TEST = 10
@@ -40,6 +42,7 @@ def test_the_storms_do_what_they_are_for() -> None:
     assert sum(s.coordinator_crashes_per_hour > 0 for s in storms) > SEEDS / 3
     assert sum(s.faults.loss > 0 and s.faults.duplicate > 0 and s.faults.reorder > 0 for s in storms) > SEEDS / 10
     assert {s.codec.name for s in storms} == {"dense", "int8", "int4", "sparse"}
+    assert {s.downlink.codec and s.downlink.codec.name for s in storms} == {None, "int8", "int4", "sparse"}
 
 
 def test_the_same_seed_gives_the_same_outcome_to_the_byte() -> None:
@@ -109,6 +112,24 @@ def test_a_coordinator_that_dies_all_the_time_still_ends_its_rounds() -> None:
         hours_max=3.0,
     )
     assert len(run(scenario, 1).rounds) == 1
+
+
+def test_devices_that_miss_rounds_follow_over_links_whoever_dies() -> None:
+    """Each trains on what its invite names, to the bit: ``checkers.py`` compares."""
+    for seed in range(3):
+        scenario = Scenario(
+            devices=6,
+            rounds=6,
+            goal_count=2,
+            minimum_count=1,
+            downlink=Downlink(CodecSettings("sparse", density=0.05), links_max=4, whole_bytes_min=0),
+            faults=replace(FAULTY, disconnects_per_hour=60.0),
+            profile=FleetProfile(dropout=0.1),
+            device_crashes_per_hour=10.0,
+            coordinator_crashes_per_hour=30.0,
+        )
+        outcome = run(scenario, seed)
+        assert len(outcome.rounds) == 6 and outcome.linked >= 6
 
 
 def test_a_broker_that_forgets_everything_costs_time_only() -> None:

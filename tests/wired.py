@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.core import Coordinator
+from coordinator.downlink import Downlink
 from coordinator.events import (
     BULK,
     CONTROL,
@@ -42,10 +43,13 @@ from coordinator.task import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.frames import encode_frames
+from edge_sdk.link import apply_links
 from edge_sdk.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
 from edge_sdk.mqtt import Delivery
 from edge_sdk.plan import TrainingPlan
 from edge_sdk.session import (
+    ApplyLinks,
+    LinksApplied,
     MarkReceived,
     MessageArrived,
     Offline,
@@ -89,6 +93,13 @@ def bundle() -> Bundle:
     return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="tiny", verify=False)
 
 
+@lru_cache(maxsize=1)
+def larger_bundle() -> Bundle:
+    """Softmax regression from 64 inputs to 10 classes: 650 parameters, large enough for links."""
+    model = build_zoo_model("softmax_regression", inputs=(64,), outputs=10, seed=0)
+    return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="larger", verify=False)
+
+
 def task(**changes: Any) -> TaskSettings:
     settings = TaskSettings(
         federation=FEDERATION,
@@ -108,9 +119,11 @@ def task(**changes: Any) -> TaskSettings:
     return replace(settings, **changes)
 
 
-def make_update(delta: NDArray[np.float32] | float = 0.01, examples: int = 10, pad: int = 0) -> bytes:
+def make_update(
+    delta: NDArray[np.float32] | float = 0.01, examples: int = 10, pad: int = 0, made: Bundle | None = None
+) -> bytes:
     """A device's update as honest bytes; ``pad`` makes its engine's name longer, so that digests differ."""
-    spec = bundle().program.spec
+    spec = (made or bundle()).program.spec
     values = np.full(spec.size, delta, dtype=np.float32) if isinstance(delta, float) else delta
     frames = encode_frames(values, None, CODEC, spec, seed=1)
     return Update(
@@ -169,15 +182,25 @@ class Jobs:
 class Desk:
     """One coordinator: the core, its store and its workers. ``crash()`` starts it again from the database."""
 
-    def __init__(self, *, store: Store | None = None, seed: int = 0, **changes: Any) -> None:
-        self.settings = task(**changes)
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        seed: int = 0,
+        made: Bundle | None = None,
+        downlink: Downlink | None = None,
+        **changes: Any,
+    ) -> None:
+        self.made = made or bundle()
+        self.downlink = downlink
+        self.settings = task(**{"program_digest": self.made.program.digest, **changes})
         self.now = 0.0
         self.seed = seed
         self.number = 0
         self.ids = np.random.Generator(np.random.PCG64(seed))
         self.store = store or Store(":memory:", wall=lambda: self.now, new_id=self.ids.bytes)
         self.optimizer = make_server_optimizer("fedavg")
-        made = bundle()
+        made = self.made
         self.store.put_initial(
             TASK,
             made.program.encode(),
@@ -191,7 +214,7 @@ class Desk:
         self.boot()
 
     def boot(self) -> None:
-        made = bundle()
+        made = self.made
         self.jobs = Jobs(
             Ingest(
                 self.store,
@@ -200,6 +223,7 @@ class Desk:
                 Validation(size=made.program.spec.size),
                 self.optimizer,
                 FixedPoint(),
+                self.downlink,
             )
         )
         self.core = Coordinator(
@@ -337,7 +361,9 @@ class Pair:
         self.desk.on_publish = self._from_coordinator
         self.lose: Callable[[str, str], bool] = lambda topic, payload: False
         self.filters: dict[str, set[str]] = {device: set() for device in devices}
-        self.blobs: dict[str, set[bytes]] = {device: set() for device in devices}
+        self.blobs: dict[str, dict[bytes, bytes]] = {device: {} for device in devices}
+        self.parameters: dict[str, list[bytes]] = {device: [] for device in devices}  # digests, the newest first
+        self.linked: dict[str, list[int]] = {device: [] for device in devices}  # how many links, each time
         self.settled: dict[str, list[bool]] = {device: [] for device in devices}
         self.receipts: dict[str, int] = dict.fromkeys(devices, 0)
         self.trainings: dict[str, list[StartTraining]] = {device: [] for device in devices}
@@ -359,6 +385,7 @@ class Pair:
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
             has_blob=lambda wanted: wanted in self.blobs[device],
+            holds=lambda: tuple(self.parameters[device]),
             **given,
         )
 
@@ -409,17 +436,35 @@ class Pair:
                         self._deliver(device, topic, payload)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
-            case StoreBlob(_, digest, _):
-                self.blobs[device].add(digest)
+            case StoreBlob(kind, digest, data):
+                self._store(device, kind, digest, bytes(data))
+            case ApplyLinks(base, links, target):
+                self.linked[device].append(len(links))
+                self._store(device, "parameters", target, bytes(apply_links(self.blobs[device][base], links, target)))
+                self.play(device, LinksApplied(target))
             case StartTraining():
+                assert digest_of(self.blobs[device][action.parameters]) == action.parameters
                 self.trainings[device].append(action)
-                payload = make_update(0.01, pad=len(self.trainings[device]))
+                payload = self.make_update(device)
                 event = TrainingFinished(action.ticket, digest_of(payload), payload)
                 self.todo.append(lambda: self.play(device, event))
             case MarkReceived():
                 self.receipts[device] += 1
             case Settle(_, counted, _):
                 self.settled[device].append(counted)
+
+    def _store(self, device: str, kind: str, digest: bytes, data: bytes) -> None:
+        """Keeps programs, and the two newest parameters."""
+        self.blobs[device][digest] = data
+        if kind == "parameters":
+            self.parameters[device].insert(0, digest)
+            for old in self.parameters[device][2:]:
+                del self.blobs[device][old]
+            del self.parameters[device][2:]
+
+    def make_update(self, device: str) -> bytes:
+        """What the device's training comes to."""
+        return make_update(0.01, pad=len(self.trainings[device]), made=self.desk.made)
 
     def _to_coordinator(self, device: str, topic: str, payload: bytes, token: int) -> None:
         if token:

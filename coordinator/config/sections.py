@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
-from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Switch, Weights, key
+from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Weights, key
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings
 
@@ -15,6 +15,7 @@ __all__ = [
     "Aggregation",
     "Broker",
     "Codec",
+    "DownlinkSection",
     "Evaluation",
     "Federation",
     "FederationConfig",
@@ -198,11 +199,6 @@ class Model(Section):
         unit="axis",
         shown="1 for [batch, classes, height, width], else the last",
     )
-    loop: Switch = key(
-        "Compile a graph in that makes many steps in one run; auto measures at the task's start if it is faster.",
-        "auto",
-        allowed='"auto", true or false',
-    )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
 
     @model_validator(mode="after")
@@ -370,6 +366,28 @@ class Codec(Section):
         return self
 
 
+class DownlinkSection(Section):
+    """How the model travels to devices that hold an earlier one; newcomers fetch it whole."""
+
+    codec: Literal["sparse", "int8", "int4", "none"] = key(
+        "sparse: the largest changes, the rest with later rounds; int8, int4: all of them, quantised; none: whole "
+        "models. Models below 40,000 bytes always travel whole.",
+        "sparse",
+    )
+    density: float = key("Share of the coordinates that sparse sends.", 0.05, ge=1e-6, le=1)
+    links_max: int = key(
+        "Rounds that a device may have missed and still get only what has changed.", 16, unit="rounds", ge=1, le=128
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "density" in self.model_fields_set and self.codec != "sparse":
+            raise ValueError(
+                f"downlink.density: is not read by {self.codec}; leave it out, or choose another downlink.codec"
+            )
+        return self
+
+
 class Validation(Section):
     """What an update must satisfy to be counted."""
 
@@ -468,6 +486,7 @@ class FederationConfig(Section):
     selection: Selection = Selection()
     aggregation: Aggregation = Aggregation()
     codec: Codec = Codec()
+    downlink: DownlinkSection = DownlinkSection()
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
     stopping: Stopping = Stopping()

@@ -9,12 +9,14 @@ from coordinator.config.sections import (
     Aggregation,
     Broker,
     Codec,
+    DownlinkSection,
     FederationConfig,
     Selection,
     Stopping,
     Transfer,
     Validation,
 )
+from coordinator.downlink import Downlink
 from coordinator.round import RoundSettings
 from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
 from coordinator.stopping import StoppingRule
@@ -29,6 +31,7 @@ __all__ = [
     "broker_settings",
     "codec_settings",
     "database_path",
+    "downlink",
     "piece_bytes_max",
     "plan",
     "round_settings",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 ENVELOPE_BYTES_MAX: Final = 600
+LINK_BLOCK: Final = 64
+"""Elements that share a scale in a quantised link: what is rounded off comes again, so the step may be fine."""
 
 
 def training_plan(config: FederationConfig, defaults: dict[str, float]) -> TrainingPlan:
@@ -86,6 +91,14 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
 def codec_settings(codec: Codec) -> CodecSettings:
     """How updates are encoded."""
     return CodecSettings(name=codec.name, density=codec.density, block_size=codec.block_size, rounding=codec.rounding)
+
+
+def downlink(section: DownlinkSection) -> Downlink:
+    """How the model travels to devices."""
+    codec = None
+    if section.codec != "none":
+        codec = CodecSettings(name=section.codec, density=section.density, block_size=LINK_BLOCK, rounding="nearest")
+    return Downlink(codec, section.links_max)
 
 
 def round_settings(selection: Selection) -> RoundSettings:

@@ -1,10 +1,10 @@
-"""Content addressed by its SHA-256 (programs, parameters), the checkpoints that refer to it, and retained topics."""
+"""Content by its SHA-256 (programs, parameters, links), the checkpoints that refer to it, and retained topics."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final
 
 from coordinator.store.database import Database
@@ -14,6 +14,16 @@ from edge_sdk.errors import StateError
 __all__ = ["Blobs", "Checkpoints", "Retained"]
 
 PART_BYTES: Final = 64 << 10
+
+_USED: Final = (
+    "SELECT parameters FROM checkpoints",
+    "SELECT program FROM checkpoints",
+    "SELECT published FROM checkpoints",
+    "SELECT digest FROM links",
+    "SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
+    "SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
+)
+"""Where a blob may be named that is still of use."""
 
 
 class Blobs:
@@ -53,17 +63,17 @@ class Blobs:
             return self._read(digest, start, stop)
 
     def drop_others(self, keep: Set[bytes]) -> int:
-        """Delete every blob but ``keep`` and those of checkpoints and open rounds; returns how many went."""
+        """Delete every blob but ``keep`` and those in use (checkpoints, links, open rounds); returns how many went."""
         with self._database.transaction():
-            found = self._database.rows(
-                "SELECT digest FROM blobs EXCEPT SELECT parameters FROM checkpoints "
-                "EXCEPT SELECT program FROM checkpoints "
-                "EXCEPT SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned') "
-                "EXCEPT SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')"
-            )
+            found = self._database.rows(" EXCEPT ".join(("SELECT digest FROM blobs", *_USED)))
             gone = [row for row in found if row[0] not in keep]
             self._database.write_many("DELETE FROM blobs WHERE digest = ?", gone)
         return len(gone)
+
+    def drop_unused(self, digests: Iterable[bytes]) -> None:
+        """Delete those of some blobs that nothing refers to, inside the caller's transaction."""
+        unused = " EXCEPT ".join(("SELECT ?", *_USED))
+        self._database.write_many(f"DELETE FROM blobs WHERE digest IN ({unused})", [(digest,) for digest in digests])
 
     def size(self, digest: bytes) -> int | None:
         row = self._database.row("SELECT bytes FROM blobs WHERE digest = ?", (digest,))
@@ -100,12 +110,17 @@ class Checkpoints:
         parameters: bytes,
         server_state: bytes,
         metrics: Mapping[str, Any],
+        published: bytes | None = None,
     ) -> None:
-        """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones."""
+        """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones.
+
+        ``published`` is what devices get (bytes), None for the parameters themselves.
+        """
         with self._database.transaction():
+            self._retire(task, program)
             self._database.write(
-                "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at, published) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     task,
                     round_number,
@@ -114,13 +129,19 @@ class Checkpoints:
                     server_state,
                     json.dumps(dict(metrics)),
                     self._wall(),
+                    None if published is None else self._blobs.put(published, "parameters"),
                 ),
             )
-            self._database.write(
-                "DELETE FROM checkpoints WHERE task = ?1 AND id NOT IN "
-                "(SELECT id FROM checkpoints WHERE task = ?1 ORDER BY round DESC LIMIT ?2)",
-                (task, self._kept),
-            )
+
+    def _retire(self, task: str, program: bytes) -> None:
+        """Makes room for one more, before it is written: what goes leaves its pages to what comes."""
+        oldest = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
+        beyond = (task, self._kept - 1)
+        gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE id IN ({oldest})", beyond)
+        gone += self._database.rows("SELECT published FROM checkpoints WHERE task = ? AND published NOT NULL", (task,))
+        self._database.write(f"DELETE FROM checkpoints WHERE id IN ({oldest})", beyond)
+        self._database.write("UPDATE checkpoints SET published = NULL WHERE task = ? AND published NOT NULL", (task,))
+        self._blobs.drop_unused(digest for (digest,) in gone if digest != program)
 
     def put_initial(self, task: str, program: bytes, parameters: bytes, server_state: bytes) -> Checkpoint:
         with self._database.transaction():
@@ -148,11 +169,11 @@ class Checkpoints:
 
     def newest(self, task: str, limit: int) -> list[Checkpoint]:
         rows = self._database.rows(
-            "SELECT round, parameters, program, server_state, metrics FROM checkpoints "
-            "WHERE task = ? ORDER BY round DESC LIMIT ?",
+            "SELECT round, parameters, program, server_state, metrics, coalesce(published, parameters) "
+            "FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT ?",
             (task, limit),
         )
-        return [Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+        return [Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5]) for row in rows]
 
 
 class Retained:

@@ -11,7 +11,8 @@ from coordinator.store.counters import Counters
 from coordinator.store.database import Database
 from coordinator.store.devices import Devices
 from coordinator.store.journal import Journal
-from coordinator.store.records import Checkpoint, DeviceRecord, RoundRecord, TicketRecord
+from coordinator.store.links import Links
+from coordinator.store.records import Checkpoint, DeviceRecord, LinkRecord, RoundRecord, TicketRecord
 from coordinator.store.rounds import Rounds
 
 __all__ = ["StoreReader"]
@@ -29,6 +30,7 @@ class StoreReader:
         devices: Devices,
         counters: Counters,
         retained: Retained,
+        links: Links,
     ) -> None:
         self._database = database
         self._rounds = rounds
@@ -37,6 +39,7 @@ class StoreReader:
         self._devices = devices
         self._counters = counters
         self._retained = retained
+        self._links = links
 
     @classmethod
     def open(cls, path: Path) -> StoreReader:
@@ -55,6 +58,7 @@ class StoreReader:
             Devices(database, wall=time.time, devices_max=0),
             Counters(database),
             Retained(database),
+            Links(database, blobs),
         )
 
     def __enter__(self) -> StoreReader:
@@ -102,6 +106,10 @@ class StoreReader:
     def checkpoints(self, task: str, limit: int = 100_000) -> list[Checkpoint]:
         """The checkpoints of ``task`` that are kept, the newest first."""
         return self._checkpoints.newest(task, limit)
+
+    def links(self, task: str) -> list[LinkRecord]:
+        """The chain of links that leads to the newest published parameters, the oldest first."""
+        return self._links.all(task)
 
     def get_blob(self, digest: bytes) -> bytes | None:
         """The bytes with this SHA-256, or None."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from edge_sdk.errors import ProtocolError
 
@@ -22,6 +22,8 @@ __all__ = [
     "ChunkRefused",
     "DeviceRecord",
     "JournalRow",
+    "LinkRecord",
+    "Published",
     "QuotaExceeded",
     "RoundRecord",
     "TicketRecord",
@@ -122,13 +124,45 @@ class JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a task after a round (round 0: before the first one)."""
+    """The state of a task after a round (round 0: before the first one).
+
+    ``published_digest`` names what devices hold and train from: the parameters themselves, unless the downlink is
+    compressed. It is kept with the newest checkpoint only.
+    """
 
     round: int
     parameters_digest: bytes
     program_digest: bytes
     server_state: bytes
     metrics: dict[str, Any]
+    published_digest: bytes
+
+
+class LinkRecord(NamedTuple):
+    """The link of one round: SHA-256 of the parameters that it leads from and to, its own, and its length in bytes."""
+
+    round: int
+    base: bytes
+    target: bytes
+    digest: bytes
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What devices get after a round, where that is not the model itself.
+
+    Attributes:
+        blob: The parameters blob.
+        link: The link that leads to it from what was published before.
+        links_max: Links that are kept.
+        bytes_max: Bytes of all links that are kept.
+    """
+
+    blob: bytes
+    link: bytes
+    links_max: int
+    bytes_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from coordinator.store.database import Database
 from coordinator.store.devices import DeviceRow, Devices
 from coordinator.store.epoch import Epoch
 from coordinator.store.journal import Journal
+from coordinator.store.links import Links
 from coordinator.store.partials import ChunkRow, Partials
 from coordinator.store.reader import StoreReader
-from coordinator.store.records import Checkpoint, JournalRow, RoundRecord, TicketRecord, Verdict
+from coordinator.store.records import Checkpoint, JournalRow, Published, RoundRecord, TicketRecord, Verdict
 from coordinator.store.rounds import RoundWriter
 from edge_sdk.errors import StateError
 
@@ -78,6 +79,7 @@ class Store(StoreReader):
             devices,
             Counters(database),
             Retained(database),
+            Links(database, blobs),
         )
         self._writer = rounds
         self._epoch = Epoch(database, new_id)
@@ -223,8 +225,9 @@ class Store(StoreReader):
         server_state: bytes,
         verdicts: Mapping[bytes, Verdict],
         metrics: Mapping[str, Any],
+        published: Published | None = None,
     ) -> Checkpoint:
-        """Close a round: checkpoint, verdicts and the end of all its payloads, in one transaction.
+        """Close a round: checkpoint, link, verdicts and the end of all its payloads, in one transaction.
 
         Args:
             record: The round in phase "closed".
@@ -232,6 +235,7 @@ class Store(StoreReader):
             server_state: The server optimizer's state.
             verdicts: One (state, reason) for every ticket of the round that has none yet.
             metrics: JSON values kept with the checkpoint.
+            published: What devices get, None for the parameters themselves.
 
         Returns:
             The new checkpoint.
@@ -243,6 +247,7 @@ class Store(StoreReader):
         self._require_phase(record, "closed")
         with self.transaction():
             self._writer.settle(record, verdicts, self._tombstone_days)
+            before = self.latest_checkpoint(record.task)
             self._checkpoints.put(
                 record.task,
                 record.number,
@@ -250,10 +255,13 @@ class Store(StoreReader):
                 parameters=parameters,
                 server_state=server_state,
                 metrics=metrics,
+                published=None if published is None else published.blob,
             )
-            self._epoch.advance()
             made = self.latest_checkpoint(record.task)
-        assert made is not None
+            assert made is not None
+            base = made if before is None else before
+            self._links.follow(record.task, record.number, base.published_digest, made.published_digest, published)
+            self._epoch.advance()
         return made
 
     def abandon_round(self, record: RoundRecord, verdicts: Mapping[bytes, Verdict]) -> None:

@@ -2,10 +2,12 @@
 
 from edge_sdk.session.events import (
     Action,
+    ApplyLinks,
     CancelTraining,
     Event,
     Holding,
     Leave,
+    LinksApplied,
     MarkReceived,
     MessageArrived,
     Notify,
@@ -28,10 +30,12 @@ from edge_sdk.session.machine import Session, SessionSettings
 
 __all__ = [
     "Action",
+    "ApplyLinks",
     "CancelTraining",
     "Event",
     "Holding",
     "Leave",
+    "LinksApplied",
     "MarkReceived",
     "MessageArrived",
     "Notify",

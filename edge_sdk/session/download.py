@@ -28,7 +28,7 @@ class Download:
     """One blob on its way to this device.
 
     Args:
-        kind: ``program`` or ``parameters``.
+        kind: ``program``, ``parameters`` or ``link``.
         digest: SHA-256 of the blob, 32 bytes.
         total: Its size in bytes.
         blob_bytes: Size of the retained pieces in bytes, 0 where there are none.

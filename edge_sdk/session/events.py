@@ -8,10 +8,12 @@ from edge_sdk.messages import Plan
 
 __all__ = [
     "Action",
+    "ApplyLinks",
     "CancelTraining",
     "Event",
     "Holding",
     "Leave",
+    "LinksApplied",
     "MarkReceived",
     "MessageArrived",
     "Notify",
@@ -81,6 +83,14 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LinksApplied:
+    """The parameters ``target`` were made from links and are kept; or they could not be, for the reason ``error``."""
+
+    target: bytes
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SetEligible:
     """The app (or the device's own health) says whether it may work now."""
 
@@ -98,7 +108,18 @@ class Tick:
     """Time has passed; ``next_deadline()`` may be due."""
 
 
-Event = Online | Offline | MessageArrived | Published | TrainingFinished | TrainingFailed | SetEligible | Stop | Tick
+Event = (
+    Online
+    | Offline
+    | MessageArrived
+    | Published
+    | LinksApplied
+    | TrainingFinished
+    | TrainingFailed
+    | SetEligible
+    | Stop
+    | Tick
+)
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -130,6 +151,15 @@ class StoreBlob:
     kind: str
     digest: bytes
     data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyLinks:
+    """Make the parameters ``target`` out of those of ``base`` and ``links``, keep them, and say ``LinksApplied``."""
+
+    base: bytes
+    links: tuple[memoryview, ...]
+    target: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +218,17 @@ class Leave:
 
 
 Action = (
-    Subscribe | Unsubscribe | Send | StoreBlob | StartTraining | CancelTraining | MarkReceived | Settle | Notify | Leave
+    Subscribe
+    | Unsubscribe
+    | Send
+    | StoreBlob
+    | ApplyLinks
+    | StartTraining
+    | CancelTraining
+    | MarkReceived
+    | Settle
+    | Notify
+    | Leave
 )
 
 

@@ -6,7 +6,9 @@ What it does, in prose:
   announced share and, if so, at which moment of the window it checks in.
 * ``checking_in``: a check-in is out. Replies that echo one of its nonces count, all others are dropped; seconds in a
   reply count from when *that* check-in was sent. Silence repeats it with backoff.
-* ``fetching``: invited and accepted; program and parameters come by digest, unless they are here already.
+* ``fetching``: invited and accepted; program and parameters come by digest, unless they are here already. Where the
+  invite names links from parameters that are here, the links are fetched and applied; if any of that fails, the
+  parameters come whole.
 * ``training``: the shell works. A newer announcement, a final verdict, or the loss of eligibility cancels it.
 * ``uploading``: the update is on disk and goes to a *live* coordinator (rule 6) until a verdict ends it.
 
@@ -26,6 +28,7 @@ import numpy as np
 
 from edge_sdk.errors import DecodeError, ProtocolError
 from edge_sdk.messages import (
+    HOLDS_MAX,
     Accept,
     Announce,
     Bytes,
@@ -45,10 +48,12 @@ from edge_sdk.messages import (
 from edge_sdk.session.download import Download
 from edge_sdk.session.events import (
     Action,
+    ApplyLinks,
     CancelTraining,
     Event,
     Holding,
     Leave,
+    LinksApplied,
     MarkReceived,
     MessageArrived,
     Notify,
@@ -144,6 +149,7 @@ class Session:
         settings: See :class:`SessionSettings`.
         rng: For nonces, shares and jitter.
         has_blob: Whether a blob is cached, by its digest. A pure look-up.
+        holds: Digests of the parameters that are cached, the newest first. A pure look-up.
         holding: What was not settled before a restart, if anything.
     """
 
@@ -153,6 +159,7 @@ class Session:
         *,
         rng: np.random.Generator,
         has_blob: Callable[[bytes], bool],
+        holds: Callable[[], tuple[bytes, ...]] = lambda: (),
         holding: Holding | None = None,
     ) -> None:
         self.settings = settings
@@ -160,6 +167,7 @@ class Session:
         self.topics = Topics(settings.federation)
         self._rng = rng
         self._has_blob = has_blob
+        self._holds = holds
         self._timers: dict[str, float] = {}
         self._envelope_kept: Envelope | None = None
         self._token = 0
@@ -190,6 +198,7 @@ class Session:
         self._download: Download | None = None
         self._fetched_digests: set[bytes] = set()  # for this ticket; the shell may not have stored them yet
         self._wrong_digests = 0
+        self._links: dict[bytes, memoryview | None] | None = None  # of this ticket, by digest; None: whole parameters
         self._upload: Upload | None = None
         self._unsettled: Holding | None = None
         self._eligible = True
@@ -199,6 +208,7 @@ class Session:
             Offline: self._on_offline,
             MessageArrived: self._on_message,
             Published: self._on_published,
+            LinksApplied: self._on_links_applied,
             TrainingFinished: self._on_training_finished,
             TrainingFailed: self._on_training_failed,
             SetEligible: self._on_eligible,
@@ -415,6 +425,7 @@ class Session:
             instance=self.settings.instance,
             capabilities=self.settings.capabilities,
             unsettled=self.unsettled,
+            holds=self._holds()[:HOLDS_MAX],
         )
         return [self._to_coordinator(message)]
 
@@ -455,6 +466,7 @@ class Session:
         actions = self._judge_all(invite.verdicts)
         self._invite, self._invite_epoch, self._invite_shard = invite, envelope.epoch, envelope.shard
         self._fetched_digests.clear()
+        self._links = self._usable_links(invite)
         refusal = self._why_not(invite)
         if refusal:
             code, detail = refusal
@@ -483,32 +495,55 @@ class Session:
                 )
         return None
 
+    def _usable_links(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
+        """The links to fetch, if they start from what is here and cost less than the parameters themselves."""
+        links = dict(invite.links)
+        if not links or len(links) != len(invite.links) or sum(links.values()) >= invite.parameters_bytes:
+            return None
+        return dict.fromkeys(links) if invite.base in self._holds() else None
+
     def _fetch(self, now: float) -> list[Action]:
+        """The next thing that is missing; training, if nothing is."""
         invite = self._invite
         assert invite is not None
-        for kind, digest, total, limit in (
-            ("program", invite.program, invite.program_bytes, self.settings.program_bytes_max),
-            ("parameters", invite.parameters, invite.parameters_bytes, self.settings.parameters_bytes_max),
-        ):
-            if digest in self._fetched_digests or self._has_blob(digest):
-                continue
-            if self.state != FETCHING:
-                self._enter(FETCHING)
-            self._timers["report"] = self._report_by
-            self._download = Download(
-                kind,
-                digest,
-                total,
-                blob_bytes=invite.blob_bytes,
-                bytes_max=limit,
-                chunk=lambda: self._chunk,
-                range_bytes_max=invite.chunk_bytes_max,
-                topics=self.topics,
-                send=self._to_coordinator,
-                rng=self._rng,
+        if self._is_missing(invite.program):
+            return self._download_blob(
+                "program", invite.program, invite.program_bytes, self.settings.program_bytes_max, now
             )
-            return self._download.start(now)
-        return self._train(invite, now)
+        if not self._is_missing(invite.parameters):
+            return self._train(invite, now)
+        limit = self.settings.parameters_bytes_max
+        if self._links is None:
+            return self._download_blob("parameters", invite.parameters, invite.parameters_bytes, limit, now)
+        for digest, total in invite.links:
+            if self._links[digest] is None:
+                return self._download_blob("link", digest, total, limit, now)
+        fetched = tuple(data for data in self._links.values() if data is not None)
+        return [ApplyLinks(invite.base, fetched, invite.parameters)]
+
+    def _is_missing(self, digest: bytes) -> bool:
+        return digest not in self._fetched_digests and not self._has_blob(digest)
+
+    def _download_blob(self, kind: str, digest: bytes, total: int, limit: int, now: float) -> list[Action]:
+        invite = self._invite
+        assert invite is not None
+        if self.state != FETCHING:
+            self._enter(FETCHING)
+        self._timers["report"] = self._report_by
+        self._download = Download(
+            kind,
+            digest,
+            total,
+            # An invite with links promises that these are retained; the whole parameters must then be asked for.
+            blob_bytes=0 if kind == "parameters" and invite.links else invite.blob_bytes,
+            bytes_max=limit,
+            chunk=lambda: self._chunk,
+            range_bytes_max=invite.chunk_bytes_max,
+            topics=self.topics,
+            send=self._to_coordinator,
+            rng=self._rng,
+        )
+        return self._download.start(now) if self._can_talk else []
 
     def _fetched(self, now: float) -> list[Action]:
         download = self._download
@@ -517,15 +552,36 @@ class Session:
         try:
             data = download.take()
         except DecodeError as error:
-            self._wrong_digests += 1
             actions.append(Notify("bad_digest", str(error)))
+            if download.kind == "link":
+                return actions + self._without_links("a link has another digest", now)
+            self._wrong_digests += 1
             if self._wrong_digests > 1:
                 return actions + self._decline("digest", now)
             return actions + download.start(now)
         self._wrong_digests = 0
         self._download = None
+        if self._links is not None and download.kind == "link":
+            self._links[download.digest] = data
+            return actions + self._fetch(now)
         self._fetched_digests.add(download.digest)
         return [*actions, StoreBlob(download.kind, download.digest, data), *self._fetch(now)]
+
+    def _on_links_applied(self, event: LinksApplied, now: float) -> list[Action]:
+        invite = self._invite
+        waiting = self.state == FETCHING and self._links is not None and self._download is None
+        if not waiting or invite is None or event.target != invite.parameters:
+            return []
+        if event.error:
+            return self._without_links(event.error, now)
+        self._links = None
+        self._fetched_digests.add(event.target)
+        return self._fetch(now)
+
+    def _without_links(self, why: str, now: float) -> list[Action]:
+        """Whatever is wrong with them, the parameters are there as a whole too."""
+        self._links, self._download = None, None
+        return [Notify("links_failed", why, self.round), *self._fetch(now)]
 
     def _on_bytes(self, message: Bytes, envelope: Envelope, now: float) -> list[Action]:
         download = self._download
@@ -542,8 +598,11 @@ class Session:
         return actions + (self._fetched(now) if download.complete else [])
 
     def _on_gone(self, message: Gone, envelope: Envelope, now: float) -> list[Action]:
-        if self._download is None or message.digest != self._download.digest:
+        download = self._download
+        if download is None or message.digest != download.digest:
             return []
+        if download.kind == "link":
+            return download.stop() + self._without_links("a link is gone", now)
         return self._drop_work("gone", now) + self._consider(now)
 
     # --- training ---
@@ -577,7 +636,7 @@ class Session:
         holding = Holding(
             event.ticket, event.digest, self._invite_epoch, self._invite_shard, invite.round, event.payload
         )
-        self._invite = None
+        self._invite = self._links = None
         return [Notify("trained", "", holding.round), *self._start_upload(holding, now)]
 
     def _on_training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
@@ -589,7 +648,7 @@ class Session:
 
     def _drop_work(self, reason: str, now: float) -> list[Action]:
         """Gives up the ticket in hand without a word to the coordinator (it knows, or cannot be told)."""
-        invite, self._invite = self._invite, None
+        invite, self._invite, self._links = self._invite, None, None
         actions: list[Action] = []
         if self._download is not None:
             actions += self._download.stop() if self._online else []

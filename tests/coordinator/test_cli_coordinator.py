@@ -87,7 +87,8 @@ def train(path: Path, rounds: int = 2) -> None:
     for number in range(1, rounds + 1):
         vector = vector + np.float32(0.01) * np.arange(vector.size, dtype=np.float32) / vector.size
         ticket, payload = os.urandom(16), update_of(dense_frame(vector))
-        summary = {"invited": 4, **VERDICTS, "bytes_up": 400, "bytes_up_dense": 5200, "bytes_down": 9000}
+        summary = {"invited": 4, **VERDICTS, "bytes_up": 400, "bytes_up_dense": 5200}
+        summary |= {"bytes_down": 9000, "bytes_down_dense": 30_000}
         record = RoundRecord(task, number, 0, "reporting", 9.0, base.parameters_digest, made.program.digest)
         store.save_round(record)
         store.insert_tickets([TicketRecord(ticket, task, number, 0, "pi-1", bytes(16))])
@@ -216,7 +217,10 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
         "tickets": {"accepted": 1, "invited": 2},
     }
     assert report["messages"] == {"malformed": 3}
-    assert report["bytes"] == {"bytes_up": 800, "bytes_up_dense": 10_400, "bytes_down": 18_000}
+    assert report["bytes"] == {"bytes_up": 800, "bytes_up_dense": 10_400} | {
+        "bytes_down": 18_000,
+        "bytes_down_dense": 60_000,
+    }
     assert report["metrics"] == {"train_loss": 1.0, "loss": None, "accuracy": 0.5}
     assert report["devices"]["known"] == 1 and report["devices"]["latest"][0]["counted"] == 2
     text = run("status", path).out
@@ -249,6 +253,7 @@ def test_rounds_are_the_same_as_table_json_and_csv(run: Run, tmp_path: Path) -> 
         "bytes_up": 400,
         "bytes_up_dense": 5200,
         "bytes_down": 9000,
+        "bytes_down_dense": 30_000,
         "train_loss": 1.0,
         "loss": None,
         "accuracy": 0.5,

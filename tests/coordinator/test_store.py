@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store import Checkpoint, JournalRow, RoundRecord, Store, TicketRecord
+from coordinator.store import Checkpoint, JournalRow, Published, RoundRecord, Store, TicketRecord
 from coordinator.store.migrations import Migration, load_migrations, migrate
 from edge_sdk.errors import StateError
 
@@ -80,10 +80,20 @@ def closed(record: RoundRecord, last_seq: int | None = None) -> RoundRecord:
 
 
 def commit(
-    store: Store, record: RoundRecord, verdicts: dict[bytes, tuple[str, str]], *, parameters: bytes = b"next"
+    store: Store,
+    record: RoundRecord,
+    verdicts: dict[bytes, tuple[str, str]],
+    *,
+    parameters: bytes = b"next",
+    published: Published | None = None,
 ) -> Checkpoint:
     return store.commit_round(
-        record, parameters=parameters, server_state=b"state", verdicts=verdicts, metrics={"accuracy": 0.5}
+        record,
+        parameters=parameters,
+        server_state=b"state",
+        verdicts=verdicts,
+        metrics={"accuracy": 0.5},
+        published=published,
     )
 
 
@@ -303,13 +313,13 @@ def test_only_the_newest_checkpoints_and_their_blobs_are_kept() -> None:
     made = [store.put_initial(TASK, PROGRAM, PARAMETERS, b"")]
     for number in range(1, 5):
         made.append(commit(store, closed(a_round(store, number)), {}, parameters=bytes([number])))
-    extra = store.put_blob(b"kept for one more round", "parameters")
-    assert store.drop_blobs({extra, made[2].parameters_digest}) == 2
     held = [store.get_blob(checkpoint.parameters_digest) is not None for checkpoint in made]
-    assert held == [False, False, True, True, True]
+    assert held == [False, False, False, True, True]
+    extra, other = (store.put_blob(data, "parameters") for data in (b"kept for one more round", b"nobody's"))
+    assert store.drop_blobs({extra}) == 1 and store.get_blob(other) is None
     assert store.get_blob(extra) is not None
-    assert store.drop_blobs(set()) == 2
-    assert store.latest_checkpoint(TASK) == made[4]
+    assert store.drop_blobs(set()) == 1
+    assert store.latest_checkpoint(TASK) == made[4] and store.get_blob(made[4].parameters_digest) == bytes([4])
 
 
 def test_blobs_of_an_open_round_are_never_dropped() -> None:

@@ -14,7 +14,7 @@ PACKAGES = ("edge_sdk", "coordinator", "device_sim")
 
 LAYERS = (
     {"errors", "parameters", "topics", "packed", "plan", "files"},
-    {"update", "frames", "transfer", "messages", "bundle", "program", "numpy_plan", "shared_bytes", "sealed"},
+    {"update", "frames", "transfer", "messages", "bundle", "link", "program", "numpy_plan", "shared_bytes", "sealed"},
     {"engine", "training", "examples"},
     {"session", "state", "blob_cache", "wear"},
     {"work", "hints"},

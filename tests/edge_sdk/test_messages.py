@@ -100,6 +100,12 @@ EXPECTED: dict[str, Message] = {
     "have": Have(ticket=TICKET, digest=DIGEST, ranges=((0, 1024), (4096, 12_345)), chunk_bytes_max=1024),
     "chunk": Chunk(ticket=TICKET, digest=DIGEST, total=12_345, offset=1024, data=b"piece of an update"),
 }
+CHECKIN, INVITE = EXPECTED["checkin"], EXPECTED["invite"]
+assert isinstance(CHECKIN, CheckIn) and isinstance(INVITE, Invite)
+WITH_LINKS: dict[str, Message] = {
+    "checkin_holds": dataclasses.replace(CHECKIN, holds=(DIGEST, DIGEST[::-1])),
+    "invite_links": dataclasses.replace(INVITE, base=DIGEST, links=((DIGEST[::-1], 900), (DIGEST, 1_234))),
+}
 UPDATE = Update(
     examples=360,
     steps=46,
@@ -138,7 +144,9 @@ def with_envelope(message: Message, **changes: Any) -> bytes:
 
 def test_there_is_a_golden_file_for_every_kind() -> None:
     assert EXPECTED.keys() == MESSAGES.keys()
-    assert {path.stem for path in GOLDEN.glob("message_*.bin")} == {f"message_{k}" for k in [*EXPECTED, "update"]}
+    assert {path.stem for path in GOLDEN.glob("message_*.bin")} == {
+        f"message_{name}" for name in [*EXPECTED, *WITH_LINKS, "update"]
+    }
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -149,6 +157,13 @@ def test_committed_bytes_decode_to_the_expected_message(kind: str) -> None:
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_the_expected_message_encodes_to_the_committed_bytes(kind: str) -> None:
     assert encode_message(ENVELOPE, EXPECTED[kind]) == golden(kind)
+
+
+@pytest.mark.parametrize("name", WITH_LINKS)
+def test_what_is_said_of_links_has_committed_bytes_too(name: str) -> None:
+    message = WITH_LINKS[name]
+    assert encode_message(ENVELOPE, message) == golden(name)
+    assert decode(golden(name), message.kind) == (ENVELOPE, message)
 
 
 def test_an_update_has_committed_bytes_too() -> None:
@@ -173,7 +188,8 @@ def test_the_envelope_has_the_fields_of_the_protocol_and_the_body_is_bytes(kind:
         "sig": None,
         "enc": None,
     }
-    assert list(msgpack.unpackb(body)) == [field.name for field in dataclasses.fields(EXPECTED[kind])]
+    told = [f.name for f in dataclasses.fields(EXPECTED[kind]) if not f.metadata["brief"]]
+    assert list(msgpack.unpackb(body)) == told
 
 
 # --- honest messages -------------------------------------------------------------------------------------------------
@@ -220,6 +236,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         instance=tickets,
         capabilities=st.dictionaries(short, st.one_of(short, st.lists(short, max_size=5)), max_size=5),
         unsettled=st.lists(tickets, max_size=8).map(tuple),
+        holds=st.lists(digests, max_size=4).map(tuple),
     ),
     st.builds(
         Invite,
@@ -238,6 +255,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
         blob_bytes=st.integers(0, BODY_BYTES_MAX),
         requires=st.lists(short, max_size=4).map(tuple),
         verdicts=replies,
+        base=st.one_of(st.just(b""), digests),
+        links=st.lists(st.tuples(digests, sizes), max_size=20).map(tuple),
     ),
     st.builds(ComeBack, nonce=nonces, seconds=seconds, hold=st.booleans(), reason=short, verdicts=replies),
     st.builds(
@@ -346,6 +365,9 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("checkin", {"capabilities": {"supports": ["x"] * 65}}),
     ("checkin", {"capabilities": {"supports": ["x" * 65]}}),
     ("checkin", {"capabilities": {"deep": {"er": 1}}}),
+    ("checkin", {"holds": [DIGEST] * 5}),
+    ("checkin", {"holds": [TICKET]}),
+    ("checkin", {"holds": DIGEST}),
     ("offer", {"total": 0}),
     ("offer", {"total": 1 << 32}),
     ("offer", {"total": True}),
@@ -377,6 +399,12 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("invite", {"chunk_bytes_max": 1}),
     ("invite", {"verdicts": [1]}),
     ("invite", {"report_seconds": -1.0}),
+    ("invite", {"base": b"x" * 33}),
+    ("invite", {"links": [DIGEST]}),
+    ("invite", {"links": [[DIGEST, 0]]}),
+    ("invite", {"links": [[TICKET, 5]]}),
+    ("invite", {"links": [[DIGEST, 5, 6]]}),
+    ("invite", {"links": [[DIGEST, 5]] * 257}),
     ("come_back", {"hold": 1}),
     ("come_back", {"seconds": "soon"}),
 ]

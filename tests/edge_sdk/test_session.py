@@ -39,6 +39,7 @@ from edge_sdk.session import (
     CancelTraining,
     Holding,
     Leave,
+    LinksApplied,
     MarkReceived,
     MessageArrived,
     Notify,
@@ -71,6 +72,9 @@ EPOCH = b"epoch 1."
 TICKET = b"ticket 1 ticket "
 INSTANCE = b"instance instanc"
 PROGRAM, PARAMETERS = b"the program" * 500, b"the parameters" * 700
+BASE = b"b" * 32
+LINKS = (b"the first link" * 50, b"the second link" * 50)
+BLOBS = {hashlib.sha256(data).digest(): data for data in (PROGRAM, PARAMETERS, *LINKS)}
 PLAN = Plan(training=TrainingPlan(seconds_max=100.0), codec=CodecSettings("dense"))
 PAYLOAD = bytes(range(256)) * 40
 UPDATE_DIGEST = hashlib.sha256(PAYLOAD).digest()
@@ -87,7 +91,13 @@ class Bench:
     """A session on a bench: events go in by hand, actions are written down."""
 
     def __init__(
-        self, *, cached: Iterable[bytes] = (), holding: Holding | None = None, seed: int = 1, **given: Any
+        self,
+        *,
+        cached: Iterable[bytes] = (),
+        holds: tuple[bytes, ...] = (),
+        holding: Holding | None = None,
+        seed: int = 1,
+        **given: Any,
     ) -> None:
         self.now = 0.0
         self.cached = {digest(data) for data in cached}
@@ -103,6 +113,7 @@ class Bench:
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
             has_blob=lambda wanted: wanted in self.cached,
+            holds=lambda: holds,
             holding=holding,
         )
 
@@ -917,8 +928,8 @@ def test_after_leaving_no_announcement_brings_it_back() -> None:
 # --- any sequence ----------------------------------------------------------------------------------------------------
 
 WORDS = (
-    "tick offline online dead reborn announce working next done come_back hold invite blob gone trained failed have "
-    "published received counted late busy ineligible eligible foreign epoch"
+    "tick offline online dead reborn announce working next done come_back hold invite linked blob gone applied broken "
+    "trained failed have published received counted late busy ineligible eligible foreign epoch"
 )
 STEPS = st.sampled_from(WORDS.split())
 
@@ -926,7 +937,7 @@ STEPS = st.sampled_from(WORDS.split())
 @settings(max_examples=250, deadline=None)
 @given(st.lists(STEPS, max_size=60), st.integers(0, 1000))
 def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(steps: list[str], seed: int) -> None:
-    bench = Bench(seed=seed)
+    bench = Bench(seed=seed, holds=(BASE,))
     bench.connect()
     number, incarnation = 1, 1
     for step in steps:
@@ -954,11 +965,16 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
                 bench.hear(ComeBack(nonce=nonce, seconds=20.0, hold=step == "hold"))
             case "invite" if bench.said(CheckIn):
                 bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number))
+            case "linked" if bench.said(CheckIn):
+                links = tuple((digest(link), len(link)) for link in LINKS)
+                bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number, base=BASE, links=links))
             case "blob" if bench.said(Want):
                 want = bench.said(Want)[-1]
-                serve(bench, want, PROGRAM if want.digest == digest(PROGRAM) else PARAMETERS)
+                serve(bench, want, BLOBS[want.digest])
             case "gone":
-                bench.hear(Gone(digest=digest(PARAMETERS)))
+                bench.hear(Gone(digest=bench.said(Want)[-1].digest if bench.said(Want) else BASE))
+            case "applied" | "broken":
+                bench.play(LinksApplied(digest(PARAMETERS), "" if step == "applied" else "nonsense"))
             case "trained":
                 bench.play(TrainingFinished(ticket, UPDATE_DIGEST, PAYLOAD))
             case "failed":

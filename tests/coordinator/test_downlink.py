@@ -1,0 +1,357 @@
+"""The model on its way down: whatever a device has missed, it trains on the coordinator's parameters to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
+
+from coordinator.downlink import Downlink, chain_from, publish
+from coordinator.stopping import StoppingRule
+from coordinator.store import Checkpoint, LinkRecord, Store
+from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.link import apply_links
+from edge_sdk.messages import Accept, Chunk, Invite
+from edge_sdk.session import SetEligible
+from edge_sdk.update import CodecSettings
+
+SPEC = larger_bundle().program.spec
+SPARSE = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)
+WHOLE_BYTES = len(encode_parameters(larger_bundle().parameters))
+
+
+class Learners(Pair):
+    """Devices whose updates differ, so that each round's model has something of its own."""
+
+    def __init__(self, *devices: str, rounds: int = 3, downlink: Downlink | None = SPARSE, **changes: Any) -> None:
+        super().__init__(
+            *devices,
+            made=larger_bundle(),
+            downlink=downlink,
+            stopping=StoppingRule(rounds_max=rounds),
+            **changes,
+        )
+
+    def make_update(self, device: str) -> bytes:
+        draw = np.random.Generator(np.random.PCG64([ord(device), len(self.trainings[device])]))
+        return make_update((0.1 * draw.standard_normal(SPEC.size)).astype(np.float32), made=self.desk.made)
+
+    def run_round(self) -> int:
+        """Until the next round is committed; its number."""
+        before = latest(self.desk).round
+        while latest(self.desk).round == before:
+            assert self.now < 5000.0
+            self.run(1.0)
+        return before + 1
+
+
+def latest(desk: Desk) -> Checkpoint:
+    checkpoint = desk.store.latest_checkpoint(TASK)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def play_round(desk: Desk, *devices: str, holds: Sequence[bytes] = (), seed: int = 0) -> dict[str, Invite]:
+    """One whole round by hand; the devices' invites."""
+    desk.work()  # after a start: the evaluation of the round before
+    while desk.core.round is None:
+        desk.wait()
+    for device in devices:
+        desk.check_in(device, holds=tuple(holds))
+    desk.wait(ROUND.window_seconds)
+    invites = {device: desk.told(device, Invite)[-1] for device in devices}
+    items = []
+    for number, (device, invite) in enumerate(invites.items()):
+        desk.hear(device, Accept(ticket=invite.ticket))
+        draw = np.random.Generator(np.random.PCG64([seed, invite.round, number]))
+        payload = make_update((0.1 * draw.standard_normal(SPEC.size)).astype(np.float32), made=desk.made)
+        items.append((device, invite.ticket, payload))
+    upload(desk, items)
+    return invites
+
+
+def upload(desk: Desk, items: list[tuple[str, bytes, bytes]]) -> None:
+    for device, ticket, payload in items:
+        digest, total = digest_of(payload), len(payload)
+        for at in range(0, total, 1024):
+            desk.hear(device, Chunk(ticket, digest, total, at, payload[at : at + 1024]))
+    desk.work()
+
+
+def by_hand(**changes: Any) -> Desk:
+    changes = {"downlink": SPARSE, "stopping": StoppingRule(rounds_max=50)} | changes
+    return Desk(made=larger_bundle(), **changes)
+
+
+# --- devices that miss rounds -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from(["sparse", "int8", "int4"]), st.integers(1, 4))
+@settings(max_examples=12, deadline=None)
+def test_a_device_that_misses_any_rounds_trains_on_what_is_published(
+    present: list[bool], codec: str, links_max: int
+) -> None:
+    """``Pair`` compares the bytes with their digest at each training."""
+    downlink = Downlink(CodecSettings(codec, density=0.05, block_size=64, rounding="nearest"), links_max, 0)
+    pair = Learners("a", "b", "c", rounds=len(present) + 1, downlink=downlink)
+    for here in present:
+        pair.play("c", SetEligible(here))
+        pair.run_round()
+    pair.play("c", SetEligible(True))
+    pair.run(300.0)
+    assert pair.desk.core.finished is not None
+    bases = [training.parameters for training in pair.trainings["a"]]
+    assert len(bases) == len(set(bases)) == len(present) + 1
+    assert {training.parameters for training in pair.trainings["c"]} <= set(bases)
+    assert pair.linked["a"] == [1] * len(present), "who misses nothing gets one link a round"
+    assert all(count <= links_max for count in pair.linked["c"])
+
+
+@pytest.mark.parametrize("kind", ["invite", "bytes", "want", "gone", "checkin", "announce", "accept"])
+def test_messages_that_are_lost_cost_time_only(kind: str) -> None:
+    pair = Learners("a", "b", "c")
+    heard: dict[str, int] = {}
+
+    def lose(topic: str, way: str) -> bool:
+        if topic.endswith(f"/{kind}"):
+            heard[topic] = heard.get(topic, 0) + 1
+            return heard[topic] % 3 == 0
+        return False
+
+    pair.lose = lose
+    pair.run(3000.0)
+    assert pair.desk.core.finished is not None and sum(map(len, pair.linked.values())) > 0
+
+
+def test_a_newcomer_fetches_whole_parameters_once_and_then_links() -> None:
+    desk = by_hand()
+    first = play_round(desk, "a", "b")
+    assert all((invite.links, invite.base) == ((), b"") for invite in first.values())
+    held = first["a"].parameters
+    second = play_round(desk, "a", "b", holds=[held])
+    (link,) = second["a"].links
+    assert second["a"].base == held and link[1] * 3 < WHOLE_BYTES
+    assert play_round(desk, "new", "b")["new"].links == ()
+
+
+def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
+    desk = by_hand()
+    held: list[bytes] = []
+    for _ in range(4):
+        held.append(play_round(desk, "a", "b", holds=held[-1:])["a"].parameters)
+    start = encode_parameters(larger_bundle().parameters)
+    invite = play_round(desk, "late", "b", holds=[held[0]])["late"]
+    links = [desk.store.get_blob(digest) or b"" for digest, _ in invite.links]
+    assert len(links) == 4 and digest_of(start) == held[0]
+    desk = by_hand()  # and the same history again gives the same bytes
+    again: list[bytes] = []
+    for _ in range(5):
+        again.append(play_round(desk, "a", "b", holds=again[-1:])["a"].parameters)
+    assert again[:4] == held
+    assert digest_of(apply_links(start, links, invite.parameters)) == again[4] == invite.parameters
+
+
+def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
+    desk = by_hand()
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(3)]
+    invite = play_round(desk, "a", "b", holds=[bytes(32), held[0], held[2], held[1]])["a"]
+    assert invite.base == held[2] and len(invite.links) == 1
+
+
+def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
+    desk = by_hand()
+    play_round(desk, "a", "b")
+    published = latest(desk).published_digest
+    invite = play_round(desk, "a", "b", holds=[published])["a"]
+    assert invite.parameters == published and invite.links == ()
+    record = desk.store.rounds(TASK, 1)[0]
+    assert record.summary["bytes_down_dense"] == record.summary["bytes_down"]
+
+
+def test_a_chain_is_never_longer_than_configured() -> None:
+    desk = by_hand(downlink=Downlink(SPARSE.codec, links_max=2, whole_bytes_min=0))
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(4)]
+    assert [link.base for link in desk.store.links(TASK)] == held[2:]
+    assert play_round(desk, "a", "b", holds=[held[1]])["a"].links == ()
+    assert len(desk.store.links(TASK)) == 2, "the others are deleted"
+
+
+def test_a_chain_costs_at_most_half_of_the_whole() -> None:
+    desk = by_hand(downlink=Downlink(CodecSettings("int8", block_size=64, rounding="nearest"), 16, 0))
+    for _ in range(4):
+        play_round(desk, "a", "b")
+    links = desk.store.links(TASK)
+    assert len(links) == 1 and sum(link.bytes for link in links) * 2 <= WHOLE_BYTES
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_aggregated_apart_from_what_is_published() -> None:
+    desk = by_hand()
+    for _ in range(3):
+        play_round(desk, "a", "b")
+        checkpoint = latest(desk)
+        assert checkpoint.published_digest != checkpoint.parameters_digest
+        model, published = (
+            decode_parameters(desk.store.get_blob(digest) or b"", SPEC)
+            for digest in (checkpoint.parameters_digest, checkpoint.published_digest)
+        )
+        assert 0.0 < float(np.abs(model - published).mean()) < 0.1
+
+
+@pytest.mark.parametrize(
+    "downlink",
+    [None, Downlink(None, whole_bytes_min=0), Downlink(SPARSE.codec), Downlink(CodecSettings("dense"), 16, 0)],
+    ids=["none", "codec none", "small model", "no gain"],
+)
+def test_without_links_devices_get_the_model_itself(downlink: Downlink | None) -> None:
+    desk = by_hand(downlink=downlink)
+    for _ in range(3):
+        held = latest(desk).published_digest
+        invite = play_round(desk, "a", "b", holds=[held, bytes(32)])["a"]
+        assert invite.parameters == held and invite.links == ()
+        assert latest(desk).published_digest == latest(desk).parameters_digest
+    assert desk.store.links(TASK) == []
+
+
+def test_the_codec_may_be_changed_between_starts() -> None:
+    desk = by_hand()
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
+    desk.downlink = Downlink()
+    desk.crash()
+    invite = play_round(desk, "a", "b", holds=[held[1]])["a"]
+    assert len(invite.links) == 1, "the chain that is there still leads to the round's parameters"
+    assert latest(desk).published_digest == latest(desk).parameters_digest and desk.store.links(TASK) == []
+    desk.downlink = SPARSE
+    desk.crash()
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
+    assert play_round(desk, "a", "b", holds=[held[1]])["a"].links
+
+
+def test_an_abandoned_round_leaves_model_and_published_parameters_as_they_are() -> None:
+    desk = by_hand()
+    play_round(desk, "a", "b")
+    before, links = latest(desk), desk.store.links(TASK)
+    desk.begin("a", "b")
+    while desk.store.rounds(TASK, 1)[0].phase != "abandoned":
+        desk.wait()
+    assert (latest(desk), desk.store.links(TASK)) == (before, links)
+    assert play_round(desk, "a", "b")["a"].parameters == before.published_digest
+
+
+def test_a_model_that_cannot_be_sent_as_a_step_is_published_whole() -> None:
+    model = larger_bundle().parameters.copy()
+    model[0] = np.float32(1e32)
+    before = encode_parameters(larger_bundle().parameters)
+    assert publish(SPARSE, before, encode_parameters(model), model, ()) is None
+
+
+# --- crashes and restored databases -----------------------------------------------------------------------------------
+
+
+def test_killed_between_commit_and_announcement_it_goes_on_with_the_same_bits() -> None:
+    straight, killed = by_hand(), by_hand()
+    play_round(straight, "a", "b")
+    run = killed.jobs.run
+    killed.jobs.run = lambda: run()[:0]  # type: ignore[method-assign]  # what the workers have done is never heard of
+    play_round(killed, "a", "b")
+    while killed.jobs.queue:
+        killed.jobs.run()
+    killed.crash()
+    killed.work()
+    assert latest(killed) == latest(straight)
+    assert killed.store.links(TASK) == straight.store.links(TASK)
+    held = encode_parameters(larger_bundle().parameters)
+    for desk in (straight, killed):
+        published = desk.store.get_blob(latest(desk).published_digest)
+        invite = play_round(desk, "a", "b", holds=[digest_of(held)], seed=9)["a"]
+        links = [desk.store.get_blob(digest) or b"" for digest, _ in invite.links]
+        assert links and apply_links(held, links, invite.parameters) == published
+    assert latest(killed).published_digest == latest(straight).published_digest
+
+
+def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:
+    desk = by_hand()
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
+    desk.begin()
+    desk.check_in("a", holds=(held[1],))
+    desk.check_in("b")
+    desk.wait(ROUND.window_seconds)
+    first = desk.told("a", Invite)[-1]
+    desk.crash(1.0)
+    desk.check_in("a", nonce=b"again   ", holds=(held[1],))
+    again = desk.told("a", Invite)[-1]
+    assert first.links and again.ticket == first.ticket
+    assert (again.base, again.links, again.parameters) == (first.base, first.links, first.parameters)
+
+
+def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_path: Path) -> None:
+    ids = np.random.Generator(np.random.PCG64(0))
+    path = tmp_path / "coordinator.db"
+    desk = by_hand(store=Store(path, wall=lambda: 0.0, new_id=ids.bytes))
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
+    desk.store.backup(tmp_path / "backup.db")
+    held += [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
+    desk.store.close()
+    (tmp_path / "backup.db").replace(path)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    restored = by_hand(store=Store(path, wall=lambda: 0.0, new_id=ids.bytes), seed=5)
+    assert restored.store.restored
+    ahead = play_round(restored, "a", "b", holds=[held[3]], seed=77)
+    assert ahead["a"].links == () and ahead["a"].parameters == held[2]
+    behind = play_round(restored, "a", "b", holds=[held[3], held[1]], seed=78)["a"]
+    assert behind.base == held[1] and behind.parameters not in held
+    assert len(behind.links) == 2
+    restored.store.close()
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retained", ["always", "never"])
+def test_the_record_of_a_round_says_what_links_have_saved(retained: str) -> None:
+    pair = Learners("a", "b", "c", rounds=4, retained_blobs=retained)
+    pair.run(600.0)
+    records = sorted(pair.desk.store.rounds(TASK, 10), key=lambda record: record.number)
+    assert [record.phase for record in records] == ["closed"] * 4
+    first, *later = (record.summary for record in records)
+    assert first["bytes_down"] == first["bytes_down_dense"] > 2 * WHOLE_BYTES
+    for summary in later:
+        assert 0 < 4 * summary["bytes_down"] < summary["bytes_down_dense"]
+        assert summary["bytes_down_dense"] >= 2 * WHOLE_BYTES
+
+
+def test_only_what_somebody_needs_is_retained() -> None:
+    desk = by_hand(retained_blobs="always")
+    held = play_round(desk, "a", "b")["a"].parameters
+    (link,) = play_round(desk, "a", "b", holds=[held])["a"].links
+    whole = [topic for topic in desk.store.retained() if held.hex() in topic]
+    assert not whole, "one round after nothing refers to it, the first one is gone"
+    desk.begin("a", "b")
+    play_round(desk, "a", "b", holds=[held])
+    topics = desk.store.retained()
+    assert any(link[0].hex() in topic for topic in topics)
+
+
+# --- the chain --------------------------------------------------------------------------------------------------------
+
+CHAIN = [LinkRecord(n + 1, bytes([n]) * 32, bytes([n + 1]) * 32, bytes([100 + n]) * 32, 10) for n in range(4)]
+
+
+@given(st.sets(st.integers(0, 6)))
+def test_the_shortest_chain_is_chosen(known: set[int]) -> None:
+    base, links = chain_from(CHAIN, [bytes([n]) * 32 for n in known])
+    useful = [n for n in known if n < 4]
+    if 4 in known or not useful:
+        assert (base, links) == (b"", ())
+    else:
+        assert base == bytes([max(useful)]) * 32 and links == tuple(CHAIN[max(useful) :])
+    assert chain_from([], [b"x" * 32]) == (b"", ())

@@ -1,0 +1,158 @@
+"""Links in the database: committed with their round, in a chain without gaps, and gone when they are of no use."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_store import PARAMETERS, TASK, a_round, closed, open_store
+
+from coordinator.store import Checkpoint, Published, Store
+from coordinator.store.migrations import load_migrations, migrate
+from edge_sdk.errors import StateError
+
+
+def publish(store: Store, number: int, blob: bytes | None, link: bytes = b"a link", **limits: int) -> Checkpoint:
+    """Closes one round whose model is ``model <number>`` and publishes ``blob``; None for the model itself."""
+    bounds: dict[str, Any] = {"links_max": 16, "bytes_max": 1 << 20} | limits
+    return store.commit_round(
+        closed(a_round(store, number)),
+        parameters=b"model %d" % number,
+        server_state=b"",
+        verdicts={},
+        metrics={},
+        published=None if blob is None else Published(blob, link, **bounds),
+    )
+
+
+def sha(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def chain(store: Store) -> list[tuple[int, bytes, bytes]]:
+    links = store.links(TASK)
+    for link in links:
+        assert len(store.get_blob(link.digest) or b"") == link.bytes
+    for before, after in itertools.pairwise(links):
+        assert before.target == after.base
+    if links:
+        assert links[-1].target == store.latest_checkpoint(TASK).published_digest  # type: ignore[union-attr]
+    return [(link.round, link.base, link.target) for link in links]
+
+
+def kinds(store: Store) -> dict[str, int]:
+    return dict(store._database.rows("SELECT kind, count(*) FROM blobs GROUP BY kind"))  # type: ignore[arg-type]
+
+
+def test_a_link_leads_from_what_was_published_before() -> None:
+    store = open_store(":memory:")
+    publish(store, 1, b"one")
+    publish(store, 2, b"two", b"another link")
+    assert chain(store) == [(1, sha(PARAMETERS), sha(b"one")), (2, sha(b"one"), sha(b"two"))]
+    latest = store.latest_checkpoint(TASK)
+    assert latest is not None and (latest.parameters_digest, latest.published_digest) == (sha(b"model 2"), sha(b"two"))
+
+
+def test_only_the_newest_published_parameters_are_kept() -> None:
+    store = open_store(":memory:", checkpoints_kept=2)
+    for number in range(1, 7):
+        publish(store, number, b"published %d" % number, b"link %d" % number, links_max=3)
+    assert kinds(store) == {"program": 1, "parameters": 3, "link": 3}, "two models and what is published"
+    assert store.get_blob(sha(b"published 6")) == b"published 6" and store.get_blob(sha(b"published 5")) is None
+    assert [number for number, _, _ in chain(store)] == [4, 5, 6]
+
+
+def test_a_chain_ends_where_the_model_itself_is_published() -> None:
+    store = open_store(":memory:")
+    publish(store, 1, b"one")
+    made = publish(store, 2, None)
+    assert made.published_digest == made.parameters_digest
+    assert chain(store) == [] and "link" not in kinds(store)
+    publish(store, 3, b"three")
+    assert chain(store) == [(3, sha(b"model 2"), sha(b"three"))]
+
+
+def test_a_chain_is_cut_where_its_bytes_are_too_many() -> None:
+    store = open_store(":memory:")
+    for number in range(1, 5):
+        publish(store, number, b"p %d" % number, bytes([number]) * 40, bytes_max=100)
+    assert [number for number, _, _ in chain(store)] == [3, 4]
+    publish(store, 5, b"p 5", bytes(101), bytes_max=100)
+    assert chain(store) == [] and "link" not in kinds(store), "not even this one is given to anybody"
+    publish(store, 6, b"p 6", b"x", bytes_max=100)
+    assert [number for number, _, _ in chain(store)] == [6]
+
+
+def test_a_round_that_changes_nothing_adds_no_link() -> None:
+    store = open_store(":memory:")
+    publish(store, 1, b"one")
+    publish(store, 2, b"one")
+    assert [number for number, _, _ in chain(store)] == [1]
+    publish(store, 3, b"three")
+    assert [number for number, _, _ in chain(store)] == [1, 3]
+
+
+def test_parameters_that_come_again_keep_their_links_apart() -> None:
+    store = open_store(":memory:")
+    for number in range(1, 7):
+        publish(store, number, b"this" if number % 2 else b"that", b"there" if number % 2 else b"back", links_max=3)
+    assert [number for number, _, _ in chain(store)] == [4, 5, 6]
+
+
+def test_a_round_that_is_not_committed_leaves_no_link() -> None:
+    store = open_store(":memory:")
+    publish(store, 1, b"one")
+    before, held = chain(store), kinds(store)
+    record = a_round(store, 2)
+    with pytest.raises(StateError, match="not of this round"):
+        store.commit_round(
+            closed(record),
+            parameters=b"model 2",
+            server_state=b"",
+            verdicts={b"x" * 16: ("missing", "")},
+            metrics={},
+            published=Published(b"two", b"a link", 16, 1 << 20),
+        )
+    assert (chain(store), kinds(store)) == (before, held)
+
+
+def test_blobs_in_use_are_never_dropped() -> None:
+    store = open_store(":memory:", checkpoints_kept=1)
+    publish(store, 1, b"one")
+    a_round(store, 2)
+    assert store.drop_blobs(set()) == 0
+    assert len(chain(store)) == 1 and store.get_blob(sha(b"one")) == b"one"
+
+
+def test_a_database_of_before_is_taken_over_and_what_it_left_behind_goes(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    store = open_store(path)
+    publish(store, 1, None)
+    store.put_blob(b"parameters that nobody names", "parameters")
+    store.close()
+    with sqlite3.connect(path) as connection:  # back to the first schema
+        connection.executescript(
+            "DROP INDEX checkpoints_published; DROP TABLE links; ALTER TABLE checkpoints DROP COLUMN published;"
+        )
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    store = open_store(path, seed=100)
+    latest = store.latest_checkpoint(TASK)
+    assert latest is not None and latest.published_digest == latest.parameters_digest == sha(b"model 1")
+    assert store.get_blob(sha(b"model 1")) == b"model 1" and store.links(TASK) == []
+    assert store.get_blob(sha(b"parameters that nobody names")) is None
+    publish(store, 2, b"two")
+    assert len(chain(store)) == 1
+    store.close()
+
+
+def test_the_first_schema_is_as_it_was_released() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(connection, load_migrations()[:1], "c.db")
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")]
+    assert columns == ["id", "task", "round", "parameters", "program", "server_state", "metrics", "made_at"]
+    connection.close()
