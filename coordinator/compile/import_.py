@@ -20,6 +20,7 @@ from onnx import inliner, numpy_helper, version_converter
 from coordinator.compile.classical import cut_heads, lowered
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
+from coordinator.compile.last_state import take_last_states
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
@@ -81,6 +82,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     outputs = _outputs(proto, values)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
     nodes = without_idle_casts(nodes, {key: value.dtype for key, value in values.items()}, {o.name for o in outputs})
+    nodes = take_last_states(nodes, constants, values, {o.name for o in outputs})
     _check_control_flow(prune(nodes, (o.name for o in outputs)))
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
     parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))

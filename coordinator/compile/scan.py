@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.compile.graph import Graph, GraphBuilder, Node, Shape, Value
+from coordinator.compile.graph import Dim, Graph, GraphBuilder, Node, Value
 
 __all__ = ["Body"]
 
@@ -18,26 +18,37 @@ class Body:
 
     Args:
         b: The graph around it, which the finished Scan is appended to.
-        row: The shape of every state, of an element of every sequence and of every result of a step.
+        batch: Rows of every state, of an element of every sequence and of every result of a step.
+        width: Columns of these, where nothing else is said.
     """
 
-    def __init__(self, b: GraphBuilder, row: Shape) -> None:
+    def __init__(self, b: GraphBuilder, batch: Dim, width: int) -> None:
         self._b = b
-        self._row = row
+        self._batch = batch
+        self._width = width
+        self._widths: dict[str, int] = {}
         self._nodes: list[Node] = []
         self._states: list[tuple[Value, str]] = []
         self._elements: list[tuple[Value, str]] = []
 
     def state(self, initial: str) -> str:
         """A name that holds ``initial`` at the first step, and then what the step before gave."""
-        value = Value(self._b.fresh("state"), "float32", self._row)
-        self._states.append((value, initial))
-        return value.name
+        self._states.append((self._value(self._b.fresh("state")), initial))
+        return self._states[-1][0].name
 
-    def element(self, sequence: str) -> str:
+    def element(self, sequence: str, width: int | None = None) -> str:
         """A name that holds, at each step, its element of ``sequence``."""
-        self._elements.append((Value(self._b.fresh("element"), "float32", self._row), sequence))
-        return self._elements[-1][0].name
+        name = self._b.fresh("element")
+        if width is not None:
+            self._widths[name] = width
+        self._elements.append((self._value(name), sequence))
+        return name
+
+    def beside(self, *parts: str) -> str:
+        """States, elements or results of a step as one matrix, beside each other."""
+        name = self.op("Concat", *parts, axis=1)
+        self._widths[name] = sum(self._widths.get(part, self._width) for part in parts)
+        return name
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one output; the name of that output."""
@@ -65,9 +76,11 @@ class Body:
         computed = {name for node in self._nodes for name in node.outputs}
         outputs: list[str] = []
         for name in (*states, *results):  # a graph's output must be what a node gives, and only once
-            outputs.append(name if name in computed and name not in outputs else self.op("Identity", name))
+            if name not in computed or name in outputs:
+                name = self._copy(name)
+            outputs.append(name)
         inputs = tuple(value for value, _ in (*self._states, *self._elements))
-        values = tuple(Value(name, "float32", self._row) for name in outputs)
+        values = tuple(self._value(name) for name in outputs)
         body = Graph(self._b.fresh("body"), inputs, values, tuple(self._nodes), {})
         attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(self._elements)}
         if back:
@@ -77,3 +90,12 @@ class Body:
         given = [name for _, name in (*self._states, *self._elements)]
         names = self._b.ops("Scan", given, len(outputs), **attributes)
         return names[: len(states)], names[len(states) :]
+
+    def _copy(self, name: str) -> str:
+        copy = self.op("Identity", name)
+        if name in self._widths:
+            self._widths[copy] = self._widths[name]
+        return copy
+
+    def _value(self, name: str) -> Value:
+        return Value(name, "float32", (self._batch, self._widths.get(name, self._width)))

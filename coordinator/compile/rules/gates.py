@@ -19,9 +19,9 @@ __all__ = [
     "check_form",
     "given",
     "initial_state",
+    "inputs_of",
     "layers_of",
     "projected",
-    "rows_of",
     "zero_state",
 ]
 
@@ -48,15 +48,18 @@ class Gate:
     """The weights of one gate.
 
     Attributes:
-        on_x: On x, [hidden, width].
-        on_rows: The same and the bias, on rows that end in 1; ``on_x`` where there is no bias.
+        on_row: On the row of a step, the state beside x beside 1: [hidden, hidden + width + 1], without the last column
+            where there is no bias.
         on_h: On the state, [hidden, hidden].
+        on_x: On x, [hidden, width].
+        bias: [hidden], or "".
         inner: A bias that joins the product with the state before anything else happens to it, or "".
     """
 
-    on_x: str
-    on_rows: str
+    on_row: str
     on_h: str
+    on_x: str
+    bias: str
     inner: str = ""
 
 
@@ -76,7 +79,7 @@ class Layer:
     @property
     def body(self) -> Body:
         """The body of a new loop."""
-        return Body(self.b, (self.batch, self.hidden))
+        return Body(self.b, self.batch, self.hidden)
 
     def save(self, **names: str) -> None:
         """Keep names for the step backwards of the same direction."""
@@ -90,10 +93,14 @@ class Layer:
         """This direction's part of a tensor that holds all of them along ``axis``."""
         return _part(self.b, name, self.index, self.count, axis)
 
-    def product(self, body: Body, gate: int, h: str, addend: str = "") -> str:
-        """What ``h`` contributes to a gate; the weights are turned round once, not in each step."""
+    def product(self, body: Body, gate: int, row: str) -> str:
+        """What the row of a step contributes to a gate."""
+        return body.op("Gemm", row, self.gates[gate].on_row, transB=1)
+
+    def inner_product(self, body: Body, gate: int, h: str) -> str:
+        """What ``h`` alone contributes to a gate, with the inner bias; the weights are turned round once."""
         weights = self.b.op("Transpose", self.gates[gate].on_h, perm=[1, 0])
-        return body.op("Gemm", *filter(None, (h, weights, addend)))
+        return body.op("Gemm", *filter(None, (h, weights, self.gates[gate].inner)))
 
     def back_through(self, body: Body, gradients: Sequence[str], addend: str = "") -> str:
         """The gradient of the state from those of the first products with it."""
@@ -153,39 +160,39 @@ def _gates(b: GraphBuilder, node: Node, index: int, count: int) -> tuple[Gate, .
     on_x, on_h = (_part(b, node.inputs[slot], index, count, 0) for slot in (W, R))
     x_parts, h_parts = _cut(b, on_x, gates), _cut(b, on_h, gates)
     if not given(node, B):
-        return tuple(Gate(x, x, h) for x, h in zip(x_parts, h_parts, strict=True))
+        rows = [b.op("Concat", *parts, axis=1) for parts in zip(h_parts, x_parts, strict=True)]
+        return tuple(Gate(row, h, x, "") for row, h, x in zip(rows, h_parts, x_parts, strict=True))
     biases = _cut(b, _part(b, node.inputs[B], index, count, 0), 2 * gates)
     outer, inner = list(biases[:gates]), biases[gates:]
     separate = node.op == "GRU" and bool(node.attributes["linear_before_reset"])
     for gate in range(gates - separate):
         outer[gate] = b.op("Add", outer[gate], inner[gate])
     columns = [b.op("Unsqueeze", bias, b.ints(1)) for bias in outer]
-    rows = [b.op("Concat", x, column, axis=1) for x, column in zip(x_parts, columns, strict=True)]
-    last = inner[-1] if separate else ""
-    return tuple(
-        Gate(x, row, h, last if gate == gates - 1 else "")
-        for gate, (x, row, h) in enumerate(zip(x_parts, rows, h_parts, strict=True))
-    )
+    rows = [b.op("Concat", *parts, axis=1) for parts in zip(h_parts, x_parts, columns, strict=True)]
+    inners = [""] * (gates - 1) + [inner[-1] if separate else ""]
+    return tuple(Gate(*parts) for parts in zip(rows, h_parts, x_parts, outer, inners, strict=True))
 
 
 def _cut(b: GraphBuilder, name: str, parts: int) -> tuple[str, ...]:
     return b.ops("Split", [name], parts, axis=0, num_outputs=parts) if parts > 1 else (name,)
 
 
-def rows_of(b: GraphBuilder, node: Node) -> str:
-    """x as a matrix with a row for each time and example, a last column of ones for the bias."""
+def inputs_of(b: GraphBuilder, node: Node) -> tuple[str, int]:
+    """x, [time, batch, width], beside a last column of ones for the bias; and the number of columns."""
     x = node.inputs[X]
-    rows = b.op("Reshape", x, b.ints(-1, int(b.shape(x)[2])), allowzero=0)
+    width = int(b.shape(x)[2])
     if not given(node, B):
-        return rows
-    column = b.op("Concat", b.op("Shape", rows, start=0, end=1), b.ints(1), axis=0)
-    return b.op("Concat", rows, b.op("Expand", b.scalar(1.0), column), axis=1)
+        return x, width
+    column = b.op("Concat", b.op("Shape", x, start=0, end=2), b.ints(1), axis=0)
+    return b.op("Concat", x, b.op("Expand", b.scalar(1.0), column), axis=2), width + 1
 
 
-def projected(b: GraphBuilder, node: Node, gate: Gate, hidden: int) -> str:
-    """What x contributes to the gate, bias included, [time, batch, hidden]."""
-    shape = b.op("Concat", b.op("Shape", node.inputs[X], start=0, end=2), b.ints(hidden), axis=0)
-    return b.op("Reshape", b.op("Gemm", rows_of(b, node), gate.on_rows, transB=1), shape, allowzero=0)
+def projected(layer: Layer, gate: Gate) -> str:
+    """What x contributes to the gate, bias included, at all times, [time, batch, hidden]."""
+    b, x = layer.b, layer.node.inputs[X]
+    shape = b.op("Concat", b.op("Shape", x, start=0, end=2), b.ints(layer.hidden), axis=0)
+    rows = b.op("Reshape", x, b.ints(-1, int(b.shape(x)[2])), allowzero=0)
+    return b.op("Reshape", b.op("Gemm", *filter(None, (rows, gate.on_x, gate.bias)), transB=1), shape, allowzero=0)
 
 
 def initial_state(layer: Layer, slot: int) -> str:

@@ -1,11 +1,11 @@
 """Gradients of LSTM, GRU and RNN: a loop over time forwards, and one backwards.
 
 Stock operators give the hidden states only, so the training form is a Scan that also gives the gates. Inside of a loop
-is what depends on the step before, and nothing else: one Gemm for each gate, which its activation fuses with (one for
-all gates would be split again in each step: slower from batches of 32 on), and a handful of products. The projection
-of the inputs, the factors that a step backwards multiplies with, and the gradients of all weights are computed for all
-times at once (Werbos, Backpropagation through time, Proceedings of the IEEE 78(10), 1990). A bias is the weight of one
-more input that is always 1.
+is one Gemm for each gate, which its activation fuses with (one for all gates would be split again in each step), and a
+handful of products. The Gemm reads a row of the state, the input and 1 beside each other, so that one product for each
+gate, over all times at once, is the gradient of its R, W and bias together: apart, the few columns of W would take half
+as long again as the many of R. The factors that a step backwards multiplies with are computed for all times at once as
+well (Werbos, Backpropagation through time, Proceedings of the IEEE 78(10), 1990).
 
 With h and c the states before a step, and gate orders as in ONNX:
 
@@ -28,9 +28,9 @@ from coordinator.compile.rules.gates import (
     check_form,
     given,
     initial_state,
+    inputs_of,
     layers_of,
     projected,
-    rows_of,
     zero_state,
 )
 from coordinator.compile.rules.rule import Gradient, Gradients, Wanted
@@ -40,12 +40,13 @@ __all__ = ["gru", "gru_training", "lstm", "lstm_training", "rnn", "rnn_training"
 
 X, W, R, B, _, H0, C0, _ = SLOTS
 
-_Forward = Callable[[Layer, Sequence[str], Sequence[str]], tuple[str, tuple[str, ...]]]
-"""(layer, what x contributes to each gate, initial states) -> all hidden states, last states; and it saves."""
+_Forward = Callable[[Layer, Sequence[str]], tuple[str, tuple[str, ...]]]
+"""(layer, initial states) -> all hidden states, last states; and it saves."""
 
 _Backward = Callable[[Layer, str, Sequence[str]], tuple[list[tuple[str, str, str]], tuple[str, ...]]]
 """(layer, dY or "", gradients of the last states) -> for each gate, all times stacked, the gradient of what x
-contributes, that of the product with the state, and the state in it; and the gradients of the initial states."""
+contributes, that of the product with the state, and the row (or the state alone) that the latter was made with; and the
+gradients of the initial states."""
 
 
 def rnn_training(b: GraphBuilder, node: Node) -> None:
@@ -78,12 +79,12 @@ def lstm(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
     return _gradients(b, node, dy, wanted, _lstm_backward)
 
 
-def _rnn_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _rnn_forward(layer: Layer, initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
-    h = body.state(initial[0])
-    new = body.op(_activation(layer), layer.product(body, 0, h, body.element(from_x[0])))
-    last, (every, before) = body.finish([new], [new, h], back=layer.back)
-    layer.save(every=every, before=before)
+    row = body.beside(body.state(initial[0]), body.element(*inputs_of(layer.b, layer.node)))
+    new = body.op(_activation(layer), layer.product(body, 0, row))
+    last, (every, rows) = body.finish([new], [new, row], back=layer.back)
+    layer.save(every=every, rows=rows)
     return every, last
 
 
@@ -93,7 +94,7 @@ def _rnn_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tup
     dh = _with_output(body, body.state(final[0]), dy)
     dz = body.op("Mul", dh, body.element(slope))
     first, (stacked,) = body.finish([layer.back_through(body, [dz])], [dz], back=not layer.back)
-    return [(stacked, stacked, layer.saved("before"))], first
+    return [(stacked, stacked, layer.saved("rows"))], first
 
 
 def _activation(layer: Layer) -> str:
@@ -101,16 +102,17 @@ def _activation(layer: Layer) -> str:
     return str(names[layer.index])
 
 
-def _lstm_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _lstm_forward(layer: Layer, initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
     h, c = body.state(initial[0]), body.state(initial[1])
-    pre = [layer.product(body, gate, h, body.element(p)) for gate, p in enumerate(from_x)]
-    i, o, f, g = (body.op(op, z) for op, z in zip(("Sigmoid", "Sigmoid", "Sigmoid", "Tanh"), pre, strict=True))
+    row = body.beside(h, body.element(*inputs_of(layer.b, layer.node)))
+    activations = ("Sigmoid", "Sigmoid", "Sigmoid", "Tanh")
+    i, o, f, g = (body.op(op, layer.product(body, gate, row)) for gate, op in enumerate(activations))
     fc, ig = body.op("Mul", f, c), body.op("Mul", i, g)
     cell = body.op("Add", fc, ig)
     tanh = body.op("Tanh", cell)
     new = body.op("Mul", o, tanh)
-    kept = {"before": h, "i": i, "o": o, "f": f, "g": g, "fc": fc, "ig": ig, "tanh": tanh}
+    kept = {"rows": row, "i": i, "o": o, "f": f, "g": g, "fc": fc, "ig": ig, "tanh": tanh}
     last, (every, *stacked) = body.finish([new, cell], [new, *kept.values()], back=layer.back)
     layer.save(every=every, **dict(zip(kept, stacked, strict=True)))
     return every, last
@@ -128,22 +130,27 @@ def _lstm_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tu
     d = [body.op("Mul", v, body.element(slope)) for v, slope in ((dc, of_i), (dh, of_o), (dc, of_f), (dc, of_g))]
     earlier = [layer.back_through(body, d), body.op("Mul", dc, body.element(f))]
     first, stacked = body.finish(earlier, d, back=not layer.back)
-    return [(each, each, layer.saved("before")) for each in stacked], first
+    return [(each, each, layer.saved("rows")) for each in stacked], first
 
 
-def _gru_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _gru_forward(layer: Layer, initial: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     body = layer.body
-    h = body.state(initial[0])
-    z, r = (body.op("Sigmoid", layer.product(body, gate, h, body.element(from_x[gate]))) for gate in (0, 1))
+    h, x = body.state(initial[0]), body.element(*inputs_of(layer.b, layer.node))
+    row = body.beside(h, x)
+    z, r = (body.op("Sigmoid", layer.product(body, gate, row)) for gate in (0, 1))
+    kept = {"rows": row, "z": z, "r": r}
     if layer.node.attributes["linear_before_reset"]:
-        reset = body.op("Mul", r, layer.product(body, 2, h, layer.gates[2].inner))
-        new = body.op("Tanh", body.op("Add", body.element(from_x[2]), reset))
+        reset = body.op("Mul", r, layer.inner_product(body, 2, h))
+        new = body.op("Tanh", body.op("Add", body.element(projected(layer, layer.gates[2])), reset))
+        kept["before"] = h
     else:
         reset = body.op("Mul", r, h)
-        new = body.op("Tanh", layer.product(body, 2, reset, body.element(from_x[2])))
+        reset_row = body.beside(reset, x)
+        new = body.op("Tanh", layer.product(body, 2, reset_row))
+        kept["reset_rows"] = reset_row
     held = body.op("Mul", z, body.op("Sub", h, new))
     output = body.op("Add", new, held)
-    kept = {"before": h, "z": z, "r": r, "new": new, "held": held, "reset": reset}
+    kept |= {"new": new, "held": held, "reset": reset}
     last, (every, *stacked) = body.finish([output], [output, *kept.values()], back=layer.back)
     layer.save(**dict(zip(kept, stacked, strict=True)))
     return every, last
@@ -151,7 +158,7 @@ def _gru_forward(layer: Layer, from_x: Sequence[str], initial: Sequence[str]) ->
 
 def _gru_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tuple[str, str, str]], tuple[str, ...]]:
     b, body = layer.b, layer.body
-    before, z, r, new, held, reset = (layer.saved(key) for key in ("before", "z", "r", "new", "held", "reset"))
+    rows, z, r, new, held, reset = (layer.saved(key) for key in ("rows", "z", "r", "new", "held", "reset"))
     of_z = b.op("Mul", held, layer.rest(z))
     of_new = b.op("Mul", layer.rest(z), layer.rest(b.op("Mul", new, new)))
     of_reset = b.op("Mul", reset, layer.rest(r))
@@ -163,13 +170,13 @@ def _gru_backward(layer: Layer, dy: str, final: Sequence[str]) -> tuple[list[tup
         d_product = body.op("Mul", d_new, body.element(r))
         earlier = layer.back_through(body, [d_z, d_r, d_product], passed)
         first, (s_z, s_r, s_new, s_product) = body.finish([earlier], [d_z, d_r, d_new, d_product], back=not layer.back)
-        return [(s_z, s_z, before), (s_r, s_r, before), (s_new, s_product, before)], first
+        return [(s_z, s_z, rows), (s_r, s_r, rows), (s_new, s_product, layer.saved("before"))], first
     d_reset = body.op("Gemm", d_new, layer.gates[2].on_h)
     d_r = body.op("Mul", d_reset, body.element(of_reset))
     passed = body.op("Add", passed, body.op("Mul", d_reset, body.element(r)))
     earlier = layer.back_through(body, [d_z, d_r], passed)
     first, (s_z, s_r, s_new) = body.finish([earlier], [d_z, d_r, d_new], back=not layer.back)
-    return [(s_z, s_z, before), (s_r, s_r, before), (s_new, s_new, reset)], first
+    return [(s_z, s_z, rows), (s_r, s_r, rows), (s_new, s_new, layer.saved("reset_rows"))], first
 
 
 def _with_output(body: Body, dh: str, dy: str) -> str:
@@ -181,9 +188,8 @@ def _training(b: GraphBuilder, node: Node, forward: _Forward) -> None:
     check_form(b, node)
     sequences, finals = [], []
     for layer in layers_of(b, node):
-        from_x = [projected(b, node, gate, layer.hidden) for gate in layer.gates]
         initial = [initial_state(layer, slot) for slot in ((H0, C0) if node.op == "LSTM" else (H0,))]
-        every, last = forward(layer, from_x, initial)
+        every, last = forward(layer, initial)
         sequences.append(every)
         finals.append(last)
     stacks = [(tuple(sequences), 1), *((parts, 0) for parts in zip(*finals, strict=True))]
@@ -204,8 +210,7 @@ def _gradients(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted, b
     for layer in layers_of(b, node):
         final = [layer.part(d) if d else zero_state(layer) for d in d_finals]
         products, first = backward(layer, layer.part(d_y, axis=1) if d_y else "", final)
-        rows = b.ints(-1, layer.hidden)
-        flat = [tuple(b.op("Reshape", name, rows, allowzero=0) for name in names) for names in products]
+        flat = [(_flat(layer, d_x), _flat(layer, d_h), row) for d_x, d_h, row in products]
         for slot, gradient in _weight_gradients(layer, flat).items():
             slots[slot].append(gradient)
         for slot, gradient in zip((H0, C0), first, strict=False):
@@ -223,22 +228,37 @@ def _gradients(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted, b
     return gradients
 
 
-def _weight_gradients(layer: Layer, products: Sequence[tuple[str, ...]]) -> dict[int, str]:
+def _weight_gradients(layer: Layer, products: Sequence[tuple[str, str, str]]) -> dict[int, str]:
     """Gradients of the layer's part of W, R and B; those that nobody wants are cut when the graph is finished."""
-    b, node, rows = layer.b, layer.node, rows_of(layer.b, layer.node)
-    on_rows = _joined(b, [b.op("Gemm", d, rows, transA=1) for d, _, _ in products])
-    on_h = _joined(b, [b.op("Gemm", d, h, transA=1) for _, d, h in products])
-    if not given(node, B):
-        return {W: on_rows, R: on_h}
-    width = int(b.shape(node.inputs[W])[2])
-    on_x, column = b.ops("Split", [on_rows, b.ints(width, 1)], 2, axis=1)
-    bias = b.op("Squeeze", column, b.ints(1))
-    inner = bias
-    if layer.gates[-1].inner:
-        others = b.op("Slice", bias, b.ints(0), b.ints(2 * layer.hidden), b.ints(0))
-        inner = b.op("Concat", others, b.op("ReduceSum", products[-1][1], b.ints(0), keepdims=0), axis=0)
-    return {W: on_x, R: on_h, B: b.op("Concat", bias, inner, axis=0)}
+    b, biased = layer.b, given(layer.node, B)
+    separate = products[-1] if layer.node.op == "GRU" and layer.node.attributes["linear_before_reset"] else None
+    whole = products[:-1] if separate else products
+    x, columns = inputs_of(b, layer.node)
+    widths = (layer.hidden, columns - 1, 1) if biased else (layer.hidden, columns)
+    # With the odd number of columns as rows of the product: as its columns they would cost as much as the next 32.
+    on_rows = _columns(b, [b.op("Gemm", _flat(layer, row, sum(widths)), d, transA=1) for d, _, row in whole])
+    on_h, on_x, *bias = b.ops("Split", [on_rows, b.ints(*widths)], len(widths), axis=0)
+    if separate:
+        d_x, d_h, before = separate
+        from_x = b.op("Gemm", _flat(layer, x, columns), d_x, transA=1)
+        parts = b.ops("Split", [from_x, b.ints(*widths[1:])], len(widths) - 1, axis=0) if biased else (from_x,)
+        on_h = _columns(b, [on_h, b.op("Gemm", _flat(layer, before), d_h, transA=1)])
+        on_x, *bias = (_columns(b, pair) for pair in zip((on_x, *bias), parts, strict=True))
+    on_h, on_x = (b.op("Transpose", part, perm=[1, 0]) for part in (on_h, on_x))
+    if not biased:
+        return {W: on_x, R: on_h}
+    outer = b.op("Squeeze", bias[0], b.ints(0))
+    inner = outer
+    if separate:
+        others = b.op("Slice", outer, b.ints(0), b.ints(2 * layer.hidden), b.ints(0))
+        inner = b.op("Concat", others, b.op("ReduceSum", separate[1], b.ints(0), keepdims=0), axis=0)
+    return {W: on_x, R: on_h, B: b.op("Concat", outer, inner, axis=0)}
 
 
-def _joined(b: GraphBuilder, parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=0)
+def _flat(layer: Layer, name: str, width: int | None = None) -> str:
+    """[time, batch, width] as a matrix with a row for each time and example."""
+    return layer.b.op("Reshape", name, layer.b.ints(-1, width or layer.hidden), allowzero=0)
+
+
+def _columns(b: GraphBuilder, parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=1)
