@@ -26,6 +26,7 @@ from benchmarks import (
     install,
     node_cases,
     round_time,
+    tiny_steps,
     training_steps,
     virtual,
     wheel_models,
@@ -46,6 +47,7 @@ GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
     "wheel": wheel_models.measure,
     "steps": training_steps.measure,
     "har": har.measure,
+    "tiny": tiny_steps.measure,
 }
 JSON: Final = Path("bench.json")
 

@@ -194,6 +194,9 @@ def compile_bundle(
     ignore_index: Annotated[int | None, typer.Option(help="A label that is not counted.")] = None,
     class_axis: Annotated[int | None, typer.Option(help="The output's axis of classes.")] = None,
     output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
+    loop: Annotated[
+        bool | None, typer.Option(help="A graph of many steps in one run; by default where measuring finds it faster.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,6 +217,7 @@ def compile_bundle(
         train=train or (),
         freeze=freeze or (),
         lora=lora,
+        loop="auto" if loop is None else loop,
         name=name,
     )
     _print_bundle(bundle, out, as_json)

@@ -78,7 +78,7 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
         f"one step of {step['batch_size']} examples: about {step['flops'] / 1e6:.3g} MFLOP in {facts['train_nodes']} "
         f"nodes, {step['activation_bytes_peak'] / 1e6:.3g} MB of activations at most"
     )
-    yield f"runs on {' and '.join(facts['runs_on'])}"
+    yield f"runs on {' and '.join(facts['runs_on'])}{', many steps in one run' if facts['loop'] else ''}"
 
 
 def _parameter_lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -161,7 +161,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
 
     Args:
         config: The configuration.
-        verify: Check a compiled model numerically.
+        verify: Check a compiled model numerically, and measure what ``model.loop`` leaves to a measurement.
 
     Raises:
         CompileError, BundleError: It cannot be used.
@@ -190,6 +190,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
         clipped=model.clip_gradients,
         name=model.zoo,
         verify=verify,
+        loop=model.loop,
     )
 
 
@@ -219,6 +220,7 @@ def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
         lora=Lora(model.lora_rank, model.lora) if model.lora else None,
         name=model.onnx.stem,
         verify=verify,
+        loop=model.loop,
     )
 
 

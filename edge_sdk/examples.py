@@ -39,7 +39,10 @@ class Examples:
         return len(self.target)
 
     def batch(self, program: Program, index: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
-        """The examples at ``index`` (int[n]) as an engine takes them: by name, in the program's dtypes."""
+        """The examples at ``index`` as an engine takes them: by name, in the program's dtypes.
+
+        ``index`` is int[n], or int[steps, n] for several batches at once; the arrays begin with its dimensions.
+        """
         entries = [(entry, self.inputs[entry.name]) for entry in program.inputs]
         return {
             entry.name: np.take(array, index, axis=0).astype(entry.dtype, copy=False)

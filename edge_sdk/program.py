@@ -85,6 +85,10 @@ class Program:
     ``new/<state>``. ``evaluate`` takes model inputs, ``target`` and parameters and gives ``loss_sum`` and
     ``metric_sum``. ``infer`` takes model inputs and parameters and gives the model's outputs.
 
+    ``train_loop`` makes one step after another: it takes and gives what ``train`` does, but model inputs and ``target``
+    have the steps as an additional first dimension, and so has ``loss``. What it gives is what that many runs of
+    ``train`` give; it only costs fewer calls.
+
     Attributes:
         name: Human name of the model.
         kind: ``"graph"``, or ``"trainer"`` where the device brings its own ``fit`` and the graphs are empty.
@@ -102,6 +106,7 @@ class Program:
             their labels against it.
         requires: Capabilities that a device must have to run this program.
         ignore_index: A label outside of the classes that counts nowhere (padding); None for none.
+        train_loop: An ONNX model as bytes; empty where it would bring nothing.
     """
 
     name: str
@@ -123,6 +128,7 @@ class Program:
     classes: int = 0
     requires: tuple[str, ...] = ()
     ignore_index: int | None = None
+    train_loop: bytes = b""
 
     def __post_init__(self) -> None:
         _check_program(self)
@@ -162,6 +168,8 @@ class Program:
         }
         if self.ignore_index is not None:
             body["ignore_index"] = self.ignore_index
+        if self.train_loop:
+            body["train_loop"] = self.train_loop
         body = share(body)
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
         return _HEADER.pack(_MAGIC, PROGRAM_VERSION, 0) + packed
@@ -228,6 +236,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         classes=source.get("classes", 0),
         requires=tuple(as_text(r, "requires") for r in as_list(source.get("requires"), "requires", 64)),
         ignore_index=source.get("ignore_index"),
+        train_loop=_bytes(source.get("train_loop", b""), "train_loop"),
     )
 
 

@@ -14,7 +14,7 @@ from edge_sdk.errors import DecodeError
 
 __all__ = ["share", "unshare"]
 
-GRAPHS: Final = ("train", "evaluate", "infer")
+GRAPHS: Final = ("train", "evaluate", "infer", "train_loop")
 PLANS: Final = ("train_plan", "evaluate_plan", "infer_plan")
 SHARED_BYTES_MIN: Final = 1024
 """A smaller constant is not worth a search."""
@@ -27,14 +27,17 @@ def share(body: dict[str, Any]) -> dict[str, Any]:
     for constant in _constants(body):
         if len(constant[2]) >= SHARED_BYTES_MIN:
             places[constant[2]] = places.get(constant[2], 0) + 1
-    shared = [data for data, count in places.items() if count + sum(body[g].count(data) for g in GRAPHS) > 1]
+    shared = [
+        data for data, count in places.items() if count + sum(body[g].count(data) for g in GRAPHS if g in body) > 1
+    ]
     if not shared:
         return body
     numbers = {data: number for number, data in enumerate(shared)}
     for constant in _constants(body):
         constant[2] = numbers.get(constant[2], constant[2])
     for graph in GRAPHS:
-        body[graph] = _cut(body[graph], shared)
+        if graph in body:
+            body[graph] = _cut(body[graph], shared)
     return {**body, "shared": shared}
 
 

@@ -36,6 +36,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_CALL_SECONDS: Final = 0.5
+"""For so long, about, a call of the engine may hear neither ``stop`` nor the clock."""
+_STACKED_BYTES_MAX: Final = 1 << 20
+"""Of the batches that are handed to the engine at once."""
 _EVALUATION_BATCH: Final = 256
 _EVALUATION_SHARE: Final = 0.5  # of the time budget
 
@@ -104,8 +108,9 @@ def train_locally(
         plan: Epochs, batch size, limits, scalars.
         rng: Shuffles; the same stream gives the same order under every NumPy.
         clock: Monotonic seconds.
-        stop: Asked after each step; true ends training there, and what was done counts.
-        progress: Told ``(steps, loss)`` after each step.
+        stop: Asked after each call of the engine; true ends training there, and what was done counts. A call makes one
+            step, or where the engine makes several at once, as many as take about half a second, 64 at most.
+        progress: Told ``(steps, loss)`` after each call of the engine.
 
     Raises:
         TrainingError: The loss or the parameters became NaN or infinite, the engine failed, or the plan has a scalar
@@ -125,13 +130,17 @@ def train_locally(
     handle = engine.load(vector)
     planned = planned_steps(len(train), plan)
     progress_of = _Progress()
-    for epoch, index in _batches(train, plan, rng):
-        loss = engine.step(handle, examples.batch(engine.program, index), scalars)
-        progress_of.count(epoch, len(index), loss)
+    pace = _Pace(_steps_at_once(engine, examples, plan), planned)
+    for epoch, index in _batches(train, plan, rng, lambda: pace.count):
+        losses = _losses(engine, handle, examples, index, scalars)
+        for loss in losses:
+            progress_of.count(epoch, index.shape[1], loss)
         if progress is not None:
-            progress(progress_of.steps, loss)
-        if progress_of.steps == planned or clock() >= over or (stop is not None and stop()):
+            progress(progress_of.steps, losses[-1])
+        now = clock()
+        if progress_of.steps == planned or now >= over or (stop is not None and stop()):
             break
+        pace.learn(progress_of.steps, now, over)
     return TrainResult(
         delta=_clipped(_delta(engine, handle, vector, progress_of), plan.clip_norm, engine.program),
         examples=progress_of.distinct,
@@ -261,15 +270,61 @@ class _Progress:
         return self.loss_sum / self.seen
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How many steps the engine may make in one call.
+
+    The first call makes one step; then as many as fill ``_CALL_SECONDS``, or what is left of the time budget. Neither
+    changes what is computed.
+    """
+
+    most: int
+    planned: int
+    count: int = 1
+    last: tuple[int, float] | None = None
+
+    def learn(self, steps: int, now: float, over: float) -> None:
+        """After ``steps`` at ``now``, in a training that is over at ``over``."""
+        if self.last is not None:
+            seconds = max((now - self.last[1]) / (steps - self.last[0]), 1e-9)
+            affordable = int(min(_CALL_SECONDS, over - now) / seconds)
+            self.count = max(1, min(self.most, self.planned - steps, affordable))
+        self.last = steps, now
+
+
+def _steps_at_once(engine: Engine, examples: Examples, plan: TrainingPlan) -> int:
+    example_bytes = sum(array[:1].nbytes for array in (*examples.inputs.values(), examples.target))
+    return max(1, min(engine.steps_at_once, _STACKED_BYTES_MAX // max(plan.batch_size * example_bytes, 1)))
+
+
+def _losses(
+    engine: Engine, handle: Handle, examples: Examples, index: NDArray[np.intp], scalars: Mapping[str, float]
+) -> list[float]:
+    """A step for each row of ``index``; their losses."""
+    if len(index) == 1:
+        return [engine.step(handle, examples.batch(engine.program, index[0]), scalars)]
+    return [float(loss) for loss in engine.steps(handle, examples.batch(engine.program, index), scalars)]
+
+
 def _batches(
-    train: NDArray[np.intp], plan: TrainingPlan, rng: np.random.Generator
+    train: NDArray[np.intp], plan: TrainingPlan, rng: np.random.Generator, at_once: Callable[[], int]
 ) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """``(epoch, positions)``: each epoch is a new order; full batches, then what remains."""
+    """``(epoch, positions)``, int[batches, batch]: each epoch is a new order; full batches, then what remains.
+
+    Before each item ``at_once`` says how many full batches it may hold.
+    """
+    size = plan.batch_size
     for epoch in range(plan.epochs):
         # Raw words of the bit generator: Generator.permutation may change its algorithm between NumPy versions.
         order = train[np.argsort(rng.bit_generator.random_raw(len(train)), kind="stable")]
-        for start in range(0, len(order), plan.batch_size):
-            yield epoch, order[start : start + plan.batch_size]
+        full = len(order) // size
+        done = 0
+        while done < full:
+            count = min(at_once(), full - done)
+            yield epoch, order[done * size : (done + count) * size].reshape(count, size)
+            done += count
+        if full * size < len(order):
+            yield epoch, order[full * size :].reshape(1, -1)
 
 
 def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _Progress) -> NDArray[np.float32]:

@@ -41,8 +41,8 @@ class Order:
         parameters: The parameters' bytes.
         residual: Gives float32[trainable elements] or None for the digest of a spec: what earlier updates did not send.
         seed: Seeds shuffling and stochastic rounding.
-        stop: Whether the work was called off; asked at each step.
-        progress: Told steps done and loss, at each step.
+        stop: Whether the work was called off; asked at each step, or each run of a few short ones.
+        progress: Told steps done and loss, as often.
     """
 
     start: StartTraining

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import onnx
 
@@ -23,9 +23,10 @@ from coordinator.compile.emit import (
 )
 from coordinator.compile.freezing import freeze as frozen_model
 from coordinator.compile.freezing import frozen_names
-from coordinator.compile.graph import BATCH, Model, Value
+from coordinator.compile.graph import BATCH, Graph, Model, Value
 from coordinator.compile.heads import are_probabilities, logits_of, with_scores
 from coordinator.compile.import_ import import_model
+from coordinator.compile.loop import with_loop_if_faster
 from coordinator.compile.lora import Lora, with_adapters
 from coordinator.compile.losses import LOSSES, LossOptions, class_count
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
@@ -58,6 +59,7 @@ def compile_model(
     lora: Lora | None = None,
     name: str,
     verify: bool = True,
+    loop: bool | Literal["auto"] = "auto",
 ) -> Bundle:
     """Compile an ONNX inference model into a bundle that devices can train.
 
@@ -77,6 +79,9 @@ def compile_model(
         lora: Low-rank adapters; with them only they, and what ``train`` names, are trained.
         name: Human name of the model.
         verify: Check the result numerically (see ``verify``); a model that fails does not compile.
+        loop: Whether the program gets a graph that makes many steps in one run (see ``loop``); ``"auto"`` measures on
+            this machine, unless ``verify`` is False, which leaves it out. For the same program everywhere: True or
+            False.
 
     Raises:
         CompileError: Says which node, tensor or parameter is at fault and what to do.
@@ -90,10 +95,12 @@ def compile_model(
         imported, train = with_adapters(imported, lora, train=train)
     imported = frozen_model(imported, train=train, frozen=freeze)
     pulls = Pulls(proximal, weight_decay, clipped)
-    program = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
+    program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
     bundle = Bundle(program, program.spec.flatten(imported.parameters))
     if verify:
         verify_program(cut_heads(model), bundle)
+    if loop is True or (loop == "auto" and verify):
+        bundle = with_loop_if_faster(bundle, steps, always=loop is True)
     return bundle
 
 
@@ -106,7 +113,7 @@ def _output(model: Model, name: str | None) -> Value:
 
 def _program(
     model: Model, loss_name: str, options: LossOptions, optimizer_name: str, pulls: Pulls, output: Value
-) -> Program:
+) -> tuple[Program, Graph]:
     loss, optimizer = LOSSES[loss_name], OPTIMIZERS[optimizer_name]
     _check_options(loss_name, options, output, model)
     target = loss.target(output, options)
@@ -121,7 +128,7 @@ def _program(
     evaluate = evaluate_graph(model, logits, target, loss, options)
     kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
     try:
-        return Program(
+        program = Program(
             name=model.name,
             kind="graph",
             spec=ParameterSpec((key, model.parameters[key].shape, kind) for key, kind in kinds),
@@ -143,6 +150,7 @@ def _program(
         )
     except DecodeError as error:  # the checks are those for programs from the network
         raise CompileError(f"model {model.name!r}: cannot be written as a program: {error}") from error
+    return program, train
 
 
 def _check_options(loss: str, options: LossOptions, output: Value, model: Model) -> None:
@@ -171,8 +179,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         ``parameters`` (a list of name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph,
         name -> count), ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those
         parameters that stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate),
-        ``runs_on`` (engines), ``program_bytes``, ``parameters_bytes``,
-        ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
+        ``runs_on`` (engines), ``loop`` (whether it holds a graph of many steps), ``program_bytes``,
+        ``parameters_bytes``, ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
     """
     program = bundle.program
     graph = onnx.ModelProto.FromString(program.train).graph
@@ -203,6 +211,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "train_nodes": len(operators),
         "step": asdict(step_cost(program.train, BATCH_SIZE)) if program.train else {},
         "runs_on": ["onnxruntime", "numpy"] if program.train_plan.outputs else ["onnxruntime"],
+        "loop": bool(program.train_loop),
         "program_bytes": len(program.encode()),
         "parameters_bytes": len(encode_parameters(bundle.parameters)),
         "update_bytes_dense": 4 * program.spec.size,

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from coordinator.compile.oracle import Arrays, LossAround, Run, loss_in_float64, session_of, widened
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
-from edge_sdk.bundle import Bundle, Input, Program
+from coordinator.compile.samples import random_inputs, random_target
+from edge_sdk.bundle import Bundle, Program
 from edge_sdk.engine.blas import limit_blas_threads, restore_blas_threads
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
@@ -90,7 +91,7 @@ def verify_program(source: onnx.ModelProto, bundle: Bundle, *, seed: int = 0) ->
 
 def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Generator) -> float:
     program = bundle.program
-    inputs = _examples(program.inputs, rng)
+    inputs = random_inputs(program.inputs, BATCH_SIZE, rng)
     expected = _run_source(source, inputs)
     run = session_of(program.infer, "the inference graph")
     parameters = program.spec.unflatten(bundle.parameters)
@@ -188,7 +189,7 @@ class _Point:
     def draw(cls, bundle: Bundle, rng: np.random.Generator) -> _Point:
         """Random examples; parameters moved off their initial values, which may lie on a kink (zeros do)."""
         program = bundle.program
-        batch = {**_examples(program.inputs, rng), "target": _labels(program, rng)}
+        batch = {**random_inputs(program.inputs, BATCH_SIZE, rng), "target": random_target(program, BATCH_SIZE, rng)}
         parameters = {}
         values = program.spec.unflatten(bundle.parameters)
         for tensor in program.spec:
@@ -238,26 +239,6 @@ class _Point:
             difference = abs(measured - float(np.sum(gradient * direction)))
             worst = max(worst, difference / max(size, abs(measured), floor, 1e-30), key=_nan_last)
         return worst
-
-
-def _examples(inputs: tuple[Input, ...], rng: np.random.Generator) -> Arrays:
-    """Random inputs; integers are 0 or 1, which are legal indices and flags everywhere."""
-    examples: Arrays = {}
-    for entry in inputs:
-        shape = (BATCH_SIZE, *(int(d or 1) for d in entry.shape[1:]))
-        values = rng.standard_normal(shape) if entry.dtype == "float32" else rng.integers(0, 2, shape)
-        examples[entry.name] = values.astype(entry.dtype)
-    return examples
-
-
-def _labels(program: Program, rng: np.random.Generator) -> NDArray[Any]:
-    shape = (BATCH_SIZE, *(int(d or 1) for d in program.target.shape[1:]))
-    if program.classes:
-        return rng.integers(0, program.classes, shape).astype(program.target.dtype)
-    if program.loss not in ("binary_cross_entropy", "hinge"):
-        return rng.standard_normal(shape).astype(np.float32)
-    flags = rng.integers(0, 2, shape).astype(np.float32)
-    return 2 * flags - 1 if program.loss == "hinge" else flags
 
 
 def _nan_last(value: float) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "Segment",
     "Share",
     "Sizes",
+    "Switch",
     "Weights",
     "allowed_text",
     "default_text",
@@ -84,6 +85,12 @@ def _check_share(value: object) -> object:
     return float(value)
 
 
+def _check_switch(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f'= {value!r}: must be "auto", true or false')
+    return value
+
+
 LocalPath = Annotated[Path, BeforeValidator(_to_path), AfterValidator(_resolve)]
 """A path; a relative one starts at the directory of the configuration file."""
 
@@ -101,6 +108,9 @@ Segment = Annotated[str, AfterValidator(_check_segment)]
 
 Share = Annotated[float | Literal["auto"], PlainValidator(_check_share)]
 """A share of devices, or "auto"."""
+
+Switch = Annotated[bool | Literal["auto"], PlainValidator(_check_switch)]
+"""Yes, no, or "auto"."""
 
 _KINDS: Final[dict[Any, str]] = {
     int: "a whole number",

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
-from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Weights, key
+from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Switch, Weights, key
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings
 
@@ -198,6 +198,11 @@ class Model(Section):
         None,
         unit="axis",
         shown="1 for [batch, classes, height, width], else the last",
+    )
+    loop: Switch = key(
+        "Compile a graph in that makes many steps in one run; auto measures at the task's start if it is faster.",
+        "auto",
+        allowed='"auto", true or false',
     )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
 

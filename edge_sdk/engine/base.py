@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import TrainingError
 from edge_sdk.program import Program
 
-__all__ = ["Batch", "Engine", "Handle", "check_vector", "merged_scalars"]
+__all__ = ["Batch", "Engine", "Handle", "check_vector", "merged_scalars", "steps_one_by_one"]
 
 Batch: TypeAlias = Mapping[str, NDArray[Any]]
 """Model inputs by name and ``target``, each with the batch as its first dimension and of the program's dtype."""
@@ -30,6 +30,10 @@ class Engine(Protocol):
     @property
     def program(self) -> Program:
         """The program that this engine runs."""
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps :meth:`steps` is worth calling with; 1 where it brings nothing."""
 
     def load(self, vector: NDArray[np.float32]) -> Handle:
         """Start from the parameters ``vector`` (float32[P]), with zero optimiser state; they are also the anchor.
@@ -50,6 +54,15 @@ class Engine(Protocol):
 
         Raises:
             TrainingError: The graph failed on this batch, the program lacks a scalar, or corrections were given.
+        """
+
+    def steps(self, handle: Handle, batches: Batch, scalars: Mapping[str, float]) -> NDArray[np.float32]:
+        """One step after another over ``batches``, each array ``[steps, batch, ...]``; their losses, float32[steps].
+
+        Gives what as many calls of :meth:`step` give; cheaper where ``steps_at_once`` is above 1.
+
+        Raises:
+            TrainingError: As :meth:`step`.
         """
 
     def read(self, handle: Handle) -> NDArray[np.float32]:
@@ -85,6 +98,15 @@ def merged_scalars(program: Program, scalars: Mapping[str, float]) -> dict[str, 
             f"remove it from the plan, or {remedy}"
         )
     return {**program.scalars, **scalars}
+
+
+def steps_one_by_one(
+    engine: Engine, handle: Handle, batches: Batch, scalars: Mapping[str, float]
+) -> NDArray[np.float32]:
+    """What :meth:`Engine.steps` promises, by :meth:`Engine.step`."""
+    count = len(batches["target"])
+    parts = ({name: array[number] for name, array in batches.items()} for number in range(count))
+    return np.array([engine.step(handle, part, scalars) for part in parts], dtype=np.float32)
 
 
 def no_corrections(corrections: object) -> None:

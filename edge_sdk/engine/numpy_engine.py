@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections
+from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections, steps_one_by_one
 from edge_sdk.engine.blas import limit_blas_threads, restore_blas_threads
 from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError, TrainingError
@@ -39,6 +39,7 @@ class NumpyEngine:
     """
 
     name = "numpy"
+    steps_at_once = 1
 
     def __init__(self, program: Program, threads: int = 1) -> None:
         self.program = program
@@ -73,6 +74,10 @@ class NumpyEngine:
         results = self._run(self._train, {**handle.anchors, **handle.tensors, **batch, **values})
         handle.tensors.update([(name, results[new]) for name, new in self._updates])
         return _scalar(results["loss"], "loss")
+
+    def steps(self, handle: NumpyHandle, batches: Batch, scalars: Mapping[str, float]) -> NDArray[np.float32]:
+        """See :class:`Engine`; one by one, a loop would cost the same here."""
+        return steps_one_by_one(self, handle, batches, scalars)
 
     def read(self, handle: NumpyHandle) -> NDArray[np.float32]:
         """See :class:`Engine`."""

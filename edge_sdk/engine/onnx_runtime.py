@@ -7,6 +7,7 @@ onnxruntime sees are views of these buffers: loading and reading are one copy ea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -14,12 +15,15 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections
+from edge_sdk.engine.base import Batch, check_vector, merged_scalars, no_corrections, steps_one_by_one
 from edge_sdk.engine.onnx_bytes import check_onnx
 from edge_sdk.errors import BundleError, TrainingError
 from edge_sdk.program import ANCHOR, NEW, Program
 
 __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeHandle"]
+
+STEPS_AT_ONCE: Final = 64
+"""So many steps make the cost of a call small beside them; more would only make a run longer than anybody waits."""
 
 _FATAL: Final = 4  # onnxruntime's log severity: its errors reach us as exceptions, not on stderr
 
@@ -33,6 +37,8 @@ _TYPES: Final = {
 
 Vector: TypeAlias = NDArray[np.float32]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True, eq=False)
 class OnnxRuntimeHandle:
@@ -45,6 +51,7 @@ class OnnxRuntimeHandle:
     anchor: Vector
     bindings: tuple[Any, Any]
     turn: int = 0
+    loop_bindings: tuple[Any, Any] | None = None
 
 
 class OnnxRuntimeEngine:
@@ -72,7 +79,10 @@ class OnnxRuntimeEngine:
         self._train = self._session(program.train, "train")
         self._inputs = {entry.name for entry in self._train.get_inputs()}
         tensors = {*(t.name for t in program.spec), *(name for name, _ in program.state)}
-        self._check_outputs(self._train, {"loss", *(NEW + name for name in tensors)}, "train")
+        self._results = {"loss", *(NEW + name for name in tensors)}
+        self._check_outputs(self._train, self._results, "train")
+        self._loop: Any = None
+        self.steps_at_once = STEPS_AT_ONCE if program.train_loop else 1
         self._evaluate: Any = None  # made when first asked for: a session costs megabytes
         self._infer: Any = None
 
@@ -89,8 +99,9 @@ class OnnxRuntimeEngine:
             bindings=(self._train.io_binding(), self._train.io_binding()),
         )
         try:
-            for turn in (0, 1):
-                self._bind(handle, turn)
+            for turn, binding in enumerate(handle.bindings):
+                self._bind(handle, turn, binding)
+                binding.bind_ortvalue_output("loss", self._runtime.OrtValue.ortvalue_from_numpy(handle.loss))
         except Exception as error:  # onnxruntime has no exception root of its own
             raise _failed("train", error) from error
         return handle
@@ -117,6 +128,25 @@ class OnnxRuntimeEngine:
             raise _failed("train", error) from error
         handle.turn = 1 - handle.turn
         return float(handle.loss)
+
+    def steps(self, handle: OnnxRuntimeHandle, batches: Batch, scalars: Mapping[str, float]) -> Vector:
+        """See :class:`Engine`; in one run where the program has a loop for it."""
+        if not self._loads_loop():
+            return steps_one_by_one(self, handle, batches, scalars)
+        for name, number in merged_scalars(self.program, scalars).items():
+            handle.scalars[name][()] = number
+        losses = np.zeros(len(batches["target"]), np.float32)
+        fed = {name: np.ascontiguousarray(value) for name, value in batches.items() if name in self._inputs}
+        try:
+            binding = self._loop_binding(handle)
+            for name, value in fed.items():
+                binding.bind_cpu_input(name, value)
+            binding.bind_ortvalue_output("loss", self._runtime.OrtValue.ortvalue_from_numpy(losses))
+            self._loop.run_with_iobinding(binding, self._run_options)
+        except Exception as error:  # onnxruntime has no exception root of its own
+            raise _failed("train_loop", error) from error
+        handle.turn = 1 - handle.turn
+        return losses
 
     def read(self, handle: OnnxRuntimeHandle) -> Vector:
         """See :class:`Engine`."""
@@ -155,16 +185,32 @@ class OnnxRuntimeEngine:
             raise _failed(where, error) from error
         return dict(zip(names, values, strict=True))
 
-    def _bind(self, handle: OnnxRuntimeHandle, turn: int) -> None:
-        """Bind everything but the batch, for the steps that read the buffers ``turn`` and write the others."""
-        binding = handle.bindings[turn]
+    def _loads_loop(self) -> bool:
+        """Whether there is a loop; one that cannot be loaded here is given up, since single steps do the same."""
+        if self._loop is None and self.steps_at_once > 1:
+            try:
+                self._loop = self._session(self.program.train_loop, "train_loop")
+                self._check_outputs(self._loop, self._results, "train_loop")
+            except TrainingError as error:
+                log.warning("training by single steps: %s", error)
+                self.steps_at_once = 1
+        return self._loop is not None
+
+    def _loop_binding(self, handle: OnnxRuntimeHandle) -> Any:
+        if handle.loop_bindings is None:
+            handle.loop_bindings = (self._loop.io_binding(), self._loop.io_binding())
+            for turn, binding in enumerate(handle.loop_bindings):
+                self._bind(handle, turn, binding)
+        return handle.loop_bindings[handle.turn]
+
+    def _bind(self, handle: OnnxRuntimeHandle, turn: int, binding: Any) -> None:
+        """Bind all but batch and loss, for the steps that read the buffers ``turn`` and write the others."""
         anchors = {ANCHOR + name: value for name, value in self.program.spec.unflatten(handle.anchor).items()}
         for name, value in {**self._tensors(handle, turn), **anchors, **handle.scalars}.items():
             if name in self._inputs:
                 binding.bind_cpu_input(name, value)
-        outputs = {NEW + name: value for name, value in self._tensors(handle, 1 - turn).items()}
-        for name, value in {**outputs, "loss": handle.loss}.items():
-            binding.bind_ortvalue_output(name, self._runtime.OrtValue.ortvalue_from_numpy(value))
+        for name, value in self._tensors(handle, 1 - turn).items():
+            binding.bind_ortvalue_output(NEW + name, self._runtime.OrtValue.ortvalue_from_numpy(value))
 
     def _tensors(self, handle: OnnxRuntimeHandle, half: int) -> dict[str, Vector]:
         names = (name for name, _ in self.program.state)

@@ -96,7 +96,7 @@ def test_whatever_parameter_steps_wrongly_is_found_and_named(name: str) -> None:
     loss = "mean_squared_error" if name == "autoencoder" else "softmax_cross_entropy"
     bundle = compile_model(source, loss=loss, name=name, verify=False)
     trainable = [tensor.name for tensor in bundle.program.spec if tensor.kind == "trainable" and tensor.size > 1]
-    for index, parameter in enumerate(trainable):
+    for index, parameter in enumerate(trainable[:: 1 + len(trainable) // 10]):
         with pytest.raises(CompileError, match=re.escape(f"parameter {parameter!r} ")):
             verify_program(source, faulty(bundle, parameter, FAULTS[index % len(FAULTS)]))
 

@@ -42,7 +42,7 @@ def refusal(config: FederationConfig, kind: type[EdgeFedError] = ConfigurationEr
 
 
 def test_a_new_database_begins_with_the_model_of_the_configuration(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
+    config = config_of(tmp_path, model={"loop": False})
     first = prepared(config)
     assert first.is_new and first.program == build_bundle(config).program
     with Store.open_readonly(database_path(config)) as store:
@@ -77,6 +77,12 @@ def test_the_second_start_goes_on_with_what_is_stored(tmp_path: Path) -> None:
     assert not again.is_new
     with Store.open_readonly(database_path(config)) as store:
         assert len(store.checkpoints("default")) == 1
+
+
+@pytest.mark.parametrize("later", ["auto", False, True])
+def test_the_second_start_keeps_the_loop_that_the_first_one_had(tmp_path: Path, later: object) -> None:
+    first = prepared(config_of(tmp_path, model={"loop": True})).program
+    assert first.train_loop and prepared(config_of(tmp_path, model={"loop": later})).program == first
 
 
 @pytest.mark.parametrize(
