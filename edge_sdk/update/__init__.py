@@ -1,7 +1,7 @@
 """Updates as frames of bytes: sparsify, quantise, code the indices, check; and the way back, which trusts nothing.
 
     encode_update(delta, residual, settings, seed=...) -> Encoded(frame, residual)
-    decode_update(frame, size, settings) -> Decoded(size, indices, values)
+    decode_update(frame, size, settings) -> Decoded(size, indices, values), or Rotated(...)
 
 The wire format is described byte by byte in ``docs/wire-format.md``.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded
+from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded, Rotated, Seeds
 from edge_sdk.update.codecs import CODECS
 from edge_sdk.update.fit import fitted
-from edge_sdk.update.frame import HEADER_BYTES, VERSION, pack_frame, unpack_frame
+from edge_sdk.update.frame import HEADER_BYTES_MAX, VERSION, pack_frame, unpack_frame
 from edge_sdk.update.settings import ROUNDINGS, CodecSettings
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "CodecSettings",
     "Decoded",
     "Encoded",
+    "Rotated",
     "decode_update",
     "encode_update",
     "fitted",
@@ -36,7 +37,12 @@ __all__ = [
 
 
 def encode_update(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, *, seed: int
+    delta: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    settings: CodecSettings,
+    *,
+    seed: int,
+    shared_seed: int | None = None,
 ) -> Encoded:
     """The frame of one update.
 
@@ -45,7 +51,10 @@ def encode_update(
         residual: float32[P] that earlier frames left out, or None for zeros; not changed. A codec that keeps no
             residual sends a given one too, so that nothing is lost when a plan changes codecs.
         settings: The codec and its knobs.
-        seed: Chooses the random bits of stochastic rounding; the same arguments give the same bytes.
+        seed: 64 random bits of this update: stochastic rounding, rotations, what is left out. The same arguments give
+            the same bytes.
+        shared_seed: The same for all devices of a round: the rotation that they share, if the codec has them share
+            one. ``seed`` if not given.
 
     Returns:
         The frame, and the residual for the next update. What the frame decodes to plus the new residual equals
@@ -63,11 +72,12 @@ def encode_update(
                 f"residual: {residual.size} elements, the delta has {delta.size}; drop the residual"
             )
     codec = CODECS[settings.name]
-    body, left = codec.encode(delta, residual, settings, seed)
+    seeds = Seeds(seed, seed if shared_seed is None else shared_seed)
+    body, left = codec.encode(delta, residual, settings, seeds)
     return Encoded(pack_frame(body, delta.size, codec.wire_id), left)
 
 
-def decode_update(frame: bytes | memoryview, size: int, settings: CodecSettings) -> Decoded:
+def decode_update(frame: bytes | memoryview, size: int, settings: CodecSettings) -> Decoded | Rotated:
     """What a frame that nobody vouches for says.
 
     Args:
@@ -82,14 +92,17 @@ def decode_update(frame: bytes | memoryview, size: int, settings: CodecSettings)
     """
     _check_size(size)
     codec = CODECS[settings.name]
-    body = unpack_frame(frame, size, codec.wire_id, codec.body_bytes_max(size, settings))
-    return codec.decode(body, size, settings)
+    wire_id, body = unpack_frame(frame, size, codec.body_bytes_max(size, settings))
+    decode = codec.decoders.get(wire_id)
+    if decode is None:
+        raise DecodeError(f"update frame: codec {wire_id}, the plan asked for {settings.name}", reason="codec")
+    return decode(body, size, settings)
 
 
 def frame_bytes_max(size: int, settings: CodecSettings) -> int:
     """Bytes that no honest frame of ``size`` coordinates exceeds; ``decode_update`` refuses longer ones."""
     _check_size(size)
-    return HEADER_BYTES + CODECS[settings.name].body_bytes_max(size, settings)
+    return HEADER_BYTES_MAX + CODECS[settings.name].body_bytes_max(size, settings)
 
 
 def keeps_residual(settings: CodecSettings) -> bool:

@@ -1,23 +1,26 @@
-"""What a codec is, and the two values that codecs hand back.
+"""What a codec is, and the values that codecs hand back.
 
-A codec turns one vector into the body of a frame and a body into (some of) the vector's coordinates. It is an entry
-in the literal table of ``codecs.py``: two functions, a bound and three facts. It knows nothing of versions, checksums
-and headers (``frame.py``).
+A codec turns one vector into the body of a frame and a body into (some of) the vector's coordinates, or into those of
+the rotated vector. It is an entry in the literal table of ``codecs.py``: functions, a bound and two facts. It knows
+nothing of versions, checksums and headers (``frame.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sdk.update.rotation import Span, hadamard, signs
+
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Decoded", "Encoded"]
+__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Decoded", "Encoded", "Rotated", "RotatedBlocks", "Seeds"]
 
 MAGNITUDE_MAX: Final = 2.0**100
 """Above this no coordinate is sent or believed: sums of squares of such values would leave even float64's comfort, and
@@ -26,6 +29,8 @@ a model that moves so far has diverged."""
 MAGNITUDE_MAX_BITS: Final = (127 + 100) << 23
 """``MAGNITUDE_MAX`` in float32, read as an integer: the order of such integers is that of the floats, and comparing
 them raises no floating-point warning, whatever a peer put there."""
+
+_CHUNK_BLOCKS: Final = 64  # of a rotated vector at a time: what is read again soon stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +57,83 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RotatedBlocks:
+    """Blocks of one size, as a frame tells them.
+
+    Attributes:
+        span: Where they are.
+        places: int64[kept], all different: the coordinates of each block that were sent.
+        levels: int16[blocks, kept], at most 2,357 in magnitude.
+        scales: float32[blocks], finite, at least 0.
+    """
+
+    span: Span
+    places: NDArray[np.int64]
+    levels: NDArray[np.int16]
+    scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotated:
+    """What a frame says of the rotated vector: the levels of some of its coordinates, and a scale per block.
+
+    A block is ``signs * H (scale * levels)``, with the Hadamard matrix H (``rotation.py``). Updates with the same
+    ``seed`` and ``size`` can be added up before that is computed.
+
+    Attributes:
+        size: Number of coordinates of the whole vector.
+        seed: Of the rotation, 32 bits.
+        parts: The blocks, in order.
+    """
+
+    size: int
+    seed: int
+    parts: tuple[RotatedBlocks, ...]
+
+    def dense(self) -> NDArray[np.float32]:
+        """The whole vector as a new float32[size], the same bits on every machine: all sums are of integers."""
+        vector = np.empty(self.parts[-1].span.stop, dtype=np.float32)
+        for part in self.parts:
+            span = part.span
+            for first in range(0, span.count, _CHUNK_BLOCKS):
+                some = slice(first, min(first + _CHUNK_BLOCKS, span.count))
+                rotated = np.zeros((some.stop - first, span.block), dtype=np.float32)
+                rotated[:, part.places] = part.levels[some]
+                values = hadamard(rotated)
+                values *= part.scales[some, None]
+                start = span.start + first * span.block
+                values *= signs(self.seed, start, values.size).reshape(values.shape)
+                vector[start : start + values.size] = values.ravel()
+        return vector[: self.size]
+
+    def norm(self) -> float:
+        """The L2 norm, with that of the filling, without computing the vector: a rotation changes no norm."""
+        return math.sqrt(sum(p.span.block * float(np.square(_magnitudes(p)).sum()) for p in self.parts))
+
+    def largest(self) -> float:
+        """The largest magnitude of a rotated coordinate."""
+        return max(float(_magnitudes(part).max()) for part in self.parts)
+
+
+def _magnitudes(part: RotatedBlocks) -> NDArray[np.float64]:
+    """float64[blocks, kept]: of the rotated coordinates."""
+    return np.abs(part.levels) * part.scales.astype(np.float64)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Where an encoder's random bits come from.
+
+    Attributes:
+        own: 64 bits of this update.
+        shared: The same for all devices of a round.
+    """
+
+    own: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """A frame, and what it left out.
 
@@ -71,15 +153,17 @@ class Codec:
     Attributes:
         wire_id: The byte that names the codec in a frame; never reused.
         keeps_residual: Whether ``encode`` returns a residual (error feedback).
-        encode: ``(delta, residual, settings, seed) -> (body, residual)``; changes neither vector.
-        decode: ``(body, size, settings) -> Decoded``; raises only DecodeError, whatever ``body`` is.
+        encode: ``(delta, residual, settings, seeds) -> (body, residual)``; changes neither vector.
+        decoders: By the byte in the frame (``wire_id``, and those of earlier forms of the body), ``(body, size, settings)
+            -> Decoded | Rotated``; they raise only DecodeError, whatever ``body`` is.
         body_bytes_max: ``(size, settings) -> bytes`` that no body of an honest encoder exceeds.
     """
 
     wire_id: int
     keeps_residual: bool
     encode: Callable[
-        [NDArray[np.float32], NDArray[np.float32] | None, CodecSettings, int], tuple[bytes, NDArray[np.float32] | None]
+        [NDArray[np.float32], NDArray[np.float32] | None, CodecSettings, Seeds],
+        tuple[bytes, NDArray[np.float32] | None],
     ]
-    decode: Callable[[memoryview, int, CodecSettings], Decoded]
+    decoders: Mapping[int, Callable[[memoryview, int, CodecSettings], Decoded | Rotated]]
     body_bytes_max: Callable[[int, CodecSettings], int]

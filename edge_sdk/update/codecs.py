@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from edge_sdk.update.codec import Codec
-from edge_sdk.update.dense import DENSE
-from edge_sdk.update.quantised import INT4, INT8
+from edge_sdk.update.dense import DENSE, FLOAT16
+from edge_sdk.update.eden import EDEN
+from edge_sdk.update.quantised import INT2, INT4, INT8
 from edge_sdk.update.sparse import SPARSE
 
 __all__ = ["CODECS"]
 
 CODECS: Final[dict[str, Codec]] = {
     "dense": DENSE,
+    "float16": FLOAT16,
     "int8": INT8,
     "int4": INT4,
+    "int2": INT2,
     "sparse": SPARSE,
+    "eden": EDEN,
 }

@@ -1,9 +1,10 @@
-"""Every coordinate in 8 or 4 bits, with one scale per block.
+"""Every coordinate in 8, 4 or 2 bits, with one scale per block.
 
     bytes 0..3  block size, little-endian
-    scales      float32 per block, little-endian: the largest magnitude of the block / (127 or 7), rounded up
+    scales      float32 per block, little-endian: the largest magnitude of the block / (127, 7 or 1), rounded up
     codes       int8: one two's complement byte per coordinate, -127..127
                 int4: a nibble per coordinate, code + 7 in 0..14, the low nibble first; an odd last high nibble is zero
+                int2: two bits per coordinate, code + 1 in 0..2, the lowest bits first; unused bits are zero
 
 A coordinate is code * scale. Scales are rounded up so that no coordinate is ever clipped: the error stays within half
 a scale (``nearest``) or one scale with mean zero (``stochastic``). No residual is kept.
@@ -22,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded
+from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded, Seeds
 from edge_sdk.update.feedback import add_residual
 from edge_sdk.update.splitmix import uniforms
 
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["INT4", "INT8"]
+__all__ = ["INT2", "INT4", "INT8"]
 
 _HEAD: Final = struct.Struct("<I")
 
@@ -38,7 +39,7 @@ def _encode(
     delta: NDArray[np.float32],
     residual: NDArray[np.float32] | None,
     settings: CodecSettings,
-    seed: int,
+    seeds: Seeds,
     *,
     bits: int,
 ) -> tuple[bytes, None]:
@@ -53,10 +54,9 @@ def _encode(
         levels = np.rint(steps)
     else:
         levels = np.floor(steps)
-        levels += uniforms(seed, total.size) < steps - levels
+        levels += uniforms(seeds.own, total.size) < steps - levels
     codes = levels.astype(np.int8)
-    data = codes.tobytes() if bits == 8 else _pack_nibbles((codes + 7).view(np.uint8))
-    return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + data, None
+    return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + _pack_codes(codes, bits), None
 
 
 def _decode(body: memoryview, size: int, settings: CodecSettings, *, bits: int) -> Decoded:
@@ -88,21 +88,27 @@ def _unpack_codes(data: memoryview, size: int, bits: int) -> NDArray[np.int8]:
         if codes.min() < -127:
             raise DecodeError("update frame: the code -128 is not used", reason="values")
         return codes
-    nibbles = np.empty(2 * len(data), dtype=np.uint8)
     octets = np.frombuffer(data, dtype=np.uint8)
-    np.bitwise_and(octets, 0x0F, out=nibbles[0::2])
-    np.right_shift(octets, 4, out=nibbles[1::2])
-    if size & 1 and nibbles[-1]:
+    each = 8 // bits
+    raised = np.empty(each * len(data), dtype=np.uint8)
+    for place in range(each):
+        raised[place::each] = (octets >> (bits * place)) & ((1 << bits) - 1)
+    if raised[size:].any():
         raise DecodeError("update frame: unused bits are set", reason="values")
-    if nibbles[:size].max() > 14:
-        raise DecodeError("update frame: the code 8 is not used", reason="values")
-    return nibbles[:size].view(np.int8) - np.int8(7)
+    if raised[:size].max() > 2 * _level_max(bits):
+        raise DecodeError(f"update frame: the code {_level_max(bits) + 1} is not used", reason="values")
+    return raised[:size].view(np.int8) - np.int8(_level_max(bits))
 
 
-def _pack_nibbles(codes: NDArray[np.uint8]) -> bytes:
-    octets = np.zeros((codes.size + 1) >> 1, dtype=np.uint8)
-    octets[: codes.size >> 1] = codes[1::2] << 4
-    octets |= codes[0::2]
+def _pack_codes(codes: NDArray[np.int8], bits: int) -> bytes:
+    if bits == 8:
+        return codes.tobytes()
+    each = 8 // bits
+    raised = np.zeros((-(-codes.size // each), each), dtype=np.uint8)
+    raised.reshape(-1)[: codes.size] = codes + _level_max(bits)
+    octets = raised[:, 0]
+    for place in range(1, each):
+        octets |= raised[:, place] << (bits * place)
     return octets.tobytes()
 
 
@@ -130,10 +136,11 @@ def _codec(wire_id: int, bits: int) -> Codec:
         wire_id=wire_id,
         keeps_residual=False,
         encode=partial(_encode, bits=bits),
-        decode=partial(_decode, bits=bits),
+        decoders={wire_id: partial(_decode, bits=bits)},
         body_bytes_max=partial(_body_bytes, bits=bits),
     )
 
 
 INT8: Final = _codec(1, bits=8)
 INT4: Final = _codec(2, bits=4)
+INT2: Final = _codec(4, bits=2)

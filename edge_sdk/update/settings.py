@@ -8,6 +8,7 @@ from typing import Any, Final
 from edge_sdk.errors import ConfigurationError, DecodeError, VersionError
 from edge_sdk.plan import checked_float, checked_int, checked_map, checked_text
 from edge_sdk.update.codecs import CODECS
+from edge_sdk.update.eden import WIDTH_MAX
 
 __all__ = ["ROUNDINGS", "CodecSettings"]
 
@@ -15,6 +16,9 @@ DENSITY_MIN: Final = 1e-6
 BLOCK_SIZE_MIN: Final = 8
 BLOCK_SIZE_MAX: Final = 1 << 16
 NAME_CHARACTERS_MAX: Final = 32
+BITS: Final = 0.09
+BITS_MIN: Final = 0.001
+BITS_WANTED: Final = f"a share in {BITS_MIN:g}..1 or a whole number of bits in 1..{WIDTH_MAX}"
 
 ROUNDINGS: Final = ("nearest", "stochastic")
 """``nearest`` has the smaller error in one update; ``stochastic`` is unbiased, so errors average out over a cohort."""
@@ -25,10 +29,13 @@ class CodecSettings:
     """How an update is encoded.
 
     Attributes:
-        name: The codec: ``sparse`` (top-k with error feedback), ``int8``, ``int4`` or ``dense`` (float32).
+        name: The codec: ``eden`` (rotated, a few levels, unbiased), ``sparse`` (top-k with error feedback), ``int8``,
+            ``int4``, ``int2``, ``float16`` or ``dense`` (float32).
         density: Share of the coordinates that ``sparse`` sends, 1e-6..1; other codecs do not read it.
-        block_size: Elements that share one scale in ``int8`` and ``int4``, 8..65536; other codecs do not read it.
-        rounding: How ``int8`` and ``int4`` round, ``nearest`` or ``stochastic``; other codecs do not read it.
+        block_size: Elements that share one scale in the ``int`` codecs, 8..65536; other codecs do not read it.
+        rounding: How the ``int`` codecs round, ``nearest`` or ``stochastic``; other codecs do not read it.
+        bits: Bits per coordinate of ``eden``: 1, 2, .. 8, or below 1 (at least 0.001) the share of the coordinates that
+            is sent, at one bit each; other codecs do not read it.
 
     Raises:
         ConfigurationError: A value is not allowed.
@@ -38,6 +45,7 @@ class CodecSettings:
     density: float = 0.01
     block_size: int = 1024
     rounding: str = "stochastic"
+    bits: float = BITS
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name not in CODECS:
@@ -52,15 +60,20 @@ class CodecSettings:
             )
         if self.rounding not in ROUNDINGS:
             raise ConfigurationError(f"codec.rounding: {self.rounding!r} is not one of {', '.join(ROUNDINGS)}")
+        if not _are_bits(self.bits):
+            raise ConfigurationError(f"codec.bits: {self.bits!r} is not {BITS_WANTED}")
 
     def to_wire(self) -> dict[str, Any]:
-        """The settings as a msgpack map."""
-        return {
+        """The settings as a msgpack map; what only later codecs read is there for them alone."""
+        wire: dict[str, Any] = {
             "name": self.name,
             "density": float(self.density),
             "block_size": self.block_size,
             "rounding": self.rounding,
         }
+        if self.bits != BITS:
+            wire["bits"] = float(self.bits)
+        return wire
 
     @classmethod
     def from_wire(cls, value: object) -> CodecSettings:
@@ -81,9 +94,20 @@ class CodecSettings:
         rounding = checked_text(source, "rounding", NAME_CHARACTERS_MAX, where)
         if rounding not in ROUNDINGS:
             raise DecodeError(f"{where}.rounding: {rounding!r} is not one of {', '.join(ROUNDINGS)}")
+        bits = source.get("bits", BITS)
+        if not _are_bits(bits):
+            raise DecodeError(f"{where}.bits: {str(bits)[:40]!r} is not {BITS_WANTED}")
         return cls(
             name=name,
             density=checked_float(source, "density", DENSITY_MIN, 1.0, where),
             block_size=checked_int(source, "block_size", BLOCK_SIZE_MIN, BLOCK_SIZE_MAX, where),
             rounding=rounding,
+            bits=float(bits),
         )
+
+
+def _are_bits(value: object) -> bool:
+    """Whether ``value`` is a share below 1, or a whole number of bits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return BITS_MIN <= value < 1.0 or value in range(1, WIDTH_MAX + 1)

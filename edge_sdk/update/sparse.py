@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.update.codec import MAGNITUDE_MAX, Codec, Decoded
+from edge_sdk.update.codec import MAGNITUDE_MAX, Codec, Decoded, Seeds
 from edge_sdk.update.index_coding import decode_indices, encode_indices, indices_bytes_max
 from edge_sdk.update.rice import bytes_for_bits, pack_unary, unpack_terminators
 from edge_sdk.update.select import add_and_select
@@ -48,7 +48,7 @@ def _count_max(size: int, settings: CodecSettings) -> int:
 
 
 def _encode(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, seed: int
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, seeds: Seeds
 ) -> tuple[bytes, NDArray[np.float32]]:
     left, indices = add_and_select(delta, residual, _count_max(delta.size, settings))
     if indices.size == 0:
@@ -141,4 +141,6 @@ def _body_bytes_max(size: int, settings: CodecSettings) -> int:
     )
 
 
-SPARSE: Final = Codec(wire_id=3, keeps_residual=True, encode=_encode, decode=_decode, body_bytes_max=_body_bytes_max)
+SPARSE: Final = Codec(
+    wire_id=3, keeps_residual=True, encode=_encode, decoders={3: _decode}, body_bytes_max=_body_bytes_max
+)

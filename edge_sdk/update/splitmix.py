@@ -22,9 +22,9 @@ _MULTIPLIER_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2: Final = np.uint64(0x94D049BB133111EB)
 
 
-def random_words(seed: int, count: int) -> NDArray[np.uint64]:
-    """The first ``count`` outputs, uint64[count], of SplitMix64 seeded with the low 64 bits of ``seed``."""
-    words = np.arange(1, count + 1, dtype=np.uint64)
+def random_words(seed: int, count: int, first: int = 0) -> NDArray[np.uint64]:
+    """``count`` outputs from number ``first`` on, uint64[count], of SplitMix64 seeded with the low 64 bits of ``seed``."""
+    words = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     words *= np.uint64(_INCREMENT)
     words += np.uint64(seed & _WORD)
     for shift, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
