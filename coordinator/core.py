@@ -596,6 +596,7 @@ class Coordinator:
                 self.record.task,
                 self.record.number,
                 self.record.attempt,
+                self.record.base,
                 self._model,
                 self._server_state,
                 self._parameters,

@@ -174,12 +174,14 @@ Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
 class StartJob:
     """Begin a round with empty sums, then add what its journal holds already (after a crash).
 
-    ``parameters`` is the model's blob; ``published`` the one that devices train from, empty where it is the same.
+    ``base`` is the SHA-256 of the parameters that the devices train from, ``parameters`` the model's blob, to which the
+    mean of their updates is added; ``published`` the blob that devices train from, empty where it is the same.
     """
 
     task: str
     number: int
     attempt: int
+    base: bytes
     parameters: bytes
     server_state: bytes
     published: bytes = b""

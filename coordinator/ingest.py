@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from coordinator.downlink import Downlink, publish
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
-from coordinator.reducers import FixedPoint, ScalarSums, WeightedMean
+from coordinator.grouped_mean import GroupedMean
+from coordinator.reducers import FixedPoint, ScalarSums
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import JournalRow, QuotaExceeded, Store
 from coordinator.validate import Validation
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
-from edge_sdk.frames import decode_frames, statistic_mask
+from edge_sdk.frames import DecodedParts, decode_frames, groups_of, shared_seed, statistic_mask
 from edge_sdk.link import statistic_spans
 from edge_sdk.messages import Plan, Update
-from edge_sdk.update import Decoded
+from edge_sdk.update import Rotated
 
 __all__ = ["Ingest", "pack_state", "unpack_state"]
 
@@ -44,7 +45,7 @@ class _Admitted:
     item: IngestItem
     payload: bytes
     update: Update
-    decoded: Decoded
+    decoded: DecodedParts
     norm: float
 
 
@@ -79,7 +80,8 @@ class Ingest:
         self._downlink = downlink or Downlink()
         self._spans = statistic_spans(program.spec)
         self._statistic = statistic_mask(program.spec)
-        self._mean = WeightedMean(program.spec.size, fixed_point)
+        self._groups = groups_of(program.spec, plan.codec)
+        self._mean = GroupedMean(self._groups, fixed_point)
         self._scalars = ScalarSums(SUMS)
         self._norms: list[float] = []
         self._round_norms: list[float] = []
@@ -89,13 +91,12 @@ class Ingest:
     def start(self, job: StartJob) -> None:
         """Begins a round: empty sums, then whatever its journal holds (after a crash)."""
         self._start = job
-        self._mean, self._scalars = self._mean.zero(), self._scalars.zero()
+        self._mean, self._scalars = self._mean.zero(shared_seed(job.base)), self._scalars.zero()
         self._round_norms = []
         self._norm_bound = self._validation.norm_bound(self._norms)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
             update = Update.decode(payload)
-            decoded = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec)
-            self._accumulate(update, decoded.whole)
+            self._accumulate(update, self._decode(update))
 
     def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
         """Takes some admitted updates in one group commit; what comes back with a ``seq`` is durable and summed."""
@@ -164,10 +165,10 @@ class Ingest:
         if digest_of(payload) != item.digest:
             raise ProtocolError("update: its SHA-256 is not the digest that it was offered under", reason="digest")
         update = Update.decode(payload)
-        decoded = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec)
+        decoded = self._decode(update)
         norm = self._validation.check(
-            decoded.whole,
-            step=decoded.trainable,
+            decoded,
+            self._groups,
             examples=update.examples,
             steps=update.steps,
             loss=update.loss,
@@ -177,7 +178,14 @@ class Ingest:
         )
         if not self._mean.fits(pending_weight + self._weight(update)):
             raise ProtocolError("update: the round's sum of weights is full", reason="weight")
-        return _Admitted(item, payload, update, decoded.whole, norm)
+        return _Admitted(item, payload, update, decoded, norm)
+
+    def _decode(self, update: Update) -> DecodedParts:
+        parts = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec, update.parts)
+        # What does not share the round's rotation is rotated back at once, so that its values are checked.
+        return tuple(
+            part if isinstance(part, Rotated) and part.seed == self._mean.rotation else part.plain() for part in parts
+        )
 
     def _journal(self, admitted: list[_Admitted]) -> list[tuple[_Admitted, int, str, str]]:
         """One commit for all; where that fails, one for each, so that only the culprit pays."""
@@ -192,7 +200,7 @@ class Ingest:
             logger.error("an update could not be journalled: %s", error)
             return [(admitted[0], 0, "busy", str(error))]
 
-    def _accumulate(self, update: Update, decoded: Decoded) -> None:
+    def _accumulate(self, update: Update, decoded: DecodedParts) -> None:
         weight = self._weight(update)
         self._mean.accumulate(decoded, weight)
         numbers: dict[str, Any] = {

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.update import Decoded
+from edge_sdk.frames import DecodedParts, Group
+from edge_sdk.update import Decoded, Rotated
 
 __all__ = ["Validation"]
 
@@ -84,7 +84,8 @@ class Validation:
 
     def check(
         self,
-        decoded: Decoded,
+        parts: DecodedParts,
+        groups: Sequence[Group] | None = None,
         *,
         examples: int,
         steps: int,
@@ -92,19 +93,19 @@ class Validation:
         evaluation: tuple[float, float, int] | None = None,
         metric_max: float | None = None,
         norm_bound: float | None = None,
-        step: NDArray[np.float32] | None = None,
     ) -> float:
         """Lets one update in, or not.
 
         Args:
-            decoded: The update.
+            parts: The update, a part for each group.
+            groups: How it is divided, one group of all elements by default; the norm is of all groups but the
+                statistics, which are no step.
             examples: On how many examples the device says that it trained.
             steps: How many optimiser steps it says that it did.
             loss: Its mean training loss.
             evaluation: ``(loss_sum, metric_sum, count)`` over held-out examples, or None.
             metric_max: The most that the metric can be for one example, 0 being the least; None for no such bound.
             norm_bound: The round's bound from :meth:`norm_bound`; None for ``norm_max`` alone.
-            step: The values that the norm is of, float32[k]: those of trainable elements. None for all.
 
         Returns:
             The update's L2 norm, to be kept for later bounds if it counts.
@@ -117,16 +118,32 @@ class Validation:
         if evaluation is not None and metric_max is not None and not 0.0 <= evaluation[1] <= metric_max * evaluation[2]:
             impossible = f"update: a metric of {evaluation[1]!r} over {evaluation[2]} examples is not possible"
             raise ProtocolError(impossible, reason="evaluation")
-        self._check_shape(decoded)
-        self._check_values(decoded.values)
-        # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
-        squares = (decoded.values if step is None else step).astype(np.float64)
-        squares *= squares
-        norm = math.sqrt(float(squares.sum()))
+        squares = 0.0
+        divided = [(self.size, "main")] if groups is None else [(group.size, group.kind) for group in groups]
+        for decoded, (size, kind) in zip(parts, divided, strict=True):
+            part_norm = self._check_part(decoded, size)
+            squares += part_norm * part_norm if kind != "statistics" else 0.0
+        norm = math.sqrt(squares)
         bound = self.norm_bound(()) if norm_bound is None else norm_bound
         if norm > bound:
             raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")
         return norm
+
+    def _check_part(self, decoded: Decoded | Rotated, size: int) -> float:
+        """The norm of one part whose shape and values are within bounds."""
+        if isinstance(decoded, Rotated):
+            if decoded.size != size:
+                raise ProtocolError(f"update: {decoded.size} elements, the model has {size}", reason="shape")
+            # It is added up as it is: the bound is on what is added.
+            self._check_range(-decoded.largest(), decoded.largest())
+            return decoded.norm()
+        self._check_shape(decoded, size)
+        if decoded.values.size:
+            # Both hand a NaN on.
+            self._check_range(float(decoded.values.min()), float(decoded.values.max()))
+        # In float64 and by one thread: a dot product of BLAS may differ in the last bits from run to run.
+        wide = decoded.values.astype(np.float64)
+        return math.sqrt(float(np.square(wide, out=wide).sum()))
 
     def _check_claims(
         self, examples: int, steps: int, loss: float, evaluation: tuple[float, float, int] | None
@@ -151,27 +168,24 @@ class Validation:
                 reason="evaluation",
             )
 
-    def _check_shape(self, decoded: Decoded) -> None:
+    def _check_shape(self, decoded: Decoded, size: int) -> None:
         values, indices = decoded.values, decoded.indices
-        if decoded.size != self.size:
-            raise ProtocolError(f"update: {decoded.size} elements, the model has {self.size}", reason="shape")
+        if decoded.size != size:
+            raise ProtocolError(f"update: {decoded.size} elements, the model has {size}", reason="shape")
         if values.dtype != np.float32 or values.ndim != 1:
             raise ProtocolError(
                 f"update: values are {values.dtype}{list(values.shape)}, not float32[k]", reason="shape"
             )
         if indices is None:
-            if values.size != self.size:
-                raise ProtocolError(f"update: {values.size} values for {self.size} elements", reason="shape")
+            if values.size != size:
+                raise ProtocolError(f"update: {values.size} values for {size} elements", reason="shape")
             return
         if indices.dtype != np.int64 or indices.shape != values.shape:
             raise ProtocolError(f"update: {indices.shape} indices for {values.shape} values", reason="shape")
-        if indices.size and not (indices[0] >= 0 and indices[-1] < self.size and (indices[1:] > indices[:-1]).all()):
-            raise ProtocolError(f"update: indices do not rise within 0..{self.size - 1}", reason="shape")
+        if indices.size and not (indices[0] >= 0 and indices[-1] < size and (indices[1:] > indices[:-1]).all()):
+            raise ProtocolError(f"update: indices do not rise within 0..{size - 1}", reason="shape")
 
-    def _check_values(self, values: NDArray[np.float32]) -> None:
-        if not values.size:
-            return
-        low, high = float(values.min()), float(values.max())  # both hand a NaN on
+    def _check_range(self, low: float, high: float) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ProtocolError("update: a value is not finite", reason="nan")
         if max(high, -low) > self.value_max:

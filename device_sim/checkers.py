@@ -28,10 +28,11 @@ from coordinator.reducers import FixedPoint
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, TicketRecord
 from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.frames import decode_frames, statistic_mask
+from edge_sdk.frames import decode_frames, groups_of, shared_seed, statistic_mask
 from edge_sdk.link import Link
 from edge_sdk.messages import Invite, Plan, Update, Verdict
-from edge_sdk.update import CodecSettings, decode_update
+from edge_sdk.update import CodecSettings, Rotated, decode_update
+from edge_sdk.update.rotation import hadamard_exactly, rotated_size, signs, spans_of
 
 __all__ = ["InvariantBroken", "Ledger"]
 
@@ -186,23 +187,33 @@ class Ledger:
 
     def _check_model(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
         """Sums once more, in Python's own integers and another order, from what the devices say that they sent."""
-        size = self.program.spec.size
-        sums = np.zeros(size, dtype=object)
+        groups = groups_of(self.program.spec, self.plan.codec)
+        rotation = shared_seed(digest_of(self.published or self.parameters)) & 0xFFFF_FFFF
+        sums = [np.zeros(group.size, dtype=object) for group in groups]
+        rotated_sums = [np.zeros(rotated_size(group.size), dtype=object) for group in groups]
         total = 0
         for ticket, digest in sorted(journalled, reverse=True):
             training = self.trainings.get((ticket, digest))
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             update = Update.decode(training.payload)
-            decoded = decode_frames(update.frame, update.statistics, self.plan.codec, self.program.spec)
-            dense = decoded.whole.dense().astype(np.float64)
+            parts = decode_frames(update.frame, update.statistics, self.plan.codec, self.program.spec, update.parts)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-            scaled = np.rint(dense * (weight * 2.0**self.fixed_point.fraction_bits))
-            sums += np.array([int(v) for v in scaled], dtype=object)
+            scale = weight * 2.0**self.fixed_point.fraction_bits
+            sent = np.zeros(self.program.spec.size, dtype=np.float32)
+            for number, (group, decoded) in enumerate(zip(groups, parts, strict=True)):
+                dense = decoded.dense()
+                group.put(sent, dense)
+                if isinstance(decoded, Rotated) and decoded.seed == rotation:
+                    rotated_sums[number] += _integers(_rotated_coordinates(decoded), scale)
+                else:
+                    sums[number] += _integers(dense.astype(np.float64), scale)
             total += weight
-            self._count(training, dense)
+            self._count(training, sent.astype(np.float64))
         divisor = total * 2.0**self.fixed_point.fraction_bits
-        mean = np.array([float(v) / divisor for v in sums], dtype=np.float64).astype(np.float32)
+        mean = np.zeros(self.program.spec.size, dtype=np.float32)
+        for group, plain, rotated in zip(groups, sums, rotated_sums, strict=True):
+            group.put(mean, _mean(plain, rotated, divisor, rotation))
         vector, state = self.optimizer.apply(
             decode_parameters(self.parameters, self.program.spec),
             mean,
@@ -218,13 +229,13 @@ class Ledger:
         link = Link.decode(data)
         vector = decode_parameters(before, self.program.spec).copy()
         trainable = np.flatnonzero(self.program.spec.mask("trainable"))
-        sent = decode_update(link.frame, trainable.size, link.codec)
+        sent = decode_update(link.frame, trainable.size, link.codec).plain()
         indices = np.arange(trainable.size) if sent.indices is None else sent.indices
         for index, value in zip(indices, sent.values, strict=True):
             vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
         if link.values:
             statistics = decode_update(link.values, vector.size - trainable.size, CodecSettings("dense"))
-            vector[self.program.spec.mask("statistic")] = statistics.values
+            vector[self.program.spec.mask("statistic")] = statistics.dense()
         after = encode_parameters(vector)
         if (digest_of(before), digest_of(after)) != (link.base, link.target):
             raise InvariantBroken("a link does not lead from what was published to what it names")
@@ -280,6 +291,35 @@ class Ledger:
         gap = float(np.abs(books.sent + left - books.deltas).max())
         if gap > CLOSE * max(1.0, float(np.abs(books.deltas).max())):
             raise InvariantBroken(f"{device}: counted + residual misses the counted deltas by {gap:.3g}")
+
+
+def _integers(values: NDArray[np.float64], scale: float) -> NDArray[np.object_]:
+    """Python's own integers, which cannot overflow."""
+    return np.array([int(v) for v in np.rint(values * scale)], dtype=object)
+
+
+def _rotated_coordinates(decoded: Rotated) -> NDArray[np.float64]:
+    """All coordinates of the rotated vector, float64, zero where nothing was sent."""
+    coordinates = np.zeros(rotated_size(decoded.size))
+    for part in decoded.parts:
+        for number, (levels, scale) in enumerate(zip(part.levels, part.scales, strict=True)):
+            coordinates[part.span.start + number * part.span.block + part.places] = levels * np.float64(scale)
+    return coordinates
+
+
+def _mean(
+    plain: NDArray[np.object_], rotated: NDArray[np.object_], divisor: float, rotation: int
+) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.array([float(v) / divisor for v in plain], dtype=np.float64).astype(np.float32)
+    if not rotated.any():
+        return mean
+    coordinates = np.array([float(v) / divisor for v in rotated])
+    for span in spans_of(mean.size):
+        blocks = coordinates[span.start : span.stop].reshape(span.count, span.block)
+        hadamard_exactly(blocks)
+    coordinates *= signs(rotation, 0, coordinates.size)
+    mean += coordinates[: mean.size]
+    return mean
 
 
 def _tally(verdicts: dict[bytes, tuple[str, str]]) -> dict[str, int]:

@@ -216,7 +216,7 @@ def _move(vector: NDArray[np.float32], link: Link) -> None:
     if bool(link.frame) != bool(trainable) or bool(link.values) != bool(link.statistics):
         raise DecodeError("link: a frame is missing, or there without elements", reason="statistics")
     if trainable:
-        sent = decode_update(link.frame, _size(trainable), link.codec)
+        sent = decode_update(link.frame, _size(trainable), link.codec).plain()
         with np.errstate(over="ignore", invalid="ignore"):  # the digest of the result decides
             if sent.indices is None:
                 at = 0
@@ -226,7 +226,7 @@ def _move(vector: NDArray[np.float32], link: Link) -> None:
             else:
                 vector[_places(sent.indices, trainable)] += sent.values
     if link.statistics:
-        values, at = decode_update(link.values, _size(link.statistics), _DENSE).values, 0
+        values, at = decode_update(link.values, _size(link.statistics), _DENSE).dense(), 0
         for start, stop in link.statistics:
             vector[start:stop] = values[at : at + stop - start]
             at += stop - start

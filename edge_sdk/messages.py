@@ -25,7 +25,7 @@ from edge_sdk.errors import DecodeError, ProtocolError, VersionError
 from edge_sdk.packed import unpack_checked
 from edge_sdk.plan import TrainingPlan, checked_int, checked_map
 from edge_sdk.topics import is_segment
-from edge_sdk.update import CodecSettings
+from edge_sdk.update import TENSOR_RULES_MAX, CodecSettings
 
 __all__ = [
     "BODY_BYTES_MAX",
@@ -480,6 +480,7 @@ class Update:
         frame: The codec's frame.
         evaluation: ``(loss_sum, metric_sum, count)`` of the *received* parameters on held-out local examples, or None.
         statistics: The frame of the parameters of kind statistic; absent where the model has none.
+        parts: Frames of tensors that the plan has encoded apart; absent where it has none so.
     """
 
     kind: ClassVar[str] = "update"
@@ -492,6 +493,7 @@ class Update:
     frame: bytes = _on_wire(_data_upto(BLOB_BYTES_MAX))
     evaluation: tuple[float, float, int] | None = _on_wire(_evaluation, None)
     statistics: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None, brief=True)
+    parts: tuple[bytes, ...] = _on_wire(_list_of(_data_upto(BLOB_BYTES_MAX), TENSOR_RULES_MAX), (), brief=True)
 
     def encode(self) -> bytes:
         """The update as the bytes that are offered, digested, journalled."""

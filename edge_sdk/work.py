@@ -16,7 +16,7 @@ from edge_sdk.bundle import Program, decode_parameters, digest_of
 from edge_sdk.engine import Engine, make_engine
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.examples import as_examples
-from edge_sdk.frames import encode_frames
+from edge_sdk.frames import encode_frames, shared_seed
 from edge_sdk.messages import Update
 from edge_sdk.session import StartTraining
 from edge_sdk.state import OutboxEntry
@@ -150,7 +150,14 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
     """Encodes a training result with the residual, into an outbox entry."""
     start = order.start
     spec = spec_digest(program)
-    encoded = encode_frames(result.delta, order.residual(spec), start.plan.codec, program.spec, seed=order.seed)
+    encoded = encode_frames(
+        result.delta,
+        order.residual(spec),
+        start.plan.codec,
+        program.spec,
+        seed=order.seed,
+        shared_seed=shared_seed(start.parameters),
+    )
     evaluation = result.evaluation
     payload = Update(
         examples=result.examples,
@@ -162,6 +169,7 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         frame=encoded.frame,
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
         statistics=encoded.statistics,
+        parts=encoded.parts,
     ).encode()
     entry = OutboxEntry(
         ticket=start.ticket,

@@ -348,12 +348,22 @@ class Aggregation(Section):
 class Codec(Section):
     """How updates are compressed."""
 
-    name: Literal["sparse", "int8", "int4", "dense"] = key(
-        "sparse: largest coordinates with error feedback; int8, int4: all of them, quantised; dense: float32.", "sparse"
+    name: Literal["sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key(
+        "sparse: largest coordinates with error feedback; eden: rotated coordinates in few bits, unbiased; int8, int4, "
+        "int2: all coordinates, quantised; float16, dense: as they are.",
+        "sparse",
     )
     density: float = key("Share of the coordinates that sparse sends.", 0.03, ge=1e-6, le=1)
-    block_size: int = key("Elements that share one scale in int8 and int4.", 1024, unit="elements", ge=8, le=1 << 16)
-    rounding: Literal["nearest", "stochastic"] = key("How int8 and int4 round.", "stochastic")
+    bits: float = key(
+        "Bits a coordinate of eden: 1, 2, .. 8, or below 1 the share of the coordinates that is sent, at one bit each.",
+        0.09,
+        ge=0.001,
+        le=8,
+    )
+    block_size: int = key(
+        "Elements that share one scale in int8, int4 and int2.", 1024, unit="elements", ge=8, le=1 << 16
+    )
+    rounding: Literal["nearest", "stochastic"] = key("How int8, int4 and int2 round.", "stochastic")
     bytes_per_update_max: int = key(
         "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse is "
         "made smaller to fit, with another codec a device declines. 0 for no limit.",
@@ -365,9 +375,12 @@ class Codec(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         shared = {"name", "bytes_per_update_max"}
-        read = {"sparse": {"density"}, "int8": {"block_size", "rounding"}, "int4": {"block_size", "rounding"}}
+        quantised = {"block_size", "rounding"}
+        read = {"sparse": {"density"}, "eden": {"bits"}, "int8": quantised, "int4": quantised, "int2": quantised}
         for name in sorted(self.model_fields_set - shared - read.get(self.name, set())):
             raise ValueError(f"codec.{name}: is not read by {self.name}; leave it out, or choose another codec.name")
+        if self.bits > 1 and self.bits != int(self.bits):
+            raise ValueError(f"codec.bits = {self.bits:g}: is a share below 1, or a whole number of bits")
         return self
 
 

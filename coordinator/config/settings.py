@@ -90,7 +90,13 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
 
 def codec_settings(codec: Codec) -> CodecSettings:
     """How updates are encoded."""
-    return CodecSettings(name=codec.name, density=codec.density, block_size=codec.block_size, rounding=codec.rounding)
+    return CodecSettings(
+        name=codec.name,
+        density=codec.density,
+        block_size=codec.block_size,
+        rounding=codec.rounding,
+        bits=codec.bits,
+    )
 
 
 def downlink(section: DownlinkSection) -> Downlink:

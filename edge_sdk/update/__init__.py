@@ -17,12 +17,13 @@ from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded, Rotated, Seed
 from edge_sdk.update.codecs import CODECS
 from edge_sdk.update.fit import fitted
 from edge_sdk.update.frame import HEADER_BYTES_MAX, VERSION, pack_frame, unpack_frame
-from edge_sdk.update.settings import ROUNDINGS, CodecSettings
+from edge_sdk.update.settings import ROUNDINGS, TENSOR_RULES_MAX, CodecSettings
 
 __all__ = [
     "CODECS",
     "MAGNITUDE_MAX",
     "ROUNDINGS",
+    "TENSOR_RULES_MAX",
     "VERSION",
     "CodecSettings",
     "Decoded",

@@ -55,6 +55,10 @@ class Decoded:
         vector[self.indices] = self.values
         return vector
 
+    def plain(self) -> Decoded:
+        """Itself; see :meth:`Rotated.plain`."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RotatedBlocks:
@@ -91,7 +95,10 @@ class Rotated:
     parts: tuple[RotatedBlocks, ...]
 
     def dense(self) -> NDArray[np.float32]:
-        """The whole vector as a new float32[size], the same bits on every machine: all sums are of integers."""
+        """The whole vector as a new float32[size], the same bits on every machine: all sums are of integers.
+
+        Infinite where a hostile scale makes it so.
+        """
         vector = np.empty(self.parts[-1].span.stop, dtype=np.float32)
         for part in self.parts:
             span = part.span
@@ -100,11 +107,16 @@ class Rotated:
                 rotated = np.zeros((some.stop - first, span.block), dtype=np.float32)
                 rotated[:, part.places] = part.levels[some]
                 values = hadamard(rotated)
-                values *= part.scales[some, None]
+                with np.errstate(over="ignore"):
+                    values *= part.scales[some, None]
                 start = span.start + first * span.block
                 values *= signs(self.seed, start, values.size).reshape(values.shape)
                 vector[start : start + values.size] = values.ravel()
         return vector[: self.size]
+
+    def plain(self) -> Decoded:
+        """The same as coordinates of the vector itself: all of them, float32[size]."""
+        return Decoded(self.size, None, self.dense())
 
     def norm(self) -> float:
         """The L2 norm, with that of the filling, without computing the vector: a rotation changes no norm."""
@@ -154,8 +166,8 @@ class Codec:
         wire_id: The byte that names the codec in a frame; never reused.
         keeps_residual: Whether ``encode`` returns a residual (error feedback).
         encode: ``(delta, residual, settings, seeds) -> (body, residual)``; changes neither vector.
-        decoders: By the byte in the frame (``wire_id``, and those of earlier forms of the body), ``(body, size, settings)
-            -> Decoded | Rotated``; they raise only DecodeError, whatever ``body`` is.
+        decoders: By the byte in the frame (``wire_id``, and those of earlier forms of the body),
+            ``(body, size, settings) -> Decoded | Rotated``; they raise only DecodeError, whatever ``body`` is.
         body_bytes_max: ``(size, settings) -> bytes`` that no body of an honest encoder exceeds.
     """
 

@@ -49,8 +49,8 @@ def _encode_half(
     largest = max(float(total.max()), -float(total.min()))
     if largest > _HALF_MAX:
         raise TrainingError(
-            f"delta + residual has a coordinate of magnitude {largest:g}, float16 ends at {_HALF_MAX:g}: choose another "
-            "codec, or lower the learning rate"
+            f"delta + residual has a coordinate of magnitude {largest:g}, float16 ends at {_HALF_MAX:g}: choose "
+            "another codec, or lower the learning rate"
         )
     return total.astype("<f2").tobytes(), None
 

@@ -122,8 +122,8 @@ def _rounded(
         # Over the whole block, not over what is kept: of a few coordinates the sum may be near zero.
         inner = np.abs(rotated).sum(axis=1, dtype=np.float64)
         every = blocks.shape[1]
-        codes = (rotated if places.size == every else rotated[:, places]) < 0.0
-        return codes.view(np.uint8), _quotients(squares * (every / places.size), inner)
+        negative = (rotated if places.size == every else rotated[:, places]) < 0.0
+        return negative.view(np.uint8), _quotients(squares * (every / places.size), inner)
     deviations = np.sqrt(squares).astype(np.float32)[:, None]
     codes = nearest_codes(np.divide(rotated, deviations, out=np.zeros_like(rotated), where=deviations > 0.0), width)
     inner = np.einsum("bp,bp->b", rotated, levels(width)[codes], dtype=np.float64)

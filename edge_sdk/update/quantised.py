@@ -113,6 +113,8 @@ def _pack_codes(codes: NDArray[np.int8], bits: int) -> bytes:
 
 
 def _scales(largest: NDArray[np.float32], level_max: int) -> NDArray[np.float32]:
+    if level_max == 1:
+        return largest.copy()  # a division by 1 rounds nothing
     scales = largest / np.float32(level_max)
     # The next float32 up, so that no quotient exceeds level_max; a block of zeros keeps the scale zero.
     np.nextafter(scales, np.float32(np.inf), out=scales, where=largest > 0.0)

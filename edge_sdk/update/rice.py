@@ -77,8 +77,8 @@ def unpack_terminators(data: memoryview, count: int) -> NDArray[np.int64]:
     return ends
 
 
-def pack_bit_planes(numbers: NDArray[np.int64], width: int) -> bytes:
-    """The low ``width`` bits of each of the int64[k] numbers, highest bit plane first."""
+def pack_bit_planes(numbers: NDArray[np.integer[Any]], width: int) -> bytes:
+    """The low ``width`` bits of each of the numbers, integers [k] of at least 0, highest bit plane first."""
     narrow = numbers.astype(np.uint8 if width <= 8 else np.uint32)
     planes = np.empty((width, numbers.size), dtype=np.uint8)
     for plane in range(width):

@@ -81,7 +81,8 @@ def hadamard(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
     columns = min(_ROWS_MAX, size)
     rows = size // columns
     once = blocks.reshape(count * rows, columns) @ _matrix(columns)
-    return np.matmul(_matrix(rows), once.reshape(count, rows, columns)).reshape(count, size)
+    twice: NDArray[np.float32] = np.matmul(_matrix(rows), once.reshape(count, rows, columns))
+    return twice.reshape(count, size)
 
 
 def hadamard_exactly(blocks: NDArray[np.float64]) -> None:

@@ -29,7 +29,7 @@ __all__ = ["coarse_bytes_max", "decode_coarse", "decode_fine", "encode_coarse", 
 _HEAD: Final = struct.Struct("<hB")
 _STEPS: Final = 8
 _WIDTH_MAX: Final = 14
-_NUMBER_MAX: Final = 100 * _STEPS
+_NUMBER_MAX: Final = 110 * _STEPS
 _NUMBER_MIN: Final = -126 * _STEPS
 # 2^(k/8) as float32: constants, since a power may differ in its last bit from one machine to another.
 _FRACTIONS: Final = np.array(
@@ -40,7 +40,7 @@ _FRACTIONS: Final = np.array(
 
 
 def encode_coarse(scales: NDArray[np.float64], seed: int) -> bytes:
-    """Float64[blocks] of at least 0 and at most 2^99 as powers of 2^(1/8), up or down at random by ``seed``."""
+    """Float64[blocks] of at least 0 and at most 2^109 as powers of 2^(1/8), up or down at random by ``seed``."""
     positive = scales > 0.0
     numbers = np.zeros(scales.size, dtype=np.int64)
     with np.errstate(divide="ignore"):
@@ -59,7 +59,7 @@ def decode_coarse(section: memoryview, blocks: int) -> tuple[NDArray[np.float32]
     """Float32[blocks] from the head of ``section``, which nobody vouches for, and what follows them.
 
     Raises:
-        DecodeError: The section is too short, a scale is above 2^100, or a field is out of range.
+        DecodeError: The section is too short, a scale is above 2^110, or a field is out of range.
     """
     if len(section) < _HEAD.size:
         raise DecodeError("update frame: ends within the scales", reason="length")

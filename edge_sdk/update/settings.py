@@ -10,12 +10,14 @@ from edge_sdk.plan import checked_float, checked_int, checked_map, checked_text
 from edge_sdk.update.codecs import CODECS
 from edge_sdk.update.eden import WIDTH_MAX
 
-__all__ = ["ROUNDINGS", "CodecSettings"]
+__all__ = ["ROUNDINGS", "TENSOR_RULES_MAX", "CodecSettings"]
 
 DENSITY_MIN: Final = 1e-6
 BLOCK_SIZE_MIN: Final = 8
 BLOCK_SIZE_MAX: Final = 1 << 16
 NAME_CHARACTERS_MAX: Final = 32
+TENSOR_RULES_MAX: Final = 16
+PATTERN_CHARACTERS_MAX: Final = 200
 BITS: Final = 0.09
 BITS_MIN: Final = 0.001
 BITS_WANTED: Final = f"a share in {BITS_MIN:g}..1 or a whole number of bits in 1..{WIDTH_MAX}"
@@ -36,6 +38,8 @@ class CodecSettings:
         rounding: How the ``int`` codecs round, ``nearest`` or ``stochastic``; other codecs do not read it.
         bits: Bits per coordinate of ``eden``: 1, 2, .. 8, or below 1 (at least 0.001) the share of the coordinates that
             is sent, at one bit each; other codecs do not read it.
+        tensors: ``(pattern, settings)``: tensors whose name matches the pattern (as of a shell, with case) are encoded
+            apart, with settings that name no tensors themselves; the first pattern that matches decides.
 
     Raises:
         ConfigurationError: A value is not allowed.
@@ -46,6 +50,7 @@ class CodecSettings:
     block_size: int = 1024
     rounding: str = "stochastic"
     bits: float = BITS
+    tensors: tuple[tuple[str, CodecSettings], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name not in CODECS:
@@ -62,6 +67,16 @@ class CodecSettings:
             raise ConfigurationError(f"codec.rounding: {self.rounding!r} is not one of {', '.join(ROUNDINGS)}")
         if not _are_bits(self.bits):
             raise ConfigurationError(f"codec.bits: {self.bits!r} is not {BITS_WANTED}")
+        if len(self.tensors) > TENSOR_RULES_MAX:
+            raise ConfigurationError(
+                f"codec.tensors: {len(self.tensors)} patterns, at most {TENSOR_RULES_MAX} are taken"
+            )
+        for pattern, rule in self.tensors:
+            if not 0 < len(pattern) <= PATTERN_CHARACTERS_MAX or rule.tensors:
+                raise ConfigurationError(
+                    f"codec.tensors: {pattern[:40]!r} is not a pattern of 1..{PATTERN_CHARACTERS_MAX} characters with "
+                    "settings that name no further tensors"
+                )
 
     def to_wire(self) -> dict[str, Any]:
         """The settings as a msgpack map; what only later codecs read is there for them alone."""
@@ -73,6 +88,8 @@ class CodecSettings:
         }
         if self.bits != BITS:
             wire["bits"] = float(self.bits)
+        if self.tensors:
+            wire["tensors"] = [[pattern, rule.to_wire()] for pattern, rule in self.tensors]
         return wire
 
     @classmethod
@@ -103,7 +120,22 @@ class CodecSettings:
             block_size=checked_int(source, "block_size", BLOCK_SIZE_MIN, BLOCK_SIZE_MAX, where),
             rounding=rounding,
             bits=float(bits),
+            tensors=cls._rules_from_wire(source.get("tensors", []), where),
         )
+
+    @classmethod
+    def _rules_from_wire(cls, value: object, where: str) -> tuple[tuple[str, CodecSettings], ...]:
+        if not isinstance(value, list) or len(value) > TENSOR_RULES_MAX:
+            raise DecodeError(f"{where}.tensors: expected a list of at most {TENSOR_RULES_MAX} rules")
+        rules = []
+        for entry in value:
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise DecodeError(f"{where}.tensors: expected [pattern, settings]")
+            pattern = checked_text({"pattern": entry[0]}, "pattern", PATTERN_CHARACTERS_MAX, f"{where}.tensors")
+            if not pattern or (isinstance(entry[1], dict) and entry[1].get("tensors")):
+                raise DecodeError(f"{where}.tensors: an empty pattern, or rules inside of a rule")
+            rules.append((pattern, cls.from_wire(entry[1])))
+        return tuple(rules)
 
 
 def _are_bits(value: object) -> bool:

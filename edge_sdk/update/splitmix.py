@@ -23,7 +23,7 @@ _MULTIPLIER_2: Final = np.uint64(0x94D049BB133111EB)
 
 
 def random_words(seed: int, count: int, first: int = 0) -> NDArray[np.uint64]:
-    """``count`` outputs from number ``first`` on, uint64[count], of SplitMix64 seeded with the low 64 bits of ``seed``."""
+    """uint64[count]: outputs from number ``first`` on of SplitMix64 seeded with the low 64 bits of ``seed``."""
     words = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     words *= np.uint64(_INCREMENT)
     words += np.uint64(seed & _WORD)

@@ -35,7 +35,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        self.ingest.start(StartJob(TASK, 1, 0, encode_parameters(bundle().parameters), b""))
+        self.ingest.start(StartJob(TASK, 1, 0, bytes(32), encode_parameters(bundle().parameters), b""))
 
     def item(self, number: int, payload: bytes, digest: bytes | None = None) -> IngestItem:
         return IngestItem(self.tickets[number], digest or digest_of(payload), payload)

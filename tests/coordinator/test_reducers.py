@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coordinator.reducers import FixedPoint, ScalarSums, WeightedMean
 from edge_sdk.errors import ConfigurationError, StateError
-from edge_sdk.update import Decoded
+from edge_sdk.update import CodecSettings, Decoded, Rotated, decode_update, encode_update
 
 SIZE = 40
 POINT = FixedPoint(fraction_bits=30, value_max=32.0, weight_sum_max=1 << 20)
@@ -241,3 +241,44 @@ def test_bad_numbers_add_nothing(numbers: dict[str, float]) -> None:
 def test_wrong_names_are_refused(names: list[str]) -> None:
     with pytest.raises(ValueError, match="different names"):
         ScalarSums(names)
+
+
+def rotated(seed: int, shared: int, size: int = 5000) -> Rotated:
+    vector = np.random.default_rng(seed).standard_normal(size).astype(np.float32) / 100
+    codec = CodecSettings("eden", bits=0.2)
+    decoded = decode_update(encode_update(vector, None, codec, seed=seed << 20, shared_seed=shared).frame, size, codec)
+    assert isinstance(decoded, Rotated)
+    return decoded
+
+
+def test_updates_of_one_rotation_are_summed_before_they_are_rotated_back() -> None:
+    updates = [rotated(seed, shared=7) for seed in range(5)]
+    mean = WeightedMean(5000, FixedPoint(), rotation=7)
+    for weight, update in enumerate(updates, start=1):
+        mean.accumulate(update, weight)
+    expected = sum(weight * update.dense() for weight, update in enumerate(updates, start=1)) / 15
+    np.testing.assert_allclose(mean.report(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_rotated_sums_have_the_same_bits_in_any_order_and_split() -> None:
+    # One of another rotation is among them, and a plain one.
+    updates: list[Decoded | Rotated] = [*(rotated(seed, shared=7) for seed in range(4)), rotated(9, shared=8)]
+    updates.append(Decoded(5000, None, np.full(5000, 0.25, dtype=np.float32)))
+    whole = WeightedMean(5000, FixedPoint(), rotation=7)
+    for update in updates:
+        whole.accumulate(update, 3)
+    halves = [WeightedMean(5000, FixedPoint(), rotation=7) for _ in range(2)]
+    for number, update in enumerate(reversed(updates)):
+        halves[number % 2].accumulate(update, 3)
+    merged = WeightedMean.from_bytes(halves[0].to_bytes())
+    merged.merge(halves[1])
+    assert merged.to_bytes() == whole.to_bytes()
+    assert merged.report().tobytes() == whole.report().tobytes()
+
+
+def test_rotated_sums_of_different_rotations_do_not_merge() -> None:
+    one, other = (WeightedMean(5000, FixedPoint(), rotation=shared) for shared in (7, 8))
+    one.accumulate(rotated(1, shared=7), 1)
+    other.accumulate(rotated(2, shared=8), 1)
+    with pytest.raises(ValueError, match="rotation"):
+        one.merge(other)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator.reducers import FixedPoint, WeightedMean
 from coordinator.validate import Validation
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.update import Decoded
+from edge_sdk.update import CodecSettings, Decoded, Rotated, decode_update, encode_update
 
 SIZE = 6
 GATE = Validation(SIZE, value_max=8.0, norm_max=10.0, examples_max=1000, steps_max=500, loss_max=100.0)
@@ -31,16 +31,16 @@ def sparse(indices: list[int], elements: list[float]) -> Decoded:
 GOOD = dense(0, 1, -2, 2, 0, 0)
 
 
-def refusal(decoded: Decoded, gate: Validation = GATE, **claims: Any) -> str:
+def refusal(decoded: Decoded | Rotated, gate: Validation = GATE, **claims: Any) -> str:
     with pytest.raises(ProtocolError) as caught:
-        gate.check(decoded, **(CLAIMS | claims))
+        gate.check((decoded,), **(CLAIMS | claims))
     return caught.value.reason
 
 
 def test_a_good_update_passes_and_its_norm_comes_back() -> None:
-    assert GATE.check(GOOD, **CLAIMS) == 3.0
-    assert GATE.check(sparse([1, 2, 5], [1, -2, 2]), **CLAIMS, evaluation=(4.0, 9.0, 10)) == 3.0
-    assert GATE.check(sparse([], []), **CLAIMS) == 0.0
+    assert GATE.check((GOOD,), **CLAIMS) == 3.0
+    assert GATE.check((sparse([1, 2, 5], [1, -2, 2]),), **CLAIMS, evaluation=(4.0, 9.0, 10)) == 3.0
+    assert GATE.check((sparse([], []),), **CLAIMS) == 0.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -70,13 +70,13 @@ def test_wrong_shapes_are_refused(decoded: Decoded) -> None:
 
 
 def test_values_and_norms_are_bounded() -> None:
-    assert GATE.check(dense(8, 0, 0, 0, 0, 0), **CLAIMS) == 8.0
+    assert GATE.check((dense(8, 0, 0, 0, 0, 0),), **CLAIMS) == 8.0
     assert refusal(dense(8.001, 0, 0, 0, 0, 0)) == "value"
     assert refusal(dense(-8.001, 0, 0, 0, 0, 0)) == "value"
-    assert GATE.check(dense(6, 8, 0, 0, 0, 0), **CLAIMS) == 10.0
+    assert GATE.check((dense(6, 8, 0, 0, 0, 0),), **CLAIMS) == 10.0
     assert refusal(dense(6, 8, 0.1, 0, 0, 0)) == "norm"
     assert refusal(GOOD, norm_bound=2.9) == "norm"
-    assert Validation(SIZE).check(dense(32, 32, 32, 32, 32, 32), **CLAIMS) > 32
+    assert Validation(SIZE).check((dense(32, 32, 32, 32, 32, 32),), **CLAIMS) > 32
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_passes_the_gate_never_spoils_a_sum(elements: list[float], examples
     mean, update = WeightedMean(SIZE, point), dense(*elements)
     mean.accumulate(GOOD, 1000)
     try:
-        GATE.check(update, **(CLAIMS | {"examples": examples}))
+        GATE.check((update,), **(CLAIMS | {"examples": examples}))
     except ProtocolError:
         return
     mean.accumulate(update, examples)
@@ -160,6 +160,18 @@ def test_what_passes_the_gate_never_spoils_a_sum(elements: list[float], examples
 def test_an_accuracy_that_cannot_be_is_refused(metric_sum: float) -> None:
     decoded = Decoded(SIZE, None, np.zeros(SIZE, dtype=np.float32))
     evaluation = (1.0, metric_sum, 10)
-    Validation(SIZE).check(decoded, examples=1, steps=1, loss=0.0, evaluation=(1.0, 10.0, 10), metric_max=1.0)
+    Validation(SIZE).check((decoded,), examples=1, steps=1, loss=0.0, evaluation=(1.0, 10.0, 10), metric_max=1.0)
     with pytest.raises(ProtocolError, match="not possible"):
-        Validation(SIZE).check(decoded, examples=1, steps=1, loss=0.0, evaluation=evaluation, metric_max=1.0)
+        Validation(SIZE).check((decoded,), examples=1, steps=1, loss=0.0, evaluation=evaluation, metric_max=1.0)
+
+
+def test_a_rotated_update_is_bounded_by_what_is_added_up_and_by_its_norm() -> None:
+    codec, size = CodecSettings("eden", bits=0.5), 300
+    vector = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    decoded = decode_update(encode_update(vector, None, codec, seed=1).frame, size, codec)
+    assert isinstance(decoded, Rotated)
+    norm = Validation(size).check((decoded,), **CLAIMS)
+    assert norm == pytest.approx(float(np.linalg.norm(decoded.dense())), rel=0.2)  # with that of the filling
+    for bounds, reason in (({"value_max": 0.9 * decoded.largest()}, "value"), ({"norm_max": 0.9 * norm}, "norm")):
+        assert refusal(decoded, Validation(size, **bounds)) == reason
+    assert refusal(decoded) == "shape"

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.frames import decode_frames, encode_frames, frames_bytes_max, statistic_mask
+from edge_sdk.frames import (
+    DecodedParts,
+    decode_frames,
+    encode_frames,
+    fitted_frames,
+    frames_bytes_max,
+    groups_of,
+    statistic_mask,
+)
 from edge_sdk.messages import Update
 from edge_sdk.parameters import ParameterSpec
 from edge_sdk.update import CodecSettings, decode_update, encode_update, frame_bytes_max
@@ -23,24 +31,31 @@ MIXED = ParameterSpec(
     ]
 )
 CODECS = [CodecSettings("dense"), CodecSettings("int8"), CodecSettings("int4"), CodecSettings("sparse", density=0.05)]
+CODECS += [CodecSettings("eden", bits=bits) for bits in (0.25, 1, 3)] + [
+    CodecSettings("int2"),
+    CodecSettings("float16"),
+]
 
 
 def delta(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(307).astype(np.float32)
 
 
+def whole(parts: DecodedParts, codec: CodecSettings, spec: ParameterSpec) -> np.ndarray:
+    vector = np.zeros(spec.size, dtype=np.float32)
+    for group, part in zip(groups_of(spec, codec), parts, strict=True):
+        group.put(vector, part.dense())
+    return vector
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_statistics_arrive_as_they_are_under_every_codec(codec: CodecSettings) -> None:
     sent = encode_frames(delta(), None, codec, MIXED, seed=1)
-    found = decode_frames(sent.frame, sent.statistics, codec, MIXED)
+    trainable, statistics = decode_frames(sent.frame, sent.statistics, codec, MIXED)
     statistic = MIXED.mask("statistic")
-    whole = found.whole.dense()
-    assert np.array_equal(whole[statistic], delta()[statistic])
-    trainable = decode_update(encode_update(delta()[~statistic], None, codec, seed=1).frame, 287, codec)
-    assert np.array_equal(whole[~statistic], trainable.dense())
-    assert np.array_equal(found.trainable, trainable.values)
-    if found.whole.indices is not None:
-        assert (np.diff(found.whole.indices) > 0).all() and found.whole.indices.shape == found.whole.values.shape
+    assert np.array_equal(statistics.dense(), delta()[statistic])
+    alone = decode_update(encode_update(delta()[~statistic], None, codec, seed=1).frame, 287, codec)
+    assert np.array_equal(trainable.dense(), alone.dense())
     assert len(sent.frame) + len(sent.statistics or b"") <= frames_bytes_max(MIXED, codec)
 
 
@@ -51,7 +66,7 @@ def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
     for seed in range(5):
         sent = encode_frames(delta(seed), residual, codec, MIXED, seed=seed)
         residual = sent.residual
-        total += decode_frames(sent.frame, sent.statistics, codec, MIXED).whole.dense()
+        total += whole(decode_frames(sent.frame, sent.statistics, codec, MIXED), codec, MIXED)
         sums += delta(seed)
     assert residual is not None and residual.shape == (287,)
     np.testing.assert_allclose(total[statistic], sums[statistic], rtol=1e-6)
@@ -62,9 +77,8 @@ def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
 def test_without_statistics_there_is_one_frame_and_it_is_the_codecs(codec: CodecSettings) -> None:
     sent, plain = encode_frames(delta(), None, codec, PLAIN, seed=1), encode_update(delta(), None, codec, seed=1)
     assert sent.statistics is None and sent.frame == plain.frame
-    assert np.array_equal(
-        decode_frames(sent.frame, None, codec, PLAIN).trainable, decode_update(plain.frame, 307, codec).values
-    )
+    (decoded,) = decode_frames(sent.frame, None, codec, PLAIN)
+    assert np.array_equal(decoded.dense(), decode_update(plain.frame, 307, codec).dense())
     assert frames_bytes_max(PLAIN, codec) == frame_bytes_max(307, codec)
     assert statistic_mask(PLAIN) is None
 
@@ -97,3 +111,41 @@ def test_a_frame_of_statistics_too_few_or_too_many_is_refused() -> None:
             decode_frames(frame, statistics, codec, spec)
     with pytest.raises(DecodeError, match="statistics"):
         Update.decode(msgpack.packb({**msgpack.unpackb(update(None).encode()), "statistics": "text"}))
+
+
+RULES = CodecSettings(
+    "sparse", density=0.05, tensors=(("b", CodecSettings("dense")), ("sc*", CodecSettings("sparse", density=0.5)))
+)
+
+
+def test_tensors_that_match_a_pattern_are_encoded_as_it_says() -> None:
+    sent = encode_frames(delta(), None, RULES, MIXED, seed=1)
+    assert len(sent.parts) == 2 and sent.statistics is not None
+    found = whole(decode_frames(sent.frame, sent.statistics, RULES, MIXED, sent.parts), RULES, MIXED)
+    tensors, original = MIXED.unflatten(found), MIXED.unflatten(delta())
+    assert np.array_equal(tensors["b"], original["b"])
+    assert np.count_nonzero(tensors["scale"]) == 5 and 0 < np.count_nonzero(tensors["w"]) <= 14
+    assert sent.residual is not None
+    left = delta()[~MIXED.mask("statistic")] - found[~MIXED.mask("statistic")]
+    np.testing.assert_allclose(sent.residual, left, atol=1e-6)
+    payload = Update(1, 2, 0.5, True, 1.0, "numpy", sent.frame, None, sent.statistics, sent.parts)
+    assert Update.decode(payload.encode()) == payload
+
+
+def test_patterns_may_take_all_tensors_and_one_that_takes_none_makes_no_frame() -> None:
+    every = CodecSettings("sparse", tensors=(("nothing*", CodecSettings("int8")), ("*", CodecSettings("dense"))))
+    sent = encode_frames(delta(), None, every, PLAIN, seed=1)
+    assert sent.frame == b"" and len(sent.parts) == 1
+    (decoded,) = decode_frames(b"", None, every, PLAIN, sent.parts)
+    assert np.array_equal(decoded.dense(), delta())
+    for frame, parts in ((b"x", sent.parts), (b"", ()), (b"", (*sent.parts, b"x"))):
+        with pytest.raises(DecodeError, match=r"update: .*(parts|main)"):
+            decode_frames(frame, None, every, PLAIN, parts)
+
+
+def test_a_limit_of_bytes_is_kept_by_the_main_group_alone() -> None:
+    most = frames_bytes_max(MIXED, RULES) - 10
+    fitting = fitted_frames(MIXED, RULES, most)
+    assert fitting is not None and fitting.tensors == RULES.tensors and fitting.density < RULES.density
+    assert frames_bytes_max(MIXED, fitting) <= most
+    assert fitted_frames(MIXED, RULES, 100) is None

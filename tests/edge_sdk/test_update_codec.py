@@ -32,16 +32,20 @@ EVERY_CODEC = [
     CodecSettings("dense"),
     *(
         CodecSettings(name, block_size=block, rounding=rounding)
-        for name in ("int8", "int4")
+        for name in ("int8", "int4", "int2")
         for block in (8, 1024)
         for rounding in ("nearest", "stochastic")
     ),
     *(CodecSettings("sparse", density=density) for density in (0.01, 0.3, 1.0)),
+    *(CodecSettings("eden", bits=bits) for bits in (0.05, 0.5, 1, 2, 8)),
 ]
+LEVELS = {"int8": 127, "int4": 7, "int2": 1}
+EXACT_ENOUGH = [codec for codec in EVERY_CODEC if codec.name != "eden"]
+"""Codecs that keep single coordinates; a rotation spreads them."""
 
 
 def settings_id(value: CodecSettings) -> str:
-    return f"{value.name}-{value.density:g}-{value.block_size}-{value.rounding}"
+    return f"{value.name}-{value.density:g}-{value.block_size}-{value.rounding}-{value.bits:g}"
 
 
 def gaussian(size: int, seed: int = 0) -> NDArray[np.float32]:
@@ -161,14 +165,14 @@ def test_error_feedback_sends_everything_in_the_end() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(VECTORS, st.sampled_from(["int8", "int4"]), st.sampled_from(["nearest", "stochastic"]), st.integers(0, 2**64))
+@given(VECTORS, st.sampled_from(sorted(LEVELS)), st.sampled_from(["nearest", "stochastic"]), st.integers(0, 2**64))
 def test_quantised_codecs_stay_within_their_bound(
     vector: NDArray[np.float32], name: str, rounding: str, seed: int
 ) -> None:
     codec = CodecSettings(name, block_size=16, rounding=rounding)
     decoded = decode_update(encode_update(vector, None, codec, seed=seed).frame, vector.size, codec)
     assert decoded.indices is None
-    levels = 127 if name == "int8" else 7
+    levels = LEVELS[name]
     for start in range(0, vector.size, 16):
         true = vector[start : start + 16].astype(np.float64)
         scale = np.abs(true).max() / levels * (1 + 2.0**-22) + 2.0**-148
@@ -177,7 +181,7 @@ def test_quantised_codecs_stay_within_their_bound(
         assert error.max() <= bound * (1 + 2.0**-20) if np.abs(true).max() > 0 else error.max() == 0
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 def test_stochastic_rounding_is_unbiased(name: str) -> None:
     codec = CodecSettings(name, block_size=64, rounding="stochastic")
     vector = gaussian(256, seed=5)
@@ -185,7 +189,7 @@ def test_stochastic_rounding_is_unbiased(name: str) -> None:
     total = np.zeros(256)
     for seed in range(draws):
         total += decode_update(encode_update(vector, None, codec, seed=seed).frame, 256, codec).values
-    scale = np.abs(vector).max() / (127 if name == "int8" else 7)
+    scale = np.abs(vector).max() / LEVELS[name]
     standard_error = 0.5 * scale / np.sqrt(draws)
     assert np.abs(total / draws - vector).max() < 5 * standard_error
 
@@ -214,10 +218,9 @@ def test_edge_vectors_survive_the_round_trip(codec: CodecSettings) -> None:
             decoded = decode_update(memoryview(encoded.frame), size, codec)
             dense = decoded.dense()
             assert dense.shape == (size,) and dense.dtype == np.float32 and np.isfinite(dense).all()
-            assert decoded.values.dtype == np.float32
             if shape == "zero":
                 assert not dense.any()
-            if shape == "one":
+            if shape == "one" and codec in EXACT_ENOUGH:
                 assert dense[size // 2] == pytest.approx(3.5) and np.count_nonzero(dense) == 1
 
 
@@ -238,12 +241,12 @@ def test_encoding_is_deterministic_and_leaves_its_inputs_alone(codec: CodecSetti
         assert alone is not None and not np.shares_memory(alone, delta)
 
 
-def test_the_seed_decides_stochastic_rounding_only() -> None:
+def test_the_seed_decides_stochastic_rounding_and_rotations_only() -> None:
     vector = gaussian(5000)
     for codec in EVERY_CODEC:
         frames = {encode_update(vector, None, codec, seed=seed).frame for seed in range(3)}
-        stochastic = codec.name in ("int8", "int4") and codec.rounding == "stochastic"
-        assert len(frames) == (3 if stochastic else 1)
+        stochastic = codec.name.startswith("int") and codec.rounding == "stochastic"
+        assert len(frames) == (3 if stochastic or codec.name == "eden" else 1)
 
 
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=settings_id)
@@ -282,7 +285,9 @@ def test_the_largest_magnitude_allowed_can_be_sent_by_every_codec(others: float)
     vector[17] = -np.float32(MAGNITUDE_MAX)
     for codec in EVERY_CODEC:
         decoded = decode_update(encode_update(vector, None, codec, seed=0).frame, 300, codec).dense()
-        assert decoded[17] == pytest.approx(-MAGNITUDE_MAX, rel=0.3)  # sparse: three values, steps of a third
+        assert np.isfinite(decoded).all()
+        if codec in EXACT_ENOUGH:
+            assert decoded[17] == pytest.approx(-MAGNITUDE_MAX, rel=0.3)  # sparse: three values, steps of a third
 
 
 @pytest.mark.parametrize(
@@ -338,7 +343,7 @@ def test_frames_are_as_small_as_their_bounds_say() -> None:
     assert sparse * 8 / 2000 < 8.13 + 1 + 1.62 + 0.13  # Rice on gaps, sign, unary steps, headers: bits per coordinate
     structured = vector * (np.arange(size) % 200 < 3)
     assert len(encode_update(structured, None, CodecSettings("sparse", density=0.01), seed=0).frame) < 0.6 * sparse
-    for name, ratio in (("dense", 0.999), ("int8", 3.98), ("int4", 7.93)):
+    for name, ratio in (("dense", 0.999), ("float16", 1.999), ("int8", 3.98), ("int4", 7.93), ("int2", 15.7)):
         assert size * 4 / len(encode_update(vector, None, CodecSettings(name), seed=0).frame) > ratio
 
 

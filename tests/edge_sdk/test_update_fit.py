@@ -21,7 +21,7 @@ def test_what_fits_and_what_is_not_limited_stays_as_it_is(name: str) -> None:
     assert fitted(asked, 5000, frame_bytes_max(5000, asked)) is asked
 
 
-@pytest.mark.parametrize("name", sorted({*CODECS} - {"sparse"}))
+@pytest.mark.parametrize("name", sorted({*CODECS} - {"sparse", "eden"}))
 def test_a_codec_that_cannot_send_less_does_not_fit(name: str) -> None:
     asked = CodecSettings(name)
     assert fitted(asked, 5000, frame_bytes_max(5000, asked) - 1) is None
@@ -56,6 +56,17 @@ def test_what_a_fitted_encoder_makes_is_within_the_limit_and_read_by_a_decoder_t
     decoded = decode_update(encoded.frame, delta.size, SPARSE)
     assert encoded.residual is not None
     np.testing.assert_allclose(decoded.dense() + encoded.residual, delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 1, 0.5])
+def test_eden_spends_fewer_bits_and_then_a_smaller_share(bits: float) -> None:
+    asked = CodecSettings("eden", bits=bits)
+    delta = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    for limit in (15_000, 6_000, 2_000, 300):
+        found = fitted(asked, delta.size, limit)
+        assert found is not None and found.bits <= bits and frame_bytes_max(delta.size, found) <= limit
+        decode_update(encode_update(delta, None, found, seed=0).frame, delta.size, asked)
+    assert fitted(asked, delta.size, 30) is None
 
 
 def test_statistics_are_sent_whole_and_the_rest_has_what_is_left() -> None:

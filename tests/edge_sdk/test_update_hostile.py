@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError, ProtocolError, VersionError
-from edge_sdk.update import MAGNITUDE_MAX, CodecSettings, Decoded, decode_update, encode_update, frame_bytes_max
+from edge_sdk.update import (
+    MAGNITUDE_MAX,
+    CodecSettings,
+    Decoded,
+    Rotated,
+    decode_update,
+    encode_update,
+    frame_bytes_max,
+)
 
 SIZE = 2001
 SPARSE = CodecSettings("sparse", density=0.05)
@@ -68,8 +77,12 @@ def sparse_body(
     return head + data + struct.pack("<ff", base, step) + signs + quotients + tail
 
 
-def check_promises(decoded: Decoded, size: int) -> None:
+def check_promises(decoded: Decoded | Rotated, size: int) -> None:
     """What a decoder promises about whatever it accepts."""
+    if isinstance(decoded, Rotated):
+        assert decoded.size == size and np.isfinite(decoded.largest()) and np.isfinite(decoded.norm())
+        assert decoded.dense().shape == (size,)
+        return
     assert decoded.size == size and decoded.values.dtype == np.float32 and np.isfinite(decoded.values).all()
     assert np.abs(decoded.values).max(initial=0.0) <= 256 * MAGNITUDE_MAX
     if decoded.indices is None:
@@ -154,24 +167,42 @@ def test_sparse_bodies_are_refused_for_the_right_reason(what: str) -> None:
     assert caught.value.reason == reason, str(caught.value)
 
 
+def leb128(number: int) -> bytes:
+    octets = bytearray()
+    while number > 127:
+        octets.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*octets, number])
+
+
+def seal_2(body: bytes, *, size: int = SIZE, wire_id: int = 3, size_bytes: bytes | None = None) -> bytes:
+    """A frame of version 2 with a right checksum around anything."""
+    rest = bytes([wire_id]) + (leb128(size) if size_bytes is None else size_bytes) + body
+    return b"\x02" + struct.pack("<I", zlib.crc32(b"\x02" + rest)) + rest
+
+
 def test_the_header_is_checked_in_order() -> None:
     good = honest(SPARSE)
+    body = good[8:]
+    assert good == seal_2(body, wire_id=good[5])
     cases: list[tuple[bytes, type[ProtocolError], str]] = [
         (b"", DecodeError, "length"),
-        (b"\x02", VersionError, "version"),
+        (b"\x03", VersionError, "version"),
         (b"\x00" + good[1:], VersionError, "version"),
         (good[:1], DecodeError, "length"),
-        (good[: HEADER_BYTES - 1], DecodeError, "length"),
+        (good[:6], DecodeError, "length"),
         (good + bytes(frame_bytes_max(SIZE, SPARSE)), DecodeError, "length"),
         (good[:-1], DecodeError, "checksum"),
         (good + b"\x00", DecodeError, "checksum"),
         (good[:3] + bytes([good[3] ^ 1]) + good[4:], DecodeError, "checksum"),
-        (seal(good[HEADER_BYTES:], body_bytes=3), DecodeError, "length"),
-        (seal(good[HEADER_BYTES:], body_bytes=0xFFFFFFFF), DecodeError, "length"),
-        (seal(good[HEADER_BYTES:], size=SIZE - 1), DecodeError, "size"),
-        (seal(good[HEADER_BYTES:], size=0xFFFFFFFF), DecodeError, "size"),
-        (seal(good[HEADER_BYTES:], wire_id=0), DecodeError, "codec"),
-        (seal(good[HEADER_BYTES:], wire_id=200), DecodeError, "codec"),
+        (seal_2(body, size=SIZE - 1), DecodeError, "size"),
+        (seal_2(body, size=0), DecodeError, "size"),
+        (seal_2(body, size=0xFFFFFFFF), DecodeError, "count"),
+        (seal_2(b"", size_bytes=b"\xff\xff\xff\xff\xff"), DecodeError, "length"),
+        (seal_2(b"", size_bytes=b"\xd1"), DecodeError, "length"),
+        (seal_2(body, size_bytes=b"\xd1\x8f\x00"), DecodeError, "length"),
+        (seal_2(body, wire_id=0), DecodeError, "codec"),
+        (seal_2(body, wire_id=200), DecodeError, "codec"),
     ]
     for frame, kind, reason in cases:
         with pytest.raises(kind) as caught:
@@ -179,9 +210,30 @@ def test_the_header_is_checked_in_order() -> None:
         assert caught.value.reason == reason, str(caught.value)
 
 
+def test_a_header_of_the_first_version_is_checked_in_order_too() -> None:
+    good = (Path(__file__).parent.parent / "golden" / "update_sparse_rice.bin").read_bytes()
+    size, codec = 1000, CodecSettings("sparse", density=0.02)
+    body = good[HEADER_BYTES:]
+    assert good == seal(body, size=size)
+    cases: list[tuple[bytes, str]] = [
+        (good[: HEADER_BYTES - 1], "checksum"),
+        (good[:-1], "checksum"),
+        (b"\x01" + struct.pack("<I", zlib.crc32(b"\x01abc")) + b"abc", "length"),
+        (seal(body, size=size, body_bytes=3), "length"),
+        (seal(body, size=size, body_bytes=0xFFFFFFFF), "length"),
+        (seal(body, size=size - 1), "size"),
+        (seal(body, size=0xFFFFFFFF), "size"),
+        (seal(body, size=size, wire_id=0), "codec"),
+    ]
+    for frame, reason in cases:
+        with pytest.raises(DecodeError) as caught:
+            decode_update(frame, size, codec)
+        assert caught.value.reason == reason, str(caught.value)
+
+
 def test_an_unknown_version_says_which_side_to_upgrade() -> None:
     for version, side in (
-        (2, "upgrade this side"),
+        (3, "upgrade this side"),
         (255, "upgrade this side"),
         (0, "upgrade the side that encoded it"),
     ):
@@ -251,7 +303,10 @@ MUTANTS: list[tuple[CodecSettings, int, str]] = [
     (CodecSettings("sparse", density=1.0), 3, "random"),
     (CodecSettings("int8", block_size=64), 1, "random"),
     (CodecSettings("int4", block_size=64), 2, "random"),
+    (CodecSettings("int2", block_size=64), 4, "random"),
     (CodecSettings("dense"), 0, "random"),
+    (CodecSettings("float16"), 5, "random"),
+    *((CodecSettings("eden", bits=bits), 6, "random") for bits in (0.1, 1, 3)),
 ]
 
 
@@ -291,7 +346,7 @@ def test_mutations_behind_a_right_checksum_raise_nothing_else(
     rng = np.random.default_rng(1)
     slowest = 0.0
     for codec, wire_id, kind in MUTANTS:
-        original = honest(codec, kind)[HEADER_BYTES:]
+        original = honest(codec, kind)[8:]
         for _ in range(120):
             body = bytearray(original)
             mutation(rng, body)

@@ -18,7 +18,8 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.bi
 
 @pytest.mark.parametrize("name", CODECS)
 def test_settings_survive_the_wire(name: str) -> None:
-    value = CodecSettings(name, density=0.03, block_size=512, rounding="nearest")
+    rules = (("*.bias", CodecSettings("dense")), ("fc*", CodecSettings("eden", bits=4)))
+    value = CodecSettings(name, density=0.03, block_size=512, rounding="nearest", bits=0.5, tensors=rules)
     assert CodecSettings.from_wire(value.to_wire()) == value
     assert CodecSettings.from_wire({**value.to_wire(), "of_a_later_version": [1, 2]}) == value
 
@@ -40,6 +41,15 @@ def test_settings_survive_the_wire(name: str) -> None:
         ("block_size", True),
         ("rounding", "up"),
         ("rounding", 1),
+        ("bits", 0.0),
+        ("bits", 9),
+        ("bits", 1.5),
+        ("bits", True),
+        ("bits", float("nan")),
+        ("tensors", (("", CodecSettings()),)),
+        ("tensors", (("x" * 201, CodecSettings()),)),
+        ("tensors", (("*", CodecSettings(tensors=(("*", CodecSettings()),))),)),
+        ("tensors", (("*", CodecSettings()),) * 17),
     ],
 )
 def test_a_local_mistake_names_field_and_value(field: str, value: Any) -> None:
@@ -58,7 +68,27 @@ def test_a_remote_mistake_is_a_decode_error(field: str, value: object) -> None:
 
 def test_a_codec_of_a_later_version_says_which_side_to_upgrade() -> None:
     with pytest.raises(VersionError, match="upgrade this side"):
-        CodecSettings.from_wire({**GOOD, "name": "eden"})
+        CodecSettings.from_wire({**GOOD, "name": "of a later version"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bits": 0},
+        {"bits": "1"},
+        {"bits": 100},
+        {"tensors": {}},
+        {"tensors": [["*"]]},
+        {"tensors": [["", GOOD]]},
+        {"tensors": [[1, GOOD]]},
+        {"tensors": [["*", None]]},
+        {"tensors": [["*", {**GOOD, "tensors": [["*", GOOD]]}]]},
+        {"tensors": [["*", GOOD]] * 17},
+    ],
+)
+def test_a_remote_mistake_in_what_may_be_absent_is_a_decode_error(fields: dict[str, object]) -> None:
+    with pytest.raises(DecodeError):
+        CodecSettings.from_wire({**GOOD, **fields})
 
 
 @settings(max_examples=100, deadline=None)

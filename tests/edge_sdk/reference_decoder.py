@@ -1,0 +1,195 @@
+"""A second decoder of update frames, written from docs/wire-format.md alone: bit by bit, in plain Python.
+
+It trusts the frame, so it only ever sees honest ones. Nothing of it is shared with ``edge_sdk.update``.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+
+import numpy as np
+
+
+class Bits:
+    """A bit string, most significant bit of the first byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits = "".join(f"{octet:08b}" for octet in data)
+        self.at = 0
+
+    def unary(self) -> int:
+        start, self.at = self.at, self.bits.index("1", self.at) + 1
+        return self.at - 1 - start
+
+
+def plain_decode(frame: bytes) -> dict[int, float]:
+    """All coordinates that a frame holds, by index."""
+    codec, size, body = plain_header(frame)
+    if codec == 0:
+        return dict(enumerate(struct.unpack(f"<{size}f", body)))
+    if codec == 5:
+        return dict(enumerate(struct.unpack(f"<{size}e", body)))
+    if codec in (1, 2, 4):
+        return plain_quantised(body, size, codec)
+    if codec == 6:
+        return dict(enumerate(plain_eden(body, size)))
+    assert codec == 3
+    return plain_sparse(body)
+
+
+def plain_header(frame: bytes) -> tuple[int, int, bytes]:
+    """Codec, coordinates, body."""
+    version, checksum = struct.unpack_from("<BI", frame)
+    assert checksum == zlib.crc32(frame[:1] + frame[5:])
+    if version == 1:
+        body_bytes, size, codec = struct.unpack_from("<IIB", frame, 5)
+        assert body_bytes == len(frame) - 14
+        return codec, size, frame[14:]
+    assert version == 2
+    size, at = plain_number(frame, 6)
+    return frame[5], size, frame[at:]
+
+
+def plain_number(data: bytes, at: int) -> tuple[int, int]:
+    """A number in LEB128, and where it ends."""
+    number, place = 0, 0
+    while True:
+        number |= (data[at] & 127) << (7 * place)
+        place, at = place + 1, at + 1
+        if data[at - 1] < 128:
+            return number, at
+
+
+def plain_quantised(body: bytes, size: int, codec: int) -> dict[int, float]:
+    (block,) = struct.unpack_from("<I", body)
+    blocks = -(-size // block)
+    scales = struct.unpack_from(f"<{blocks}f", body, 4)
+    data = body[4 + 4 * blocks :]
+    if codec == 1:
+        codes = [octet - 256 if octet > 127 else octet for octet in data]
+    elif codec == 2:
+        codes = [(data[i // 2] >> (4 * (i % 2)) & 15) - 7 for i in range(size)]
+    else:
+        codes = [(data[i // 4] >> (2 * (i % 4)) & 3) - 1 for i in range(size)]
+    return {i: float(np.float32(codes[i]) * np.float32(scales[i // block])) for i in range(size)}
+
+
+def plain_sparse(body: bytes) -> dict[int, float]:
+    (count,) = struct.unpack_from("<I", body)
+    if count == 0:
+        return {}
+    coding, index_bytes = struct.unpack_from("<BI", body, 4)
+    data, rest = body[9 : 9 + index_bytes], body[9 + index_bytes :]
+    gaps = plain_leb128(data) if coding == 255 else plain_rice(data, count, coding)
+    assert len(gaps) == count
+    base, step = (np.float32(x) for x in struct.unpack_from("<ff", rest))
+    signs = Bits(rest[8 : 8 + (count + 7) // 8])
+    quotients = Bits(rest[8 + (count + 7) // 8 :])
+    index, values = -1, {}
+    for i, gap in enumerate(gaps):
+        index += gap + 1
+        magnitude = np.float32(quotients.unary()) * step + base
+        values[index] = float(-magnitude if signs.bits[i] == "1" else magnitude)
+    return values
+
+
+def plain_leb128(data: bytes) -> list[int]:
+    gaps, gap, place = [], 0, 0
+    for octet in zlib.decompress(data, wbits=-15):
+        gap |= (octet & 127) << (7 * place)
+        place += 1
+        if octet < 128:
+            gaps.append(gap)
+            gap, place = 0, 0
+    return gaps
+
+
+def plain_rice(data: bytes, count: int, parameter: int) -> list[int]:
+    planes_bytes = (count * parameter + 7) // 8
+    planes, unary = Bits(data[:planes_bytes]), Bits(data[planes_bytes:])
+    gaps = []
+    for i in range(count):
+        remainder = 0
+        for plane in range(parameter):
+            remainder = 2 * remainder + int(planes.bits[plane * count + i])
+        gaps.append((unary.unary() << parameter) + remainder)
+    return gaps
+
+
+WORD = (1 << 64) - 1
+
+
+def word(seed: int, number: int) -> int:
+    """Output ``number`` (from 0) of SplitMix64."""
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)
+
+
+def planes(data: bytes, count: int, width: int) -> tuple[list[int], bytes]:
+    """``count`` numbers from bit planes, and what follows them."""
+    bits = Bits(data).bits
+    numbers = [int("".join(bits[plane * count + i] for plane in range(width)) or "0", 2) for i in range(count)]
+    return numbers, data[(count * width + 7) // 8 :]
+
+
+def plain_blocks(size: int) -> list[tuple[int, int]]:
+    """Order and real coordinates of each block."""
+    blocks = [(4096, 4096)] * (size // 4096)
+    rest, order = size % 4096, 2048
+    while order >= 64:
+        if rest >= order:
+            blocks.append((order, order))
+            rest -= order
+        order //= 2
+    return blocks + ([(64, rest)] if rest else [])
+
+
+def plain_eden(body: bytes, size: int) -> list[float]:
+    width, (share, at) = body[0], plain_number(body, 1)
+    (rotation,) = struct.unpack_from("<I", body, at)
+    choice, at = (struct.unpack_from("<I", body, at + 4)[0], at + 8) if share < 4096 else (0, at + 4)
+    blocks = plain_blocks(size)
+    scales, data = plain_scales(body[at:], len(blocks), width)
+    kept = [order if share == 4096 else max(1, (real * share + 2048) // 4096) for order, real in blocks]
+    codes, _ = planes(data, sum(kept), width)
+    coordinates: list[float] = []
+    start = 0
+    for (order, real), many, scale in zip(blocks, kept, scales, strict=True):
+        these, codes = codes[:many], codes[many:]
+        places = range(order) if many == order else sorted(range(order), key=lambda i: word(choice, i))[:many]
+        rotated = [0] * order
+        for place, code in zip(places, these, strict=True):
+            rotated[place] = LEVELS[width][code]
+        for i in range(real):
+            # Entry (i, j) of the Hadamard matrix is -1 where i and j have an odd number of set bits in common.
+            total = sum(-z if (i & j).bit_count() % 2 else z for j, z in enumerate(rotated) if z)
+            value = np.float32(total) * np.float32(scale)
+            coordinates.append(float(-value if word(rotation, (start + i) // 64) >> (start + i) % 64 & 1 else value))
+        start += order
+    return coordinates
+
+
+def plain_scales(data: bytes, count: int, width: int) -> tuple[list[float], bytes]:
+    if width > 1:
+        return list(struct.unpack_from(f"<{count}f", data)), data[4 * count :]
+    lowest, bits = struct.unpack_from("<hB", data)
+    entries, rest = planes(data[3:], count, bits)
+    exponents = [lowest + entry - 1 for entry in entries]
+    return [
+        math.ldexp(FRACTIONS[number % 8], number // 8) if entry else 0.0
+        for number, entry in zip(exponents, entries, strict=True)
+    ], rest
+
+
+FRACTIONS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)
+FRACTIONS = tuple(float(np.float32(fraction)) for fraction in FRACTIONS)
+HALVES = {
+    2: (232, 773),
+    3: (125, 387, 688, 1102),
+    4: (66, 199, 336, 482, 643, 828, 1059, 1399),
+}
+LEVELS = {1: [1, -1], **{width: [-x for x in reversed(half)] + list(half) for width, half in HALVES.items()}}
