@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from coordinator.compile.graph import GraphBuilder, Model, Node, prune
 from coordinator.compile.rules import RULES, Gradient
+from coordinator.compile.rules.fallback import INSTALL, fallback_gradient, fallback_training, has_fallback
 from edge_sdk.errors import CompileError
 
 __all__ = ["append_forward", "differentiate", "needs_gradient"]
@@ -27,10 +28,13 @@ def needs_gradient(model: Model) -> frozenset[str]:
 def append_forward(b: GraphBuilder, output: str) -> None:
     """Append the model's nodes up to ``output``, each in its training form."""
     needing = needs_gradient(b.model)
-    for node in prune(b.model.nodes, [output]):
+    nodes = prune(b.model.nodes, [output])
+    _check_rules(nodes, needing)
+    for node in nodes:
         rule = RULES.get(node.op)
-        if rule is not None and rule.training is not None and needing.intersection(node.inputs):
-            rule.training(b, node)
+        training = rule.training if rule else fallback_training
+        if training is not None and needing.intersection(node.inputs) and needing.intersection(node.outputs):
+            training(b, node)
         else:
             b.append(node)
 
@@ -46,7 +50,8 @@ def differentiate(b: GraphBuilder, seeds: Mapping[str, str]) -> dict[str, Gradie
         The gradient of every trainable parameter; a product is not emitted yet.
 
     Raises:
-        CompileError: An operator on the way has no rule, or a parameter has no influence on the outputs.
+        CompileError: An operator on the way has no rule and onnx-ad cannot stand in for one, or a parameter has no
+            influence on the outputs.
     """
     needing = needs_gradient(b.model)
     nodes = prune(b.model.nodes, seeds)
@@ -57,7 +62,8 @@ def differentiate(b: GraphBuilder, seeds: Mapping[str, str]) -> dict[str, Gradie
         wanted = [name in needing for name in node.inputs]
         if not any(dy) or not any(wanted):
             continue
-        found = RULES[node.op].gradient(b, node, dy, wanted)
+        rule = RULES.get(node.op)
+        found = (rule.gradient if rule else fallback_gradient)(b, node, dy, wanted)
         for name, gradient in zip(node.inputs, found, strict=False):  # trailing inputs without gradient may be left out
             if gradient is not None and name in needing:
                 gradients[name] = b.add(gradients[name], gradient) if name in gradients else gradient
@@ -74,12 +80,13 @@ def _check_rules(nodes: Iterable[Node], needing: frozenset[str]) -> None:
     missing = [
         n for n in nodes if n.op not in RULES and needing.intersection(n.inputs) and needing.intersection(n.outputs)
     ]
-    if missing:
+    if missing and not has_fallback():
         others = sorted({n.op for n in missing} - {missing[0].op})
         also = f" (also without a rule here: {', '.join(others)})" if others else ""
         raise CompileError(
             f"{missing[0]}: this operator has no gradient rule{also}. Replace it in the model, freeze the parameters "
-            f"before it, or add a rule to coordinator/compile/rules. Operators with a rule: {', '.join(sorted(RULES))}"
+            f"before it, {INSTALL}, or add a rule to coordinator/compile/rules. Operators with a rule: "
+            f"{', '.join(sorted(RULES))}"
         )
 
 

@@ -186,6 +186,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     graph = onnx.ModelProto.FromString(program.train).graph
     infer = onnx.ModelProto.FromString(program.infer).graph
     operators = [node.op_type for node in graph.node]
+    has_plans = bool(program.train_plan.outputs and program.evaluate_plan.outputs)
     return {
         "name": program.name,
         "kind": program.kind,
@@ -210,7 +211,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "model_operators": dict(sorted(Counter(node.op_type for node in infer.node).items())),
         "train_nodes": len(operators),
         "step": asdict(step_cost(program.train, BATCH_SIZE)) if program.train else {},
-        "runs_on": ["onnxruntime", "numpy"] if program.train_plan.outputs else ["onnxruntime"],
+        "runs_on": ["onnxruntime", "numpy"] if has_plans else ["onnxruntime"],
         "loop": bool(program.train_loop),
         "program_bytes": len(program.encode()),
         "parameters_bytes": len(encode_parameters(bundle.parameters)),

@@ -21,6 +21,7 @@ from coordinator.compile.classical import cut_heads, lowered
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
 from coordinator.compile.last_state import take_last_states
+from coordinator.compile.newer import without_newer
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
@@ -127,6 +128,7 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     try:
         model = onnx.shape_inference.infer_shapes(model)  # some exporters leave the outputs' shapes out
         onnx.checker.check_model(model)
+        model = without_newer(model, versions[0])
         if versions[0] != OPSET:
             model = version_converter.convert_version(model, OPSET)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from coordinator.compile.graph import Node
-from coordinator.compile.rules import RULES
+from coordinator.compile.rules import FALLBACK_PARAMETERS, RULES
 from edge_sdk.errors import CompileError
 
 __all__ = ["fold", "read_node", "split_parameters", "without_idle_casts"]
@@ -108,12 +108,12 @@ def split_parameters(
         patterned.update({name: set(beside) for name in node.outputs})
         beside.update(*(patterned.get(name, ()) for name in node.inputs))
         rule = RULES.get(node.op)
-        slots = () if rule is None else rule.parameters
+        slots = FALLBACK_PARAMETERS.get(node.op, ()) if rule is None else rule.parameters
         if rule is not None and all(name in constants or name in trained for name in node.inputs):
             slots += rule.learned
         inputs = list(node.inputs)
         for slot, operand in enumerate(node.inputs):
-            if rule is None or operand in frozen or not _is_parameter(slot, constants.get(operand), slots):
+            if operand in frozen or not _is_parameter(slot, constants.get(operand), slots):
                 continue
             array = constants[operand]
             if array.dtype != np.float32:
@@ -128,7 +128,7 @@ def split_parameters(
             layers.setdefault(name, beside)
             parameters[name] = np.ascontiguousarray(array)
             inputs[slot] = name
-            if slot in rule.statistics:
+            if rule is not None and slot in rule.statistics:
                 statistics.add(name)
         if any(name in parameters or name in trained for name in inputs):
             trained.update(node.outputs)

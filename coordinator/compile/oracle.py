@@ -106,7 +106,19 @@ def _by_onnx(program: Program) -> Callable[[Arrays], float]:
     model.graph.output.append(onnx.helper.make_tensor_value_info("loss", TensorProto.FLOAT, ()))
     evaluator: Any = ReferenceEvaluator(_model_in_float64(model))
     names = evaluator.input_names
-    return lambda feeds: float(evaluator.run(["loss"], {n: feeds[n] for n in names})[0])
+
+    def loss(feeds: Arrays) -> float:
+        try:
+            return float(evaluator.run(["loss"], {n: feeds[n] for n in names})[0])
+        except Exception as error:  # each of its operators fails in its own way
+            operators = ", ".join(sorted({node.op_type for node in nodes}))
+            raise CompileError(
+                f"the train graph: ONNX's reference evaluator cannot run it in float64 to check gradients "
+                f"({operators}): {type(error).__name__}: {error}. Freeze the parameters before the operator that it "
+                "names"
+            ) from error
+
+    return loss
 
 
 def _loss_alone(plan: NumpyPlan) -> NumpyPlan:

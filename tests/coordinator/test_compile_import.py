@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,10 @@ def test_a_foreign_operator_is_refused_with_its_node_and_domain() -> None:
     refused(model, "node 'fused'", "'MatMul'", "'com.microsoft'", "onnxruntime's optimiser")
 
 
-def test_an_operator_without_a_rule_is_refused_with_node_operator_opset_and_remedy() -> None:
+def test_an_operator_without_a_rule_is_refused_with_node_operator_opset_and_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ad", None)  # as if it were not installed
     model = model_of(
         "h = MatMul(x, w); g = Shrink(h); e = Bernoulli(g); y = Mul(e, h)", {"w": W}, inputs={"x": ["n", 4]}
     )

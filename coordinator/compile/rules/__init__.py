@@ -25,7 +25,7 @@ from coordinator.compile.rules import (
 )
 from coordinator.compile.rules.rule import Gradient, Gradients, Rule, Wanted
 
-__all__ = ["RULES", "Gradient", "Gradients", "Rule", "Wanted"]
+__all__ = ["FALLBACK_PARAMETERS", "RULES", "Gradient", "Gradients", "Rule", "Wanted"]
 
 EVERY: Final = tuple(range(256))
 """The slots of an operator that takes any number of operands."""
@@ -148,3 +148,18 @@ RULES: Final[Mapping[str, Rule]] = {
     "Where": Rule(elementwise.where, parameters=(1, 2)),
 }
 """Operator of the default domain -> its rule."""
+
+FALLBACK_PARAMETERS: Final[Mapping[str, tuple[int, ...]]] = {
+    "CenterCropPad": (0,),
+    "Col2Im": (0,),
+    "DFT": (0,),
+    "DeformConv": (1, 3),
+    "GridSample": (0, 1),
+    "LRN": (0,),
+    "LpNormalization": (0,),
+    "MeanVarianceNormalization": (0,),
+    "ReverseSequence": (0,),
+    "RoiAlign": (0,),
+    "Shrink": (0,),
+}
+"""Operators that ``fallback`` is known to differentiate; the input slots in which an initializer is a parameter."""

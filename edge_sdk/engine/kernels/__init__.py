@@ -52,7 +52,10 @@ KERNELS: Final[dict[str, Kernel]] = {
     "BatchNormalization": normalisation.batch_normalization,
     "GroupNormalization": normalisation.group_normalization,
     "InstanceNormalization": normalisation.instance_normalization,
+    "LRN": normalisation.local_response_normalization,
     "LayerNormalization": normalisation.layer_normalization,
+    "LpNormalization": normalisation.lp_normalization,
+    "MeanVarianceNormalization": normalisation.mean_variance_normalization,
     # activation
     "Celu": activation.celu,
     "Dropout": dropout.dropout,
@@ -68,6 +71,7 @@ KERNELS: Final[dict[str, Kernel]] = {
     "PRelu": activation.prelu,
     "Relu": activation.relu,
     "Selu": activation.selu,
+    "Shrink": activation.shrink,
     "Sigmoid": activation.sigmoid,
     "Softmax": activation.softmax,
     "Softplus": activation.softplus,

@@ -22,6 +22,7 @@ __all__ = [
     "prelu",
     "relu",
     "selu",
+    "shrink",
     "sigmoid",
     "softmax",
     "softplus",
@@ -36,6 +37,12 @@ _STEEP: Final = 2.0**100
 def relu(x: Array) -> Array:
     """ONNX Relu."""
     return np.maximum(x, x.dtype.type(0))
+
+
+def shrink(x: Array, *, bias: float = 0.0, lambd: float = 0.5) -> Array:
+    """ONNX Shrink: ``x`` moved by ``bias`` towards 0 where it is beyond ``lambd``, 0 between."""
+    kind = x.dtype.type
+    return np.where(x > kind(lambd), x - kind(bias), np.where(x < kind(-lambd), x + kind(bias), kind(0)))
 
 
 def sigmoid(x: Array) -> Array:

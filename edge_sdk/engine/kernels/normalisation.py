@@ -9,7 +9,15 @@ import numpy as np
 from edge_sdk.engine.kernels.arrays import Array, positive_axis
 from edge_sdk.errors import TrainingError
 
-__all__ = ["batch_normalization", "group_normalization", "instance_normalization", "layer_normalization"]
+__all__ = [
+    "batch_normalization",
+    "group_normalization",
+    "instance_normalization",
+    "layer_normalization",
+    "local_response_normalization",
+    "lp_normalization",
+    "mean_variance_normalization",
+]
 
 
 def batch_normalization(
@@ -74,6 +82,32 @@ def group_normalization(
     y = y.reshape(x.shape)
     np.multiply(y, _over_channels(scale, x), out=y)
     return np.add(y, _over_channels(bias, x), out=y)
+
+
+def local_response_normalization(
+    x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+) -> Array:
+    """ONNX LRN of ``x`` [N, C, ...]: each channel over a power of the squares of its ``size`` neighbours."""
+    before = (size - 1) // 2
+    padded = np.zeros((x.shape[0], x.shape[1] + size - 1, *x.shape[2:]), x.dtype)
+    np.square(x, out=padded[:, before : before + x.shape[1]])
+    squares = sum(padded[:, i : i + x.shape[1]] for i in range(size))
+    return np.asarray(x / (x.dtype.type(bias) + x.dtype.type(alpha / size) * squares) ** x.dtype.type(beta))
+
+
+def lp_normalization(x: Array, *, axis: int = -1, p: int = 2) -> Array:
+    """ONNX LpNormalization: ``x`` over its norm along ``axis``, 0 where the norm is."""
+    axis = positive_axis(axis, x.ndim)
+    size = np.abs(x).sum(axis, keepdims=True) if p == 1 else np.sqrt(np.square(x).sum(axis, keepdims=True))
+    return np.true_divide(x, size, out=np.zeros_like(x), where=size != 0)
+
+
+def mean_variance_normalization(x: Array, *, axes: list[int] | None = None) -> Array:
+    """ONNX MeanVarianceNormalization, by default over all axes but the channels'."""
+    over = tuple(positive_axis(a, x.ndim) for a in ([0, 2, 3] if axes is None else axes))
+    centred = x - x.mean(over, dtype=x.dtype, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(over, dtype=x.dtype, keepdims=True))
+    return centred / (deviation + x.dtype.type(1e-9))
 
 
 def _affine(x: Array, scale: Array, b: Array, mean: Array, var: Array, epsilon: float) -> Array:
