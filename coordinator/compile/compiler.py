@@ -31,6 +31,7 @@ from coordinator.compile.lora import Lora, with_adapters
 from coordinator.compile.losses import LOSSES, LossOptions, class_count
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
+from coordinator.compile.simplify import simplified
 from coordinator.compile.verify import verify_program
 from edge_sdk.bundle import Bundle, Input, Program, encode_parameters
 from edge_sdk.errors import CompileError, DecodeError
@@ -124,7 +125,7 @@ def _program(
         run = session_of(infer_bytes, "the inference graph")
         if are_probabilities(model, output, options, run):
             model, logits = with_scores(model, output)
-    train = train_graph(model, logits, target, loss, options, optimizer, pulls)
+    train = train_graph(simplified(model, logits.name), logits, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
     kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
     try:

@@ -24,6 +24,7 @@ __all__ = [
     "Product",
     "Shape",
     "Value",
+    "batch_factor",
     "captured",
     "prune",
 ]
@@ -152,6 +153,7 @@ class GraphBuilder:
         self._names = {"", *model.values, *model.parameters, *model.constants, *(v.name for v in model.inputs)}
         self._names.update(name for node in model.nodes for name in node.outputs)
         self._made: dict[Any, tuple[str, ...]] = {}
+        self._makers: dict[str, Node] = {}
         self._saved: dict[str, dict[str, str]] = {}
         self.statistics: dict[str, str] = {}
 
@@ -161,16 +163,28 @@ class GraphBuilder:
 
     def ops(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> tuple[str, ...]:
         """Append a node with ``outputs`` outputs; their names."""
+        if op == "Reshape" and np.all(self.constants.get(inputs[1], 0)):
+            inputs = (self._before_reshape(inputs[0]), inputs[1])
         key = (op, tuple(inputs), outputs, tuple((k, _hashable(attributes[k])) for k in sorted(attributes)))
         if key not in self._made:
             names = tuple(self.fresh(op) for _ in range(outputs))
-            self.nodes.append(Node(op, tuple(inputs), names, attributes))
+            self.append(Node(op, tuple(inputs), names, attributes))
             self._made[key] = names
         return self._made[key]
 
     def append(self, node: Node) -> None:
         """Append a node of the model, its names unchanged."""
         self.nodes.append(node)
+        self._makers.update((name, node) for name in node.outputs if name)
+
+    def maker(self, name: str) -> Node | None:
+        """The node that computes ``name``; None for what is given from outside."""
+        return self._makers.get(name)
+
+    def _before_reshape(self, name: str) -> str:
+        while (node := self._makers.get(name)) is not None and node.op == "Reshape":
+            name = node.inputs[0]
+        return name
 
     def constant(self, array: NDArray[Any]) -> str:
         """The name of a constant with this value."""
@@ -251,6 +265,21 @@ class GraphBuilder:
             name += "~"
         self._names.add(name)
         return name
+
+
+def batch_factor(dims: Iterable[Dim]) -> int:
+    """What the batch is multiplied by in the product of ``dims``; 0 where none or several of them grow with it."""
+    factor, grown = 1, 0
+    for dim in dims:
+        if isinstance(dim, int):
+            factor *= dim
+            continue
+        name, _, times = dim.partition("*")
+        if name != BATCH or not (times or "1").isdigit():
+            return 0
+        factor *= int(times or "1")
+        grown += 1
+    return factor if grown == 1 else 0
 
 
 def prune(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.rules.broadcast import reduced, total
+from coordinator.compile.rules.normalisation import Rows
 from coordinator.compile.rules.rule import Gradients, Wanted
 
 __all__ = [
@@ -148,7 +149,7 @@ def gelu_training(b: GraphBuilder, node: Node) -> None:
         inner = b.op("Tanh", b.op("Mul", x, stretch))
     else:
         inner = b.op("Erf", b.op("Mul", x, b.scalar(math.sqrt(0.5))))
-    share = b.op("Add", b.op("Mul", inner, b.scalar(0.5)), b.scalar(0.5))
+    share = b.op("HardSigmoid", inner, alpha=0.5, beta=0.5)  # of what lies in [-1, 1]: linear, and one pass
     b.save(node, inner=inner, share=share)
     b.append(Node("Mul", (x, share), node.outputs, {}, node.name))
 
@@ -156,14 +157,14 @@ def gelu_training(b: GraphBuilder, node: Node) -> None:
 def gelu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """dX = dY (P + X P'), P the normal distribution or its tanh form."""
     x, share = node.inputs[0], b.saved(node, "share")
-    square = b.op("Mul", x, x)
     if node.attributes["approximate"] == "tanh":
+        square = b.op("Mul", x, x)
         half = b.op("Mul", _complement_of_square(b, b.saved(node, "inner")), b.scalar(0.5))
         inner = b.op("Add", b.op("Mul", square, b.scalar(3 * _TANH_SCALE * _TANH_CUBE)), b.scalar(_TANH_SCALE))
         density = b.op("Mul", half, inner)
     else:
-        bell = b.op("Exp", b.op("Mul", square, b.scalar(-0.5)))
-        density = b.op("Mul", bell, b.scalar(1 / math.sqrt(2 * math.pi)))
+        root = b.op("Mul", x, b.scalar(math.sqrt(0.5)))  # made by the forward pass
+        density = b.op("Exp", b.op("Sub", b.scalar(-0.5 * math.log(2 * math.pi)), b.op("Mul", root, root)))
     return [b.op("Mul", dy[0], b.op("Add", share, b.op("Mul", x, density)))]
 
 
@@ -209,9 +210,15 @@ def _inside(b: GraphBuilder, x: str, low: str, high: str) -> str:
 
 def softmax(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """dX = Y (dY - sum(dY Y)) over the axis."""
-    y = node.outputs[0]
+    y, axis = node.outputs[0], node.attributes["axis"]
     weighted = b.op("Mul", dy[0], y)
-    sums = b.op("ReduceSum", weighted, b.ints(node.attributes["axis"]), keepdims=1)
+    shape = b.model.values[y].shape if y in b.model.values else ()
+    if axis in (-1, len(shape) - 1) and shape and isinstance(shape[-1], int):
+        sums = b.op("Reshape", b.op("ReduceSum", weighted, b.ints(-1), keepdims=0), b.ints(-1), allowzero=0)
+        rows = b.op("Reshape", dy[0], b.ints(1, -1, shape[-1]), allowzero=0)
+        centred = Rows.of(b, shape[:-1], sums).affine(rows, mean=sums)
+        return [b.op("Mul", y, b.like(centred, y))]
+    sums = b.op("ReduceSum", weighted, b.ints(axis), keepdims=1)
     return [b.op("Sub", weighted, b.op("Mul", y, sums))]
 
 

@@ -46,7 +46,30 @@ def transpose(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) ->
     """dX = dY, axes moved back."""
     rank = len(b.shape(node.inputs[0]))
     permutation = node.attributes.get("perm") or list(range(rank))[::-1]
-    return [b.op("Transpose", dy[0], perm=[int(axis) for axis in np.argsort(permutation)])]
+    back = [int(axis) for axis in np.argsort(permutation)]
+    swapped = [*range(rank - 2), rank - 1, rank - 2] if rank > 1 else []
+    if swapped and swapped[back[-1]] == rank - 1 and (turned := _turned_product(b, dy[0], swapped)):
+        # Rows stay rows: what moves is longer than one element.
+        return [b.op("Transpose", turned, perm=[swapped[axis] for axis in back]) if swapped != back else turned]
+    return [b.op("Transpose", dy[0], perm=back)]
+
+
+def _turned_product(b: GraphBuilder, x: str, swapped: list[int]) -> str:
+    """``x``, a product of a transposed matrix, with its last two axes swapped: (A^T G)^T = G^T A; "" if it is none."""
+    made = b.maker(x)
+    if made is not None and made.op == "Mul" and (scalars := [n for n in made.inputs if _is_scalar(b, n)]):
+        inner = _turned_product(b, next(n for n in made.inputs if n != scalars[0]), swapped)
+        return b.op("Mul", inner, scalars[0]) if inner else ""
+    if made is None or made.op != "MatMul":
+        return ""
+    first = b.maker(made.inputs[0])
+    if first is None or first.op != "Transpose" or list(first.attributes["perm"]) != swapped:
+        return ""
+    return b.op("MatMul", b.op("Transpose", made.inputs[1], perm=swapped), first.inputs[0])
+
+
+def _is_scalar(b: GraphBuilder, name: str) -> bool:
+    return name in b.constants and b.constants[name].ndim == 0
 
 
 def expand(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
