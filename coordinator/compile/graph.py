@@ -155,6 +155,7 @@ class GraphBuilder:
         self._made: dict[Any, tuple[str, ...]] = {}
         self._makers: dict[str, Node] = {}
         self._saved: dict[str, dict[str, str]] = {}
+        self._turned: dict[str, tuple[str, list[int]]] = {}
         self.statistics: dict[str, str] = {}
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -171,6 +172,22 @@ class GraphBuilder:
             self.append(Node(op, tuple(inputs), names, attributes))
             self._made[key] = names
         return self._made[key]
+
+    def transpose(self, x: str, perm: Sequence[int], name: str = "") -> str:
+        """The name of ``x`` with its axes in this order; what was turned is not turned twice, but from where it came.
+
+        ``name``, where it is given, is the model's name of the result, which a node is to give in any case.
+        """
+        source, before = self._turned.get(x, (x, list(range(len(perm)))))
+        axes = [before[axis] for axis in perm]
+        if name:
+            self.append(Node("Transpose", (source,), (name,), {"perm": axes}))
+        elif axes == sorted(axes):
+            return source
+        else:
+            name = self.op("Transpose", source, perm=axes)
+        self._turned[name] = (source, axes)
+        return name
 
     def append(self, node: Node) -> None:
         """Append a node of the model, its names unchanged."""

@@ -23,6 +23,7 @@ from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value,
 from coordinator.compile.last_state import take_last_states
 from coordinator.compile.newer import without_newer
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
+from coordinator.compile.pooling_first import pool_first
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from coordinator.compile.sequences import lower_sequences
@@ -84,6 +85,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
     nodes = without_idle_casts(nodes, {key: value.dtype for key, value in values.items()}, {o.name for o in outputs})
     nodes = take_last_states(nodes, constants, values, {o.name for o in outputs})
+    nodes = pool_first(nodes, values, {o.name for o in outputs})
     _check_control_flow(prune(nodes, (o.name for o in outputs)))
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
     parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))

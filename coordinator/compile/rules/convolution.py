@@ -145,11 +145,11 @@ def _weight_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
     if layer.pointwise and positions >= POSITIONS_FOR_BATCHES * min(layer.out_channels, layer.in_channels):
         return _pointwise_gradient(b, layer, x, g)
     channels_first = [1, 0, *range(2, 2 + layer.axes)]
-    rows = b.op("Reshape", b.op("Transpose", g, perm=channels_first), b.ints(layer.out_channels, -1), allowzero=0)
+    rows = b.op("Reshape", b.transpose(g, channels_first), b.ints(layer.out_channels, -1), allowzero=0)
     if layer.in_channels < CHANNELS_FOR_TAPS:
         return _all_taps(b, layer, b.op("Transpose", _padded(b, x, layer.window, 2), perm=channels_first), rows)
     # Padding copies long runs as well, once the channels are last.
-    channels_last = _padded(b, b.op("Transpose", x, perm=[0, *range(2, 2 + layer.axes), 1]), layer.window, 1)
+    channels_last = _padded(b, b.transpose(x, [0, *range(2, 2 + layer.axes), 1]), layer.window, 1)
     products = []
     for offsets in _taps(layer.window):
         view = _view(b, layer, channels_last, offsets, first_axis=1)
