@@ -228,6 +228,10 @@ class GraphBuilder:
         """A name that was saved under ``key``."""
         return self._saved[node.outputs[0]][key]
 
+    def has_saved(self, node: Node) -> bool:
+        """Whether the training form of ``node`` kept anything."""
+        return node.outputs[0] in self._saved
+
     def shape(self, name: str) -> Shape:
         """The shape of a value of the model.
 

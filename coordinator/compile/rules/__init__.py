@@ -51,7 +51,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "Celu": Rule(activation.celu, parameters=(0,)),
     "Clip": Rule(activation.clip, parameters=(0,)),
     "Concat": Rule(shape.concat, parameters=EVERY),
-    "Conv": Rule(convolution.conv, parameters=(1, 2)),
+    "Conv": Rule(convolution.conv, parameters=(1, 2), training=convolution.conv_training),
     "ConvTranspose": Rule(convolution.conv_transpose, parameters=(1, 2)),
     "Cos": Rule(elementwise.cos, parameters=(0,)),
     "Cosh": Rule(elementwise.cosh, parameters=(0,)),

@@ -8,8 +8,9 @@ dW is a correlation of X with dY (of dY with X for ConvTranspose). Written as a 
 five times slower in onnxruntime than as matrix products, so it is one Gemm for each kernel tap, over the part of X that
 the tap meets (a Slice). X has its channels last there: a Slice then copies long runs, which made the whole 1.7 times
 faster than with channels first. With very few channels these products get too thin, and one Gemm over the slices of
-all taps together takes their place. Groups are a batch of such products; a depthwise tap is a product and a sum, with
-the channels last as well (0.6 to 1.1 of the time that it took with the channels first, mostly 0.8).
+all taps together takes their place. Groups are a batch of such products. Depthwise kernels over few positions or short
+rows have forms of their own (``depthwise``); elsewhere a depthwise tap is a product and a sum, with the channels last
+as well (0.6 to 1.1 of the time that it took with the channels first, mostly 0.8).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from itertools import product
 from typing import Final
 
 from coordinator.compile.graph import GraphBuilder, Node
+from coordinator.compile.rules.depthwise import as_products, has_narrow_rows, product_gradients, row_gradient
 from coordinator.compile.rules.rule import Gradient, Gradients, Wanted
 from coordinator.compile.spatial import Window, window_of
 
-__all__ = ["conv", "conv_transpose"]
+__all__ = ["conv", "conv_training", "conv_transpose"]
 
 CHANNELS_FOR_TAPS: Final = 4
 POSITIONS_FOR_BATCHES: Final = 2
@@ -70,8 +72,16 @@ class _Layer:
         return len(self.window.kernel)
 
 
+def conv_training(b: GraphBuilder, node: Node) -> None:
+    """The node, in the form that has fast gradients."""
+    if not as_products(b, node):
+        b.append(node)
+
+
 def conv(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """Y = X * W + B."""
+    if b.has_saved(node):
+        return product_gradients(b, node, dy, wanted)
     layer = _Layer.of(b, node, node.inputs[0], node.outputs[0])
     gradients: list[Gradient | None] = [
         _input_gradient(b, layer, dy[0]) if wanted[0] else None,
@@ -139,6 +149,8 @@ def _attributes(layer: _Layer, before: Sequence[int], after: Sequence[int]) -> d
 
 def _weight_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
     """float32[O, C/group, k...]: every product sums over the batch and over positions."""
+    if layer.depthwise and layer.out_channels == layer.in_channels and has_narrow_rows(layer.window, layer.sizes):
+        return row_gradient(b, layer.weight, layer.window, x, g, layer.outputs, layer.sizes)
     if layer.group > 1:
         return _joined(b, layer, _depthwise_taps(b, layer, x, g) if layer.depthwise else _grouped_taps(b, layer, x, g))
     positions = math.prod(layer.outputs)
