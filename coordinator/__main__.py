@@ -193,6 +193,9 @@ def compile_bundle(
     ] = None,
     ignore_index: Annotated[int | None, typer.Option(help="A label that is not counted.")] = None,
     class_axis: Annotated[int | None, typer.Option(help="The output's axis of classes.")] = None,
+    mask: Annotated[
+        str, typer.Option(help="An input, of the model or a new one, that is 0 at positions that do not count.")
+    ] = "",
     output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
     loop: Annotated[
         bool | None, typer.Option(help="A graph of many steps in one run; by default where measuring finds it faster.")
@@ -208,7 +211,7 @@ def compile_bundle(
         model,
         out,
         loss=loss,
-        loss_options=LossOptions(tuple(class_weight or ()), label_smoothing, ignore_index, class_axis),
+        loss_options=LossOptions(tuple(class_weight or ()), label_smoothing, ignore_index, class_axis, mask),
         optimizer=optimizer,
         proximal=proximal,
         weight_decay=weight_decay,

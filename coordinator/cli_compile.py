@@ -66,6 +66,8 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
             yield f"{label} {name}: {dtype}{_shape(shape)}"
     classes = f", classes 0..{facts['classes'] - 1}" if facts["classes"] else ""
     yield f"target: {facts['target']['dtype']}{_shape(facts['target']['shape'])}{classes}"
+    if facts["mask"]:
+        yield f"mask {facts['mask']}: positions where it is 0 do not count in the loss"
     yield f"loss {facts['loss']}, metric {facts['metric']}, optimizer {facts['optimizer']}"
     yield "scalars: " + ", ".join(f"{name} {value:g}" for name, value in facts["scalars"].items())
     yield f"operators: {_counted(facts['model_operators'])}"

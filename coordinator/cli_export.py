@@ -161,7 +161,9 @@ def _prove(path: Path, program: Program, vector: NDArray[np.float32], batch: dic
 
 
 def _fitting(inputs: dict[str, NDArray[Any]], model: ModelProto) -> dict[str, NDArray[Any]]:
-    """As many examples as the model takes, where its batch is fixed."""
+    """What the model takes of them (a mask may be for the loss alone), as many as it takes where its batch is fixed."""
+    taken = {info.name for info in model.graph.input}
+    inputs = {name: array for name, array in inputs.items() if name in taken}
     sizes = {info.type.tensor_type.shape.dim[0].dim_value for info in model.graph.input if info.name in inputs}
     fixed = max(sizes, default=0)
     return {name: np.resize(a, (fixed, *a.shape[1:])) for name, a in inputs.items()} if fixed else inputs

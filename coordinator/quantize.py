@@ -7,7 +7,7 @@ per channel); without, only weights are, and activations as they come (dynamic).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coordinator.compile import export_onnx
 from edge_sdk.bundle import Program
 from edge_sdk.errors import CompileError
-from edge_sdk.examples import Examples
+from edge_sdk.examples import Examples, counted_labels
 
 __all__ = ["quantised", "score"]
 
@@ -78,13 +78,15 @@ def score(model: bytes, program: Program, examples: Examples, index: NDArray[np.
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    taken = {entry.name for entry in session.get_inputs()}  # a mask may be for the loss alone
     final = {o: node.op_type for node in onnx.ModelProto.FromString(program.infer).graph.node for o in node.output}
     total, counted = 0.0, 0
     for batch in _batches(program, examples, index):
         target = batch.pop("target")
-        outputs = dict(zip(names, session.run(names, batch), strict=True))
+        fed = {name: array for name, array in batch.items() if name in taken}
+        outputs = dict(zip(names, session.run(names, fed), strict=True))
         errors = _judged(program, outputs, target, final)
-        kept = target != program.ignore_index if program.ignore_index is not None else np.ones(target.shape, bool)
+        kept = counted_labels(batch, target, program)
         total += float(errors[kept.reshape(errors.shape)].sum())
         counted += int(kept.sum())
     return total / max(counted, 1)
@@ -119,11 +121,13 @@ def _quantise(source: Path, target: Path, program: Program, examples: Examples |
     if examples is None:
         quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QInt8)
         return
+    taken = {info.name for info in onnx.load(source, load_external_data=False).graph.input}
+    taken = {info.name for info in onnx.load(source, load_external_data=False).graph.input}
     index = np.arange(min(CALIBRATED, max(1, len(examples) // 2)))
     quantization.quantize_static(
         source,
         target,
-        _Ranges(_batches(program, examples, index)),
+        _Ranges(_batches(program, examples, index), [entry.name for entry in program.inputs if entry.name in taken]),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         weight_type=quantization.QuantType.QInt8,
@@ -139,9 +143,10 @@ def _batches(program: Program, examples: Examples, index: NDArray[np.intp]) -> I
 class _Ranges:
     """Examples as the quantiser asks for them; it takes anything with ``get_next``."""
 
-    def __init__(self, batches: Iterator[dict[str, NDArray[Any]]]) -> None:
+    def __init__(self, batches: Iterator[dict[str, NDArray[Any]]], names: Sequence[str]) -> None:
         self._batches = batches
+        self._names = names
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {name: array for name, array in batch.items() if name != "target"}
+        return None if batch is None else {name: batch[name] for name in self._names}

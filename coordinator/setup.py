@@ -213,6 +213,7 @@ def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
             label_smoothing=model.label_smoothing,
             ignore_index=model.ignore_index,
             class_axis=model.class_axis,
+            mask=model.mask or "",
         ),
         output=model.output,
         train=model.train,

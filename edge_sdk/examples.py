@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_sdk.errors import ExamplesError
 from edge_sdk.program import Input, Program
 
-__all__ = ["Examples", "ExamplesFile", "as_examples", "describe_file", "load_examples"]
+__all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -89,8 +89,22 @@ def as_examples(value: Any, program: Program) -> Examples:
         raise ExamplesError(f"examples: different numbers of examples: {lengths}")
     if not len(labels):
         raise ExamplesError("examples: there are none; give at least one example")
-    _check_labels(labels, program)
-    return Examples(inputs, labels)
+    examples = Examples(inputs, labels)
+    _check_labels(examples, program)
+    return examples
+
+
+def counted_labels(inputs: Mapping[str, NDArray[Any]], target: NDArray[Any], program: Program) -> NDArray[np.bool_]:
+    """Which elements of ``target`` count: bool in its shape, False where a label is ignored or the mask is 0."""
+    counted = np.ones(target.shape, np.bool_)
+    if program.ignore_index is not None:
+        counted &= target != program.ignore_index
+    if program.mask:
+        mask = np.asarray(inputs[program.mask]) > 0
+        while mask.ndim > 2 and mask.shape[-1] == 1:
+            mask = mask[..., 0]
+        counted &= mask.reshape(*mask.shape, *(1 for _ in target.shape[mask.ndim :]))
+    return counted
 
 
 def load_examples(path: str | os.PathLike[str], program: Program, target: str | None = None) -> Examples:
@@ -336,9 +350,14 @@ def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
         raise ExamplesError(f"{what}: expected whole numbers ({dtype}), got fractions ({array.dtype})")
 
 
-def _check_labels(labels: NDArray[Any], program: Program) -> None:
-    if program.ignore_index is not None:
-        labels = labels[labels != program.ignore_index]
+def _check_labels(examples: Examples, program: Program) -> None:
+    labels = examples.target
+    if program.ignore_index is not None or program.mask:
+        labels = labels[counted_labels(examples.inputs, labels, program)]
+        if not labels.size and program.mask:
+            raise ExamplesError(
+                f"examples: no position counts; {program.mask!r} must be 1 where one does, 0 for padding"
+            )
         if not labels.size:
             raise ExamplesError(f"examples: every label is {program.ignore_index}, which this model ignores")
     low, high = float(labels.min()), float(labels.max())

@@ -106,6 +106,8 @@ class Program:
             their labels against it.
         requires: Capabilities that a device must have to run this program.
         ignore_index: A label outside of the classes that counts nowhere (padding); None for none.
+        mask: The input that is above 0 where an element of the target counts; its shape is the beginning of the
+            target's, but for dimensions of 1 at its end. Empty where all count.
         train_loop: An ONNX model as bytes; empty where it would bring nothing.
     """
 
@@ -129,6 +131,7 @@ class Program:
     requires: tuple[str, ...] = ()
     ignore_index: int | None = None
     train_loop: bytes = b""
+    mask: str = ""
 
     def __post_init__(self) -> None:
         _check_program(self)
@@ -168,6 +171,8 @@ class Program:
         }
         if self.ignore_index is not None:
             body["ignore_index"] = self.ignore_index
+        if self.mask:
+            body["mask"] = self.mask
         if self.train_loop:
             body["train_loop"] = self.train_loop
         body = share(body)
@@ -237,6 +242,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         requires=tuple(as_text(r, "requires") for r in as_list(source.get("requires"), "requires", 64)),
         ignore_index=source.get("ignore_index"),
         train_loop=_bytes(source.get("train_loop", b""), "train_loop"),
+        mask=as_text(source.get("mask", ""), "mask"),
     )
 
 
@@ -281,6 +287,8 @@ def _check_program(program: Program) -> None:
     ignored = program.ignore_index
     if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int) or abs(ignored) >> 62):
         raise DecodeError(f"program.ignore_index: {str(ignored)[:40]!r} is not a label")
+    if program.mask:
+        _check_mask(program)
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]
@@ -299,6 +307,17 @@ def _check_input(entry: Input) -> None:
         raise DecodeError(f"{where}: shape {entry.shape} must start with None, the batch")
     if not all(is_count(d, 1) for d in entry.shape[1:]) or math.prod(d or 1 for d in entry.shape) > ELEMENTS_MAX:
         raise DecodeError(f"{where}: shape {entry.shape} is out of range")
+
+
+def _check_mask(program: Program) -> None:
+    mask = next((entry for entry in program.inputs if entry.name == program.mask), None)
+    if mask is None:
+        raise DecodeError(f"program.mask: {program.mask[:40]!r} is none of the inputs")
+    shape = list(mask.shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) < 2 or tuple(shape) != program.target.shape[: len(shape)]:
+        raise DecodeError(f"program.mask: shape {mask.shape} does not fit the target's {program.target.shape}")
 
 
 def _check_scalars(scalars: Mapping[str, Any]) -> None:

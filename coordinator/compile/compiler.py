@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
 import onnx
@@ -29,6 +29,7 @@ from coordinator.compile.import_ import import_model
 from coordinator.compile.loop import with_loop_if_faster
 from coordinator.compile.lora import Lora, with_adapters
 from coordinator.compile.losses import LOSSES, LossOptions, class_count
+from coordinator.compile.masking import with_mask
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
 from coordinator.compile.simplify import simplified
@@ -72,7 +73,7 @@ def compile_model(
         proximal: Add FedProx's proximal term, with the scalar input ``mu`` and inputs ``anchor/<parameter>``.
         weight_decay: Add weight decay, with the scalar input of that name.
         clipped: Scale gradients down to a global norm of at most the scalar input ``gradient_norm_max``.
-        loss_options: Class weights, label smoothing and ignored labels, for softmax_cross_entropy.
+        loss_options: Class weights, label smoothing and ignored labels, for softmax_cross_entropy; a mask of positions.
         output: The output that the loss is computed on; the first by default.
         frozen: Parameters (initializers) that are not trained and stay inside the graphs.
         train: Patterns (``fc*``) of the parameters that are trained; none for all.
@@ -121,6 +122,8 @@ def _program(
     logits = logits_of(model, output, loss, options)
     infer = infer_graph(model)
     infer_bytes = to_onnx(infer).SerializeToString(deterministic=True)
+    if options.mask:
+        model = with_mask(model, target, options.mask, classes=loss_name == "softmax_cross_entropy")
     if loss_name == "softmax_cross_entropy" and logits is output:
         run = session_of(infer_bytes, "the inference graph")
         if are_probabilities(model, output, options, run):
@@ -148,6 +151,7 @@ def _program(
             infer_plan=to_plan(infer),
             classes=class_count(output, target, options),
             ignore_index=options.ignore_index,
+            mask=options.mask,
         )
     except DecodeError as error:  # the checks are those for programs from the network
         raise CompileError(f"model {model.name!r}: cannot be written as a program: {error}") from error
@@ -157,7 +161,7 @@ def _program(
 def _check_options(loss: str, options: LossOptions, output: Value, model: Model) -> None:
     if output.dtype != "float32":
         raise CompileError(f"{loss}: output {output.name!r} is {output.dtype}, a loss is computed on float32")
-    if loss != "softmax_cross_entropy" and options != PLAIN:
+    if loss != "softmax_cross_entropy" and replace(options, mask="") != PLAIN:
         raise CompileError(f"{loss}: {options} is for softmax_cross_entropy; leave it out")
     if loss == "reconstruction" and output.shape not in [i.shape for i in model.inputs if i.dtype == "float32"]:
         shapes = ", ".join(f"{i.name!r} {i.dtype}{list(i.shape)}" for i in model.inputs)
@@ -177,11 +181,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     Returns:
         Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
         None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
-        ``parameters`` (a list of name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph,
-        name -> count), ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those
-        parameters that stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate),
-        ``runs_on`` (engines), ``loop`` (whether it holds a graph of many steps), ``program_bytes``,
-        ``parameters_bytes``, ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
+        ``mask`` (the input that says which positions count, or empty), ``parameters`` (a list of name, shape, kind,
+        elements), ``parameter_count``, ``operators`` (of the train graph, name -> count), ``train_nodes``, ``classes``,
+        ``model_operators`` (of the inference graph), ``frozen`` (those parameters that stay in the graph), ``step``
+        (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines), ``loop`` (whether it holds a
+        graph of many steps), ``program_bytes``, ``parameters_bytes``, ``update_bytes_dense`` (an update before any
+        compression) and ``program_digest`` (hex).
     """
     program = bundle.program
     graph = onnx.ModelProto.FromString(program.train).graph
@@ -195,6 +200,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "target": {"dtype": program.target.dtype, "shape": list(program.target.shape)},
         "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in infer.output},
         "classes": program.classes,
+        "mask": program.mask,
         "loss": program.loss,
         "metric": program.metric,
         "optimizer": program.optimizer,

@@ -4,9 +4,9 @@ Each loss is computed from the model's raw output (logits, scores, values), in t
 loses digits: softmax cross-entropy through LogSoftmax, binary cross-entropy as ``softplus(z) - z y``.
 
 The training loss is ``total / size(target)``: the mean over the examples, and over the elements of a target that has
-several (positions of a sequence, pixels, values), so that the mean squared error is the usual one. Class weights and
-ignored labels divide by the weight that was counted instead, as PyTorch does. ``factor * slope`` is the derivative of
-``total``.
+several (positions of a sequence, pixels, values), so that the mean squared error is the usual one. Class weights,
+ignored labels and a mask divide by the weight that was counted instead, as PyTorch does. ``factor * slope`` is the
+derivative of ``total``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.compile.graph import BATCH, GraphBuilder, Shape, Value
+from coordinator.compile.masking import kept_elements
 from edge_sdk.errors import CompileError
 
 __all__ = ["LOSSES", "SMOOTHING", "Loss", "LossOptions", "Terms", "class_axis", "class_count"]
@@ -30,7 +31,7 @@ HUBER_DELTA: Final = "huber_delta"
 
 @dataclass(frozen=True, slots=True)
 class LossOptions:
-    """What may be asked of softmax cross-entropy beside its plain form.
+    """What may be asked of a loss beside its plain form: of softmax cross-entropy, and ``mask`` of all.
 
     Attributes:
         class_weights: One factor for each class; empty for none.
@@ -39,12 +40,14 @@ class LossOptions:
             Evaluation goes without it.
         ignore_index: A label that is not counted, as padding has it.
         class_axis: The output's axis of classes; None for axis 1 of images ``[N, C, H, W]`` and the last one elsewhere.
+        mask: The input that says which positions count (see ``masking``); empty for none.
     """
 
     class_weights: tuple[float, ...] = ()
     label_smoothing: bool = False
     ignore_index: int | None = None
     class_axis: int | None = None
+    mask: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +168,13 @@ def _weighted_softmax_terms(
 ) -> Terms:
     """``-sum(q log p)`` with ``q = weight ((1 - s) onehot + s / classes)``; its slope is ``p sum(q) - q``."""
     axis, count = class_axis(output.shape, options), class_count(output, target, options)
-    labels, mask, counted = target.name, "", ""
+    labels, mask, counted = target.name, _mask(b, target, options), ""
     if options.ignore_index is not None:
-        mask = b.op("Not", b.op("Equal", labels, b.constant(np.array(options.ignore_index, np.int64))))
+        named = b.op("Not", b.op("Equal", labels, b.constant(np.array(options.ignore_index, np.int64))))
+        mask = b.op("And", mask, named) if mask else named
+    if mask:
         labels = b.op("Where", mask, labels, b.constant(np.array(0, np.int64)))
-        counted = b.op("Max", _count(b, mask), b.scalar(1.0))
+        counted = _counted(b, mask)
     one_hot = _one_hot(b, output, labels, axis, off=0.0, on=1.0)
     if mask:
         one_hot = b.op("Mul", one_hot, b.op("Unsqueeze", b.op("Cast", mask, to=1), b.ints(axis)))
@@ -193,28 +198,29 @@ def _weighted_softmax_terms(
 
 
 def _binary_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
-    labels = _as_output(b, output, target)
-    total = _sum(b, b.op("Sub", b.op("Softplus", output.name), b.op("Mul", output.name, labels)))
-    return Terms(total, b.op("Sub", b.op("Sigmoid", output.name), labels), 1.0)
+    labels, mask = _as_output(b, output, target), _mask(b, target, options)
+    losses = b.op("Sub", b.op("Softplus", output.name), b.op("Mul", output.name, labels))
+    slope = _kept(b, b.op("Sub", b.op("Sigmoid", output.name), labels), mask)
+    return _elementwise(b, _sum(b, _kept(b, losses, mask)), slope, 1.0, mask)
 
 
 def _squared_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
-    error = b.op("Sub", output.name, _as_output(b, output, target))
-    return Terms(_sum(b, b.op("Mul", error, error)), error, 2.0)
+    error, mask = _error(b, output, target, options)
+    return _elementwise(b, _sum(b, b.op("Mul", error, error)), error, 2.0, mask)
 
 
 def _absolute_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
-    error = b.op("Sub", output.name, _as_output(b, output, target))
-    return Terms(_sum(b, b.op("Abs", error)), b.op("Sign", error), 1.0)
+    error, mask = _error(b, output, target, options)
+    return _elementwise(b, _sum(b, b.op("Abs", error)), b.op("Sign", error), 1.0, mask)
 
 
 def _huber_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
     """Huber, Robust Estimation of a Location Parameter, 1964: c (e - c / 2) with c = e clipped to +-delta."""
     delta = HUBER_DELTA if training else b.scalar(HUBER_SCALARS[HUBER_DELTA])
-    error = b.op("Sub", output.name, _as_output(b, output, target))
+    error, mask = _error(b, output, target, options)
     clipped = b.op("Max", b.op("Min", error, delta), b.op("Neg", delta))
     rest = b.op("Sub", error, b.op("Mul", clipped, b.scalar(0.5)))
-    return Terms(_sum(b, b.op("Mul", clipped, rest)), clipped, 1.0)
+    return _elementwise(b, _sum(b, b.op("Mul", clipped, rest)), clipped, 1.0, mask)
 
 
 def _hinge_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
@@ -240,7 +246,8 @@ def _class_correct(b: GraphBuilder, output: Value, target: Value, options: LossO
 def _binary_correct(b: GraphBuilder, output: Value, target: Value, options: LossOptions, terms: Terms) -> str:
     says_one = b.op("Greater", output.name, b.scalar(0.0))
     is_one = b.op("Greater", _as_output(b, output, target), b.scalar(0.5))
-    return _count(b, b.op("Equal", says_one, is_one))
+    correct = b.op("Equal", says_one, is_one)
+    return _count(b, b.op("And", correct, terms.mask) if terms.mask else correct)
 
 
 def _hinge_correct(b: GraphBuilder, output: Value, target: Value, options: LossOptions, terms: Terms) -> str:
@@ -254,7 +261,32 @@ def _total(b: GraphBuilder, output: Value, target: Value, options: LossOptions, 
 
 
 def _absolute_error(b: GraphBuilder, output: Value, target: Value, options: LossOptions, terms: Terms) -> str:
-    return _sum(b, b.op("Abs", b.op("Sub", output.name, _as_output(b, output, target))))
+    error, _ = _error(b, output, target, options)
+    return _sum(b, b.op("Abs", error))
+
+
+def _mask(b: GraphBuilder, target: Value, options: LossOptions) -> str:
+    return kept_elements(b, target, options.mask) if options.mask else ""
+
+
+def _kept(b: GraphBuilder, values: str, mask: str) -> str:
+    """0 where the mask leaves out, whatever stands there: a padded position may hold no number."""
+    return b.op("Where", mask, values, b.scalar(0.0)) if mask else values
+
+
+def _error(b: GraphBuilder, output: Value, target: Value, options: LossOptions) -> tuple[str, str]:
+    mask = _mask(b, target, options)
+    return _kept(b, b.op("Sub", output.name, _as_output(b, output, target)), mask), mask
+
+
+def _elementwise(b: GraphBuilder, total: str, slope: str, factor: float, mask: str) -> Terms:
+    counted = _counted(b, mask) if mask else ""
+    return Terms(total, slope, factor, counted, counted, mask)
+
+
+def _counted(b: GraphBuilder, mask: str) -> str:
+    """How many elements count, at least 1, so that a batch in which none does has the loss 0."""
+    return b.op("Max", _count(b, mask), b.scalar(1.0))
 
 
 def _as_output(b: GraphBuilder, output: Value, target: Value) -> str:

@@ -41,7 +41,7 @@ SERVER_SETTINGS: Final = {
 OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
 OF_ONNX: Final = (
     *("class_axis", "class_weights", "freeze", "ignore_index", "label_smoothing"),
-    *("lora", "lora_rank", "output", "train"),
+    *("lora", "lora_rank", "mask", "output", "train"),
 )
 """Keys of [model] that go with one source of it alone."""
 
@@ -198,6 +198,12 @@ class Model(Section):
         None,
         unit="axis",
         shown="1 for [batch, classes, height, width], else the last",
+    )
+    mask: str | None = key(
+        "With onnx: an input, of the model or a new one, that is 0 at positions that do not count in the loss.",
+        None,
+        shown="none",
+        min_length=1,
     )
     loop: Switch = key(
         "Compile a graph in that makes many steps in one run; auto measures at the task's start if it is faster.",

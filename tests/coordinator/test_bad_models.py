@@ -57,6 +57,7 @@ def test_files_that_are_no_model(tmp_path: Path, data: bytes, message: str) -> N
         (dense(), {"freeze": ["*"]}, ("nothing is left to train",)),
         (dense(), {"lora": ["w"]}, ("rank 8 saves nothing for 'w' [4, 3]",)),
         (dense(), {"class_weights": [1.0]}, ("class weights: 1 are given, the model has 3 classes",)),
+        (dense(), {"mask": "mask"}, ("mask 'mask': there is one label or value for each example",)),
         (dense(), {"class_axis": 2}, ("output 'y' has shape ['batch', 3]",)),
     ],
 )
