@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import (
     coordinator_load,
     device,
+    downlink,
     fleet,
     har,
     imports,
@@ -37,6 +38,7 @@ from benchmarks.figures import Figure
 GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
     "imports": imports.measure,
     "wire": wire.measure,
+    "downlink": downlink.measure,
     "device": device.measure,
     "round": round_time.measure,
     "coordinator": coordinator_load.measure,

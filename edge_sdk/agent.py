@@ -493,7 +493,7 @@ class Agent:
             if data is None:
                 raise DecodeError("the parameters that they start from are not here any more")
             self._store("parameters", target, apply_links(data, links, target))
-        except EdgeFedError as error:
+        except (EdgeFedError, MemoryError) as error:
             return str(error) or type(error).__name__
         return ""
 
