@@ -38,6 +38,7 @@ from coordinator.setup_checks import (
     check_quotas,
     check_server_state,
     check_target,
+    check_update_budget,
     fixed_point,
 )
 from coordinator.store import RoundRecord, Store, backup_path
@@ -234,6 +235,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     codec = codec_settings(config.codec)
     update_bytes_max = frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
+    check_update_budget(config, codec, program)
     check_target(config, program)
     selection = config.selection
     return TaskSettings(

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from coordinator.config import FederationConfig
-from coordinator.config.settings import codec_settings
+from coordinator.config.settings import codec_settings, piece_bytes_max
 from coordinator.ingest import unpack_state
 from coordinator.reducers import FixedPoint
 from coordinator.selection import wanted_count
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, backup_path
 from edge_sdk.bundle import Program
+from edge_sdk.costs import UPDATE_HEAD_BYTES_MAX, Costs
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError
-from edge_sdk.frames import decode_frames
+from edge_sdk.frames import decode_frames, fitted_frames, frames_bytes_max
 from edge_sdk.messages import Update
+from edge_sdk.transfer import CHUNK_BYTES_MAX
+from edge_sdk.update import CodecSettings
+from edge_sdk.update.settings import BITS_MIN, DENSITY_MIN
 
-__all__ = ["check_codec", "check_not_lost", "check_quotas", "check_server_state", "check_target", "fixed_point"]
+__all__ = [
+    "check_codec",
+    "check_not_lost",
+    "check_quotas",
+    "check_server_state",
+    "check_target",
+    "check_update_budget",
+    "fixed_point",
+]
 
 FRACTION_BITS: Final = 30
 FRACTION_BITS_MIN: Final = 20
@@ -82,6 +95,32 @@ def check_quotas(config: FederationConfig, update_bytes_max: int) -> None:
             f"transfer.journal_bytes_max = {transfer.journal_bytes_max}: the updates of one round may have {held} "
             "bytes; raise it to that, lower selection.goal_count, or compress more"
         )
+
+
+def check_update_budget(config: FederationConfig, codec: CodecSettings, program: Program) -> None:
+    """Some update must fit into ``codec.bytes_per_update_max``, or every device would decline.
+
+    Raises:
+        ConfigurationError: None does; names the bytes that are needed.
+    """
+    limit = config.codec.bytes_per_update_max
+    if not limit:
+        return
+    costs = Costs(
+        config.federation.name,
+        config.federation.task,
+        "d",
+        chunk_bytes_max=min(CHUNK_BYTES_MAX, piece_bytes_max(config.transfer)),
+    )
+    left = costs.update_bytes_within(limit) - UPDATE_HEAD_BYTES_MAX
+    if left > 0 and fitted_frames(program.spec, codec, left) is not None:
+        return
+    smallest = replace(codec, density=DENSITY_MIN, bits=BITS_MIN)  # each codec reads its own
+    needed = costs.upload(frames_bytes_max(program.spec, smallest) + UPDATE_HEAD_BYTES_MAX)
+    raise ConfigurationError(
+        f"codec.bytes_per_update_max = {limit}: bringing an update of this model with codec.name = {codec.name!r} "
+        f"takes {needed} bytes at least; raise it to that, or compress more"
+    )
 
 
 def check_target(config: FederationConfig, program: Program) -> None:

@@ -32,7 +32,7 @@ class ReplayWork:
         self._deltas = deltas
         self._examples = examples
         self._program: Program | None = None
-        self._ready: dict[CodecSettings, list[Product]] = {}
+        self._ready: dict[tuple[CodecSettings, int], list[Product]] = {}
         self._count = 0
 
     def run(self, order: Order) -> Product:
@@ -40,13 +40,13 @@ class ReplayWork:
         if self._program is None or self._program.digest != order.start.program:
             self._program = Program.decode(order.program)
             self._ready.clear()
-        codec = order.start.plan.codec
-        if codec not in self._ready:
-            self._ready[codec] = [
+        variant = order.start.plan.codec, order.frames_bytes_max
+        if variant not in self._ready:
+            self._ready[variant] = [
                 make_product(order, self._program, self._result(delta), "replay") for delta in self._vectors()
             ]
         self._count += 1
-        return _for(order, self._ready[codec][self._count % len(self._ready[codec])])
+        return _for(order, self._ready[variant][self._count % len(self._ready[variant])])
 
     def _vectors(self) -> list[NDArray[np.float32]]:
         assert self._program is not None

@@ -27,6 +27,7 @@ from coordinator.validate import Validation
 from device_sim.checkers import InvariantBroken, Ledger
 from device_sim.crashes import CrashPlan, CrashPoints
 from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.day_books import SECONDS_PER_DAY, DayBooks
 from device_sim.network import InMemoryBroker, NetworkFaults
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
@@ -78,6 +79,8 @@ class Scenario:
         crash: Where the power fails once; None for nowhere.
         device_crashes_per_hour: Random power cuts of each device.
         coordinator_crashes_per_hour: Random power cuts of the coordinator.
+        bytes_per_update_max: As in the plan; 0 for no limit.
+        bytes_per_device_per_day_max: As in the plan, and in each device's own configuration; 0 for no limit.
         chunk_bytes_max: Small, so that even a toy model travels in several pieces.
         retained_blobs: ``auto``, ``always`` or ``never``.
         step_seconds: Virtual time of one training step at speed 1.
@@ -104,6 +107,8 @@ class Scenario:
     crash: CrashPlan | None = None
     device_crashes_per_hour: float = 0.0
     coordinator_crashes_per_hour: float = 0.0
+    bytes_per_update_max: int = 0
+    bytes_per_device_per_day_max: int = 0
     chunk_bytes_max: int = 1024
     retained_blobs: str = "auto"
     step_seconds: float = 0.5
@@ -162,6 +167,7 @@ class World:
         self.blobs = BlobMemory(16)
         self.crashes = 0
         self.finished = ""
+        self.day_books = DayBooks(self.clock, scenario.bytes_per_device_per_day_max)
         self.task = _task(scenario, seed, bundle)
         self.fixed_point = FixedPoint()
         self.optimizer = make_server_optimizer(scenario.server_optimizer)
@@ -251,10 +257,13 @@ def _until_finished(world: World, scenario: Scenario) -> None:
 
 def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     """Time for every device to hear of its last outcome; then the books must balance."""
-    until = world.clock.now + SETTLE_SECONDS_MAX
+    seconds_max = SETTLE_SECONDS_MAX
+    if world.scenario.bytes_per_device_per_day_max:
+        seconds_max += SECONDS_PER_DAY  # who is at the limit asks tomorrow
+    until = world.clock.now + seconds_max
     while open_ends := [*store.retained(), *(device.name for device in devices if not device.settled)]:
         if world.clock.now > until:
-            raise InvariantBroken(f"not settled {SETTLE_SECONDS_MAX:.0f} s after the end: {open_ends}")
+            raise InvariantBroken(f"not settled {seconds_max:.0f} s after the end: {open_ends}")
         world.clock.run(until=world.clock.now + 5.0)
     world.clock.run(until=world.clock.now + QUIET_SECONDS)  # what is still under way must change nothing
     world.ledger.check_store(store, TASK)
@@ -343,7 +352,12 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
             configuration_seconds_max=60.0,
             reporting_seconds_max=300.0,
         ),
-        plan=Plan(training=scenario.training, codec=scenario.codec),
+        plan=Plan(
+            training=scenario.training,
+            codec=scenario.codec,
+            bytes_per_update_max=scenario.bytes_per_update_max,
+            bytes_per_device_per_day_max=scenario.bytes_per_device_per_day_max,
+        ),
         stopping=StoppingRule(rounds_max=scenario.rounds),
         program_digest=program.digest,
         requires=(f"codec:{scenario.codec.name}",),

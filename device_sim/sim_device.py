@@ -110,7 +110,12 @@ class SimDevice:
         self._disk.reach = self.reach
         life, world = self.life, self.world
         try:
-            self.state = DeviceState(self._disk, new_instance=lambda: self._rng.bytes(16), wall_day=lambda: 0)
+            self.state = DeviceState(
+                self._disk,
+                new_instance=lambda: self._rng.bytes(16),
+                wall_day=lambda: world.day_books.day,
+                bytes_per_device_per_day_max=world.scenario.bytes_per_device_per_day_max,
+            )
             settings = AgentSettings(world.scenario.federation, self.name, publish_status=False)
             agent = _CrashingAgent(
                 settings,
@@ -160,6 +165,8 @@ class SimDevice:
         except Crashed:
             self.crash()
             return
+        finally:
+            self.world.day_books.note(self.name, self._transport.meter)
         self._reschedule()
 
     # --- driving the agent ---

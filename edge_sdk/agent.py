@@ -17,11 +17,14 @@ from typing import Any, Final
 import numpy as np
 
 from edge_sdk import __version__
+from edge_sdk.budget import Budget
+from edge_sdk.costs import Costs
 from edge_sdk.errors import ConnectionRefused, DecodeError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.hints import Hints
 from edge_sdk.link import apply_links
 from edge_sdk.loop import Backoff
-from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
+from edge_sdk.messages import Invite
+from edge_sdk.mqtt import Connected, Delivery, Disconnected, Meter, Published, Subscribed, Transport, TransportEvent
 from edge_sdk.session import (
     Action,
     ApplyLinks,
@@ -39,6 +42,7 @@ from edge_sdk.session import (
     Session,
     SessionSettings,
     SetEligible,
+    SetSpent,
     Settle,
     StartTraining,
     Stop,
@@ -53,7 +57,7 @@ from edge_sdk.session import Published as SentPublished
 from edge_sdk.state import DeviceState
 from edge_sdk.topics import Topics
 from edge_sdk.update import CODECS
-from edge_sdk.work import Cancelled, Order, Product, Work, order_seed
+from edge_sdk.work import Cancelled, Order, OverBudget, Product, Work, order_seed
 
 __all__ = ["Agent", "AgentSettings", "BlobMemory", "Progress", "Status"]
 
@@ -68,6 +72,9 @@ SHORT_CONNECTION_SECONDS: Final = 5.0
 ELIGIBLE_SECONDS: Final = 2.0
 STATUS_SECONDS_MIN: Final = 10.0
 PARAMETERS_NAMED_MAX: Final = 8
+BUDGET_SECONDS: Final = 60.0
+NEW_DAY_SECONDS: Final = 300.0
+"""Devices that a day's limit has sent away do not all come back in the same second."""
 _NEVER: Final = float("inf")
 
 
@@ -83,6 +90,7 @@ class AgentSettings:
         program_bytes_max: Largest program accepted, in bytes.
         parameters_bytes_max: Largest parameters blob accepted, in bytes.
         publish_status: Whether retained JSON about this device is published for people.
+        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit.
     """
 
     federation: str
@@ -92,6 +100,7 @@ class AgentSettings:
     program_bytes_max: int = 64 << 20
     parameters_bytes_max: int = 256 << 20
     publish_status: bool = True
+    bytes_per_update_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The device at a glance, for the embedding app. Counters are since the start of the process."""
+    """The device at a glance, for the embedding app. Counters are since the start of the process.
+
+    Bytes are those on the wire, with all that MQTT adds; ``bytes_today`` are both ways together, with the estimate for
+    TLS, and survive a restart. ``bytes_per_day_max`` is 0 where there is no limit.
+    """
 
     connected: bool = False
     phase: str = "idle"
@@ -116,6 +129,8 @@ class Status:
     not_counted: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    bytes_today: int = 0
+    bytes_per_day_max: int = 0
     last_loss: float | None = None
     last_outcome: str = ""
     error: str = ""
@@ -207,8 +222,12 @@ class Agent:
         self.settings = settings
         self.state = state
         self._status = Status()
-        self._bytes_up = self._bytes_down = 0
         self.left = False
+        costs = Costs(settings.federation, settings.task, settings.device)
+        self._budget = Budget(state.traffic, costs, settings.bytes_per_update_max)
+        self._budget_due = 0.0 if self._budget.limited else _NEVER
+        self._days = 0
+        self._resting = False  # away from the broker, because today's bytes are spent
         self._work = work
         self._run_job = run_job
         self._rng = rng
@@ -245,6 +264,7 @@ class Agent:
             rng=rng,
             has_blob=self._has_blob,
             holds=self._holds,
+            over_budget=self._over_budget,
             holding=None
             if outbox is None
             else Holding(outbox.ticket, outbox.digest, outbox.epoch, outbox.shard, outbox.round, outbox.payload),
@@ -267,11 +287,14 @@ class Agent:
             job, self._job, waiting, self._waiting = self._job, None, self._waiting, None
             if job is not None and job.loss is not None:
                 self._status = replace(self._status, last_loss=job.loss)
+            if job is not None and isinstance(event, TrainingFailed) and event.reason == "bytes_per_update":
+                self._budget.note_unfit(job.start.program, job.start.plan)
             self._perform(event, now)
             if waiting is not None and not waiting.cancelled:
                 self._start(waiting)
         else:
             self._perform(event, now)
+        self._meter(now)
 
     def on_transport(self, event: TransportEvent, now: float) -> None:
         """Takes what the transport reports. Nothing that the network does raises."""
@@ -280,7 +303,7 @@ class Agent:
             case Delivery(topic, payload):
                 if self._transport is not None:
                     self._transport.acknowledge(event)
-                self._bytes_down += len(payload)
+                self._budget.arrived(topic, len(payload))
                 if self._hints.on_message(topic):
                     self._status = replace(self._status, error="")
                 self._perform(MessageArrived(topic, payload), now)
@@ -301,13 +324,21 @@ class Agent:
                     self._tell(Notify("subscription_refused", f"the broker refused {refused}: check its ACL"))
             case Disconnected():
                 self._on_disconnected(event, now)
+        self._meter(now)
+        if self.left:
+            self.state.traffic.keep()
 
     def tick(self, now: float) -> None:
         """Does what is due."""
         self._now = now
+        if self._budget_due <= now:
+            self._check_day(now)
         if self._connection.due is not None and self._connection.due <= now and self._transport is not None:
             self._connection.due = None
-            self._transport.connect()
+            if self._budget.affords_connection():
+                self._transport.connect()
+            else:
+                self._rest(now)
         if self._eligible_due <= now:
             self._eligible_due = now + ELIGIBLE_SECONDS
             self._ask_eligible(now)
@@ -318,10 +349,11 @@ class Agent:
             self._publish_status(now)
         if self._hints.deadline is not None and self._hints.deadline <= now:
             self._tell(self._hints.on_deadline(self.session.coordinator_online))
+        self._meter(now)
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        earliest = self._eligible_due
+        earliest = min(self._eligible_due, self._budget_due)
         for due in (self.session.next_deadline(), self._connection.due, self._hints.deadline, self._status_due):
             if due is not None and due < earliest:
                 earliest = due
@@ -338,12 +370,15 @@ class Agent:
     @property
     def status(self) -> Status:
         """The device at a glance; what changes with every message is only put together when somebody looks."""
+        meter = Meter() if self._transport is None else self._transport.meter
         return replace(
             self._status,
             phase=self.session.state,
             round=self.session.round,
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
+            bytes_up=meter.sent,
+            bytes_down=meter.received,
+            bytes_today=self._budget.bytes_today(meter),
+            bytes_per_day_max=self.state.traffic.bytes_max,
         )
 
     @property
@@ -362,13 +397,14 @@ class Agent:
         connection = self._connection
         was_up, connection.up = connection.up, False
         self._hints.on_disconnected()
+        self._budget.forget_expected()
         # A broker may hang up over a message that it has refused (mosquitto 2.0 does): that is the news then.
         refusal = self._hints.refusal if was_up else ""
         error = refusal or ("" if event.error is None else str(event.error))
-        self._status = replace(self._status, connected=False, error=error)
+        self._status = replace(self._status, connected=False, error=self._status.error if self._resting else error)
         if was_up:
             self._perform(Offline(), now)
-        if self.left or event.reason == "requested":
+        if self.left or self._resting or event.reason == "requested":
             return
         if error and not refusal:
             self._tell(Notify("connection_failed", error))
@@ -395,6 +431,49 @@ class Agent:
         seconds = connection.backoff.next_seconds()
         return seconds + REFUSED_SECONDS_MIN if isinstance(event.error, ConnectionRefused) else seconds
 
+    # --- the budget of bytes ---
+
+    def _over_budget(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[str, str] | None:
+        refusal = self._budget.why_not(invite, downloads)
+        if self._budget.limited and self._budget_due == _NEVER:
+            self._budget_due = self._now + BUDGET_SECONDS
+        if refusal is not None and refusal[0] == "bytes_per_day" and self.settings.publish_status:
+            self._status_due = self._now
+        return refusal
+
+    def _meter(self, now: float) -> None:
+        """Counts what has gone over the wire; at the limit the device leaves."""
+        if self._transport is not None and self._budget.meter(self._transport.meter, now) and not self._resting:
+            self._rest(now)
+
+    def _check_day(self, now: float) -> None:
+        """Whether a new day has begun; a limit may also have come or gone with an invite."""
+        self._meter(now)
+        days = self.state.traffic.turn(now)
+        self._budget_due = now + BUDGET_SECONDS if self._budget.limited or self._resting else _NEVER
+        if days == self._days:
+            return
+        self._days = days
+        if self._resting:
+            self._resting = False
+            self._connection.due = now + NEW_DAY_SECONDS * float(self._rng.random())
+        self._perform(SetSpent(False), now)
+
+    def _rest(self, now: float) -> None:
+        """Today's bytes are spent: whatever is unfinished is given back, and the broker left until the next day."""
+        if self._resting or self.left:
+            return
+        traffic = self.state.traffic
+        self._tell(Notify("bytes_per_day", f"{traffic.bytes_today} of {traffic.bytes_max} bytes are used today"))
+        self._resting = True
+        self._budget_due = now + BUDGET_SECONDS
+        self._connection.due = None
+        self._perform(SetSpent(True), now)
+        self._publish_status(now, "resting")
+        if self._transport is not None:
+            self._transport.disconnect()
+        traffic.keep()
+
     # --- the session's actions ---
 
     def _perform(self, event: Event, now: float) -> None:
@@ -410,12 +489,11 @@ class Agent:
     def _do(self, action: Action, now: float) -> None:
         transport = self._transport
         match action:
-            case Send(topic, payload, token):
-                if transport is not None:
-                    self._bytes_up += len(payload)
+            case Send(topic, payload, token, asked_bytes):
+                if transport is not None and self._may_leave(topic, len(payload), asked_bytes, now):
                     transport.publish(topic, payload, qos=1, token=token)
-            case Subscribe(filters):
-                if transport is not None:
+            case Subscribe(filters, asked_bytes):
+                if transport is not None and self._may_leave("", sum(map(len, filters)), asked_bytes, now):
                     transport.subscribe(filters)
             case Unsubscribe(filters):
                 if transport is not None:
@@ -443,6 +521,17 @@ class Agent:
             case Leave():
                 self._leave()
 
+    def _may_leave(self, topic: str, size_bytes: int, asked_bytes: int, now: float) -> bool:
+        """Whether a message is within today's limit, with what it asks for; the last words before a rest always are."""
+        if not self._budget.limited or self._resting:
+            return True
+        assert self._transport is not None
+        if not self._budget.affords_message(topic, size_bytes, self._transport.waiting_bytes, asked_bytes):
+            self._rest(now)
+            return False
+        self._budget.expect(asked_bytes)
+        return True
+
     def _on_state(self, change: Callable[[], None]) -> None:
         """A full disk is told, not raised: the next start finds a legal state, whatever was written."""
         try:
@@ -463,10 +552,12 @@ class Agent:
     def _leave(self) -> None:
         self.left = True
         self._connection.due = None
+        self.state.traffic.keep()
         if self._transport is None:
             return
         if self._connection.up and self.settings.publish_status:
-            self._transport.publish(self._status_topic, b'{"state": "offline"}', qos=1, retain=True)
+            # QoS 0: nobody waits for the answer to a goodbye.
+            self._transport.publish(self._status_topic, b'{"state": "offline"}', qos=0, retain=True)
         self._transport.disconnect()
 
     # --- blobs ---
@@ -529,6 +620,7 @@ class Agent:
             seed=order_seed(start.ticket),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
+            frames_bytes_max=self._budget.frames_bytes_max(start.plan),
         )
         self._run_job(lambda: self._work_off(job, order))
 
@@ -545,6 +637,8 @@ class Agent:
             self.state.save_outbox(product.entry, product.residual_after)
         except Cancelled:
             return TrainingFailed(ticket, "cancelled")
+        except OverBudget as error:
+            return TrainingFailed(ticket, "bytes_per_update", str(error))
         except ExamplesError as error:
             return TrainingFailed(ticket, "no_examples", str(error))
         except StateError as error:
@@ -595,14 +689,14 @@ class Agent:
     def _status_topic(self) -> str:
         return self._topics.status(self.settings.device)
 
-    def _publish_status(self, now: float) -> None:
+    def _publish_status(self, now: float, state: str = "online") -> None:
         self._status_due = None
         if not self.settings.publish_status or self._transport is None or not self._connection.up:
             return
         self._status_at = now
         status = self.status
         body: dict[str, Any] = {
-            "state": "online",
+            "state": state,
             "phase": status.phase,
             "round": status.round,
             "counted": status.counted,
@@ -610,10 +704,14 @@ class Agent:
             "last_outcome": status.last_outcome,
             "last_loss": status.last_loss,
             "error": status.error,
+            "bytes_today": status.bytes_today,
+            "bytes_per_day_max": status.bytes_per_day_max,
             "engine": self.settings.engine,
             "sdk": __version__,
         }
-        self._transport.publish(self._status_topic, json.dumps(body).encode(), qos=1, retain=True)
+        self._transport.publish(
+            self._status_topic, json.dumps(body).encode(), qos=1 if state == "online" else 0, retain=True
+        )
 
 
 WARNINGS: Final = frozenset(
@@ -621,6 +719,8 @@ WARNINGS: Final = frozenset(
         "action_failed",
         "bad_digest",
         "bad_message",
+        "bytes_per_day",
+        "bytes_per_update",
         "connection_failed",
         "links_failed",
         "no_coordinator",

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_sdk.agent import Agent, AgentSettings, Progress, Status
+from edge_sdk.budget import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError, EdgeFedError
 from edge_sdk.files import DirectoryFiles
 from edge_sdk.loop import EventLoop
@@ -35,6 +36,7 @@ SECONDS_PER_DAY: Final = 86_400
 LEAVE_SECONDS_MAX: Final = 5.0
 JOB_SECONDS_MAX: Final = 30.0
 ENGINES: Final = ("auto", "onnxruntime", "numpy")
+MAY_BE_ZERO: Final = ("cache_bytes_max", "bytes_per_update_max", "bytes_per_device_per_day_max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,10 @@ class Limits:
         outbox_bytes_max: Largest update kept for sending, in bytes.
         state_write_bytes_per_day_max: Bound on SD-card wear, in bytes a day.
         threads: Threads of the engine.
+        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit; codec sparse is made
+            smaller to fit, with another one the device declines.
+        bytes_per_device_per_day_max: Bytes that may be sent and received in a day (UTC), both ways together, with all
+            that MQTT adds and an estimate for TLS; 0 for no limit, else at least 16384.
     """
 
     examples_min: int = 1
@@ -58,12 +64,19 @@ class Limits:
     outbox_bytes_max: int = 64 << 20
     state_write_bytes_per_day_max: int = 2 << 30
     threads: int = 1
+    bytes_per_update_max: int = 0
+    bytes_per_device_per_day_max: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "cache_bytes_max" else 1):
+            value, low = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigurationError(f"limits.{name}: {value!r} is not a positive whole number")
+        if 0 < self.bytes_per_device_per_day_max < BYTES_PER_DAY_MIN:
+            raise ConfigurationError(
+                f"limits.bytes_per_device_per_day_max: {self.bytes_per_device_per_day_max} is too little for a "
+                f"connection; use at least {BYTES_PER_DAY_MIN}, or 0 for no limit"
+            )
 
 
 class EdgeClient:
@@ -124,6 +137,7 @@ class EdgeClient:
             program_bytes_max=self.limits.program_bytes_max,
             parameters_bytes_max=self.limits.parameters_bytes_max,
             publish_status=publish_status,
+            bytes_per_update_max=self.limits.bytes_per_update_max,
         )
         self._broker = _checked_broker(broker)
         work = TrainingWork(
@@ -165,6 +179,7 @@ class EdgeClient:
             state_write_bytes_per_day_max=self.limits.state_write_bytes_per_day_max,
             cache_bytes_max=self.limits.cache_bytes_max,
             outbox_bytes_max=self.limits.outbox_bytes_max,
+            bytes_per_device_per_day_max=self.limits.bytes_per_device_per_day_max,
         )
 
     @property

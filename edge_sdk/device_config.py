@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from edge_sdk.client import Limits
+from edge_sdk.client import MAY_BE_ZERO, Limits
 from edge_sdk.eligibility import Rules
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.examples import ExamplesFile
@@ -84,7 +84,7 @@ REQUIRED: Final = object()
 
 
 def _limit(name: str) -> Key:
-    low = 0 if name == "cache_bytes_max" else 1
+    low = 0 if name in MAY_BE_ZERO else 1
     return Key("whole", getattr(Limits(), name), low, BYTES_MAX if "bytes" in name else 1 << 30)
 
 

@@ -1,6 +1,6 @@
 """What a device keeps over a power cut: its instance, one unsettled update, the residual, and a cache of downloads.
 
-The files, and what the order of writing them guarantees:
+The files (beside the counts of ``wear`` and ``traffic``), and what the order of writing them guarantees:
 
     instance        16 random bytes, made with the directory: a re-flashed or cloned device is another one
     residual.next   the residual as it will be if the update counts; its header names the update's ticket
@@ -34,6 +34,7 @@ from edge_sdk.errors import StateError
 from edge_sdk.files import BytesLike, DirectoryFiles, Files, MemoryFiles
 from edge_sdk.parameters import ELEMENTS_MAX
 from edge_sdk.sealed import HEAD_BYTES_MAX, CorruptError, seal, unseal
+from edge_sdk.traffic import DayTraffic
 from edge_sdk.wear import WriteBudget
 
 __all__ = ["DeviceState", "DirectoryFiles", "Files", "MemoryFiles", "OutboxEntry"]
@@ -103,11 +104,12 @@ class DeviceState:
     Args:
         files: Where the files are; :class:`DirectoryFiles` on a device.
         new_instance: Gives 16 random bytes; called once for a new directory.
-        wall_day: Today as a number of days; only a change matters.
+        wall_day: Today as a number of days since 1970.
         state_write_bytes_per_day_max: Bounds SD-card wear. Beyond it nothing goes into the cache, and the residual is
             kept in memory alone: after a power cut it is then absent. The outbox is written always.
         cache_bytes_max: Bytes of the cache of programs and parameters; 0 for none.
         outbox_bytes_max: Bytes of the largest update that is kept.
+        bytes_per_device_per_day_max: Limit of bytes sent and received in a day, 0 for none; ``traffic`` counts them.
 
     Raises:
         StateError: The storage fails. A corrupt file is no reason: it is renamed to ``<name>.corrupt``, logged, and
@@ -123,8 +125,10 @@ class DeviceState:
         state_write_bytes_per_day_max: int = 2048 * MIB,
         cache_bytes_max: int = 64 * MIB,
         outbox_bytes_max: int = 64 * MIB,
+        bytes_per_device_per_day_max: int = 0,
     ) -> None:
         self._files = files
+        self.traffic = DayTraffic(files, wall_day, bytes_per_device_per_day_max)
         self._budget = WriteBudget(files, wall_day, state_write_bytes_per_day_max)
         self.outbox_bytes_max = outbox_bytes_max
         self._residual_now: tuple[bytes, NDArray[np.float32]] | None = None  # spec, values; where disk has none

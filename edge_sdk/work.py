@@ -16,19 +16,24 @@ from edge_sdk.bundle import Program, decode_parameters, digest_of
 from edge_sdk.engine import Engine, make_engine
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.examples import as_examples
-from edge_sdk.frames import encode_frames, shared_seed
+from edge_sdk.frames import encode_frames, fitted_frames, shared_seed
 from edge_sdk.messages import Update
 from edge_sdk.session import StartTraining
 from edge_sdk.state import OutboxEntry
 from edge_sdk.training import Trainer, TrainResult, train_locally, train_with_trainer
+from edge_sdk.update import CodecSettings
 
-__all__ = ["Cancelled", "EngineCache", "Order", "Product", "TrainingWork", "Work", "make_product"]
+__all__ = ["Cancelled", "EngineCache", "Order", "OverBudget", "Product", "TrainingWork", "Work", "make_product"]
 
 ENGINES_KEPT: Final = 2
 
 
 class Cancelled(EdgeFedError):
     """The work was called off; nothing of it is kept."""
+
+
+class OverBudget(EdgeFedError):
+    """No update would be small enough; found out before anything is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Order:
         seed: Seeds shuffling and stochastic rounding.
         stop: Whether the work was called off; asked at each step, or each run of a few short ones.
         progress: Told steps done and loss, as often.
+        frames_bytes_max: Bytes that the update's frames may have together, 0 for no limit.
     """
 
     start: StartTraining
@@ -52,6 +58,7 @@ class Order:
     seed: int
     stop: Callable[[], bool]
     progress: Callable[[int, float], None]
+    frames_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,7 @@ class TrainingWork:
     def run(self, order: Order) -> Product:
         """See :class:`Work`."""
         program, engine = self._engines.get(order.start.program, order.program)
+        order_codec(order, program)
         vector = decode_parameters(order.parameters, program.spec)
         plan = replace(
             order.start.plan.training, seconds_max=min(order.start.plan.training.seconds_max, order.start.seconds_max)
@@ -147,13 +155,18 @@ class TrainingWork:
 
 
 def make_product(order: Order, program: Program, result: TrainResult, engine: str) -> Product:
-    """Encodes a training result with the residual, into an outbox entry."""
+    """Encodes a training result with the residual, into an outbox entry.
+
+    Raises:
+        OverBudget: The frames may not be as large as they would be.
+    """
     start = order.start
     spec = spec_digest(program)
+    codec = order_codec(order, program)
     encoded = encode_frames(
         result.delta,
         order.residual(spec),
-        start.plan.codec,
+        codec,
         program.spec,
         seed=order.seed,
         shared_seed=shared_seed(start.parameters),
@@ -183,6 +196,22 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         payload=payload,
     )
     return Product(entry, encoded.residual, result)
+
+
+def order_codec(order: Order, program: Program) -> CodecSettings:
+    """The plan's codec, made to fit where an update may have only so many bytes.
+
+    Raises:
+        OverBudget: It cannot be.
+    """
+    asked = order.start.plan.codec
+    codec = fitted_frames(program.spec, asked, order.frames_bytes_max)
+    if codec is None:
+        raise OverBudget(
+            f"an update of {program.spec.size} elements with codec {asked.name} has more than the "
+            f"{order.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec sparse"
+        )
+    return codec
 
 
 def spec_digest(program: Program) -> bytes:

@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 from pydantic import model_validator
 
 from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Switch, Weights, key
+from edge_sdk.budget import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings
 
@@ -477,7 +478,7 @@ class Transfer(Section):
     )
     bytes_per_device_per_day_max: int = key(
         "Bytes that one device may send and receive in a day (UTC), with everything that MQTT adds and an estimate for "
-        "TLS; a device at the limit stays away until the next day. 0 for no limit.",
+        "TLS; a device at the limit stays away until the next day. At least 16384, or 0 for no limit.",
         0,
         ge=0,
         le=1 << 50,
@@ -490,6 +491,11 @@ class Transfer(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if 0 < self.bytes_per_device_per_day_max < BYTES_PER_DAY_MIN:
+            raise ValueError(
+                f"transfer.bytes_per_device_per_day_max = {self.bytes_per_device_per_day_max}: is too little for a "
+                f"connection; use at least {BYTES_PER_DAY_MIN}, or 0 for no limit"
+            )
         if self.partial_bytes_per_device_max > self.partial_bytes_max:
             raise ValueError(
                 f"transfer.partial_bytes_per_device_max = {self.partial_bytes_per_device_max}: is above "

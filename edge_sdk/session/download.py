@@ -17,11 +17,13 @@ from edge_sdk.session.events import Action, Subscribe, Unsubscribe
 from edge_sdk.topics import Topics
 from edge_sdk.transfer import ChunkSize, Reassembly, plan_chunks
 
-__all__ = ["Download"]
+__all__ = ["PIECE_BYTES", "Download"]
 
 WINDOW_CHUNKS: Final = 8
 STALL_SECONDS: Final = 8.0
 STALL_SECONDS_MAX: Final = 60.0
+PIECE_BYTES: Final = 600
+"""Beside the data of a piece, at most: topic, envelope, digest, acknowledgement."""
 
 
 class Download:
@@ -175,4 +177,7 @@ class Download:
             if len(offsets) >= room:
                 break
         self._subscribed.update(offsets)
-        return [Subscribe(tuple(self._topics.blob(self.digest, o) for o in offsets))] if offsets else []
+        if not offsets:
+            return []
+        asked_bytes = len(offsets) * (size + PIECE_BYTES)
+        return [Subscribe(tuple(self._topics.blob(self.digest, o) for o in offsets), asked_bytes)]

@@ -22,6 +22,7 @@ __all__ = [
     "Published",
     "Send",
     "SetEligible",
+    "SetSpent",
     "Settle",
     "StartTraining",
     "Stop",
@@ -99,6 +100,13 @@ class SetEligible:
 
 
 @dataclass(frozen=True, slots=True)
+class SetSpent:
+    """Whether today's budget of bytes is used up."""
+
+    spent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave politely: give back what is not finished, keep what is."""
 
@@ -117,6 +125,7 @@ Event = (
     | TrainingFinished
     | TrainingFailed
     | SetEligible
+    | SetSpent
     | Stop
     | Tick
 )
@@ -127,7 +136,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
+    """``asked_bytes`` is how much retained data it will bring, as far as that is known."""
+
     filters: tuple[str, ...]
+    asked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +149,15 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Publish with QoS 1; ``Published(token)`` comes back when the broker has it."""
+    """Publish with QoS 1; ``Published(token)`` comes back when the broker has it.
+
+    ``asked_bytes`` is how much data the message asks for.
+    """
 
     topic: str
     payload: bytes
     token: int = 0
+    asked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,11 @@ from edge_sdk.messages import (
     Invite,
     Message,
     Verdict,
+    Want,
     decode_message,
     encode_message,
 )
-from edge_sdk.session.download import Download
+from edge_sdk.session.download import PIECE_BYTES, Download
 from edge_sdk.session.events import (
     Action,
     ApplyLinks,
@@ -62,6 +63,7 @@ from edge_sdk.session.events import (
     Published,
     Send,
     SetEligible,
+    SetSpent,
     Settle,
     StartTraining,
     Stop,
@@ -151,6 +153,8 @@ class Session:
         has_blob: Whether a blob is cached, by its digest. A pure look-up.
         holds: Digests of the parameters that are cached, the newest first. A pure look-up.
         holding: What was not settled before a restart, if anything.
+        over_budget: Why the work of an invite is beyond a budget of bytes (code and explanation), given the sizes of
+            what is still to be downloaded; None where it is not.
     """
 
     def __init__(
@@ -161,6 +165,7 @@ class Session:
         has_blob: Callable[[bytes], bool],
         holds: Callable[[], tuple[bytes, ...]] = lambda: (),
         holding: Holding | None = None,
+        over_budget: Callable[[Invite, tuple[int, ...]], tuple[str, str] | None] = lambda invite, downloads: None,
     ) -> None:
         self.settings = settings
         self.state = IDLE
@@ -168,6 +173,7 @@ class Session:
         self._rng = rng
         self._has_blob = has_blob
         self._holds = holds
+        self._over_budget = over_budget
         self._timers: dict[str, float] = {}
         self._envelope_kept: Envelope | None = None
         self._token = 0
@@ -202,6 +208,7 @@ class Session:
         self._upload: Upload | None = None
         self._unsettled: Holding | None = None
         self._eligible = True
+        self._spent = False  # today's bytes are: no more work before the day changes
         self._stopping = False
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Online: self._on_online,
@@ -212,6 +219,7 @@ class Session:
             TrainingFinished: self._on_training_finished,
             TrainingFailed: self._on_training_failed,
             SetEligible: self._on_eligible,
+            SetSpent: self._on_spent,
             Stop: self._on_stop,
             Tick: self._on_tick,
         }
@@ -375,7 +383,7 @@ class Session:
     def _consider(self, now: float) -> list[Action]:
         """Arms or disarms the check-in timer after anything that bears on it has changed."""
         self._timers.pop("checkin", None)
-        if self.state != IDLE or self._stopping or not self._eligible or not self._can_talk:
+        if self.state != IDLE or self._stopping or not self._eligible or self._spent or not self._can_talk:
             return []
         due = self._checkin_due(now)
         if due is not None:
@@ -470,6 +478,7 @@ class Session:
         refusal = self._why_not(invite)
         if refusal:
             code, detail = refusal
+            self._spent = self._spent or code == "bytes_per_day"
             return [*actions, Notify(code, detail, invite.round), *self._decline(code, now)]
         self._report_by = sent_at + invite.report_seconds
         actions += [self._to_coordinator(Accept(ticket=invite.ticket)), Notify("invited", "", invite.round)]
@@ -493,7 +502,14 @@ class Session:
                     "too_large",
                     f"the {what} has {size} bytes, this device takes {limit}: raise limits.{what}_bytes_max",
                 )
-        return None
+        return self._over_budget(invite, self._missing_bytes(invite))
+
+    def _missing_bytes(self, invite: Invite) -> tuple[int, ...]:
+        """Sizes of what is to be downloaded for an invite."""
+        sizes = [invite.program_bytes] if self._is_missing(invite.program) else []
+        if self._is_missing(invite.parameters):
+            sizes += [invite.parameters_bytes] if self._links is None else [size for _, size in invite.links]
+        return tuple(sizes)
 
     def _usable_links(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
         """The links to fetch, if they start from what is here and cost less than the parameters themselves."""
@@ -745,6 +761,16 @@ class Session:
             return self._decline("not_eligible", now)
         return self._consider(now)
 
+    def _on_spent(self, event: SetSpent, now: float) -> list[Action]:
+        self._spent = event.spent
+        if event.spent and self.state in (FETCHING, TRAINING):
+            return self._decline("bytes_per_day", now)
+        if event.spent and self.state == CHECKING_IN:
+            self._nonces.clear()
+            self._timers.pop("reply", None)
+            self._enter(IDLE)
+        return self._consider(now)
+
     def _on_stop(self, event: Stop, now: float) -> list[Action]:
         self._stopping = True
         self._timers.clear()
@@ -802,7 +828,8 @@ class Session:
     def _to_coordinator(self, message: Message, epoch: bytes | None = None) -> Action:
         envelope = self._envelope(self._epoch if epoch is None else epoch)
         topic = self.topics.from_device(self.settings.device, message.kind)
-        return Send(topic, encode_message(envelope, message))
+        asked = sum(stop - start + PIECE_BYTES for start, stop in message.ranges) if isinstance(message, Want) else 0
+        return Send(topic, encode_message(envelope, message), asked_bytes=asked)
 
     def _chunk_action(self, chunk: Chunk, holding: Holding) -> tuple[int, Action]:
         self._token += 1

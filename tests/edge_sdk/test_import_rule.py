@@ -16,8 +16,8 @@ LAYERS = (
     {"errors", "parameters", "topics", "packed", "plan", "files"},
     {"update", "frames", "transfer", "messages", "bundle", "link", "program", "numpy_plan", "shared_bytes", "sealed"},
     {"engine", "training", "examples"},
-    {"session", "state", "blob_cache", "wear"},
-    {"work", "hints"},
+    {"session", "state", "blob_cache", "wear", "traffic"},
+    {"work", "hints", "costs", "budget"},
     {"agent"},
     {"client"},
     {"device_config", "cli_findings", "cli_broker", "cli_speed", "cli_check", "cli_run"},
@@ -130,7 +130,7 @@ def test_the_layers_of_the_device_are_kept() -> None:
 
 def test_mqtt_is_known_to_the_shells_alone() -> None:
     knowing = {room(name) for name, (_, all_imports) in ALL.items() for i in all_imports if room(i.module) == "mqtt"}
-    shells = {"agent", "client", "device_config", "cli_broker"}
+    shells = {"agent", "client", "device_config", "cli_broker", "costs", "budget"}  # the last two weigh its packets
     assert {r for r in knowing if (REPOSITORY / "edge_sdk" / f"{r}.py").exists()} <= shells | {"mqtt"}
 
 
