@@ -87,6 +87,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     nodes = take_last_states(nodes, constants, values, {o.name for o in outputs})
     nodes = pool_first(nodes, values, {o.name for o in outputs})
     _check_control_flow(prune(nodes, (o.name for o in outputs)))
+    _check_inference_form(nodes, constants)
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
     parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))
     used = {name for n in nodes for name in n.inputs} | {o.name for o in outputs}
@@ -148,6 +149,16 @@ def _check_control_flow(nodes: Iterable[Node]) -> None:
             raise CompileError(
                 f"{node}: control flow that depends on data cannot be trained; export the model with it unrolled or "
                 "traced for one case (a recurrent layer as LSTM, GRU or RNN)"
+            )
+
+
+def _check_inference_form(nodes: Iterable[Node], constants: Mapping[str, NDArray[Any]]) -> None:
+    for node in nodes:
+        flag = node.inputs[2] if node.op == "Dropout" and len(node.inputs) > 2 else ""
+        if node.attributes.get("training_mode", 0) or (flag in constants and bool(np.any(constants[flag]))):
+            raise CompileError(
+                f"{node}: the model was exported in training mode, in which its outputs depend on the batch or on "
+                "chance; export it in inference mode (model.eval()), devices train it in the form that training has"
             )
 
 

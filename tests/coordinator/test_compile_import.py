@@ -100,6 +100,18 @@ def test_an_operator_without_a_rule_is_refused_with_node_operator_opset_and_reme
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "h = MatMul(x, w); y, rm, rv = BatchNormalization<training_mode=1>(h, one, zero, zero, one)",
+        "h = MatMul(x, w); y = Dropout(h, ratio, on)",
+    ],
+)
+def test_a_model_exported_in_training_mode_is_refused_with_its_node(text: str) -> None:
+    constants = {"w": W, "one": np.ones(3), "zero": np.zeros(3), "ratio": np.float32(0.5), "on": np.array(True)}
+    refused(model_of(text, constants, inputs={"x": ["n", 4]}), "node 'y' (", "in training mode", "model.eval()")
+
+
 def test_an_operator_without_a_rule_before_the_parameters_needs_none() -> None:
     model = model_of("h = Shrink(x); y = MatMul(h, w)", {"w": W}, inputs={"x": ["n", 4]})
     assert "Shrink" not in RULES and names(compiled(model)) == ["w"]
