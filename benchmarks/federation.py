@@ -66,6 +66,7 @@ class Federation:
         window_seconds: The check-ins' window.
         pause_seconds: Between rounds.
         training: Further lines of the ``[training]`` table.
+        density: Share of the coordinates that is sent.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Federation:
         window_seconds: float = 0.0,
         pause_seconds: float = 0.0,
         training: str = "",
+        density: float = DENSITY,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edgefed-bench-")
         self.folder = Path(self._folder.name)
@@ -90,7 +92,7 @@ class Federation:
             "rounds": rounds,
             "window_seconds": window_seconds,
             "pause_seconds": pause_seconds,
-            "density": DENSITY,
+            "density": density,
         }
 
     @property

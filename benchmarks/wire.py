@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, at_most, skipped
 from benchmarks.vectors import DENSITY, gaussian, real
+from benchmarks.wire_count import measure_count
 from edge_sdk.bundle import digest_of
 from edge_sdk.messages import Chunk, Envelope, Offer, Update, encode_message
+from edge_sdk.mqtt.sizes import publish_bytes
 from edge_sdk.topics import Topics
 from edge_sdk.transfer import CHUNK_BYTES_MAX, plan_chunks
 from edge_sdk.update import CodecSettings, encode_update
 
-__all__ = ["measure", "publish_bytes"]
+__all__ = ["measure"]
 
 TOPICS: Final = Topics("federation")
 DEVICE: Final = "device-00042"
@@ -29,6 +31,7 @@ def measure() -> list[Figure]:
     zeros = np.zeros(1_000_000, dtype=np.float32)
     largest = max(sum(packets(gaussian(seed=seed), zeros)[1:]) for seed in range(3))
     figures = [at_most("update on the wire, Gaussian, 1,000,000 parameters, 1 %", largest / 1e3, "kB", GAUSSIAN_KB)]
+    figures += measure_count()
     vectors = real()
     if vectors is None:
         return [*figures, skipped(REAL_NAME, "kB", f"<= {REAL_KB:g}")]
@@ -52,16 +55,9 @@ def packets(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) ->
     ticket, digest = bytes(range(16)), digest_of(data)
     envelope = Envelope("federation", "default", epoch=bytes(8))
     offer = encode_message(envelope, Offer(ticket=ticket, digest=digest, total=len(data)))
-    sizes = [publish_bytes(TOPICS.from_device(DEVICE, Offer.kind), offer)]
+    sizes = [publish_bytes(TOPICS.from_device(DEVICE, Offer.kind), len(offer))]
     for start, stop in plan_chunks([(0, len(data))], CHUNK_BYTES_MAX):
         chunk = Chunk(ticket=ticket, digest=digest, total=len(data), offset=start, data=data[start:stop])
         bulk = Envelope("federation", "default", epoch=bytes(8), shard="0")
-        sizes.append(publish_bytes(TOPICS.up("0", DEVICE), encode_message(bulk, chunk)))
+        sizes.append(publish_bytes(TOPICS.up("0", DEVICE), len(encode_message(bulk, chunk))))
     return sizes
-
-
-def publish_bytes(topic: str, payload: bytes) -> int:
-    """Bytes of a PUBLISH packet at QoS 1 on MQTT 5 (MQTT 5.0 section 3.3): header, topic, identifier, no properties."""
-    body = 2 + len(topic.encode()) + 2 + 1 + len(payload)
-    length_bytes = 1 + (body > 127) + (body > 16_383) + (body > 2_097_151)
-    return 1 + length_bytes + body
