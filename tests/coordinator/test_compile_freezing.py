@@ -50,9 +50,9 @@ def test_a_pattern_that_fits_nothing_and_nothing_left_to_train_are_refused() -> 
 
 def test_there_is_no_gradient_work_for_what_is_frozen() -> None:
     whole, part, last = compiled(CNN, verify=False), compiled(CNN, train=["fc*"]), compiled(CNN, train=["fc2*"])
-    assert "MaxUnpool" in operators(whole) and "ConvTranspose" in operators(whole)
+    assert {"Pad", "ConvTranspose"} <= set(operators(whole))  # of the gradients of MaxPool and Conv
     for bundle in (part, last):
-        assert not {"MaxUnpool", "ConvTranspose"} & set(operators(bundle))
+        assert not {"Pad", "ConvTranspose"} & set(operators(bundle))
         assert operators(bundle).count("Conv") == 2
     costs = [step_cost(b.program.train, 32).flops for b in (whole, part, last)]
     assert costs[0] > 1.8 * costs[1] and costs[1] > costs[2]

@@ -46,7 +46,10 @@ def has_fallback() -> bool:
 def fallback_training(b: GraphBuilder, node: Node) -> None:
     """Append a node that has no rule in the form that its gradient shares: itself, or the nodes that onnx-ad writes it
     out in (a LRN, a GridSample), so that they are computed once."""
-    wanted = [name in b.model.values and _is_float(b, name) for name in node.inputs]
+    unknown = [name for name in (*node.inputs, *node.outputs) if name and name not in b.model.values]
+    if unknown:
+        raise _refusal(node, f"{unknown[0]!r} is no tensor, or one of unknown shape")
+    wanted = [bool(name) and _is_float(b, name) for name in node.inputs]
     given = [bool(name) and _is_float(b, name) for name in node.outputs]
     found = _adjoints(b, node, given, wanted)
     outputs = {f"out{slot}": name for slot, name in enumerate(node.outputs) if name}
