@@ -57,6 +57,7 @@ GRADIENT_CASES = [
     conv("depthwise-rows-strided", (2, 1, 3, 3), (9, 10), "group=2, strides=[2, 2], pads=[1, 1, 1, 1]", 2),
     conv("depthwise-1d", (4, 1, 5), (9,), "group=4, strides=[2], pads=[2, 2]", 4),
     conv("depthwise-3d", (2, 1, 2, 2, 2), (3, 4, 3), "group=2", 2),
+    conv("many-channels", (3, 16, 2, 3), (4, 3), "pads=[1, 1, 1, 1], strides=[1, 2]", 16),
     conv("grouped", (6, 2, 3, 3), (6, 5), "group=2, pads=[1, 1, 1, 1]", 4),
     conv("grouped-strided", (4, 3, 3, 2), (7, 6), "group=2, strides=[2, 3], dilations=[2, 1]", 6),
     conv("grouped-1d", (4, 3, 3), (8,), "group=2", 6),

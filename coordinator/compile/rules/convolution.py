@@ -7,10 +7,11 @@ it is a Conv with the kernel turned round, which took 0.7 of the time; so it is 
 dW is a correlation of X with dY (of dY with X for ConvTranspose). Written as a Conv with swapped axes it was up to
 five times slower in onnxruntime than as matrix products, so it is one Gemm for each kernel tap, over the part of X that
 the tap meets (a Slice). X has its channels last there: a Slice then copies long runs, which made the whole 1.7 times
-faster than with channels first. With very few channels these products get too thin, and one Gemm over the slices of
-all taps together takes their place. Groups are a batch of such products. Depthwise kernels over few positions or short
-rows have forms of their own (``depthwise``); elsewhere a depthwise tap is a product and a sum, with the channels last
-as well (0.6 to 1.1 of the time that it took with the channels first, mostly 0.8).
+faster than with channels first. Fewer channels than a vector holds are the rows of that product, not its columns; of
+even fewer it gets too thin, and one Gemm over the slices of all taps together takes its place. Groups are a batch of
+such products. Depthwise kernels over few positions or short rows have forms of their own (``depthwise``); elsewhere a
+depthwise tap is a product and a sum, with the channels last as well (0.6 to 1.1 of the time that it took with the
+channels first, mostly 0.8).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from coordinator.compile.spatial import Window, window_of
 __all__ = ["conv", "conv_training", "conv_transpose"]
 
 CHANNELS_FOR_TAPS: Final = 4
+CHANNELS_FOR_COLUMNS: Final = 16
+"""Input channels from which on a tap's product has them as its columns; fewer cost there as much as so many."""
 POSITIONS_FOR_BATCHES: Final = 2
 """From this many positions for each channel on, one product for each example is faster than one for them all."""
 BACKWARDS: Final = -(1 << 63)
@@ -156,17 +159,19 @@ def _weight_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
     positions = math.prod(layer.outputs)
     if layer.pointwise and positions >= POSITIONS_FOR_BATCHES * min(layer.out_channels, layer.in_channels):
         return _pointwise_gradient(b, layer, x, g)
-    channels_first = [1, 0, *range(2, 2 + layer.axes)]
+    channels_first, last = [1, 0, *range(2, 2 + layer.axes)], [0, *range(2, 2 + layer.axes), 1]
     rows = b.op("Reshape", b.transpose(g, channels_first), b.ints(layer.out_channels, -1), allowzero=0)
     if layer.in_channels < CHANNELS_FOR_TAPS:
         return _all_taps(b, layer, b.op("Transpose", _padded(b, x, layer.window, 2), perm=channels_first), rows)
     # Padding copies long runs as well, once the channels are last.
-    channels_last = _padded(b, b.transpose(x, [0, *range(2, 2 + layer.axes), 1]), layer.window, 1)
-    products = []
-    for offsets in _taps(layer.window):
-        view = _view(b, layer, channels_last, offsets, first_axis=1)
-        products.append(_gemm(b, rows, b.op("Reshape", view, b.ints(-1, layer.in_channels), allowzero=0), trans_b=0))
-    return _joined(b, layer, products)
+    channels_last = _padded(b, b.transpose(x, last), layer.window, 1)
+    views = [_view(b, layer, channels_last, offsets, first_axis=1) for offsets in _taps(layer.window)]
+    views = [b.op("Reshape", view, b.ints(-1, layer.in_channels), allowzero=0) for view in views]
+    if layer.in_channels < CHANNELS_FOR_COLUMNS:
+        columns = b.op("Reshape", b.transpose(g, last), b.ints(-1, layer.out_channels), allowzero=0)
+        turned = [b.op("Gemm", view, columns, transA=1) for view in views]
+        return _joined(b, layer, turned, outputs_first=False)
+    return _joined(b, layer, [_gemm(b, rows, view, trans_b=0) for view in views])
 
 
 def _pointwise_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
@@ -177,14 +182,16 @@ def _pointwise_gradient(b: GraphBuilder, layer: _Layer, x: str, g: str) -> str:
     return b.like(b.op("ReduceSum", products, b.ints(0), keepdims=0), layer.weight)
 
 
-def _joined(b: GraphBuilder, layer: _Layer, products: list[str]) -> str:
-    """The weight gradient out of the taps' parts, each [out_channels, in_channels / group] or with more axes."""
-    if len(products) == 1:
-        return b.like(products[0], layer.weight)
+def _joined(b: GraphBuilder, layer: _Layer, products: list[str], *, outputs_first: bool = True) -> str:
+    """The weight gradient out of the taps' parts, each [out_channels, in_channels / group], or that turned round."""
     inner = layer.in_channels // layer.group
-    stacked = b.op("Concat", *products, axis=0)
-    split = b.op("Reshape", stacked, b.ints(*layer.window.kernel, layer.out_channels, inner), allowzero=0)
-    return b.op("Transpose", split, perm=[layer.axes, layer.axes + 1, *range(layer.axes)])
+    if len(products) == 1 and outputs_first:
+        return b.like(products[0], layer.weight)
+    stacked = b.op("Concat", *products, axis=0) if len(products) > 1 else products[0]
+    matrix = (layer.out_channels, inner) if outputs_first else (inner, layer.out_channels)
+    split = b.op("Reshape", stacked, b.ints(*layer.window.kernel, *matrix), allowzero=0)
+    order = (layer.axes, layer.axes + 1) if outputs_first else (layer.axes + 1, layer.axes)
+    return b.op("Transpose", split, perm=[*order, *range(layer.axes)])
 
 
 def _all_taps(b: GraphBuilder, layer: _Layer, x: str, rows: str) -> str:
