@@ -86,4 +86,6 @@ def _ask_on_signals(asked: threading.Event) -> None:
 def _line(status: Status) -> str:
     state = "connected" if status.connected else "not connected"
     trouble = f"; {status.error}" if status.error else ""
-    return f"{state}, {status.phase}, round {status.round}, {status.counted} updates counted{trouble}"
+    limit = status.bytes_per_day_max
+    used = f", {status.bytes_today} of {limit} bytes used today" if limit else ""
+    return f"{state}, {status.phase}, round {status.round}, {status.counted} updates counted{used}{trouble}"

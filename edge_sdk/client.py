@@ -51,8 +51,8 @@ class Limits:
         outbox_bytes_max: Largest update kept for sending, in bytes.
         state_write_bytes_per_day_max: Bound on SD-card wear, in bytes a day.
         threads: Threads of the engine.
-        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit; codec sparse is made
-            smaller to fit, with another one the device declines.
+        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit; codecs sparse and
+            eden are made smaller to fit, with another one the device declines.
         bytes_per_device_per_day_max: Bytes that may be sent and received in a day (UTC), both ways together, with all
             that MQTT adds and an estimate for TLS; 0 for no limit, else at least 16384.
     """

@@ -372,8 +372,8 @@ class Codec(Section):
     )
     rounding: Literal["nearest", "stochastic"] = key("How int8, int4 and int2 round.", "stochastic")
     bytes_per_update_max: int = key(
-        "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse is "
-        "made smaller to fit, with another codec a device declines. 0 for no limit.",
+        "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse "
+        "and eden are made smaller to fit, with another codec a device declines. 0 for no limit.",
         0,
         ge=0,
         le=1 << 50,

@@ -13,7 +13,7 @@ import pytest
 from hand_made import blobs, mlp_program, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_federation import Diary, Federation, wait
+from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 from test_session import PARAMETERS, PLAN, PROGRAM, Bench, of
 
 from device_sim.broker import PrivateBroker
@@ -30,7 +30,7 @@ from edge_sdk.mqtt import Meter
 from edge_sdk.session import CancelTraining, SetSpent, StartTraining
 from edge_sdk.traffic import DayTraffic
 from edge_sdk.transfer import CHUNK_BYTES_MAX
-from edge_sdk.update import CodecSettings
+from edge_sdk.update import CodecSettings, frame_bytes_max
 from edge_sdk.work import Order, OverBudget, TrainingWork
 
 COSTS = Costs("federation", "default", "device-00042")
@@ -277,12 +277,14 @@ def test_at_its_limit_a_device_says_so_and_stays_away(federation: MakeFederation
 
 
 def test_the_coordinators_limit_of_an_update_reaches_the_device(federation: MakeFederation, tmp_path: Path) -> None:
-    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + 60)
+    size, asked = FEATURES * CLASSES + CLASSES, CodecSettings("sparse", density=1.0)
+    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + frame_bytes_max(size, asked)) - 20
     with federation(codec={"density": 1.0, "bytes_per_update_max": limit}) as plant:
+        costs = Costs(plant.name, "default", "pi")
         with plant.client(tmp_path / "pi") as client:
-            wait(lambda: client.status.counted >= 2, lambda: client.status)
-        tickets = [ticket for ticket in plant.tickets() if ticket.state == "counted"]
-    assert tickets
+            wait(lambda: client.status.counted >= 3, lambda: client.status)
+        outcome = plant.rounds[0].summary
+    assert 0 < outcome["bytes_up"] <= costs.update_bytes_within(limit)
 
 
 def test_a_device_declines_what_its_own_limit_of_an_update_forbids(federation: MakeFederation, tmp_path: Path) -> None:
