@@ -121,7 +121,9 @@ class Budget:
             downloads: Bytes of each blob that is not here yet.
         """
         plan = invite.plan
-        self.traffic.ask(plan.bytes_per_device_per_day_max)
+        asked = plan.bytes_per_device_per_day_max
+        # A mistake there must not lock the device out: it hears of a better limit only in another invite.
+        self.traffic.ask(max(asked, BYTES_PER_DAY_MIN) if asked else 0)
         frames_max = self.frames_bytes_max(plan)
         if not frames_max and not self.limited:
             return None

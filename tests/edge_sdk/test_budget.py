@@ -123,6 +123,14 @@ def test_the_coordinators_limits_are_in_force_where_they_are_smaller() -> None:
     assert (budget(0, 4_000).why_not(invite_of(Bench()), ()) or ("",))[0] == "bytes_per_update"
 
 
+def test_a_daily_limit_that_is_far_too_low_still_lets_the_device_hear_of_a_better_one() -> None:
+    found = budget()
+    hopeless = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_device_per_day_max=1)
+    assert (found.why_not(invite_of(Bench(), hopeless), ()) or ("",))[0] == "bytes_per_day"
+    assert found.affords_connection()
+    assert found.why_not(invite_of(Bench()), ()) is None and not found.limited
+
+
 def test_sparse_is_made_to_fit_and_what_cannot_be_is_declined_before_anything_is_fetched() -> None:
     invite = invite_of(Bench(), SPARSE)
     assert budget(0, 2_000).why_not(invite, (10, 10)) is None
