@@ -45,7 +45,13 @@ class Downlink:
 
 
 def publish(
-    downlink: Downlink, before: bytes, model: bytes, vector: NDArray[np.float32], statistics: Sequence[Span]
+    downlink: Downlink,
+    before: bytes,
+    model: bytes,
+    vector: NDArray[np.float32],
+    statistics: Sequence[Span],
+    *,
+    before_digest: bytes | None = None,
 ) -> Published | None:
     """The step from what devices hold to the new model; None where they get the model itself.
 
@@ -55,11 +61,12 @@ def publish(
         model: The new model's parameters blob.
         vector: float32[P], the same as a vector.
         statistics: Where its statistics are.
+        before_digest: SHA-256 of ``before``, where it is known.
     """
     if downlink.codec is None or len(model) < downlink.whole_bytes_min:
         return None
     try:
-        link, blob = encode_link(before, vector, statistics, downlink.codec)
+        link, blob = encode_link(before, vector, statistics, downlink.codec, base_digest=before_digest)
     except TrainingError as error:
         logger.warning("the model travels whole: %s", error)
         return None

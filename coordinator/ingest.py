@@ -134,9 +134,10 @@ class Ingest:
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", record.number, error)
             return RoundCommitted(record.number, b"", b"", {}, f"cannot be aggregated: {error}")
-        published = publish(self._downlink, start.published or start.parameters, blob, vector, self._spans)
+        before = start.published or start.parameters
+        published = publish(self._downlink, before, blob, vector, self._spans, before_digest=record.base)
         metrics = self.metrics()
-        self._store.commit_round(
+        made = self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
             parameters=blob,
             server_state=pack_state(state),
@@ -145,9 +146,8 @@ class Ingest:
             published=published,
         )
         self._norms = [*self._norms, *self._round_norms][-NORMS_KEPT:]
-        return RoundCommitted(
-            record.number, digest_of(blob), blob, metrics, published=b"" if published is None else published.blob
-        )
+        devices_get = b"" if published is None else published.blob
+        return RoundCommitted(record.number, made.parameters_digest, blob, metrics, published=devices_get)
 
     def metrics(self) -> dict[str, float]:
         """What the devices reported: weighted training loss, and the federated evaluation where there was one."""

@@ -123,7 +123,12 @@ class Link:
 
 
 def encode_link(
-    base: BytesLike, vector: NDArray[np.float32], statistics: Sequence[Span], settings: CodecSettings
+    base: BytesLike,
+    vector: NDArray[np.float32],
+    statistics: Sequence[Span],
+    settings: CodecSettings,
+    *,
+    base_digest: bytes | None = None,
 ) -> tuple[bytes, bytes]:
     """The link from published parameters towards a model, and the parameters that it leads to.
 
@@ -132,6 +137,7 @@ def encode_link(
         vector: float32[P], the model.
         statistics: Where its statistics are, as :func:`statistic_spans` gives it.
         settings: How to encode, one of ``LINK_CODECS``.
+        base_digest: SHA-256 of ``base``, where it is known.
 
     Returns:
         The link and the next parameters blob. The latter is the model in the statistics; elsewhere it lacks what the
@@ -152,7 +158,9 @@ def encode_link(
         frame = encode_update(delta.astype(np.float32, copy=False), None, settings, seed=0).frame
     if statistics:
         values = encode_update(_gathered(vector, statistics), None, _DENSE, seed=0).frame
-    made = Link(digest_of(base), bytes(_DIGEST_BYTES), vector.size, settings, tuple(statistics), frame, values)
+    made = Link(
+        base_digest or digest_of(base), bytes(_DIGEST_BYTES), vector.size, settings, tuple(statistics), frame, values
+    )
     moved = start.astype(np.float32)
     _move(moved, made)
     try:
