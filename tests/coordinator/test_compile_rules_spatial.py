@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,18 @@ WINDOWS = {
     "apart": "kernel_shape=[2, 1], strides=[3, 2]",
 }
 
+
+def products(label: str, weight: tuple[int, ...], sizes: tuple[int, ...], attributes: str) -> Case:
+    """Depthwise without a bias, as before a BatchNormalization: small ones are products of matrices."""
+    point = (weight[0], 2, *(1 for _ in sizes))
+    text = f"h = Conv(x, point); y = Conv<group={weight[0]}, {attributes}>(h, w)"
+    return Case(f"Conv-products-{label}", text, {"point": point, "w": weight}, (2, *sizes))
+
+
 GRADIENT_CASES = [
+    products("padded", (4, 1, 3, 3), (6, 5), "pads=[1, 0, 2, 1]"),
+    products("strided", (3, 1, 3, 2), (7, 6), "strides=[2, 3], pads=[1, 1, 1, 1]"),
+    products("dilated-1d", (4, 1, 3), (9,), "dilations=[2], pads=[2, 1]"),
     conv("depthwise", (4, 1, 3, 3), (6, 5), "group=4", 4),
     conv("depthwise-padded", (4, 1, 3, 3), (6, 5), "group=4, pads=[1, 0, 2, 1]", 4),
     conv("depthwise-far-padded", (4, 1, 3, 3), (4, 5), "group=4, pads=[3, 0, 2, 1]", 4),
@@ -191,7 +204,7 @@ def batch(seed: int = 4) -> dict[str, np.ndarray]:
     return {"x": x.astype(np.float32), "target": target.astype(np.float32)}
 
 
-def assert_differences(forward: Any, bundle: Bundle, parameters: dict[str, np.ndarray], names: str) -> None:
+def assert_differences(forward: Any, bundle: Bundle, parameters: dict[str, np.ndarray], names: Sequence[str]) -> None:
     fed, rng = batch(), np.random.default_rng(5)
 
     def loss(feeds: Any) -> float:
@@ -235,6 +248,33 @@ def test_running_statistics_move_towards_those_of_the_batch_and_are_no_trainable
         new = bundle.program.spec.unflatten(engine.read(handle))
         np.testing.assert_allclose(new["m"], 0.8 * parameters["m"] + 0.2 * h.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(new["v"], 0.8 * parameters["v"] + 0.2 * h.var(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_normalisation_used_twice_keeps_both_batches_statistics_apart() -> None:
+    text = BATCH_NORM.replace("y = Conv(t, u)", "")
+    text += "k = Conv(x, w2); n2 = BatchNormalization<momentum=0.8, epsilon=0.01>(k, s, c, m, v); t2 = Add(t, n2); "
+    parameters, fed = {**values(), "w2": values(8)["w"]}, batch()
+    bundle = compiled(f"{text} y = Conv(t2, u)", parameters)
+    written = BATCH_NORM_WRITTEN_OUT.replace("t = Tanh(n); y = Conv(t, u)", "t = Tanh(n); ")
+    again = BATCH_NORM_WRITTEN_OUT[: BATCH_NORM_WRITTEN_OUT.index("t = Tanh")].replace("s4 = Reshape(s, four);", "")
+    again = again.replace("c4 = Reshape(c, four);", "").replace("Conv(x, w)", "Conv(x, w2)")
+    for name in ("h", "mean", "d", "dd", "var", "moved", "root", "q", "qs", "n"):
+        again = re.sub(rf"\b{name}\b", f"{name}_2", again)
+    trained = {name: parameters[name] for name in ("w", "w2", "s", "c", "u")}
+    forward = written_out(f"{written} {again} t2 = Add(t, n_2); y = Conv(t2, u)", trained)
+    assert_differences(forward, bundle, trained, ["w", "w2", "s", "c", "u"])
+    x = {"x": ("batch", 2, 6, 5)}
+    means = [
+        forward64("h = Conv(x, w)", {"w": parameters[name]}, x, "h")({"x": fed["x"]}).mean(axis=(0, 2, 3))
+        for name in ("w", "w2")
+    ]
+    expected = 0.8 * (0.8 * parameters["m"] + 0.2 * means[0]) + 0.2 * means[1]
+    for engine_name in ("onnxruntime", "numpy"):
+        engine = make_engine(bundle.program, engine_name)
+        handle = engine.load(bundle.parameters)
+        engine.step(handle, fed, {"lr": 0.1})
+        new = bundle.program.spec.unflatten(engine.read(handle))
+        np.testing.assert_allclose(new["m"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_and_inference_use_the_running_statistics() -> None:
