@@ -58,6 +58,7 @@ from edge_sdk.messages import (
     Invite,
     Message,
     Offer,
+    Plan,
     Verdict,
     Want,
     decode_message,
@@ -149,6 +150,7 @@ class Coordinator:
         self._up: set[str] = set()
         self._traffic = _Traffic()
         self._share = 1.0
+        self._participation = 0.0
         self._round_published_at = float("-inf")
         self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
         self._holds: dict[str, tuple[bytes, ...]] = {}  # what those who have checked in hold
@@ -579,7 +581,15 @@ class Coordinator:
         population = self.store.population(s.task, POPULATION_SECONDS)
         wanted = wanted_count(s.round.goal_count, s.round.over_selection)
         self._share = announced_share(population, wanted, s.share, attempt)
+        self._participation = round(min(1.0, wanted / population), 3) if population else 0.0
         return int(population * self._share)
+
+    def _plan(self) -> Plan:
+        """What devices are asked to do; a codec that chooses is told how often they can expect to take part."""
+        plan = self.settings.plan
+        if plan.codec.name != "auto":
+            return plan
+        return replace(plan, codec=replace(plan.codec, participation=self._participation))
 
     def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.settings.seed, number, attempt])))
@@ -703,7 +713,7 @@ class Coordinator:
             program_bytes=len(self._program),
             parameters=self._parameters_digest,
             parameters_bytes=len(self._parameters),
-            plan=s.plan,
+            plan=self._plan(),
             accept_seconds=min(s.round.configuration_seconds_max / 2, report_seconds),
             report_seconds=report_seconds,
             chunk_bytes_max=s.chunk_bytes_max,

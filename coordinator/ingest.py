@@ -8,6 +8,7 @@ broken update costs its own refusal and nothing else.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -28,7 +29,7 @@ from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.frames import DecodedParts, decode_frames, groups_of, shared_seed, statistic_mask
 from edge_sdk.link import statistic_spans
 from edge_sdk.messages import Plan, Update
-from edge_sdk.update import Rotated
+from edge_sdk.update import Rotated, frame_codec
 
 __all__ = ["Ingest", "pack_state", "unpack_state"]
 
@@ -85,6 +86,7 @@ class Ingest:
         self._scalars = ScalarSums(SUMS)
         self._norms: list[float] = []
         self._round_norms: list[float] = []
+        self._chosen: Counter[str] = Counter()
         self._norm_bound = validation.norm_bound(())
         self._start: StartJob | None = None
 
@@ -93,6 +95,7 @@ class Ingest:
         self._start = job
         self._mean, self._scalars = self._mean.zero(shared_seed(job.base)), self._scalars.zero()
         self._round_norms = []
+        self._chosen.clear()
         self._norm_bound = self._validation.norm_bound(self._norms)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
             update = Update.decode(payload)
@@ -150,10 +153,12 @@ class Ingest:
         return RoundCommitted(record.number, made.parameters_digest, blob, metrics, published=devices_get)
 
     def metrics(self) -> dict[str, float]:
-        """What the devices reported: weighted training loss, and the federated evaluation where there was one."""
+        """What the devices reported: weighted training loss, the federated evaluation where there was one, and how many
+        updates came in which codec where devices choose."""
         sums = self._scalars.report()
         metrics = {"train_loss": sums["loss"] / max(sums["examples"], 1.0)}
         metrics["examples"], metrics["partial"] = sums["examples"], sums["partial"]
+        metrics.update((name, float(count)) for name, count in sorted(self._chosen.items()))
         if sums["eval_count"]:
             metrics["loss"] = sums["eval_loss"] / sums["eval_count"]
             metrics[self._program.metric] = sums["eval_metric"] / sums["eval_count"]
@@ -216,6 +221,8 @@ class Ingest:
             numbers["eval_loss"], numbers["eval_metric"] = loss_sum * share, metric_sum * share
             numbers["eval_count"] = count * share
         self._scalars.accumulate(numbers)
+        if self._plan.codec.name == "auto" and update.frame:
+            self._chosen[f"codec_{frame_codec(update.frame)}"] += 1
 
     def _weight(self, update: Update) -> int:
         return 1 if self._plan.weighting == "uniform" else min(update.examples, self._plan.examples_max)

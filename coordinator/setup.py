@@ -49,6 +49,7 @@ from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.examples import load_examples
 from edge_sdk.frames import frames_bytes_max
 from edge_sdk.mqtt import BrokerSettings
+from edge_sdk.update import CodecSettings
 
 __all__ = [
     "Prepared",
@@ -232,7 +233,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     Raises:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
-    codec = codec_settings(config.codec)
+    codec = codec_settings(config)
     update_bytes_max = frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_update_budget(config, codec, program)
@@ -245,7 +246,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         plan=plan(config, dict(program.scalars)),
         stopping=stopping_rule(config.stopping, program.metric),
         program_digest=program.digest,
-        requires=(f"codec:{codec.name}", *program.requires),
+        requires=(*_codec_requires(codec), *program.requires),
         share=None if selection.share == "auto" else float(selection.share),
         come_back_seconds=selection.come_back_seconds,
         jitter=selection.jitter,
@@ -259,6 +260,11 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         dense_bytes=4 * program.spec.size,
         seed=config.federation.seed,
     )
+
+
+def _codec_requires(codec: CodecSettings) -> tuple[str, ...]:
+    """What a device must know to encode as the plan asks."""
+    return tuple(f"codec:{name}" for name in dict.fromkeys([codec.name, *(rule.name for _, rule in codec.tensors)]))
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:

@@ -617,6 +617,7 @@ class Agent:
             program=program,
             parameters=parameters,
             residual=self.state.residual,
+            keeps_residual=self.state.keeps_residual,
             seed=order_seed(start.ticket),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),

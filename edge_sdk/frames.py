@@ -12,7 +12,7 @@ group without elements is none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -21,9 +21,18 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import DecodeError
-from edge_sdk.parameters import ParameterSpec
-from edge_sdk.update import CodecSettings, Decoded, Rotated, decode_update, encode_update, fitted, frame_bytes_max
+from edge_sdk.errors import ConfigurationError, DecodeError
+from edge_sdk.parameters import ParameterSpec, Tensor
+from edge_sdk.update import (
+    CodecSettings,
+    Decoded,
+    Matrix,
+    Rotated,
+    decode_update,
+    encode_update,
+    fitted,
+    frame_bytes_max,
+)
 
 __all__ = [
     "DecodedParts",
@@ -50,13 +59,16 @@ class Group:
     Attributes:
         settings: How.
         positions: int64[k], rising, read-only: where they stand among all elements; None for all of them.
+        size: How many they are.
         kind: ``main``, ``part`` (matched by a pattern) or ``statistics``.
+        matrices: First element (of the group), rows and columns of its tensors that have several of both.
     """
 
     settings: CodecSettings
     positions: NDArray[np.int64] | None
     size: int
     kind: str = "main"
+    matrices: tuple[Matrix, ...] = ()
 
     def taken(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """The group's elements of a float32[P]; the vector itself where they are all."""
@@ -78,7 +90,8 @@ class EncodedFrames:
         frame: The main group's, empty where patterns match everything.
         statistics: The dense one over the statistics, None where the specification has none.
         parts: Those of the patterns' groups.
-        residual: float32[trainable elements] for the next update, None where no codec keeps one.
+        residual: float32[trainable elements] for the next update, twice as many with a velocity behind it; None where
+            no codec keeps one.
     """
 
     frame: bytes
@@ -95,37 +108,53 @@ def encode_frames(
     *,
     seed: int,
     shared_seed: int | None = None,
+    keeps_residual: bool = True,
 ) -> EncodedFrames:
     """The frames of ``delta`` (float32[P] of ``spec``).
 
     Args:
         delta: Local parameters minus global ones; not changed.
-        residual: float32[trainable elements] that earlier frames left out, or None.
+        residual: float32[trainable elements] that earlier frames left out, or None; twice as many elements where a
+            velocity stands behind it (momentum correction).
         settings: The plan's codec.
         spec: Says which elements are statistics.
         seed: See :func:`edge_sdk.update.encode_update`, which also says what is raised.
         shared_seed: See there.
+        keeps_residual: See there.
     """
     groups = groups_of(spec, settings)
     before = _spread(residual, spec)
     frames: dict[str, list[bytes]] = {"main": [], "part": [], "statistics": []}
     left: NDArray[np.float32] | None = None
     for number, group in enumerate(groups):
-        kept = None if before is None or group.kind == "statistics" else group.taken(before)
-        encoded = encode_update(group.taken(delta), kept, group.settings, seed=seed + number, shared_seed=shared_seed)
+        kept = None
+        if before is not None and group.kind != "statistics":
+            kept = np.concatenate([group.taken(row) for row in before]) if len(before) > 1 else group.taken(before[0])
+        encoded = encode_update(
+            group.taken(delta),
+            kept,
+            group.settings,
+            seed=seed + number,
+            shared_seed=shared_seed,
+            matrices=group.matrices,
+            keeps_residual=keeps_residual,
+        )
         frames[group.kind].append(encoded.frame)
         if encoded.residual is not None:
-            if group.positions is None:
-                left = encoded.residual
-            else:
-                left = np.zeros(spec.size, dtype=np.float32) if left is None else left
-                group.put(left, encoded.residual)
+            rows = encoded.residual.reshape(-1, group.size)
+            if left is None:
+                left = rows if group.positions is None else np.zeros((2, spec.size), dtype=np.float32)[: len(rows)]
+            elif len(left) < len(rows):
+                left = np.concatenate([left, np.zeros_like(left)])
+            if group.positions is not None:
+                for row, values in zip(left, rows, strict=False):
+                    group.put(row, values)
     mask = statistic_mask(spec)
     return EncodedFrames(
         frame=frames["main"][0] if frames["main"] else b"",
         statistics=frames["statistics"][0] if frames["statistics"] else None,
         parts=tuple(frames["part"]),
-        residual=left if left is None or mask is None else left[~mask],
+        residual=None if left is None else np.ascontiguousarray(left if mask is None else left[:, ~mask]).reshape(-1),
     )
 
 
@@ -197,8 +226,20 @@ def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]
         if positions.size:
             positions.flags.writeable = False
             whole = positions.size == spec.size
-            groups.append(Group(rule, None if whole else positions, positions.size, kind))
+            matrices = _matrices(tensor for tensor in spec if owners[tensor.offset] == owner)
+            groups.append(Group(rule, None if whole else positions, positions.size, kind, matrices))
     return tuple(groups)
+
+
+def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
+    """Tensors of several rows and columns, one behind the other; what follows the first dimension is a row."""
+    matrices, start = [], 0
+    for tensor in tensors:
+        shape = [length for length in tensor.shape if length > 1]
+        if len(shape) > 1:
+            matrices.append((start, shape[0], tensor.size // shape[0]))
+        start += tensor.size
+    return tuple(matrices)
 
 
 def _owner(name: str, kind: str, settings: CodecSettings) -> int:
@@ -209,10 +250,17 @@ def _owner(name: str, kind: str, settings: CodecSettings) -> int:
 
 
 def _spread(residual: NDArray[np.float32] | None, spec: ParameterSpec) -> NDArray[np.float32] | None:
-    """A residual of the trainable elements as float32[P], zero at the statistics."""
+    """A residual of the trainable elements, with a velocity behind it or not, as float32[1 or 2, P], zero at the
+    statistics."""
+    if residual is None:
+        return None
     mask = statistic_mask(spec)
-    if residual is None or mask is None:
-        return residual
-    spread = np.zeros(spec.size, dtype=np.float32)
-    spread[~mask] = residual
+    trainable = spec.size if mask is None else spec.size - int(np.count_nonzero(mask))
+    if residual.size not in (trainable, 2 * trainable):
+        raise ConfigurationError(f"residual: {residual.size} elements, the model trains {trainable}; drop the residual")
+    if mask is None:
+        return residual.reshape(-1, trainable)
+    rows = residual.reshape(-1, trainable)
+    spread = np.zeros((len(rows), spec.size), dtype=np.float32)
+    spread[:, ~mask] = rows
     return spread

@@ -236,6 +236,10 @@ class DeviceState:
             return None
         return opened[2]
 
+    def keeps_residual(self, length: int) -> bool:
+        """Whether a residual of ``length`` bytes would go to disk: not beyond today's write budget."""
+        return self._budget.allows(length)
+
     # The cache
 
     def cache_get(self, digest: bytes) -> bytes | None:

@@ -45,6 +45,7 @@ class Order:
         program: The program's bytes.
         parameters: The parameters' bytes.
         residual: Gives float32[trainable elements] or None for the digest of a spec: what earlier updates did not send.
+        keeps_residual: Tells whether a residual of so many bytes can be kept.
         seed: Seeds shuffling and stochastic rounding.
         stop: Whether the work was called off; asked at each step, or each run of a few short ones.
         progress: Told steps done and loss, as often.
@@ -55,6 +56,7 @@ class Order:
     program: bytes | memoryview
     parameters: bytes | memoryview
     residual: Callable[[bytes], NDArray[np.float32] | None]
+    keeps_residual: Callable[[int], bool]
     seed: int
     stop: Callable[[], bool]
     progress: Callable[[int, float], None]
@@ -170,6 +172,7 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         program.spec,
         seed=order.seed,
         shared_seed=shared_seed(start.parameters),
+        keeps_residual=order.keeps_residual(result.delta.nbytes),
     )
     evaluation = result.evaluation
     payload = Update(

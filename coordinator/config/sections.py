@@ -352,18 +352,57 @@ class Aggregation(Section):
         return self
 
 
+CODEC_READS: Final = {
+    "auto": {"bits"},
+    "sparse": {"density", "momentum"},
+    "eden": {"bits"},
+    "int8": {"block_size", "rounding"},
+    "int4": {"block_size", "rounding"},
+    "int2": {"block_size", "rounding"},
+    "float16": set[str](),
+    "dense": set[str](),
+}
+"""Which keys a codec reads."""
+
+
+class CodecOfTensors(Section):
+    """How tensors whose names match a pattern are compressed."""
+
+    name: Literal["sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key("As in [codec].")
+    density: float = key("As in [codec].", 0.03, ge=1e-6, le=1)
+    bits: float = key("As in [codec].", 0.09, ge=0.001, le=8)
+    momentum: float = key("As in [codec].", 0.0, ge=0, le=0.999)
+    block_size: int = key("As in [codec].", 1024, ge=8, le=1 << 16)
+    rounding: Literal["nearest", "stochastic"] = key("As in [codec].", "stochastic")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_codec_keys(self, "codec.tensors", self.name, {"name"}, self.bits)
+        return self
+
+
 class Codec(Section):
     """How updates are compressed."""
 
-    name: Literal["sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key(
-        "sparse: largest coordinates with error feedback; eden: rotated coordinates in few bits, unbiased; int8, int4, "
-        "int2: all coordinates, quantised; float16, dense: as they are.",
-        "sparse",
+    name: Literal["auto", "sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key(
+        "auto: eden, sparse or int8, chosen for each update; sparse: largest coordinates with error feedback; eden: "
+        "rotated coordinates in few bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as "
+        "they are.",
+        "auto",
     )
     density: float = key("Share of the coordinates that sparse sends.", 0.03, ge=1e-6, le=1)
-    bits: float = key(
-        "Bits a coordinate of eden: 1, 2, .. 8, or below 1 the share of the coordinates that is sent, at one bit each.",
-        0.09,
+    momentum: float = key(
+        "Momentum correction of sparse: devices send a running sum of deltas that forgets; 0 for none.",
+        0.0,
+        ge=0,
+        le=0.999,
+    )
+    bits: float | None = key(
+        "Bits a coordinate of eden, and of auto: 1, 2, .. 8, or below 1 the share of the coordinates that is sent, at "
+        "one bit each.",
+        None,
+        shown="by selection.goal_count: 0.09 for 10, 1 for 2, 0.01 from 44 on; more with a server optimiser that has "
+        "momentum",
         ge=0.001,
         le=8,
     )
@@ -372,23 +411,31 @@ class Codec(Section):
     )
     rounding: Literal["nearest", "stochastic"] = key("How int8, int4 and int2 round.", "stochastic")
     bytes_per_update_max: int = key(
-        "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse "
-        "and eden are made smaller to fit, with another codec a device declines. 0 for no limit.",
+        "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse, eden "
+        "and auto are made smaller to fit, with another codec a device declines. 0 for no limit.",
         0,
         ge=0,
         le=1 << 50,
     )
+    tensors: dict[str, CodecOfTensors] = key(
+        'Tensors that are compressed apart, by patterns of their names: `"*.bias" = { name = "dense" }`; the first '
+        "pattern that matches decides.",
+        {},
+        max_length=16,
+        allowed="a table of patterns, each with keys of this table",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        shared = {"name", "bytes_per_update_max"}
-        quantised = {"block_size", "rounding"}
-        read = {"sparse": {"density"}, "eden": {"bits"}, "int8": quantised, "int4": quantised, "int2": quantised}
-        for name in sorted(self.model_fields_set - shared - read.get(self.name, set())):
-            raise ValueError(f"codec.{name}: is not read by {self.name}; leave it out, or choose another codec.name")
-        if self.bits > 1 and self.bits != int(self.bits):
-            raise ValueError(f"codec.bits = {self.bits:g}: is a share below 1, or a whole number of bits")
+        _check_codec_keys(self, "codec", self.name, {"name", "bytes_per_update_max", "tensors"}, self.bits)
         return self
+
+
+def _check_codec_keys(section: Section, where: str, name: str, shared: set[str], bits: float | None) -> None:
+    for unread in sorted(section.model_fields_set - shared - CODEC_READS[name]):
+        raise ValueError(f"{where}.{unread}: is not read by {name}; leave it out, or choose another codec.name")
+    if bits is not None and bits > 1 and bits != int(bits):
+        raise ValueError(f"{where}.bits = {bits:g}: is a share below 1, or a whole number of bits")
 
 
 class DownlinkSection(Section):

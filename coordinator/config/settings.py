@@ -8,7 +8,7 @@ from typing import Any, Final
 from coordinator.config.sections import (
     Aggregation,
     Broker,
-    Codec,
+    CodecOfTensors,
     DownlinkSection,
     FederationConfig,
     Selection,
@@ -25,7 +25,8 @@ from edge_sdk.errors import ConfigurationError
 from edge_sdk.messages import Plan
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
 from edge_sdk.plan import TrainingPlan
-from edge_sdk.update import CodecSettings
+from edge_sdk.update import BITS, CodecSettings
+from edge_sdk.update.auto import bits_for
 
 __all__ = [
     "broker_settings",
@@ -80,7 +81,7 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
     """What a round asks of a device; arguments and errors as of :func:`training_plan`."""
     return Plan(
         training=training_plan(config, defaults),
-        codec=codec_settings(config.codec),
+        codec=codec_settings(config),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,
         bytes_per_update_max=config.codec.bytes_per_update_max,
@@ -88,15 +89,33 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
     )
 
 
-def codec_settings(codec: Codec) -> CodecSettings:
+def codec_settings(config: FederationConfig) -> CodecSettings:
     """How updates are encoded."""
+    codec = config.codec
+    rules = [(pattern, _tensor_settings(rule)) for pattern, rule in codec.tensors.items()]
     return CodecSettings(
         name=codec.name,
         density=codec.density,
         block_size=codec.block_size,
         rounding=codec.rounding,
-        bits=codec.bits,
+        bits=_codec_bits(config),
+        momentum=codec.momentum,
+        tensors=tuple(rules),
     )
+
+
+def _codec_bits(config: FederationConfig) -> float:
+    """Bits of the codecs that have any; by the size of a round where nothing is said."""
+    if config.codec.bits is not None:
+        return config.codec.bits
+    if config.codec.name not in ("auto", "eden"):
+        return BITS
+    adapts = config.aggregation.server_optimizer != "fedavg"
+    return bits_for(config.selection.goal_count, server_momentum=adapts)
+
+
+def _tensor_settings(rule: CodecOfTensors) -> CodecSettings:
+    return CodecSettings(**rule.model_dump())
 
 
 def downlink(section: DownlinkSection) -> Downlink:

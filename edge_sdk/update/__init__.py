@@ -8,18 +8,24 @@ The wire format is described byte by byte in ``docs/wire-format.md``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.update.codec import MAGNITUDE_MAX, Decoded, Encoded, Rotated, Seeds
+from edge_sdk.update.codec import MAGNITUDE_MAX, Context, Decoded, Encoded, Rotated
 from edge_sdk.update.codecs import CODECS
+from edge_sdk.update.feedback import add_residual
 from edge_sdk.update.fit import fitted
 from edge_sdk.update.frame import HEADER_BYTES_MAX, VERSION, pack_frame, unpack_frame
-from edge_sdk.update.settings import ROUNDINGS, TENSOR_RULES_MAX, CodecSettings
+from edge_sdk.update.index_coding import Matrix
+from edge_sdk.update.settings import BITS, ROUNDINGS, TENSOR_RULES_MAX, CodecSettings
 
 __all__ = [
+    "BITS",
     "CODECS",
     "MAGNITUDE_MAX",
     "ROUNDINGS",
@@ -28,13 +34,18 @@ __all__ = [
     "CodecSettings",
     "Decoded",
     "Encoded",
+    "Matrix",
     "Rotated",
     "decode_update",
     "encode_update",
     "fitted",
     "frame_bytes_max",
+    "frame_codec",
     "keeps_residual",
 ]
+
+
+_NAMES: Final = {wire_id: name for name, codec in CODECS.items() for wire_id in codec.decoders if codec.encode}
 
 
 def encode_update(
@@ -44,18 +55,24 @@ def encode_update(
     *,
     seed: int,
     shared_seed: int | None = None,
+    matrices: Sequence[Matrix] = (),
+    keeps_residual: bool = True,
 ) -> Encoded:
     """The frame of one update.
 
     Args:
         delta: float32[P], local parameters minus global ones; not changed.
         residual: float32[P] that earlier frames left out, or None for zeros; not changed. A codec that keeps no
-            residual sends a given one too, so that nothing is lost when a plan changes codecs.
+            residual sends a given one too, so that nothing is lost when a plan changes codecs. With momentum
+            correction float32[2 P]: the velocity stands behind it.
         settings: The codec and its knobs.
         seed: 64 random bits of this update: stochastic rounding, rotations, what is left out. The same arguments give
             the same bytes.
         shared_seed: The same for all devices of a round: the rotation that they share, if the codec has them share
             one. ``seed`` if not given.
+        matrices: First coordinate, rows and columns of tensors that have several of both, in order: their indices may
+            be coded by columns. They change no value that is sent.
+        keeps_residual: Whether the device can keep what is left out; a codec that chooses asks.
 
     Returns:
         The frame, and the residual for the next update. What the frame decodes to plus the new residual equals
@@ -68,13 +85,20 @@ def encode_update(
     _check_vector("delta", delta)
     if residual is not None:
         _check_vector("residual", residual)
-        if residual.size != delta.size:
+        if residual.size not in (delta.size, 2 * delta.size):
             raise ConfigurationError(
                 f"residual: {residual.size} elements, the delta has {delta.size}; drop the residual"
             )
     codec = CODECS[settings.name]
-    seeds = Seeds(seed, seed if shared_seed is None else shared_seed)
-    body, left = codec.encode(delta, residual, settings, seeds)
+    velocity = None if residual is None or residual.size == delta.size else residual[delta.size :]
+    residual = None if residual is None else residual[: delta.size]
+    shared = seed if shared_seed is None else shared_seed
+    context = Context(seed, shared, tuple(matrices), keeps_residual, velocity)
+    if codec.choose is not None:
+        settings = codec.choose(add_residual(delta, residual), settings, context)
+        codec = CODECS[settings.name]
+    assert codec.encode is not None
+    body, left = codec.encode(delta, residual, settings, context)
     return Encoded(pack_frame(body, delta.size, codec.wire_id), left)
 
 
@@ -104,6 +128,12 @@ def frame_bytes_max(size: int, settings: CodecSettings) -> int:
     """Bytes that no honest frame of ``size`` coordinates exceeds; ``decode_update`` refuses longer ones."""
     _check_size(size)
     return HEADER_BYTES_MAX + CODECS[settings.name].body_bytes_max(size, settings)
+
+
+def frame_codec(frame: bytes) -> str:
+    """The name of the codec that a frame says it is in; "unknown" for one that is not known, or no frame."""
+    at = 5 if frame[:1] == bytes((VERSION,)) else 13
+    return _NAMES.get(frame[at] if len(frame) > at else -1, "unknown")
 
 
 def keeps_residual(settings: CodecSettings) -> bool:

@@ -20,7 +20,7 @@ from edge_sdk.update.rotation import Span, hadamard, signs
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Decoded", "Encoded", "Rotated", "RotatedBlocks", "Seeds"]
+__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Context", "Decoded", "Encoded", "Rotated", "RotatedBlocks"]
 
 MAGNITUDE_MAX: Final = 2.0**100
 """Above this no coordinate is sent or believed: sums of squares of such values would leave even float64's comfort, and
@@ -133,16 +133,22 @@ def _magnitudes(part: RotatedBlocks) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True)
-class Seeds:
-    """Where an encoder's random bits come from.
+class Context:
+    """Where an encoder's random bits come from, and what it may know of the vector.
 
     Attributes:
         own: 64 bits of this update.
         shared: The same for all devices of a round.
+        matrices: First coordinate, rows and columns of tensors that have several of both, in order.
+        keeps_residual: Whether what is left out now can be sent later.
+        velocity: float32[P], the running sum of earlier deltas (momentum correction); None for zeros.
     """
 
     own: int
     shared: int
+    matrices: tuple[tuple[int, int, int], ...] = ()
+    keeps_residual: bool = True
+    velocity: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,17 +171,23 @@ class Codec:
     Attributes:
         wire_id: The byte that names the codec in a frame; never reused.
         keeps_residual: Whether ``encode`` returns a residual (error feedback).
-        encode: ``(delta, residual, settings, seeds) -> (body, residual)``; changes neither vector.
+        encode: ``(delta, residual, settings, context) -> (body, residual)``; changes neither vector. None for a codec
+            that only chooses.
         decoders: By the byte in the frame (``wire_id``, and those of earlier forms of the body),
             ``(body, size, settings) -> Decoded | Rotated``; they raise only DecodeError, whatever ``body`` is.
         body_bytes_max: ``(size, settings) -> bytes`` that no body of an honest encoder exceeds.
+        choose: ``(total, settings, context) -> settings`` of the codec that encodes instead.
     """
 
     wire_id: int
     keeps_residual: bool
-    encode: Callable[
-        [NDArray[np.float32], NDArray[np.float32] | None, CodecSettings, Seeds],
-        tuple[bytes, NDArray[np.float32] | None],
-    ]
+    encode: (
+        Callable[
+            [NDArray[np.float32], NDArray[np.float32] | None, CodecSettings, Context],
+            tuple[bytes, NDArray[np.float32] | None],
+        ]
+        | None
+    )
     decoders: Mapping[int, Callable[[memoryview, int, CodecSettings], Decoded | Rotated]]
     body_bytes_max: Callable[[int, CodecSettings], int]
+    choose: Callable[[NDArray[np.float32], CodecSettings, Context], CodecSettings] | None = None

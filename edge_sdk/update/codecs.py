@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from edge_sdk.update.auto import AUTO
 from edge_sdk.update.codec import Codec
 from edge_sdk.update.dense import DENSE, FLOAT16
 from edge_sdk.update.eden import EDEN
@@ -20,4 +21,5 @@ CODECS: Final[dict[str, Codec]] = {
     "int2": INT2,
     "sparse": SPARSE,
     "eden": EDEN,
+    "auto": AUTO,
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError, TrainingError
-from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded, Seeds
+from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Context, Decoded
 from edge_sdk.update.feedback import add_residual
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _HALF_MAX: Final = 65_504.0
 
 
 def _encode(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, seeds: Seeds
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, context: Context
 ) -> tuple[bytes, None]:
     return add_residual(delta, residual).astype("<f4", copy=False).tobytes(), None
 
@@ -43,7 +43,7 @@ def _body_bytes_max(size: int, settings: CodecSettings) -> int:
 
 
 def _encode_half(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, seeds: Seeds
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, context: Context
 ) -> tuple[bytes, None]:
     total = add_residual(delta, residual)
     largest = max(float(total.max()), -float(total.min()))

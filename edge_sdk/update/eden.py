@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.update.centroids import levels, nearest_codes
-from edge_sdk.update.codec import Codec, Rotated, RotatedBlocks, Seeds
+from edge_sdk.update.codec import Codec, Context, Rotated, RotatedBlocks
 from edge_sdk.update.feedback import add_residual
 from edge_sdk.update.leb128 import pack_number, unpack_number
 from edge_sdk.update.rice import bytes_for_bits, pack_bit_planes, unpack_bit_planes
@@ -74,13 +74,13 @@ def places_of(seed: int, block: int, kept: int) -> NDArray[np.int64]:
 
 
 def _encode(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, seeds: Seeds
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, context: Context
 ) -> tuple[bytes, None]:
     total = add_residual(delta, residual)
     width, share = share_of(settings.bits)
     whole = share == SHARE_ALL
-    rotation = (seeds.own if whole else seeds.shared) & _SEED_MASK
-    choice = (seeds.own >> 32) & _SEED_MASK
+    rotation = (context.own if whole else context.shared) & _SEED_MASK
+    choice = (context.own >> 32) & _SEED_MASK
     codes, scales = [], []
     for span in spans_of(total.size):
         places = places_of(choice, span.block, kept_of(span, share))
@@ -97,7 +97,7 @@ def _encode(
             pack_number(share),
             _SEED.pack(rotation),
             b"" if whole else _SEED.pack(choice),
-            encode_coarse(every_scale, seeds.own) if width == 1 else encode_fine(every_scale),
+            encode_coarse(every_scale, context.own) if width == 1 else encode_fine(every_scale),
             np.packbits(sent).tobytes() if width == 1 else pack_bit_planes(sent, width),
         )
     ), None

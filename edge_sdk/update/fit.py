@@ -42,7 +42,7 @@ def fitted(settings: CodecSettings, size: int, bytes_max: int) -> CodecSettings 
         return settings
     if settings.name == "sparse":
         return _largest(with_count, max(1, round(settings.density * size)), fits)
-    if settings.name == "eden":
+    if settings.name in ("eden", "auto"):
         for bits in range(int(settings.bits) - 1, 0, -1):
             if fits(replace(settings, bits=bits)):
                 return replace(settings, bits=bits)

@@ -1,31 +1,38 @@
-"""Increasing indices as gaps, coded in whichever of two ways is smaller.
+"""Increasing indices as gaps, coded in whichever of two ways is smaller, in whichever order of the tensors is better.
 
-Rice codes are within half a percent of log2 C(n, k) where positions are random. Positions in real updates are not:
-whole rows and columns of a layer move together, so gaps repeat, and deflate (RFC 1951) over LEB128 bytes finds that.
-Both are tried on every update whose gaps have structure; an estimate of the smaller one would be wrong too often.
-Random gaps are told by their octets' entropy, which is above the Rice code's length: no Huffman code can be below it.
+Golomb codes are within one percent of log2 C(n, k) where positions are random, at any density. Positions in real
+updates are not: whole rows and columns of a layer move together, so gaps repeat, and deflate over LEB128 octets finds
+that (``gaps.py``). It finds more where the busy lines of a matrix are read along, so matrices may be numbered column
+by column instead of row by row. Random gaps are told by their octets' entropy, which is then above the Golomb code's
+length: no Huffman code can be below it, and nothing else is tried.
 
-    byte 0      0..28: Rice codes with this parameter; 255: LEB128 gaps under deflate
-    bytes 1..4  bytes of the data that follow, little-endian
-    data        Rice: remainders as bit planes, then quotients in unary (``rice.py``)
-                deflate: a raw deflate stream of the gaps in LEB128, lowest seven bits first
+    LEB128      matrices that are numbered by columns; for each the coordinates between the end of the last such one and
+                its first, its rows and its columns, LEB128
+    LEB128      0: deflate; else the parameter m of Golomb codes
+    LEB128      deflate: bytes of the stream; Golomb: bytes of the quotients
+    data        deflate: the stream
+                Golomb: remainders (:func:`_pack_remainders`), quotients in unary (``rice.py``)
 
 The gap of an index is the number of coordinates skipped since the one before, so that decoded indices can only rise.
+
+Sources: S. W. Golomb, "Run-length encodings", 1966; Gallager and van Voorhis, "Optimal source codes for geometrically
+distributed integer alphabets", 1975 (the best m).
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
-from typing import Final
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
+from edge_sdk.update.gaps import deflated_gaps, entropy_bytes, gaps_from_deflate
+from edge_sdk.update.leb128 import pack_number, unpack_number
 from edge_sdk.update.rice import (
-    PARAMETER_MAX,
-    best_parameter,
     bytes_for_bits,
     pack_bit_planes,
     pack_unary,
@@ -33,175 +40,222 @@ from edge_sdk.update.rice import (
     unpack_terminators,
 )
 
-__all__ = ["decode_indices", "encode_indices", "indices_bytes_max"]
+__all__ = ["Matrix", "decode_indices", "encode_indices", "indices_bytes_max"]
 
-_HEAD: Final = struct.Struct("<BI")
-_DEFLATE: Final = 255
-# Level and strategy of zlib. Among many small gaps, short repetitions are frequent, slow to search and of no use, which
-# is what Z_FILTERED leaves out.
-_HUFFMAN: Final = (6, zlib.Z_HUFFMAN_ONLY)
-_SEARCH_SPARSE: Final = (6, zlib.Z_DEFAULT_STRATEGY)
-_SEARCH_DENSE: Final = (4, zlib.Z_FILTERED)
-_DENSE_GAP: Final = 32
-_STRUCTURED: Final = 0.98  # of the Rice code's bytes
-_WINDOW_BITS: Final = -15  # raw: the frame has its own checksum
-_MEMORY_LEVEL: Final = 9
+Matrix: TypeAlias = tuple[int, int, int]
+"""First coordinate, rows, columns of a tensor with at least two of each; the elements are in C order."""
+
+_MATRICES_MAX: Final = 64
+_HEAD_BYTES_MAX: Final = 11
+_STRUCTURED: Final = 0.98  # of the Golomb code's bytes
+_WORTH_TURNING_BYTES: Final = 24
+"""A matrix that is numbered by columns costs a few bytes to say, and the decoder a sort."""
 
 
 def indices_bytes_max(count: int, size: int) -> int:
     """Bytes that :func:`encode_indices` never exceeds for at most ``count`` indices below ``size``."""
+    # Fewer indices have a larger parameter and fewer bits; the last bytes of three bit strings may then be fuller.
     parameter = best_parameter(count, size)
-    # Fewer indices never need more bits; the last bytes of the two bit strings may then be fuller by one in sum.
-    return _HEAD.size + bytes_for_bits(count * parameter) + bytes_for_bits(count + (size >> parameter)) + 1
+    bits = count * ((parameter - 1).bit_length() + 1) + size // parameter
+    return _HEAD_BYTES_MAX + bytes_for_bits(bits) + 3
 
 
-def encode_indices(indices: NDArray[np.int64], size: int) -> bytes:
-    """The section of a frame that holds ``indices`` (int64[k], k >= 1, strictly increasing, below ``size``)."""
-    gaps = np.empty_like(indices)
-    gaps[0] = indices[0]
-    np.subtract(indices[1:], indices[:-1], out=gaps[1:])
-    gaps[1:] -= 1
-    rice_bytes, parameter = _cheapest_rice(gaps, size)
-    huffman_bytes_min = _entropy_bytes(gaps)
-    if huffman_bytes_min < _STRUCTURED * rice_bytes:
-        leb128 = _to_leb128(gaps)
-        deflated = _deflate(leb128, *(_SEARCH_DENSE if _DENSE_GAP * gaps.size > size else _SEARCH_SPARSE))
-        if len(deflated) > huffman_bytes_min:
-            deflated = min(deflated, _deflate(leb128, *_HUFFMAN), key=len)
-        if len(deflated) < rice_bytes:
-            return _HEAD.pack(_DEFLATE, len(deflated)) + deflated
-    data = pack_bit_planes(gaps, parameter) + pack_unary(gaps >> parameter)
-    return _HEAD.pack(parameter, len(data)) + data
+def encode_indices(
+    indices: NDArray[np.int64], size: int, matrices: Sequence[Matrix] = ()
+) -> tuple[bytes, NDArray[np.int64] | None]:
+    """The section of a frame that holds ``indices`` (int64[k], k >= 1, strictly increasing, below ``size``).
+
+    Args:
+        indices: The indices.
+        size: Coordinates of the whole vector.
+        matrices: Tensors that may be numbered by columns, in order, not overlapping.
+
+    Returns:
+        The bytes, and the order in which a decoder reads the indices: int64[k], or None where it is theirs.
+    """
+    gaps = _gaps(indices)
+    golomb = pack_number(0) + _golomb(gaps, best_parameter(gaps.size, size))
+    lowest = entropy_bytes(gaps)
+    if lowest >= _STRUCTURED * len(golomb):
+        return golomb, None
+    turned = _worth_turning(indices, size, matrices)
+    order = None
+    if turned:
+        numbers = _turn(indices, turned)
+        order = np.argsort(numbers, kind="stable")
+        gaps = _gaps(numbers[order])
+    section = _deflate_section(turned, gaps, size)
+    return (section, order) if len(section) < len(golomb) else (golomb, None)
 
 
-def decode_indices(section: memoryview, count: int, size: int) -> tuple[NDArray[np.int64], memoryview]:
+def decode_indices(
+    section: memoryview, count: int, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, memoryview]:
     """``count`` (at least 1) indices from the head of ``section``, which nobody vouches for, and what follows them.
 
+    Returns:
+        int64[count], different and below ``size``, in the order of what was sent with them; the order that makes them
+        rise, None where they do; what follows.
+
     Raises:
-        DecodeError: Anything but ``count`` strictly increasing indices below ``size`` in exactly the stated bytes.
+        DecodeError: Anything but ``count`` different indices below ``size`` in exactly the stated bytes.
     """
-    if len(section) < _HEAD.size:
-        raise DecodeError("update frame: ends within the indices", reason="length")
-    coding, data_bytes = _HEAD.unpack_from(section)
-    if data_bytes > len(section) - _HEAD.size:
+    matrices, rest = _unpack_matrices(section, size)
+    parameter, rest = unpack_number(rest, size, "the parameter of the indices")
+    data_bytes, rest = unpack_number(rest, max(len(rest), 1), "the number of bytes of indices")
+    if parameter:
+        remainders, rest = _unpack_remainders(rest, count, parameter)
+    if data_bytes > len(rest):
         raise DecodeError(f"update frame: {data_bytes} bytes of indices announced, fewer follow", reason="length")
-    data = section[_HEAD.size : _HEAD.size + data_bytes]
-    if coding <= PARAMETER_MAX:
-        indices = _from_rice(data, count, size, coding)
-    elif coding == _DEFLATE:
-        indices = _from_leb128(_inflate(data, count * _leb128_bytes_max(size)), count, size)
+    data, rest = rest[:data_bytes], rest[data_bytes:]
+    if parameter:
+        if not 0 < data_bytes <= bytes_for_bits(count + size // parameter):
+            raise DecodeError(f"update frame: {data_bytes} bytes cannot be {count} quotients", reason="length")
+        numbers = _from_golomb(remainders, unpack_terminators(data, count), parameter)
     else:
-        raise DecodeError(f"update frame: index coding {coding} is not known", reason="indices")
-    # Gaps are not negative, so the indices rise strictly and the last one is the largest.
-    if indices[-1] >= size:
-        raise DecodeError(f"update frame: index {indices[-1]} is not below {size}", reason="indices")
-    return indices, section[_HEAD.size + data_bytes :]
+        numbers = gaps_from_deflate(data, count, size)
+    # Gaps are not negative, so the numbers rise strictly and the last one is the largest.
+    if numbers[-1] >= size:
+        raise DecodeError(f"update frame: index {numbers[-1]} is not below {size}", reason="indices")
+    if not matrices:
+        return numbers, None, rest
+    indices = _turn_back(numbers, matrices)
+    return indices, np.argsort(indices, kind="stable"), rest
 
 
-def _cheapest_rice(gaps: NDArray[np.int64], size: int) -> tuple[int, int]:
-    """Bytes and parameter of the smallest Rice code around the one that suits random positions."""
-    middle = best_parameter(gaps.size, size)
-    costs = []
-    for parameter in range(max(0, middle - 1), min(PARAMETER_MAX, middle + 1) + 1):
-        unary_bits = gaps.size + int((gaps >> parameter).sum())
-        costs.append((bytes_for_bits(gaps.size * parameter) + bytes_for_bits(unary_bits), parameter))
-    return min(costs)
+@lru_cache(maxsize=64)  # asked for every frame of a round with the same answer
+def best_parameter(count: int, size: int) -> int:
+    """The Golomb parameter for ``count`` random indices below ``size`` (Gallager and van Voorhis, equation 3)."""
+    share = count / size
+    if share >= 0.5:
+        return 1
+    return max(1, math.ceil(-math.log(2.0 - share) / math.log1p(-share)))
 
 
-def _from_rice(data: memoryview, count: int, size: int, parameter: int) -> NDArray[np.int64]:
-    planes_bytes = bytes_for_bits(count * parameter)
-    unary_bytes = len(data) - planes_bytes
-    if not 0 < unary_bytes <= bytes_for_bits(count + (size >> parameter)):
-        raise DecodeError(f"update frame: {len(data)} bytes of Rice codes cannot be {count} indices", reason="length")
-    remainders = unpack_bit_planes(data[:planes_bytes], count, parameter)
-    indices = unpack_terminators(data[planes_bytes:], count)
-    # The i-th terminator stands behind i other ones and the sum of the quotients so far, which saves summing these:
-    # index = (terminator - i) * 2^r + i + (sum of the remainders so far).
-    mask = (1 << parameter) - 1
-    steps = remainders.astype(np.int64)
-    steps -= mask
-    steps.cumsum(out=steps)
-    indices <<= parameter
-    indices += steps
-    indices += mask
-    return indices
+def _gaps(rising: NDArray[np.int64]) -> NDArray[np.int64]:
+    gaps = np.empty_like(rising)
+    gaps[0] = rising[0]
+    np.subtract(rising[1:], rising[:-1], out=gaps[1:])
+    gaps[1:] -= 1
+    return gaps
 
 
-def _leb128_bytes_max(size: int) -> int:
-    """Bytes of the largest gap in a vector of ``size`` coordinates."""
-    return max(1, -(-(size - 1).bit_length() // 7))
+def _golomb(gaps: NDArray[np.int64], parameter: int) -> bytes:
+    """Parameter, bytes of the quotients, remainders, quotients."""
+    narrow = gaps.astype(np.uint32)  # whose division is the faster one
+    quotients = narrow // np.uint32(parameter)
+    unary = pack_unary(quotients.astype(np.int64))
+    remainders = _pack_remainders(narrow - quotients * np.uint32(parameter), parameter)
+    return pack_number(parameter) + pack_number(len(unary)) + remainders + unary
 
 
-def _entropy_bytes(gaps: NDArray[np.int64]) -> float:
-    """Bytes below which no Huffman code of the gaps' LEB128 octets can be."""
-    counts = np.zeros(256)
-    rest = gaps
-    while rest.size:
-        longer = (rest > 0x7F).nonzero()[0]
-        octets = rest & 0x7F
-        octets[longer] |= 0x80
-        counts += np.bincount(octets, minlength=256)
-        rest = rest[longer] >> 7
-    counts = counts[counts > 0.0]
-    total = counts.sum()
-    return float(total * np.log2(total) - counts @ np.log2(counts)) / 8
+def _pack_remainders(remainders: NDArray[np.uint32], parameter: int) -> bytes:
+    """Numbers below ``parameter`` in truncated binary: with b bits for 2^b >= parameter, the lowest 2^b - parameter
+    of them take b - 1 bits. The first b - 1 bits of all stand first, as bit planes; then the last bits of those that
+    have one."""
+    width, short = _truncated(parameter)
+    if not width:
+        return b""
+    if not short:
+        return pack_bit_planes(remainders, width)
+    raised = np.where(remainders < short, 2 * remainders, remainders + np.uint32(short))
+    last = (raised[remainders >= short] & 1).astype(np.uint8)
+    return pack_bit_planes(raised >> 1, width - 1) + np.packbits(last).tobytes()
 
 
-def _to_leb128(gaps: NDArray[np.int64]) -> bytes:
-    largest = int(gaps.max())
-    octets_each = np.ones_like(gaps)
-    longer_than = []  # for place 1, 2, ...: which gaps have an octet there
-    for place in range(1, _leb128_bytes_max(largest + 1)):
-        longer = (gaps >= 1 << (7 * place)).nonzero()[0]
-        octets_each[longer] += 1
-        longer_than.append(longer)
-    starts = np.cumsum(octets_each)
-    octets = np.empty(int(starts[-1]), dtype=np.uint8)
-    starts -= octets_each
-    octets[starts] = gaps & 0x7F
-    for place, longer in enumerate(longer_than, start=1):
-        at = starts[longer] + place
-        octets[at - 1] |= 0x80
-        octets[at] = (gaps[longer] >> (7 * place)) & 0x7F
-    return octets.tobytes()
+def _unpack_remainders(section: memoryview, count: int, parameter: int) -> tuple[NDArray[np.int64], memoryview]:
+    width, short = _truncated(parameter)
+    planes = width - 1 if short else width
+    end = bytes_for_bits(count * planes)
+    if len(section) < end:
+        raise DecodeError("update frame: ends within the remainders", reason="length")
+    remainders = unpack_bit_planes(section[:end], count, planes).astype(np.int64)
+    rest = section[end:]
+    if not short:
+        return remainders, rest
+    longer = (remainders >= short).nonzero()[0]
+    end = bytes_for_bits(longer.size)
+    if len(rest) < end:
+        raise DecodeError("update frame: ends within the remainders", reason="length")
+    last = unpack_bit_planes(rest[:end], longer.size, 1)
+    remainders[longer] += remainders[longer] - short + last
+    return remainders, rest[end:]
 
 
-def _from_leb128(data: bytes, count: int, size: int) -> NDArray[np.int64]:
-    octets = np.frombuffer(data, dtype=np.uint8)
-    ends = (octets < 0x80).nonzero()[0]
-    if ends.size != count or ends[-1] != octets.size - 1:
-        raise DecodeError(f"update frame: {ends.size} gaps, expected {count}", reason="indices")
-    steps = (octets & 0x7F).astype(np.int64)
-    # Octets behind one that is not the last of its gap weigh 2^7 as much, those behind two 2^14, ...
-    heavier = (octets >= 0x80).nonzero()[0] + 1
-    for _ in range(_leb128_bytes_max(size) - 1):
-        if not heavier.size:
-            break
-        weighed = octets[heavier]
-        if not weighed.all():
-            raise DecodeError("update frame: a gap is written longer than it needs", reason="indices")
-        steps[heavier] <<= 7
-        heavier = heavier[weighed >= 0x80] + 1
-    if heavier.size:
-        raise DecodeError(f"update frame: a gap of more than {_leb128_bytes_max(size)} bytes", reason="indices")
-    steps.cumsum(out=steps)
-    indices = steps[ends]
-    indices += np.arange(count)
-    return indices
+def _truncated(parameter: int) -> tuple[int, int]:
+    """Bits of a remainder, and how many of the remainders have one bit less."""
+    width = (parameter - 1).bit_length()
+    return width, (1 << width) - parameter
 
 
-def _deflate(data: bytes, level: int, strategy: int) -> bytes:
-    deflater = zlib.compressobj(level, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, strategy)
-    return deflater.compress(data) + deflater.flush()
+def _from_golomb(remainders: NDArray[np.int64], ends: NDArray[np.int64], parameter: int) -> NDArray[np.int64]:
+    # The i-th terminator stands behind i other ones and the sum of the quotients so far, which saves summing these.
+    remainders += 1
+    remainders.cumsum(out=remainders)
+    remainders -= 1
+    ends -= np.arange(ends.size)
+    ends *= parameter
+    ends += remainders
+    return ends
 
 
-def _inflate(data: memoryview, bytes_max: int) -> bytes:
-    inflater = zlib.decompressobj(_WINDOW_BITS)
-    try:
-        # One byte more than allowed, so that a stream of exactly the allowed length can come to its end.
-        plain = inflater.decompress(data, bytes_max + 1)
-    except zlib.error as error:
-        raise DecodeError(f"update frame: the deflate stream is damaged ({error})", reason="deflate") from None
-    if not inflater.eof or inflater.unused_data or len(plain) > bytes_max:
-        raise DecodeError(f"update frame: the deflate stream is not one of at most {bytes_max} bytes", reason="deflate")
-    return plain
+def _deflate_section(turned: Sequence[Matrix], gaps: NDArray[np.int64], size: int) -> bytes:
+    deflated = deflated_gaps(gaps, size, entropy_bytes(gaps))
+    return _pack_matrices(turned) + pack_number(0) + pack_number(len(deflated)) + deflated
+
+
+# --- matrices numbered by columns ------------------------------------------------------------------------------------
+
+
+def _worth_turning(indices: NDArray[np.int64], size: int, matrices: Sequence[Matrix]) -> tuple[Matrix, ...]:
+    """The matrices whose gaps have octets of less entropy by columns: what deflate can use, at a tenth of its cost."""
+    turned = []
+    for matrix in matrices:
+        start, rows, columns = matrix
+        low, high = np.searchsorted(indices, (start, start + rows * columns))
+        if high - low < _WORTH_TURNING_BYTES:
+            continue
+        within = indices[low:high] - start
+        sizes = [
+            entropy_bytes(_gaps(numbers)) for numbers in (within, np.sort(within % columns * rows + within // columns))
+        ]
+        if sizes[1] + _WORTH_TURNING_BYTES < sizes[0]:
+            turned.append(matrix)
+    return tuple(turned[:_MATRICES_MAX])
+
+
+def _turn(indices: NDArray[np.int64], matrices: Sequence[Matrix]) -> NDArray[np.int64]:
+    """Numbers of indices where these matrices are numbered by columns."""
+    numbers = indices.copy()
+    for start, rows, columns in matrices:
+        low, high = np.searchsorted(indices, (start, start + rows * columns))
+        within = indices[low:high] - start
+        numbers[low:high] = start + within % columns * rows + within // columns
+    return numbers
+
+
+def _turn_back(numbers: NDArray[np.int64], matrices: Sequence[Matrix]) -> NDArray[np.int64]:
+    """The inverse of :func:`_turn`, for numbers that rise: a matrix by columns is its transpose by rows."""
+    return _turn(numbers, [(start, columns, rows) for start, rows, columns in matrices])
+
+
+def _pack_matrices(matrices: Sequence[Matrix]) -> bytes:
+    head, behind = [pack_number(len(matrices))], 0
+    for start, rows, columns in matrices:
+        head += [pack_number(start - behind), pack_number(rows), pack_number(columns)]
+        behind = start + rows * columns
+    return b"".join(head)
+
+
+def _unpack_matrices(section: memoryview, size: int) -> tuple[list[Matrix], memoryview]:
+    count, rest = unpack_number(section, _MATRICES_MAX, "the number of matrices")
+    matrices, behind = [], 0
+    for _ in range(count):
+        skipped, rest = unpack_number(rest, size, "a matrix's place")
+        rows, rest = unpack_number(rest, size, "a matrix's rows")
+        columns, rest = unpack_number(rest, size, "a matrix's columns")
+        matrices.append((behind + skipped, rows, columns))
+        behind += skipped + rows * columns
+        if not rows or not columns or behind > size:
+            raise DecodeError(f"update frame: a matrix of {rows} x {columns} ends beyond {size}", reason="indices")
+    return matrices, rest

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Decoded, Seeds
+from edge_sdk.update.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Context, Decoded
 from edge_sdk.update.feedback import add_residual
 from edge_sdk.update.splitmix import uniforms
 
@@ -39,7 +39,7 @@ def _encode(
     delta: NDArray[np.float32],
     residual: NDArray[np.float32] | None,
     settings: CodecSettings,
-    seeds: Seeds,
+    context: Context,
     *,
     bits: int,
 ) -> tuple[bytes, None]:
@@ -54,7 +54,7 @@ def _encode(
         levels = np.rint(steps)
     else:
         levels = np.floor(steps)
-        levels += uniforms(seeds.own, total.size) < steps - levels
+        levels += uniforms(context.own, total.size) < steps - levels
     codes = levels.astype(np.int8)
     return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + _pack_codes(codes, bits), None
 

@@ -10,7 +10,7 @@ from edge_sdk.plan import checked_float, checked_int, checked_map, checked_text
 from edge_sdk.update.codecs import CODECS
 from edge_sdk.update.eden import WIDTH_MAX
 
-__all__ = ["ROUNDINGS", "TENSOR_RULES_MAX", "CodecSettings"]
+__all__ = ["BITS", "ROUNDINGS", "TENSOR_RULES_MAX", "CodecSettings"]
 
 DENSITY_MIN: Final = 1e-6
 BLOCK_SIZE_MIN: Final = 8
@@ -22,6 +22,9 @@ BITS: Final = 0.09
 BITS_MIN: Final = 0.001
 BITS_WANTED: Final = f"a share in {BITS_MIN:g}..1 or a whole number of bits in 1..{WIDTH_MAX}"
 
+SHARES: Final = {"momentum": 0.999, "participation": 1.0}
+"""Largest values of numbers that are 0 unless a plan says otherwise."""
+
 ROUNDINGS: Final = ("nearest", "stochastic")
 """``nearest`` has the smaller error in one update; ``stochastic`` is unbiased, so errors average out over a cohort."""
 
@@ -31,13 +34,15 @@ class CodecSettings:
     """How an update is encoded.
 
     Attributes:
-        name: The codec: ``eden`` (rotated, a few levels, unbiased), ``sparse`` (top-k with error feedback), ``int8``,
-            ``int4``, ``int2``, ``float16`` or ``dense`` (float32).
+        name: The codec: ``auto`` (chooses for each update), ``eden`` (rotated, a few levels, unbiased), ``sparse``
+            (top-k with error feedback), ``int8``, ``int4``, ``int2``, ``float16`` or ``dense`` (float32).
         density: Share of the coordinates that ``sparse`` sends, 1e-6..1; other codecs do not read it.
         block_size: Elements that share one scale in the ``int`` codecs, 8..65536; other codecs do not read it.
         rounding: How the ``int`` codecs round, ``nearest`` or ``stochastic``; other codecs do not read it.
         bits: Bits per coordinate of ``eden``: 1, 2, .. 8, or below 1 (at least 0.001) the share of the coordinates that
             is sent, at one bit each; other codecs do not read it.
+        momentum: Momentum correction of ``sparse``, 0 for none, below 1; other codecs do not read it.
+        participation: For ``auto``: the share of the rounds in which a device is expected to take part; 0 if unknown.
         tensors: ``(pattern, settings)``: tensors whose name matches the pattern (as of a shell, with case) are encoded
             apart, with settings that name no tensors themselves; the first pattern that matches decides.
 
@@ -50,6 +55,8 @@ class CodecSettings:
     block_size: int = 1024
     rounding: str = "stochastic"
     bits: float = BITS
+    momentum: float = 0.0
+    participation: float = 0.0
     tensors: tuple[tuple[str, CodecSettings], ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,6 +74,10 @@ class CodecSettings:
             raise ConfigurationError(f"codec.rounding: {self.rounding!r} is not one of {', '.join(ROUNDINGS)}")
         if not _are_bits(self.bits):
             raise ConfigurationError(f"codec.bits: {self.bits!r} is not {BITS_WANTED}")
+        for name, below in SHARES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= below:
+                raise ConfigurationError(f"codec.{name}: {value!r} is not a number in 0..{below:g}")
         if len(self.tensors) > TENSOR_RULES_MAX:
             raise ConfigurationError(
                 f"codec.tensors: {len(self.tensors)} patterns, at most {TENSOR_RULES_MAX} are taken"
@@ -88,6 +99,9 @@ class CodecSettings:
         }
         if self.bits != BITS:
             wire["bits"] = float(self.bits)
+        for name in SHARES:
+            if getattr(self, name):
+                wire[name] = float(getattr(self, name))
         if self.tensors:
             wire["tensors"] = [[pattern, rule.to_wire()] for pattern, rule in self.tensors]
         return wire
@@ -120,6 +134,10 @@ class CodecSettings:
             block_size=checked_int(source, "block_size", BLOCK_SIZE_MIN, BLOCK_SIZE_MAX, where),
             rounding=rounding,
             bits=float(bits),
+            momentum=checked_float({"momentum": 0.0, **source}, "momentum", 0.0, SHARES["momentum"], where),
+            participation=checked_float(
+                {"participation": 0.0, **source}, "participation", 0.0, SHARES["participation"], where
+            ),
             tensors=cls._rules_from_wire(source.get("tensors", []), where),
         )
 

@@ -184,7 +184,7 @@ class Books:
         for ticket in counted:
             assert ticket.digest is not None
             update = Update.decode(self.payloads[ticket.digest])
-            dense = decode_update(update.frame, size, codec_settings(config.codec)).dense()
+            dense = decode_update(update.frame, size, codec_settings(config)).dense()
             weight_sum += update.examples
             for index in np.flatnonzero(dense):
                 total[index] += round(math.ldexp(float(dense[index]) * update.examples, 30))

@@ -113,7 +113,7 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ("[selection]\ngoal_count = 2.5", "selection.goal_count = 2.5: must be a whole number"),
         ("[selection]\nshare = 1.5", 'selection.share = 1.5: must be "auto" or a number above 0, at most 1'),
         ("[selection]\njitter = nan", "selection.jitter = nan: must be a number at least 0, below 1"),
-        ('[codec]\nname = "zip"', 'codec.name = \'zip\': must be one of "sparse", "eden"'),
+        ('[codec]\nname = "zip"', 'codec.name = \'zip\': must be one of "auto", "sparse"'),
         ("[training]\nscalars = { beta1 = true }", "training.scalars.beta1 = true: must be a number"),
         ("training = 3", "training: must be a table, [training]"),
         ('[broker]\nca_file = ""\nurl = "mqtts://x"', "broker.ca_file = '': must be a path"),
@@ -258,7 +258,7 @@ def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:
     asked = plan(config, {"lr": 0.1})
     assert asked.training == training_plan(config, {"lr": 0.1})
     assert (asked.training.scalars, asked.training.epochs, asked.training.held_out) == ({"lr": 0.5}, 3, 0.2)
-    assert asked.codec == codec_settings(config.codec) == CodecSettings(name="int4", density=0.03, block_size=64)
+    assert asked.codec == codec_settings(config) == CodecSettings(name="int4", density=0.03, block_size=64)
     assert (asked.bytes_per_update_max, asked.bytes_per_device_per_day_max) == (20_000, 3_000_000)
     assert server_optimizer(config.aggregation) == FedAdam(beta1=0.8)
     assert (round_settings(config.selection).goal_count, round_settings(config.selection).minimum_count) == (7, 3)

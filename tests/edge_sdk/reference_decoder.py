@@ -35,6 +35,8 @@ def plain_decode(frame: bytes) -> dict[int, float]:
         return plain_quantised(body, size, codec)
     if codec == 6:
         return dict(enumerate(plain_eden(body, size)))
+    if codec == 7:
+        return plain_sparse_7(body)
     assert codec == 3
     return plain_sparse(body)
 
@@ -84,15 +86,65 @@ def plain_sparse(body: bytes) -> dict[int, float]:
     data, rest = body[9 : 9 + index_bytes], body[9 + index_bytes :]
     gaps = plain_leb128(data) if coding == 255 else plain_rice(data, count, coding)
     assert len(gaps) == count
-    base, step = (np.float32(x) for x in struct.unpack_from("<ff", rest))
-    signs = Bits(rest[8 : 8 + (count + 7) // 8])
-    quotients = Bits(rest[8 + (count + 7) // 8 :])
-    index, values = -1, {}
-    for i, gap in enumerate(gaps):
+    values = plain_values(rest, count)
+    index, coordinates = -1, {}
+    for gap, value in zip(gaps, values, strict=True):
         index += gap + 1
-        magnitude = np.float32(quotients.unary()) * step + base
-        values[index] = float(-magnitude if signs.bits[i] == "1" else magnitude)
-    return values
+        coordinates[index] = value
+    return coordinates
+
+
+def plain_values(data: bytes, count: int) -> list[float]:
+    base, step = (np.float32(x) for x in struct.unpack_from("<ff", data))
+    signs = Bits(data[8 : 8 + (count + 7) // 8])
+    quotients = Bits(data[8 + (count + 7) // 8 :])
+    magnitudes = [np.float32(quotients.unary()) * step + base for _ in range(count)]
+    return [float(-x if sign == "1" else x) for x, sign in zip(magnitudes, signs.bits, strict=False)]
+
+
+def plain_sparse_7(body: bytes) -> dict[int, float]:
+    count, at = plain_number(body, 0)
+    if count == 0:
+        return {}
+    many, at = plain_number(body, at)
+    matrices, behind = [], 0
+    for _ in range(many):
+        skipped, at = plain_number(body, at)
+        rows, at = plain_number(body, at)
+        columns, at = plain_number(body, at)
+        matrices.append((behind + skipped, rows, columns))
+        behind += skipped + rows * columns
+    parameter, at = plain_number(body, at)
+    data_bytes, at = plain_number(body, at)
+    if parameter == 0:
+        gaps = plain_leb128(body[at : at + data_bytes])
+    else:
+        remainders, at = plain_remainders(body, at, count, parameter)
+        unary = Bits(body[at : at + data_bytes])
+        gaps = [unary.unary() * parameter + remainder for remainder in remainders]
+    number, coordinates = -1, {}
+    for gap, value in zip(gaps, plain_values(body[at + data_bytes :], count), strict=True):
+        number += gap + 1
+        index = number
+        for start, rows, columns in matrices:
+            if start <= number < start + rows * columns:
+                index = start + (number - start) % rows * columns + (number - start) // rows
+        coordinates[index] = value
+    return dict(sorted(coordinates.items()))
+
+
+def plain_remainders(body: bytes, at: int, count: int, parameter: int) -> tuple[list[int], int]:
+    width = (parameter - 1).bit_length()
+    short = 2**width - parameter
+    first = width - 1 if short else width
+    remainders, rest = planes(body[at:], count, first)
+    last = iter(Bits(rest).bits)
+    longer = 0
+    for i, remainder in enumerate(remainders):
+        if short and remainder >= short:
+            remainders[i] = 2 * remainder + int(next(last)) - short
+            longer += 1
+    return remainders, len(body) - len(rest) + (longer + 7) // 8
 
 
 def plain_leb128(data: bytes) -> list[int]:

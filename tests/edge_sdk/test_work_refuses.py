@@ -26,7 +26,9 @@ def order(program: bytes, parameters: bytes = PARAMETERS) -> Order:
     plan = Plan(TrainingPlan(), CodecSettings(name="dense"))
     digests = digest_of(program), digest_of(parameters)
     begun = StartTraining(bytes(16), bytes(8), "default", 1, 1, "0", *digests, plan, 10.0)
-    return Order(begun, program, parameters, lambda spec: None, 0, lambda: False, lambda steps, loss: None)
+    return Order(
+        begun, program, parameters, lambda spec: None, lambda length: True, 0, lambda: False, lambda steps, loss: None
+    )
 
 
 def run(program: bytes, parameters: bytes = PARAMETERS, engine: str = "no such engine") -> Any:
