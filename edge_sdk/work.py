@@ -212,8 +212,7 @@ def order_codec(order: Order, program: Program) -> CodecSettings:
     if codec is None:
         raise OverBudget(
             f"an update of {program.spec.size} elements with codec {asked.name} has more than the "
-            f"{order.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec sparse "
-            "or eden"
+            f"{order.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
         )
     return codec
 

@@ -70,7 +70,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "retry_seconds": 0.5,
         "come_back_seconds": 1.0,
     },
-    "codec": {"density": 0.2},
+    "codec": {"name": "sparse", "density": 0.2},
     "stopping": {"rounds_max": 3},
 }
 

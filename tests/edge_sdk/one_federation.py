@@ -37,7 +37,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "pause_seconds": 0.05,
         "retry_seconds": 0.3,
     },
-    "codec": {"density": 0.5},
+    "codec": {"name": "sparse", "density": 0.5},
     "stopping": {"rounds_max": 0},
 }
 

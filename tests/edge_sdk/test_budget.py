@@ -174,8 +174,8 @@ def order(frames_bytes_max: int, codec: CodecSettings) -> Order:
         bytes(16), b"", "default", 1, 0, "0", program.digest, bytes(32), Plan(PLAN.training, codec), 50.0
     )
     return Order(
-        begun, program.encode(), encode_parameters(start(program)), lambda spec: None, 0, lambda: False,
-        lambda steps, loss: None, frames_bytes_max,
+        begun, program.encode(), encode_parameters(start(program)), lambda spec: None,
+        lambda length: True, 0, lambda: False, lambda steps, loss: None, frames_bytes_max,
     )  # fmt: skip
 
 
@@ -285,10 +285,8 @@ def test_at_its_limit_a_device_says_so_and_stays_away(federation: MakeFederation
 
 
 def test_the_coordinators_limit_of_an_update_reaches_the_device(federation: MakeFederation, tmp_path: Path) -> None:
-    size, asked = FEATURES * CLASSES + CLASSES, CodecSettings("sparse", density=1.0)
-    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + frame_bytes_max(size, asked)) - 20
-    with federation(codec={"density": 1.0, "bytes_per_update_max": limit}) as plant:
-        costs = Costs(plant.name, "default", "pi")
+    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + 60)
+    with federation(codec={"name": "sparse", "density": 1.0, "bytes_per_update_max": limit}) as plant:
         with plant.client(tmp_path / "pi") as client:
             wait(lambda: client.status.counted >= 3, lambda: client.status)
         outcome = plant.rounds[0].summary

@@ -26,7 +26,9 @@ def broker() -> Iterator[PrivateBroker]:
 
 def federation(broker: PrivateBroker, directory: Path, name: str, **tables: dict[str, Any]) -> Federation:
     model = {"zoo": "softmax_regression", "inputs": [FEATURES], "outputs": CLASSES}
-    return Federation(directory / name, broker.url, name, model=model, codec={"density": 0.03}, **tables)
+    return Federation(
+        directory / name, broker.url, name, model=model, codec={"name": "sparse", "density": 0.03}, **tables
+    )
 
 
 def device(plant: Federation, state_dir: Path, **options: Any) -> EdgeClient:
