@@ -285,8 +285,10 @@ def test_at_its_limit_a_device_says_so_and_stays_away(federation: MakeFederation
 
 
 def test_the_coordinators_limit_of_an_update_reaches_the_device(federation: MakeFederation, tmp_path: Path) -> None:
-    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + 60)
+    size, asked = FEATURES * CLASSES + CLASSES, CodecSettings("sparse", density=1.0)
+    limit = COSTS.upload(UPDATE_HEAD_BYTES_MAX + frame_bytes_max(size, asked)) - 20
     with federation(codec={"name": "sparse", "density": 1.0, "bytes_per_update_max": limit}) as plant:
+        costs = Costs(plant.name, "default", "pi")
         with plant.client(tmp_path / "pi") as client:
             wait(lambda: client.status.counted >= 3, lambda: client.status)
         outcome = plant.rounds[0].summary
