@@ -362,9 +362,10 @@ def test_dropout_is_the_identity_in_evaluation_and_where_the_plan_switches_it_of
         engine = make_engine(bundle.program, engine_name)
         evaluated = engine.evaluate(bundle.parameters, fed)[0] / 4
         off = engine.step(engine.load(bundle.parameters), fed, {"lr": 0.1, DROPOUT_FACTOR: 0.0})
-        on = engine.step(engine.load(bundle.parameters), fed, {"lr": 0.1})
+        # One mask may by chance leave the loss where it was; five do not.
+        on = [engine.step(engine.load(bundle.parameters), fed, {"lr": 0.1}) for _ in range(5)]
         assert off == pytest.approx(evaluated, rel=1e-5)
-        assert abs(on - evaluated) > 1e-2 * evaluated
+        assert max(abs(loss - evaluated) for loss in on) > 1e-2 * evaluated
 
 
 @pytest.mark.parametrize(
