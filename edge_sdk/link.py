@@ -259,7 +259,7 @@ def _gathered(vector: NDArray[np.float32], spans: Sequence[Span]) -> NDArray[np.
 def _places(indices: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.int64]:
     """Where coordinates of the gathered spans are in the whole vector."""
     if len(spans) == 1:
-        return indices + spans[0][0]
+        return indices + spans[0][0] if spans[0][0] else indices
     starts = np.array([start for start, _ in spans], dtype=np.int64)
     ends = np.cumsum([stop - start for start, stop in spans], dtype=np.int64)
     shifts = starts - (ends - np.diff(ends, prepend=0))

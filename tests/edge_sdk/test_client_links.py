@@ -11,6 +11,7 @@ from hand_made import blobs
 from one_federation import Diary, Federation, wait
 
 from device_sim.broker import PrivateBroker
+from edge_sdk.agent import BlobMemory
 from edge_sdk.client import EdgeClient
 
 FEATURES, CLASSES = 4000, 5
@@ -106,3 +107,13 @@ def test_parameters_that_were_damaged_on_the_disk_are_fetched_whole(broker: Priv
         with device(plant, state, on_progress=diary) as client:
             wait(lambda: client.status.counted >= 1, lambda: diary.entries[-5:])
     assert diary.of("links_failed") and not diary.of("training_failed")
+
+
+def test_of_two_blobs_in_memory_the_program_outlives_the_base() -> None:
+    """As the agent has it: the program was looked up, links are applied to the base, their target is kept."""
+    memory = BlobMemory()
+    memory.keep(b"program", b"p")
+    memory.keep(b"base", b"b")
+    assert memory.get(b"program") == b"p" and memory.peek(b"base") == b"b"
+    memory.keep(b"target", b"t")
+    assert memory.digests == {b"program", b"target"}
