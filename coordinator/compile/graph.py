@@ -151,6 +151,7 @@ class GraphBuilder:
         self.nodes: list[Node] = []
         self.constants: dict[str, NDArray[Any]] = dict(model.constants)
         self._names = {"", *model.values, *model.parameters, *model.constants, *(v.name for v in model.inputs)}
+        self._freshest = 0  # not the number of names: a model and its export then get the same ones
         self._names.update(name for node in model.nodes for name in node.outputs)
         self._made: dict[Any, tuple[str, ...]] = {}
         self._makers: dict[str, Node] = {}
@@ -281,7 +282,8 @@ class GraphBuilder:
 
     def fresh(self, stem: str) -> str:
         """A name that nothing has yet."""
-        name = f"{stem}~{len(self._names)}"
+        self._freshest += 1
+        name = f"{stem}~{self._freshest}"
         while name in self._names:
             name += "~"
         self._names.add(name)

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 TLS = HERE.parent / "data" / "tls"
 NAMES = (f"plant-{number}" for number in itertools.count())
-ENDLESS = {"epochs": 10_000, "seconds_max": 50.0}
+ENDLESS = {"epochs": 10_000, "batch_size": 1, "seconds_max": 50.0}
 MakeFederation = Callable[..., Federation]
 
 
