@@ -40,6 +40,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 configuration, 3 broker, 4 state or database.",
 )
 
+codec_app = typer.Typer(help="What codecs make of a model's updates.", no_args_is_help=True)
+app.add_typer(codec_app, name="codec")
+
 ConfigFile = Annotated[Path, typer.Argument(help="The configuration, federation.toml.", metavar="FEDERATION.TOML")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
@@ -234,6 +237,50 @@ def inspect(
     from edge_sdk.bundle import Bundle
 
     _print_bundle(Bundle.load(bundle), bundle, as_json)
+
+
+@codec_app.command()
+def report(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="MODEL.BUNDLE")],
+    data: Annotated[
+        Path | None, typer.Option(help="Examples, .npz or .csv; scikit-learn's digits if they fit and none are given.")
+    ] = None,
+    clients: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="Simulated devices that share the data; 0: as --cohort, at most 10."),
+    ] = 0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds; the last one's updates are measured.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, max=1000, help="Passes over the local examples.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, max=1 << 20, help="Examples a step.")] = 32,
+    learning_rate: Annotated[float | None, typer.Option(help="On the devices; the model's own by default.")] = None,
+    cohort: Annotated[int, typer.Option(min=1, max=1000, help="Updates of a round: selection.goal_count.")] = 10,
+    bytes_max: Annotated[
+        int, typer.Option(min=0, help="Pick what learns best with frames of so many bytes an update.")
+    ] = 0,
+    nmse_max: Annotated[
+        float, typer.Option(min=0.0, help="Pick the fewest bytes with at most this scaled NMSE of a round's mean.")
+    ] = 0.0,
+    progress_min: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Pick the fewest bytes with this share of what float32 learns.")
+    ] = 0.0,
+    trial: Annotated[bool, typer.Option("--trial/--no-trial", help="Train with each codec too.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the shuffles and the codecs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a few rounds here, show what each codec makes of the updates by tensor, and pick a setting."""
+    from coordinator.cli_codec import ReportOptions, report_file
+    from coordinator.cli_codec_show import print_codec_report
+
+    options = ReportOptions(
+        clients, rounds, epochs, batch_size, learning_rate, cohort, bytes_max, nmse_max, progress_min, trial, seed
+    )
+    found = report_file(bundle, data, options)
+    if as_json:
+        _print_json(found)
+    else:
+        print_codec_report(found)
+    if found["nothing_fits"]:
+        raise ConfigurationError(found["nothing_fits"])
 
 
 def _print_bundle(bundle: Any, path: Path, as_json: bool) -> None:

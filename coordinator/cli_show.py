@@ -17,7 +17,7 @@ from coordinator.reports import VERDICTS
 if TYPE_CHECKING:
     from coordinator.cli_check import Outcome
 
-__all__ = ["bytes_text", "print_checks", "print_rounds", "print_status", "rounds_csv"]
+__all__ = ["bytes_text", "make_console", "make_table", "print_checks", "print_rounds", "print_status", "rounds_csv"]
 
 PIPED_COLUMNS: Final = 200
 COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
@@ -25,16 +25,16 @@ COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped"
 
 def print_checks(outcomes: Sequence[Outcome]) -> None:
     """One line for each check."""
-    table = _table("check", "", "")
+    table = make_table("check", "", "")
     for outcome in outcomes:
         table.add_row(outcome.name, Text(outcome.state, style=COLOURS[outcome.state]), Text(outcome.detail))
-    _console().print(table)
+    make_console().print(table)
 
 
 def print_status(report: Mapping[str, Any]) -> None:
     """What :func:`coordinator.reports.status_report` gives."""
-    console, round_ = _console(), report["round"]
-    facts = _table("", "")
+    console, round_ = make_console(), report["round"]
+    facts = make_table("", "")
     model = report["model"]
     facts.add_row("federation", f"{report['federation']}, task {report['task']}")
     facts.add_row(
@@ -60,12 +60,12 @@ def print_status(report: Mapping[str, Any]) -> None:
 def print_rounds(rows: Sequence[Mapping[str, Any]]) -> None:
     """What :func:`coordinator.reports.rounds_report` gives."""
     if not rows:
-        _console().print("no round has ended yet")
+        make_console().print("no round has ended yet")
         return
     table = Table(*(name.replace("_", " ") for name in rows[0]), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    _console().print(table)
+    make_console().print(table)
 
 
 def rounds_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +108,7 @@ def _round_text(entry: Mapping[str, Any]) -> str:
 
 
 def _devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("device", "last seen", *VERDICTS, "sdk", "engine", "")
+    table = make_table("device", "last seen", *VERDICTS, "sdk", "engine", "")
     for device in devices:
         changes = device["instance_changes"]
         table.add_row(
@@ -138,14 +138,16 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """A table without lines whose first column is never folded."""
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     return table
 
 
-def _console() -> Console:
+def make_console() -> Console:
+    """The terminal, or a pipe."""
     # A pipe has no width: lines that a script reads are not to be folded at 80 columns.
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPED_COLUMNS)

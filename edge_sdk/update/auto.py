@@ -29,7 +29,7 @@ from edge_sdk.update.sparse import SPARSE, largest_count
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["AUTO", "bits_for", "choose"]
+__all__ = ["AUTO", "SMALL_SIZE", "bits_for", "choose", "largest_hold"]
 
 SMALL_SIZE: Final = 1024
 ENERGY_SHARE: Final = 0.95
@@ -68,16 +68,23 @@ def choose(total: NDArray[np.float32], settings: CodecSettings, context: Context
     if total.size < SMALL_SIZE:
         return replace(settings, name="int8")
     eden = replace(settings, name="eden")
-    bytes_max = EDEN.body_bytes_max(total.size, eden)
-    count = largest_count(total.size, bytes_max)
+    count, share = largest_hold(total, eden)
     if count:
-        sent, indices = add_and_select(total, None, count)
-        energy = float(np.dot(total, total))
-        share = float(np.square(sent[indices], dtype=np.float64).sum()) / energy if energy > 0.0 else 1.0
         lasting = context.keeps_residual and not 0.0 < settings.participation < PARTICIPATION_MIN
         if share >= (ENERGY_SHARE if lasting else ENERGY_SHARE_ALONE):
             return replace(settings, name="sparse", density=count / total.size)
     return eden
+
+
+def largest_hold(total: NDArray[np.float32], eden: CodecSettings) -> tuple[int, float]:
+    """How many of the largest coordinates ``sparse`` can send in the bytes that ``eden`` takes, and the share of the
+    energy of ``total`` (float32[P]) that they hold."""
+    count = largest_count(total.size, EDEN.body_bytes_max(total.size, eden))
+    if not count:
+        return 0, 0.0
+    sent, indices = add_and_select(total, None, count)
+    energy = float(np.dot(total, total))
+    return count, float(np.square(sent[indices], dtype=np.float64).sum()) / energy if energy > 0.0 else 1.0
 
 
 def _decode_eden(body: memoryview, size: int, settings: CodecSettings) -> Decoded | Rotated:

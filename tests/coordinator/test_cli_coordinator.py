@@ -23,7 +23,7 @@ from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, 
 from coordinator.__main__ import exit_code, main
 from coordinator.cli_serve import Calm, round_line
 from coordinator.cli_show import bytes_text
-from coordinator.compile import build_zoo_model
+from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import load_config
 from coordinator.config.settings import database_path
 from coordinator.setup import prepare
@@ -143,7 +143,7 @@ def test_each_kind_of_error_has_its_exit_code(error: EdgeFedError, code: int) ->
 def test_version_and_help_name_every_command(run: Run) -> None:
     assert run("--version") == (0, f"edge-coordinator {__version__}\n", "")
     shown = run("--help").out
-    commands = ("serve", "check", "status", "rounds", "export", "compile", "inspect")
+    commands = ("serve", "check", "status", "rounds", "export", "compile", "inspect", "codec")
     assert all(name in shown for name in (*commands, "Exit codes"))
 
 
@@ -429,3 +429,70 @@ def test_check_notices_another_coordinator_of_the_same_name(
 )
 def test_bytes_are_shown_with_three_figures(count: int, text: str) -> None:
     assert bytes_text(count) == text
+
+
+@pytest.fixture(scope="module")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("codec") / "digits.bundle"
+    model = build_zoo_model("mlp", inputs=(64,), outputs=10, hidden=(32,), seed=0)
+    compile_model(model, loss="softmax_cross_entropy", loop=False, name="digits").save(path)
+    return path
+
+
+QUICK = ("--rounds", 2, "--clients", 2, "--cohort", 2)
+
+
+def test_the_report_on_codecs_is_json_whose_pick_keeps_the_budget(run: Run, digits_bundle: Path) -> None:
+    code, out, err = run("codec", "report", digits_bundle, *QUICK, "--bytes-max", 300, "--no-trial", "--json")
+    report = json.loads(out)
+    assert (code, err) == (0, "") and report["data"] == "scikit-learn's digits" and report["parameters"] == 2410
+    entries = {entry["codec"]: entry for entry in report["codecs"]}
+    assert {"auto 1", "dense", "float16", "int8", "int4", "int2", "sparse 1%", "eden 0.05"} <= entries.keys()
+    assert entries[report["pick"]["codec"]]["bytes_max"] <= 300
+    for name, entry in entries.items():
+        tensors = sum(tensor["codecs"][name]["bytes"] for tensor in report["tensors"])
+        assert tensors + entry["head_bytes"] == pytest.approx(entry["bytes"])
+    assert sum(tensor["energy"] for tensor in report["tensors"]) == pytest.approx(1.0)
+
+
+def test_the_report_on_codecs_for_people_ends_with_the_table_to_write(
+    run: Run, digits_bundle: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run("codec", "report", digits_bundle, *QUICK, "--data", write_held_out(tmp_path))
+    assert code == 0 and out.endswith('[codec]\nname = "auto"\nbits = 1\n')
+    for words in ("heldout.npz", "fc1.weight [32, 64]", "of the energy", "the mean is of 2 clients' updates"):
+        assert words in out
+    code, out, _ = run("codec", "report", digits_bundle, *QUICK, "--nmse-max", 0.2, "--no-trial")
+    assert code == 0 and out.split("[codec]")[1].startswith('\nname = "')
+    code, out, _ = run("codec", "report", digits_bundle, *QUICK, "--progress-min", 0.5)
+    assert code == 0 and "See what more --rounds say." in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--bytes-max", 10, "--no-trial"), "--bytes-max 10: no codec keeps it; an update of this model needs "),
+        (("--bytes-max", 10, "--nmse-max", 1), "give one of them"),
+        (("--progress-min", 0.5, "--no-trial"), "leave --no-trial out"),
+        (("--data", "none.npz"), "none.npz: cannot be read as .npz"),
+        (("--data", "other.npz"), "expected shape [N, 64], got [5, 3]"),
+        (("--data", "few.npz", "--clients", 3), "--clients 3: there are 2 examples"),
+        (("--learning-rate", 0), "training has moved no parameter"),
+    ],
+)
+def test_a_report_on_codecs_that_cannot_be_made_says_why(
+    run: Run, digits_bundle: Path, tmp_path: Path, monkeypatch: Any, words: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("other.npz", x=np.zeros((5, 3)), y=np.zeros(5, np.int64))
+    np.savez("few.npz", x=np.zeros((2, 64)), y=np.zeros(2, np.int64))
+    code, _, err = run("codec", "report", digits_bundle, *QUICK, *words)
+    assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_report_on_codecs_for_a_model_that_takes_no_digits_asks_for_data(run: Run, tmp_path: Path) -> None:
+    model = build_zoo_model("softmax_regression", inputs=(3,), outputs=2, seed=0)
+    compile_model(model, loss="softmax_cross_entropy", loop=False, name="three").save(tmp_path / "m.bundle")
+    code, out, err = run("codec", "report", tmp_path / "m.bundle")
+    assert (code, out) == (2, "") and "--data: is needed" in err and "['N', 3]" in err
+    assert run("codec", "report", tmp_path / "none.bundle").code == 2

@@ -1,0 +1,86 @@
+"""What a codec does to learning: the same few rounds, with every update through the codec.
+
+The error of one round tells codecs of one kind apart, but not one kind from another: noise averages out over rounds,
+what error feedback holds back is old when it comes. The loss after some rounds tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.codec_cohort import update_seed
+from coordinator.codec_report import decoded_vector
+from coordinator.local_rounds import stepped, train_round
+from edge_sdk.engine import Engine
+from edge_sdk.errors import TrainingError
+from edge_sdk.examples import Examples
+from edge_sdk.frames import encode_frames
+from edge_sdk.plan import TrainingPlan
+from edge_sdk.training import evaluate_locally
+from edge_sdk.update import CodecSettings
+
+__all__ = ["Trial"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """Rounds that can be tried with any codec.
+
+    Attributes:
+        engine: Runs the program.
+        vector: float32[P] to start from.
+        parts: The examples of each client.
+        examples: Those that the loss is taken over.
+        plan: How clients train.
+        rounds: How many, at least 1.
+        seed: Shuffles, and of what codecs draw.
+        clock: Monotonic seconds.
+    """
+
+    engine: Engine
+    vector: NDArray[np.float32]
+    parts: Sequence[Examples]
+    examples: Examples
+    plan: TrainingPlan
+    rounds: int
+    seed: int
+    clock: Callable[[], float]
+
+    def loss_before(self) -> float:
+        """The mean loss before the first round."""
+        return self._loss(self.vector)
+
+    def loss_after(self, settings: CodecSettings) -> float:
+        """The mean loss after the rounds; infinite where the model diverged."""
+        spec, vector = self.engine.program.spec, self.vector
+        residuals: list[NDArray[np.float32] | None] = [None] * len(self.parts)
+        try:
+            for number in range(1, self.rounds + 1):
+                current = train_round(
+                    self.engine, vector, self.parts, self.plan, number=number, seed=self.seed, clock=self.clock
+                )
+                arrived = []
+                for client, delta in enumerate(current.deltas):
+                    frames = encode_frames(
+                        delta,
+                        residuals[client],
+                        settings,
+                        spec,
+                        seed=update_seed(self.seed, number, client),
+                        shared_seed=current.shared_seed,
+                    )
+                    residuals[client] = frames.residual
+                    arrived.append(decoded_vector(frames, settings, spec))
+                vector = stepped(vector, arrived, current.weights)
+        except TrainingError:
+            return math.inf
+        return self._loss(vector)
+
+    def _loss(self, vector: NDArray[np.float32]) -> float:
+        found = evaluate_locally(self.engine, vector, self.examples)
+        return math.inf if found is None else found.loss_sum / found.count
