@@ -261,7 +261,8 @@ def report(
         float, typer.Option(min=0.0, help="Pick the fewest bytes with at most this scaled NMSE of a round's mean.")
     ] = 0.0,
     progress_min: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Pick the fewest bytes with this share of what float32 learns.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Pick the fewest bytes that come so far; float32 comes to 1."),
     ] = 0.0,
     trial: Annotated[bool, typer.Option("--trial/--no-trial", help="Train with each codec too.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the shuffles and the codecs.")] = 0,

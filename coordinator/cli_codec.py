@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ import numpy as np
 from coordinator.codec_choice import auto_choice, candidates, codec_table, nearer_to, pick
 from coordinator.codec_cohort import Cohort, last_cohort
 from coordinator.codec_report import Measurement, measure
-from coordinator.codec_trial import Trial
+from coordinator.codec_trial import Trial, progress
 from coordinator.local_rounds import local_rounds, split_examples
 from coordinator.reports import finite
 from edge_sdk.bundle import Bundle
@@ -135,14 +134,13 @@ def _check_options(options: ReportOptions) -> None:
 
 def _tried(trial: Trial, measured: Sequence[Measurement]) -> list[Measurement]:
     """The measurements with the progress of each codec."""
-    before = trial.loss_before()
-    gained = before - trial.loss_after(CodecSettings("dense"))
-    if not 0.0 < gained < math.inf:
+    plain = trial.losses(CodecSettings("dense"))
+    if not min(plain[1:]) < plain[0]:
         raise ConfigurationError(
             "--learning-rate: training does not lower the loss, so there is no progress to compare; choose another, "
             "or add --no-trial"
         )
-    return [replace(each, progress=(before - trial.loss_after(each.settings)) / gained) for each in measured]
+    return [replace(each, progress=progress(trial.losses(each.settings)[-1], plain)) for each in measured]
 
 
 def _codec_entry(measured: Measurement) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class Measurement:
         limit_ratio: ``eden``: NMSE times 2^(2 bits) - 1, that is over the least NMSE of an unbiased code of that rate.
         limit_theory: ``eden``: the same by its theory.
         tensors: In the order of the specification.
-        progress: What training through the codec has gained, over what it gains with updates as they are
-            (``codec_trial.py``); None where it was not tried.
+        progress: Where training through the codec has come to: the share of the rounds after which it is there with
+            updates as they are (``codec_trial.py``); None where it was not tried.
     """
 
     settings: CodecSettings

@@ -1,7 +1,8 @@
 """What a codec does to learning: the same few rounds, with every update through the codec.
 
 The error of one round tells codecs of one kind apart, but not one kind from another: noise averages out over rounds,
-what error feedback holds back is old when it comes. The loss after some rounds tells.
+what error feedback holds back is old when it comes. The loss after some rounds tells. Losses fall ever more slowly, so
+they are compared by the rounds that float32 takes to get there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edge_sdk.plan import TrainingPlan
 from edge_sdk.training import evaluate_locally
 from edge_sdk.update import CodecSettings
 
-__all__ = ["Trial"]
+__all__ = ["Trial", "progress"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,14 +52,11 @@ class Trial:
     seed: int
     clock: Callable[[], float]
 
-    def loss_before(self) -> float:
-        """The mean loss before the first round."""
-        return self._loss(self.vector)
-
-    def loss_after(self, settings: CodecSettings) -> float:
-        """The mean loss after the rounds; infinite where the model diverged."""
+    def losses(self, settings: CodecSettings) -> list[float]:
+        """The mean loss before the first round and after each; infinite from where the model has diverged."""
         spec, vector = self.engine.program.spec, self.vector
         residuals: list[NDArray[np.float32] | None] = [None] * len(self.parts)
+        losses = [self._loss(vector)]
         try:
             for number in range(1, self.rounds + 1):
                 current = train_round(
@@ -77,10 +75,28 @@ class Trial:
                     residuals[client] = frames.residual
                     arrived.append(decoded_vector(frames, settings, spec))
                 vector = stepped(vector, arrived, current.weights)
+                losses.append(self._loss(vector))
         except TrainingError:
-            return math.inf
-        return self._loss(vector)
+            losses += [math.inf] * (self.rounds + 1 - len(losses))
+        return losses
 
     def _loss(self, vector: NDArray[np.float32]) -> float:
         found = evaluate_locally(self.engine, vector, self.examples)
         return math.inf if found is None else found.loss_sum / found.count
+
+
+def progress(loss: float, plain: Sequence[float]) -> float:
+    """After which share of its rounds training with updates as they are had come down to ``loss``, 0..1.
+
+    Args:
+        loss: What training through a codec has come to.
+        plain: The losses with updates as they are, before the first round and after each; at least two.
+    """
+    lowest = np.minimum.accumulate(plain)
+    if loss <= plain[-1]:
+        return 1.0
+    if not loss < lowest[0]:
+        return 0.0
+    after = int(np.argmax(lowest <= loss))
+    fraction = (lowest[after - 1] - loss) / (lowest[after - 1] - lowest[after])
+    return float((after - 1 + fraction) / (len(plain) - 1))
