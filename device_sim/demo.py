@@ -133,8 +133,7 @@ learning_rate = 0.4
 momentum = 0.9
 
 [codec]
-name = "sparse"
-density = 0.1
+name = "auto"
 
 [evaluation]
 data = "heldout.npz"

@@ -12,7 +12,6 @@ Source: R. F. Rice, "Some practical universal noiseless coding techniques", JPL 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +21,6 @@ from edge_sdk.errors import DecodeError
 
 __all__ = [
     "PARAMETER_MAX",
-    "best_parameter",
     "bytes_for_bits",
     "pack_bit_planes",
     "pack_unary",
@@ -36,16 +34,6 @@ PARAMETER_MAX: Final = 28  # no vector has more than 2^28 coordinates
 def bytes_for_bits(bits: int) -> int:
     """Bytes that hold ``bits`` bits."""
     return (bits + 7) >> 3
-
-
-@lru_cache(maxsize=64)  # asked for every frame of a round with the same answer
-def best_parameter(count: int, total: int) -> int:
-    """The Rice parameter with the smallest bound on the bits of ``count`` numbers that add up to ``total``.
-
-    The bound is ``count * (r + 1) + (total >> r)``: numbers that add up to ``total`` have quotients that add up to no
-    more than ``total >> r``.
-    """
-    return min((count * (r + 1) + (total >> r), r) for r in range(PARAMETER_MAX + 1))[1]
 
 
 def pack_unary(quotients: NDArray[np.int64]) -> bytes:
