@@ -401,8 +401,8 @@ class Codec(Section):
         "Bits a coordinate of eden, and of auto: 1, 2, .. 8, or below 1 the share of the coordinates that is sent, at "
         "one bit each.",
         None,
-        shown="by selection.goal_count: 0.09 for 10, 1 for 2, 0.01 from 44 on; more with a server optimiser that has "
-        "momentum",
+        shown="by selection.goal_count: 0.09 for 10, 1 for 2, 0.01 from 44 on; more with a server optimiser other "
+        "than fedavg, or adam on the devices",
         ge=0.001,
         le=8,
     )

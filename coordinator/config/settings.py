@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 ENVELOPE_BYTES_MAX: Final = 600
+ADAPTIVE_OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
 LINK_BLOCK: Final = 64
 """Elements that share a scale in a quantised link: what is rounded off comes again, so the step may be fine."""
 
@@ -110,8 +111,8 @@ def _codec_bits(config: FederationConfig) -> float:
         return config.codec.bits
     if config.codec.name not in ("auto", "eden"):
         return BITS
-    adapts = config.aggregation.server_optimizer != "fedavg"
-    return bits_for(config.selection.goal_count, server_momentum=adapts)
+    adaptive = config.aggregation.server_optimizer != "fedavg" or config.model.optimizer in ADAPTIVE_OPTIMIZERS
+    return bits_for(config.selection.goal_count, adaptive)
 
 
 def _tensor_settings(rule: CodecOfTensors) -> CodecSettings:

@@ -38,11 +38,12 @@ PARTICIPATION_MIN: Final = 0.05
 BITS_AT_TEN: Final = 0.09
 BITS_MIN: Final = 0.01
 BITS_MAX: Final = 4.0
-MOMENTUM_FACTOR: Final = 2.75
-"""A server optimiser with momentum adds up the noise of about ten rounds before it averages out."""
+ADAPTIVE_FACTOR: Final = 2.75
+"""Momentum on the server adds up the noise of several rounds before it averages out; Adam on the devices makes updates
+in which small coordinates matter as much as large ones."""
 
 
-def bits_for(cohort: int, server_momentum: bool = False) -> float:
+def bits_for(cohort: int, adaptive: bool = False) -> float:
     """Bits per coordinate for rounds of ``cohort`` updates.
 
     The error of one update is about pi / (2 bits) and that of a mean of m a share 1/m of it; what training bears grows
@@ -51,9 +52,9 @@ def bits_for(cohort: int, server_momentum: bool = False) -> float:
 
     Args:
         cohort: Updates of a round, at least 1.
-        server_momentum: Whether the server optimiser has momentum or adapts its steps.
+        adaptive: Whether the server optimiser is more than FedAvg, or the devices' one adapts its steps.
     """
-    bits = BITS_AT_TEN * (10.0 / cohort) ** 1.5 * (MOMENTUM_FACTOR if server_momentum else 1.0)
+    bits = BITS_AT_TEN * (10.0 / cohort) ** 1.5 * (ADAPTIVE_FACTOR if adaptive else 1.0)
     return float(min(BITS_MAX, round(bits))) if bits >= 1.0 else max(BITS_MIN, round(bits, 3))
 
 
