@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS := 1
 # Published data sets beside the checkout; tests that need them skip where there are none.
 export EDGEFED_TEST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test soak bench lint format clean
+.PHONY: demo test soak bench reproduce-codec lint format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# An hour or two on one core; resumes where it was left.
+CODEC_RUNS ?= runs/codec
+reproduce-codec: $(STAMP)
+	$(BIN)/python -m benchmarks.reproduce_codec $(CODEC_RUNS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -60,8 +60,8 @@ def test_every_command_in_the_documents_exists_with_its_options(where: str, word
 
 
 def test_make_has_the_targets_that_the_documents_name() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {t for page in PAGES for t in re.findall(r"^(?:make|.*`make) ([a-z]+)", page.read_text(), re.MULTILINE)}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {t for page in PAGES for t in re.findall(r"^(?:make|.*`make) ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert named and named <= targets
 
 

@@ -1,0 +1,112 @@
+"""The codecs that are compared, which of them on which task, and what is asked of them.
+
+A name is a codec and its one knob: ``eden-0.05`` has 0.05 bits a coordinate, ``sparse-3`` sends 3 %; ``auto`` has none;
+``eden-conv`` gives convolutions more. After a ``+`` stands what travels down; without one, whole parameters do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.codec_run import Method
+from benchmarks.codec_tasks import Task
+from edge_sdk.update import CodecSettings
+from edge_sdk.update.auto import bits_for
+
+__all__ = ["BOUNDS", "DENSE", "METHODS", "SEEDS", "Bound", "make_method", "title"]
+
+DENSE: Final = "dense"
+METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "2nn": (DENSE, "sparse-4", "sparse-3", "auto", "eden-0.05", "eden-0.12+sparse-6", "eden-0.25+sparse-20"),
+    "2nn-2pct": (DENSE, "sparse-3", "auto", "eden-0.05"),
+    "2nn-momentum": (DENSE, "sparse-3", "auto"),
+    "2nn-cohort-5": (DENSE, "sparse-3", "auto"),
+    "2nn-cohort-2": (DENSE, "auto"),
+    "cnn": (DENSE, "sparse-3", "auto", "eden-conv", "eden-0.05"),
+    "cnn-2pct": (DENSE, "sparse-3", "auto", "eden-conv", "eden-0.05"),
+    "har": (DENSE, "int4", "sparse-3", "sparse-1", "auto", "eden-conv", "eden-0.05", "eden-0.12+sparse-6"),
+    "har-cohort-2": (DENSE, "sparse-3", "auto", "eden-0.25"),
+    "gru": (DENSE, "sparse-10", "sparse-3", "auto", "eden-0.3", "eden-0.09"),
+}
+"""By task, the methods that run on it."""
+
+SEEDS: Final[Mapping[str, int]] = {task: 5 if task.startswith(("har", "gru")) else 3 for task in METHODS}
+"""Runs of each method. Nine people's windows are a noisier judge than ten thousand digits, and cheaper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What is asked of a method on a task.
+
+    Attributes:
+        up: How many times smaller than float32 a client's frame must be.
+        down: The same of what a client downloads.
+        points: Percentage points that the mean over seeds may be below dense float32.
+        stretch: Whether it is hoped for and not promised.
+    """
+
+    up: float
+    down: float = 1.0
+    points: float = 0.5
+    stretch: bool = False
+
+
+_SGD: Final = ("2nn", "2nn-2pct", "cnn", "cnn-2pct", "har")
+"""Cohorts of 10 and at least 45,000 parameters."""
+
+# A cohort of two is only asked not to collapse.
+BOUNDS: Final[Mapping[tuple[str, str], Bound]] = {
+    **{(task, "auto"): Bound(300.0) for task in _SGD},
+    **{(task, "eden-conv"): Bound(300.0) for task in ("cnn", "cnn-2pct", "har")},
+    **{(task, "eden-0.05"): Bound(500.0, stretch=True) for task in _SGD},
+    **{(task, "sparse-4" if task == "2nn" else "sparse-3"): Bound(100.0) for task in _SGD},
+    **{(task, "eden-0.12+sparse-6"): Bound(250.0, 60.0) for task in ("2nn", "har")},
+    ("2nn-cohort-5", "auto"): Bound(120.0),
+    ("2nn-cohort-2", "auto"): Bound(1.0, points=5.0),
+    ("2nn-momentum", "auto"): Bound(120.0),
+    ("gru", "auto"): Bound(100.0),
+    ("gru", "eden-0.3"): Bound(100.0),
+}
+
+
+def make_method(name: str, task: Task) -> Method:
+    """The method of that name on a task; what a coordinator decides by the task is decided as it does.
+
+    Raises:
+        ConfigurationError: It names a codec that there is not, or a value out of range.
+    """
+    up, _, down = name.partition("+")
+    return Method(_settings(up, task), _settings(down, task) if down else None)
+
+
+def _settings(name: str, task: Task) -> CodecSettings:
+    codec, _, knob = name.partition("-")
+    if codec == "auto":
+        adaptive = task.server[0] != "fedavg" or task.optimizer == "adam"
+        bits = bits_for(task.cohort, adaptive)
+        return CodecSettings(codec, bits=bits, participation=round(task.cohort / task.clients, 3))
+    if codec == "sparse":
+        return CodecSettings(codec, density=float(knob) / 100)
+    if name == "eden-conv":
+        return CodecSettings(codec, bits=0.075, tensors=(("conv*", CodecSettings(codec, bits=0.3)),))
+    if codec == "eden":
+        return CodecSettings(codec, bits=float(knob))
+    return CodecSettings(codec)
+
+
+def title(method: str, task: Task | None = None) -> str:
+    """The method as people read it; on a task with what ``auto`` comes to there."""
+    if method == "auto" and task is not None:
+        return f"auto ({_title(f'eden-{_settings(method, task).bits:g}')})"
+    return " up, ".join(_title(part) for part in method.split("+")) + (" down" if "+" in method else "")
+
+
+def _title(name: str) -> str:
+    codec, _, knob = name.partition("-")
+    if codec == "sparse":
+        return f"sparse {knob} %"
+    if name == "eden-conv":
+        return "eden 0.075 bit, conv* 0.3 bit"
+    return f"eden {knob} bit" if codec == "eden" else name
