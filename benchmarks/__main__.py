@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    codec_gauges,
     codec_results,
     coordinator_load,
     device,
@@ -51,6 +52,7 @@ GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
     "steps": training_steps.measure,
     "har": har.measure,
     "tiny": tiny_steps.measure,
+    "codec": codec_gauges.measure,
     "codec-tasks": codec_results.figures,
 }
 JSON: Final = Path("bench.json")
