@@ -237,7 +237,9 @@ def _overhead(vector: Vector) -> Figure:
     step = np.diff(magnitudes).min(initial=np.inf)
     quotients = np.rint((np.abs(sent.values) - magnitudes[0]) / step).sum()
     bits = remainders + (gaps // parameter + 1).sum() + sent.indices.size + quotients + sent.indices.size
-    return at_most("sparse, k = 100, n = 1,000,000: frame beside its payload bits", float(len(frame) - bits / 8), "bytes", 24)
+    return at_most(
+        "sparse, k = 100, n = 1,000,000: frame beside its payload bits", float(len(frame) - bits / 8), "bytes", 24
+    )
 
 
 def _errors(vector: Vector) -> list[Figure]:

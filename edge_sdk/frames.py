@@ -3,7 +3,8 @@
 A plan has one codec for most of the model, and may have another one for tensors whose names match a pattern
 (``CodecSettings.tensors``): biases and scales are few and matter, and can be sent denser. A running mean or variance
 (BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So statistics are a group of their
-own, float32 as they are, whatever the plan's codec is.
+own, float32 as they are, whatever the plan's codec is. ``auto`` without patterns sets kernels of convolutions apart
+(:func:`edge_sdk.update.auto.kernels_apart`).
 
 The groups follow from the specification and the plan, so that both sides know them: first the one that no pattern
 matches, then one per pattern in their order (a tensor belongs to the first that matches), last the statistics. A
@@ -33,6 +34,7 @@ from edge_sdk.update import (
     fitted,
     frame_bytes_max,
 )
+from edge_sdk.update.auto import kernels_apart
 
 __all__ = [
     "DecodedParts",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 DENSE: Final = CodecSettings("dense")
+STATISTICS: Final = -1
 DecodedParts: TypeAlias = tuple[Decoded | Rotated, ...]
 """What the frames say, in the order of the groups."""
 
@@ -216,10 +219,19 @@ def shared_seed(parameters: bytes) -> int:
 def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]:
     """How the elements of ``spec`` are divided under ``settings``; see the module's docstring."""
     plain = replace(settings, tensors=())
+    rules = [rule for _, rule in settings.tensors]
     owners = np.empty(spec.size, dtype=np.int64)
     for tensor in spec:
-        owners[tensor.offset : tensor.offset + tensor.size] = _owner(tensor.name, tensor.kind, settings)
-    kinds = [(plain, "main"), *((rule, "part") for _, rule in settings.tensors), (DENSE, "statistics")]
+        owners[tensor.offset : tensor.offset + tensor.size] = _owner(tensor, settings)
+    apart = _kernels_apart(spec, settings) if settings.name == "auto" and not rules else None
+    if apart is not None:
+        fine, plain = apart
+        rules = [fine]
+        for tensor in spec:
+            if _is_kernel(tensor):
+                owners[tensor.offset : tensor.offset + tensor.size] = 1
+    owners[owners == STATISTICS] = len(rules) + 1
+    kinds = [(plain, "main"), *((rule, "part") for rule in rules), (DENSE, "statistics")]
     groups = []
     for owner, (rule, kind) in enumerate(kinds):
         positions = np.flatnonzero(owners == owner).astype(np.int64)
@@ -242,11 +254,22 @@ def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
     return tuple(matrices)
 
 
-def _owner(name: str, kind: str, settings: CodecSettings) -> int:
-    if kind == "statistic":
-        return len(settings.tensors) + 1
-    matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(name, pattern))
+def _owner(tensor: Tensor, settings: CodecSettings) -> int:
+    """Number of the first pattern that matches, from 1; 0 for none."""
+    if tensor.kind == "statistic":
+        return STATISTICS
+    matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(tensor.name, pattern))
     return next(matching, 0)
+
+
+def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
+    trainable = sum(tensor.size for tensor in spec if tensor.kind != "statistic")
+    return kernels_apart(settings, sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    """Whether a tensor is a convolution's: of three dimensions and more, those of length 1 not counted."""
+    return tensor.kind != "statistic" and sum(length > 1 for length in tensor.shape) > 2
 
 
 def _spread(residual: NDArray[np.float32] | None, spec: ParameterSpec) -> NDArray[np.float32] | None:

@@ -149,3 +149,35 @@ def test_a_limit_of_bytes_is_kept_by_the_main_group_alone() -> None:
     assert fitting is not None and fitting.tensors == RULES.tensors and fitting.density < RULES.density
     assert frames_bytes_max(MIXED, fitting) <= most
     assert fitted_frames(MIXED, RULES, 100) is None
+
+
+CONVOLUTIONS = ParameterSpec(
+    [
+        ("conv.weight", (8, 2, 5, 5), "trainable"),
+        ("conv.bias", (8,), "trainable"),
+        ("gru.weight", (1, 40, 50), "trainable"),
+        ("fc.weight", (100, 40), "trainable"),
+        ("variance", (8, 3, 3), "statistic"),
+    ]
+)
+
+
+def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_bytes() -> None:
+    auto = CodecSettings("auto", bits=0.1)
+    main, kernels, statistics = groups_of(CONVOLUTIONS, auto)
+    assert kernels.positions is not None and kernels.positions.tolist() == list(range(400))
+    assert (kernels.settings.name, kernels.settings.bits) == ("eden", 0.4) and main.settings.name == "auto"
+    assert main.size * main.settings.bits + 400 * 0.4 == pytest.approx(0.1 * (main.size + 400), rel=1e-3)
+    assert statistics.size == 72 and statistics.kind == "statistics"
+    vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
+    sent = encode_frames(vector, None, auto, CONVOLUTIONS, seed=1)
+    assert len(sent.parts) == 1 and sent.statistics is not None
+    decode_frames(sent.frame, sent.statistics, auto, CONVOLUTIONS, sent.parts)
+
+
+def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_have_bits_enough_or_patterns_say_otherwise() -> None:
+    many = ParameterSpec([("conv.weight", (8, 2, 5, 5), "trainable"), ("fc.weight", (50, 40), "trainable")])
+    assert len(groups_of(many, CodecSettings("auto", bits=0.1))) == 1
+    assert len(groups_of(CONVOLUTIONS, CodecSettings("auto", bits=1))) == 2
+    rules = CodecSettings("auto", bits=0.1, tensors=(("fc*", CodecSettings("int8")),))
+    assert [group.size for group in groups_of(CONVOLUTIONS, rules)] == [2408, 4000, 72]
