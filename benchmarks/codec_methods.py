@@ -1,7 +1,8 @@
 """The codecs that are compared, which of them on which task, and what is asked of them.
 
 A name is a codec and its one knob: ``eden-0.05`` has 0.05 bits a coordinate, ``sparse-3`` sends 3 %; ``auto`` has none;
-``eden-conv`` gives convolutions more. After a ``+`` stands what travels down; without one, whole parameters do.
+``eden-conv`` and ``eden-layers`` give some layers more. After a ``+`` stands what travels down; without one, whole
+parameters do.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "2nn-momentum": (DENSE, "sparse-3", "auto"),
     "2nn-cohort-5": (DENSE, "sparse-3", "auto"),
     "2nn-cohort-2": (DENSE, "auto"),
-    "cnn": (DENSE, "sparse-3", "auto", "eden-conv", "eden-0.05"),
-    "cnn-2pct": (DENSE, "sparse-3", "auto", "eden-conv", "eden-0.05"),
-    "har": (DENSE, "int4", "sparse-3", "sparse-1", "auto", "eden-conv", "eden-0.05", "eden-0.12+sparse-6"),
+    "cnn": (DENSE, "sparse-3", "auto", "eden-0.09", "eden-conv", "eden-layers", "eden-0.25", "eden-0.05"),
+    "cnn-2pct": (DENSE, "sparse-3", "auto", "eden-0.09", "eden-conv", "eden-layers", "eden-0.05"),
+    "har": (DENSE, "int4", "sparse-3", "sparse-1", "auto", "eden-0.09", "eden-conv", "eden-0.05", "eden-0.12+sparse-6"),
     "har-cohort-2": (DENSE, "sparse-3", "auto", "eden-0.25"),
     "gru": (DENSE, "sparse-10", "sparse-3", "auto", "eden-0.3", "eden-0.09"),
 }
@@ -53,13 +54,20 @@ class Bound:
     stretch: bool = False
 
 
+_APART: Final[Mapping[str, tuple[float, tuple[tuple[str, float], ...]]]] = {
+    "eden-conv": (0.075, (("conv*", 0.3),)),
+    "eden-layers": (0.07, (("conv*", 0.25), ("logits*", 0.5))),
+}
+"""Bits of eden, and those of tensors by pattern."""
+
 _SGD: Final = ("2nn", "2nn-2pct", "cnn", "cnn-2pct", "har")
 """Cohorts of 10 and at least 45,000 parameters."""
 
 # A cohort of two is only asked not to collapse.
 BOUNDS: Final[Mapping[tuple[str, str], Bound]] = {
     **{(task, "auto"): Bound(300.0) for task in _SGD},
-    **{(task, "eden-conv"): Bound(300.0) for task in ("cnn", "cnn-2pct", "har")},
+    ("cnn", "eden-layers"): Bound(300.0),
+    ("har", "eden-conv"): Bound(300.0),
     **{(task, "eden-0.05"): Bound(500.0, stretch=True) for task in _SGD},
     **{(task, "sparse-4" if task == "2nn" else "sparse-3"): Bound(100.0) for task in _SGD},
     **{(task, "eden-0.12+sparse-6"): Bound(250.0, 60.0) for task in ("2nn", "har")},
@@ -89,8 +97,10 @@ def _settings(name: str, task: Task) -> CodecSettings:
         return CodecSettings(codec, bits=bits, participation=round(task.cohort / task.clients, 3))
     if codec == "sparse":
         return CodecSettings(codec, density=float(knob) / 100)
-    if name == "eden-conv":
-        return CodecSettings(codec, bits=0.075, tensors=(("conv*", CodecSettings(codec, bits=0.3)),))
+    if name in _APART:
+        bits, rules = _APART[name]
+        tensors = tuple((pattern, CodecSettings(codec, bits=share)) for pattern, share in rules)
+        return CodecSettings(codec, bits=bits, tensors=tensors)
     if codec == "eden":
         return CodecSettings(codec, bits=float(knob))
     return CodecSettings(codec)
@@ -99,7 +109,8 @@ def _settings(name: str, task: Task) -> CodecSettings:
 def title(method: str, task: Task | None = None) -> str:
     """The method as people read it; on a task with what ``auto`` comes to there."""
     if method == "auto" and task is not None:
-        return f"auto ({_title(f'eden-{_settings(method, task).bits:g}')})"
+        bits = f"eden {_settings(method, task).bits:g} bit"
+        return f"auto ({bits}{', more for kernels' if 'CNN' in task.model and task.cohort > 2 else ''})"
     return " up, ".join(_title(part) for part in method.split("+")) + (" down" if "+" in method else "")
 
 
@@ -107,6 +118,7 @@ def _title(name: str) -> str:
     codec, _, knob = name.partition("-")
     if codec == "sparse":
         return f"sparse {knob} %"
-    if name == "eden-conv":
-        return "eden 0.075 bit, conv* 0.3 bit"
+    if name in _APART:
+        bits, rules = _APART[name]
+        return f"eden {bits:g} bit, " + ", ".join(f"{pattern} {share:g}" for pattern, share in rules)
     return f"eden {knob} bit" if codec == "eden" else name

@@ -143,7 +143,7 @@ def _colours(methods: Iterable[str]) -> Mapping[str, str]:
         "dense": "black", "int8": "#8c8c8c", "int4": "#b5651d", "int2": "#d8a26a",
         "sparse-10": "#c9a0dc", "sparse-4": "#af7ac5", "sparse-3": "#8e44ad", "sparse-1": "#4a235a",
         "eden-1": "#9ecae1", "eden-0.25": "#4292c6", "eden-0.09": "#08519c", "eden-0.05": "#1b9e77",
-        "eden-conv": "#e6ab02", "auto": "#d62728",
+        "eden-conv": "#e6ab02", "eden-layers": "#8c564b", "auto": "#d62728",
     }  # fmt: skip
     among = set(methods)
     others = sorted(among - palette.keys())

@@ -3,8 +3,8 @@
 A plan has one codec for most of the model, and may have another one for tensors whose names match a pattern
 (``CodecSettings.tensors``): biases and scales are few and matter, and can be sent denser. A running mean or variance
 (BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So statistics are a group of their
-own, float32 as they are, whatever the plan's codec is. ``auto`` without patterns sets the small tensors apart
-(:func:`edge_sdk.update.auto.small_apart`).
+own, float32 as they are, whatever the plan's codec is. ``auto`` without patterns sets kernels of convolutions apart
+(:func:`edge_sdk.update.auto.kernels_apart`).
 
 The groups follow from the specification and the plan, so that both sides know them: first the one that no pattern
 matches, then one per pattern in their order (a tensor belongs to the first that matches), last the statistics. A
@@ -34,7 +34,7 @@ from edge_sdk.update import (
     fitted,
     frame_bytes_max,
 )
-from edge_sdk.update.auto import small_apart, small_tensors
+from edge_sdk.update.auto import kernels_apart
 
 __all__ = [
     "DecodedParts",
@@ -223,14 +223,12 @@ def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]
     owners = np.empty(spec.size, dtype=np.int64)
     for tensor in spec:
         owners[tensor.offset : tensor.offset + tensor.size] = _owner(tensor, settings)
-    if settings.name == "auto" and not rules:
-        trainable = [tensor for tensor in spec if tensor.kind != "statistic"]
-        small = [trainable[number] for number in small_tensors([tensor.size for tensor in trainable])]
-        apart = small_apart(settings, sum(t.size for t in small), max(1, sum(t.size for t in trainable)))
-        if apart is not None:
-            fine, plain = apart
-            rules = [fine]
-            for tensor in small:
+    apart = _kernels_apart(spec, settings) if settings.name == "auto" and not rules else None
+    if apart is not None:
+        fine, plain = apart
+        rules = [fine]
+        for tensor in spec:
+            if _is_kernel(tensor):
                 owners[tensor.offset : tensor.offset + tensor.size] = 1
     owners[owners == STATISTICS] = len(rules) + 1
     kinds = [(plain, "main"), *((rule, "part") for rule in rules), (DENSE, "statistics")]
@@ -262,6 +260,16 @@ def _owner(tensor: Tensor, settings: CodecSettings) -> int:
         return STATISTICS
     matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(tensor.name, pattern))
     return next(matching, 0)
+
+
+def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
+    trainable = sum(tensor.size for tensor in spec if tensor.kind != "statistic")
+    return kernels_apart(settings, sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    """Whether a tensor is a convolution's: of three dimensions and more, those of length 1 not counted."""
+    return tensor.kind != "statistic" and sum(length > 1 for length in tensor.shape) > 2
 
 
 def _spread(residual: NDArray[np.float32] | None, spec: ParameterSpec) -> NDArray[np.float32] | None:

@@ -7,8 +7,8 @@ What is chosen, and why (``docs/choosing-a-codec.md`` has the measurements):
 * ``sparse`` where the vector is sparse by itself (embeddings, mostly frozen models): where, for no more bytes than
   ``eden`` takes, the largest coordinates hold 95 % of the energy. What they leave out comes with a later update, so the
   device must be able to keep a residual and take part in at least one of twenty rounds; else they must hold 99.9 %.
-* The small tensors apart, with four times the bits: kernels of convolutions, the last layer and biases are few and move
-  far, and the error of ``eden`` is the same for all coordinates that it rotates together (:func:`small_apart`).
+* Kernels of convolutions apart, with four times the bits: they are few and move far, and the error of ``eden`` is the
+  same for all coordinates that it rotates together (:func:`kernels_apart`).
 * ``int8`` for vectors of less than 1024 coordinates, where heads and scales weigh more than bits.
 
 A frame says which one it is. All are read whatever the plan's numbers are, within its bound on the bytes.
@@ -16,7 +16,6 @@ A frame says which one it is. All are read whatever the plan's numbers are, with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -32,15 +31,14 @@ from edge_sdk.update.sparse import SPARSE, largest_count
 if TYPE_CHECKING:
     from edge_sdk.update.settings import CodecSettings
 
-__all__ = ["AUTO", "SMALL_SIZE", "bits_for", "choose", "largest_hold", "small_apart", "small_tensors"]
+__all__ = ["AUTO", "SMALL_SIZE", "bits_for", "choose", "kernels_apart", "largest_hold"]
 
 SMALL_SIZE: Final = 1024
 ENERGY_SHARE: Final = 0.95
 ENERGY_SHARE_ALONE: Final = 0.999
 PARTICIPATION_MIN: Final = 0.05
-SMALL_TENSORS_SHARE: Final = 0.1
-SMALL_TENSORS_MIN: Final = 256
-SMALL_TENSORS_FACTOR: Final = 4.0
+KERNELS_SHARE: Final = 0.15
+KERNELS_FACTOR: Final = 4.0
 BITS_AT_TEN: Final = 0.09
 BITS_MIN: Final = 0.01
 BITS_MAX: Final = 4.0
@@ -64,38 +62,23 @@ def bits_for(cohort: int, adaptive: bool = False) -> float:
     return float(min(BITS_MAX, round(bits))) if bits >= 1.0 else max(BITS_MIN, round(bits, 3))
 
 
-def small_apart(settings: CodecSettings, small: int, size: int) -> tuple[CodecSettings, CodecSettings] | None:
-    """Settings for a model's small tensors and for the rest of it, which take as many bytes as ``settings`` for all.
+def kernels_apart(settings: CodecSettings, kernels: int, size: int) -> tuple[CodecSettings, CodecSettings] | None:
+    """Settings for a model's kernels and for the rest of it, which take as many bytes as ``settings`` for all.
 
     Args:
         settings: Those of the plan, with the name ``auto``.
-        small: Coordinates of the small tensors: the smallest ones that hold at most a tenth of all.
+        kernels: Trainable coordinates of tensors of three dimensions and more.
         size: All trainable coordinates.
 
     Returns:
-        None where they are not apart: there are too few to be worth a frame, or all get half a bit or more anyway.
+        None where they are not apart: there are none, they are many, or all get half a bit or more anyway.
     """
-    share = small / size
-    if small < SMALL_TENSORS_MIN or settings.bits >= 0.5:
+    share = kernels / size
+    if not 0.0 < share <= KERNELS_SHARE or settings.bits >= 0.5:
         return None
-    fine = min(1.0, SMALL_TENSORS_FACTOR * settings.bits)
+    fine = min(1.0, KERNELS_FACTOR * settings.bits)
     main = (settings.bits - share * fine) / (1.0 - share)
     return replace(settings, name="eden", bits=round(fine, 4)), replace(settings, bits=round(main, 4))
-
-
-def small_tensors(sizes: Sequence[int]) -> list[int]:
-    """Which tensors are small: the smallest ones, the first of equals, while they hold at most a tenth of all.
-
-    Args:
-        sizes: Coordinates of each trainable tensor.
-    """
-    held, small = 0, []
-    for number in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
-        held += sizes[number]
-        if held > SMALL_TENSORS_SHARE * sum(sizes):
-            break
-        small.append(number)
-    return sorted(small)
 
 
 def choose(total: NDArray[np.float32], settings: CodecSettings, context: Context) -> CodecSettings:

@@ -19,7 +19,6 @@ from edge_sdk.frames import (
 from edge_sdk.messages import Update
 from edge_sdk.parameters import ParameterSpec
 from edge_sdk.update import CodecSettings, decode_update, encode_update, frame_bytes_max
-from edge_sdk.update.auto import small_tensors
 
 PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])
 MIXED = ParameterSpec(
@@ -152,42 +151,33 @@ def test_a_limit_of_bytes_is_kept_by_the_main_group_alone() -> None:
     assert fitted_frames(MIXED, RULES, 100) is None
 
 
-LAYERS = ParameterSpec(
+CONVOLUTIONS = ParameterSpec(
     [
         ("conv.weight", (8, 2, 5, 5), "trainable"),
         ("conv.bias", (8,), "trainable"),
-        ("fc.weight", (100, 60), "trainable"),
-        ("logits.weight", (10, 6), "trainable"),
+        ("gru.weight", (1, 40, 50), "trainable"),
+        ("fc.weight", (100, 40), "trainable"),
         ("variance", (8, 3, 3), "statistic"),
     ]
 )
 
 
-def test_auto_gives_the_small_tensors_four_times_the_bits_for_no_more_bytes() -> None:
+def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_bytes() -> None:
     auto = CodecSettings("auto", bits=0.1)
-    main, small, statistics = groups_of(LAYERS, auto)
-    assert small.positions is not None
-    assert small.positions.tolist() == [*range(408), *range(6408, 6468)] and main.size == 6000
-    assert (small.settings.name, small.settings.bits) == ("eden", 0.4) and main.settings.name == "auto"
-    assert main.size * main.settings.bits + small.size * 0.4 == pytest.approx(0.1 * 6468, rel=1e-3)
+    main, kernels, statistics = groups_of(CONVOLUTIONS, auto)
+    assert kernels.positions is not None and kernels.positions.tolist() == list(range(400))
+    assert (kernels.settings.name, kernels.settings.bits) == ("eden", 0.4) and main.settings.name == "auto"
+    assert main.size * main.settings.bits + 400 * 0.4 == pytest.approx(0.1 * (main.size + 400), rel=1e-3)
     assert statistics.size == 72 and statistics.kind == "statistics"
-    vector = np.random.default_rng(0).standard_normal(LAYERS.size).astype(np.float32)
-    sent = encode_frames(vector, None, auto, LAYERS, seed=1)
+    vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
+    sent = encode_frames(vector, None, auto, CONVOLUTIONS, seed=1)
     assert len(sent.parts) == 1 and sent.statistics is not None
-    decode_frames(sent.frame, sent.statistics, auto, LAYERS, sent.parts)
+    decode_frames(sent.frame, sent.statistics, auto, CONVOLUTIONS, sent.parts)
 
 
-def test_auto_leaves_small_tensors_with_the_rest_where_they_are_few_or_have_bits_enough_or_patterns_say_otherwise() -> (
-    None
-):
-    plain = ParameterSpec([("fc.weight", (100, 60), "trainable"), ("fc.bias", (60,), "trainable")])
-    assert len(groups_of(plain, CodecSettings("auto", bits=0.1))) == 1
-    assert len(groups_of(LAYERS, CodecSettings("auto", bits=1))) == 2
+def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_have_bits_enough_or_patterns_say_otherwise() -> None:
+    many = ParameterSpec([("conv.weight", (8, 2, 5, 5), "trainable"), ("fc.weight", (50, 40), "trainable")])
+    assert len(groups_of(many, CodecSettings("auto", bits=0.1))) == 1
+    assert len(groups_of(CONVOLUTIONS, CodecSettings("auto", bits=1))) == 2
     rules = CodecSettings("auto", bits=0.1, tensors=(("fc*", CodecSettings("int8")),))
-    assert [group.size for group in groups_of(LAYERS, rules)] == [468, 6000, 72]
-
-
-def test_small_are_the_smallest_tensors_that_hold_a_tenth() -> None:
-    assert small_tensors([50, 10, 900, 39, 1]) == [0, 1, 3, 4]
-    assert small_tensors([50, 10, 900, 40, 1]) == [1, 3, 4]
-    assert small_tensors([100]) == []
+    assert [group.size for group in groups_of(CONVOLUTIONS, rules)] == [2408, 4000, 72]
