@@ -41,6 +41,8 @@ def measure(mnist: Path | None = None, repeats: int = 40) -> list[dict[str, Any]
         "sparse 0.1 %": CodecSettings("sparse", density=0.001),
         "sparse 1 %": SPARSE,
         "sparse 10 %": CodecSettings("sparse", density=0.1),
+        "eden 0.09": CodecSettings("eden", bits=0.09),
+        "eden 1 bit": CodecSettings("eden", bits=1),
         "int8": CodecSettings("int8"),
         "int8 nearest": CodecSettings("int8", rounding="nearest"),
         "int4": CodecSettings("int4"),

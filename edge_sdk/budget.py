@@ -132,7 +132,7 @@ class Budget:
         if settings is None or self._unfit == (invite.program, plan.codec, frames_max):
             return "bytes_per_update", (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
-                "have the coordinator use codec sparse or eden"
+                "have the coordinator use codec auto, sparse or eden"
             )
         piece_bytes = min(invite.blob_bytes or invite.chunk_bytes_max, invite.chunk_bytes_max)
         work = self._costs.accept() + SLACK_BYTES

@@ -39,6 +39,7 @@ ENERGY_SHARE_ALONE: Final = 0.999
 PARTICIPATION_MIN: Final = 0.05
 KERNELS_SHARE: Final = 0.15
 KERNELS_FACTOR: Final = 4.0
+MAIN_BITS_MIN: Final = 0.001  # the least that settings may ask for
 BITS_AT_TEN: Final = 0.09
 BITS_MIN: Final = 0.01
 BITS_MAX: Final = 4.0
@@ -65,19 +66,24 @@ def bits_for(cohort: int, adaptive: bool = False) -> float:
 def kernels_apart(settings: CodecSettings, kernels: int, size: int) -> tuple[CodecSettings, CodecSettings] | None:
     """Settings for a model's kernels and for the rest of it, which take as many bytes as ``settings`` for all.
 
+    Whether they are apart depends on the model alone and not on the bits: a device that sends fewer bits than the plan
+    asks for must make the frames that the plan's decoder expects.
+
     Args:
         settings: Those of the plan, with the name ``auto``.
         kernels: Trainable coordinates of tensors of three dimensions and more.
         size: All trainable coordinates.
 
     Returns:
-        None where they are not apart: there are none, they are many, or all get half a bit or more anyway.
+        None where they are not apart: there are none, or they are many.
     """
     share = kernels / size
-    if not 0.0 < share <= KERNELS_SHARE or settings.bits >= 0.5:
+    if not 0.0 < share <= KERNELS_SHARE:
         return None
+    if settings.bits >= 1.0:
+        return replace(settings, name="eden"), settings
     fine = min(1.0, KERNELS_FACTOR * settings.bits)
-    main = (settings.bits - share * fine) / (1.0 - share)
+    main = max(MAIN_BITS_MIN, (settings.bits - share * fine) / (1.0 - share))
     return replace(settings, name="eden", bits=round(fine, 4)), replace(settings, bits=round(main, 4))
 
 

@@ -175,9 +175,22 @@ def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_byte
     decode_frames(sent.frame, sent.statistics, auto, CONVOLUTIONS, sent.parts)
 
 
-def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_have_bits_enough_or_patterns_say_otherwise() -> None:
+def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_patterns_say_otherwise() -> None:
     many = ParameterSpec([("conv.weight", (8, 2, 5, 5), "trainable"), ("fc.weight", (50, 40), "trainable")])
     assert len(groups_of(many, CodecSettings("auto", bits=0.1))) == 1
-    assert len(groups_of(CONVOLUTIONS, CodecSettings("auto", bits=1))) == 2
     rules = CodecSettings("auto", bits=0.1, tensors=(("fc*", CodecSettings("int8")),))
     assert [group.size for group in groups_of(CONVOLUTIONS, rules)] == [2408, 4000, 72]
+
+
+@pytest.mark.parametrize("bits", [3, 1, 0.6, 0.09, 0.001])
+@pytest.mark.parametrize("limit", [700, 900, 1200, 100_000])
+def test_what_auto_makes_within_a_limit_is_read_by_a_decoder_that_knows_the_plan_alone(bits: float, limit: int) -> None:
+    plan = CodecSettings("auto", bits=bits)
+    fitting = fitted_frames(CONVOLUTIONS, plan, limit)
+    if fitting is None:  # the kernels' frame and the statistics alone may be too large
+        assert limit < frames_bytes_max(CONVOLUTIONS, plan)
+        return
+    vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
+    sent = encode_frames(vector, None, fitting, CONVOLUTIONS, seed=1)
+    assert len(sent.frame) + sum(map(len, sent.parts)) + len(sent.statistics or b"") <= limit
+    decode_frames(sent.frame, sent.statistics, plan, CONVOLUTIONS, sent.parts)
