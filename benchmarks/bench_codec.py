@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.update import CodecSettings, decode_update, encode_update
+from edge_sdk.codecs import CodecSettings, decode_update, encode_update
 
 Vector = NDArray[np.float32]
 LAYERS = (784, 1000, 200, 10)

@@ -23,15 +23,15 @@ from benchmarks.codec_tasks import federation
 from benchmarks.figures import Figure, at_most, skipped
 from benchmarks.vectors import gaussian, mnist_file, real
 from coordinator.compile import build_zoo_model, compile_model
-from coordinator.reducers import FixedPoint, WeightedMean
-from edge_sdk.engine import make_engine
+from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
+from edge_sdk.codecs import CodecSettings, Decoded, decode_update, encode_update
+from edge_sdk.codecs.frames import groups_of
+from edge_sdk.codecs.index_coding import Matrix, best_parameter, encode_indices
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.frames import groups_of
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import train_locally
-from edge_sdk.update import CodecSettings, Decoded, decode_update, encode_update
-from edge_sdk.update.index_coding import Matrix, best_parameter, encode_indices
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.local import train_locally
+from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = ["measure"]
 

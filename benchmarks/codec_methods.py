@@ -13,8 +13,8 @@ from typing import Final
 
 from benchmarks.codec_run import Method
 from benchmarks.codec_tasks import Task
-from edge_sdk.update import CodecSettings
-from edge_sdk.update.auto import bits_for
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.auto import bits_for
 
 __all__ = ["BOUNDS", "DENSE", "METHODS", "SEEDS", "Bound", "make_method", "title"]
 

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from device_sim.draws import Draws
+from device_sim.stable_random import Draws
 
 __all__ = ["conv1d_model", "conv2d_model", "gru_model"]
 

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.codec_tasks import Federation
-from coordinator.grouped_mean import GroupedMean
-from coordinator.reducers import FixedPoint
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.validate import Validation
-from edge_sdk.bundle import digest_of, encode_parameters, parameters_vector
+from edge_sdk.aggregation.grouped_mean import GroupedMean
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.frames import decode_frames, encode_frames, groups_of, shared_seed
+from edge_sdk.codecs.model_delta import apply_links, encode_link
+from edge_sdk.device.files import BytesLike
 from edge_sdk.errors import TrainingError
-from edge_sdk.files import BytesLike
-from edge_sdk.frames import decode_frames, encode_frames, groups_of, shared_seed
-from edge_sdk.link import apply_links, encode_link
-from edge_sdk.training import train_locally
-from edge_sdk.update import CodecSettings
+from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
+from edge_sdk.training.local import train_locally
 
 __all__ = ["Method", "Record", "run"]
 

@@ -22,11 +22,11 @@ from benchmarks.har import windows_of
 from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim.datasets import load_dataset
-from device_sim.draws import Draws
 from device_sim.partitions import shards
-from edge_sdk.engine import Engine, make_engine
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import Examples, as_examples
+from device_sim.stable_random import Draws
+from edge_sdk.training.engine import Engine, make_engine
+from edge_sdk.training.local import Examples, as_examples
+from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = ["TASKS", "Federation", "Model", "Task", "federation"]
 

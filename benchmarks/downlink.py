@@ -24,13 +24,13 @@ from coordinator.evaluation import Evaluator
 from coordinator.server_optimizers import make_server_optimizer
 from device_sim.datasets import load_dataset, split_held_out
 from device_sim.partitions import partition
-from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
-from edge_sdk.engine import make_engine
-from edge_sdk.examples import as_examples
-from edge_sdk.link import apply_links, encode_link
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import train_locally
-from edge_sdk.update import CodecSettings, decode_update, encode_update
+from edge_sdk.codecs import CodecSettings, decode_update, encode_update
+from edge_sdk.codecs.model_delta import apply_links, encode_link
+from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import as_examples
+from edge_sdk.training.local import train_locally
+from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = ["measure"]
 

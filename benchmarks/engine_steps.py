@@ -33,8 +33,8 @@ def measured(path: str, engine_name: str, batch_size: int) -> str:
     """One line of figures, from inside the process that is measured."""
     import numpy as np
 
-    from edge_sdk.bundle import Bundle
-    from edge_sdk.engine import make_engine
+    from edge_sdk.training.bundle import Bundle
+    from edge_sdk.training.engine import make_engine
 
     bundle = Bundle.load(path)
     engine = make_engine(bundle.program, engine_name)

@@ -16,7 +16,7 @@ from benchmarks.vectors import DENSITY
 from coordinator.config import load_config
 from coordinator.setup import build_bundle
 from device_sim.broker import PrivateBroker
-from edge_sdk.bundle import encode_parameters
+from edge_sdk.training.bundle import encode_parameters
 
 __all__ = ["Federation"]
 

@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks.federation import Federation
 from benchmarks.figures import Figure, at_most
 from benchmarks.processes import ENVIRONMENT, ROOT
-from edge_sdk.loop import raise_file_limit
+from edge_sdk.mqtt.loop import raise_file_limit
 
 __all__ = ["measure"]
 
@@ -26,7 +26,7 @@ SECONDS_MAX: Final = 300.0
 TOO_FEW_FILES: Final = """
 import os, resource, sys
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.loop import raise_file_limit
+from edge_sdk.mqtt.loop import raise_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
 if os.getuid() == 0:
     os.setuid(65534)  # root may raise its own hard limit

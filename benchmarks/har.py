@@ -35,7 +35,7 @@ from device_sim.broker import PrivateBroker
 from device_sim.fleet import Fleet, FleetSettings, Member
 from device_sim.profiles import DeviceProfile
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
-from edge_sdk.topics import Topics
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["measure"]
 

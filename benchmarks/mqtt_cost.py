@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from device_sim.broker import PrivateBroker
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Published, Subscribed, TransportEvent
+from edge_sdk.mqtt.loop import EventLoop
 
 TOPIC = "fl/v1/bench/up/0/device"
 

@@ -21,9 +21,9 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from benchmarks.figures import Figure, at_least
-from edge_sdk.engine.executor import Executor
-from edge_sdk.engine.kernels import KERNELS
-from edge_sdk.numpy_plan import Node, NumpyPlan
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.engine.kernels import KERNELS
+from edge_sdk.training.numpy_plan import Node, NumpyPlan
 
 __all__ = ["cases", "fails_on_numpy", "fails_on_onnxruntime", "measure", "transcribed"]
 

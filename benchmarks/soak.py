@@ -1,7 +1,7 @@
 """Many storms and every power cut, in virtual time: ``python -m benchmarks.soak --seeds 2000``.
 
 Each seed is a small federation in its own bad weather; then one short run is repeated with a power cut at every place
-where the power can fail. The invariants of ``device_sim.checkers`` hold, or the failure is printed with the one command
+where the power can fail. The invariants of ``device_sim.auditors.rounds`` hold, or the failure is printed with the one command
 that plays it again (``--seed`` or ``--crash``, ``--verbose`` to see what each device does).
 """
 
@@ -17,9 +17,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field
 from typing import Any
 
-from device_sim.crashes import CrashPlan
 from device_sim.scenario import Outcome, Scenario, replay_command, run
 from device_sim.trials import POWER_CUT_SEED, crash_points, power_cut, storm
+from device_sim.world.crashes import CrashPlan
 
 SECONDS_PER_RUN_MAX = 300
 TWICE_EVERY = 25  # every so many storms one is played twice: the same bytes must come out

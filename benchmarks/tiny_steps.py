@@ -40,7 +40,7 @@ def measured() -> dict[str, Any]:
     import numpy as np
 
     from coordinator.compile import build_zoo_model, compile_model
-    from edge_sdk.engine import make_engine
+    from edge_sdk.training.engine import make_engine
 
     model = build_zoo_model("softmax_regression", inputs=(9,), outputs=6, seed=1)
     bundle = compile_model(model, loss="softmax_cross_entropy", name="tiny", loop=True)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, at_most, skipped
 from coordinator.compile import compile_model, load_onnx
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
 
 __all__ = ["MODELS", "measure"]
 

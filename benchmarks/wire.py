@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from benchmarks.figures import Figure, at_most, skipped
 from benchmarks.vectors import DENSITY, gaussian, real
 from benchmarks.wire_count import measure_count
-from edge_sdk.bundle import digest_of
-from edge_sdk.messages import Chunk, Envelope, Offer, Update, encode_message
+from edge_sdk.codecs import CodecSettings, encode_update
 from edge_sdk.mqtt.sizes import publish_bytes
-from edge_sdk.topics import Topics
-from edge_sdk.transfer import CHUNK_BYTES_MAX, plan_chunks
-from edge_sdk.update import CodecSettings, encode_update
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import Chunk, Envelope, Offer, Update, encode_message
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX, plan_chunks
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["measure"]
 

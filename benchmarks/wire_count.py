@@ -24,11 +24,11 @@ from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.vectors import GAUSSIAN_MODEL, gaussian
 from device_sim.counting_proxy import CountingProxy
 from edge_sdk import EdgeClient, Progress
-from edge_sdk.budget import SLACK_BYTES
-from edge_sdk.costs import UPDATE_HEAD_BYTES_MAX, Costs
-from edge_sdk.messages import Update
-from edge_sdk.transfer import CHUNK_BYTES_MAX
-from edge_sdk.update import CodecSettings, frame_bytes_max
+from edge_sdk.codecs import CodecSettings, frame_bytes_max
+from edge_sdk.device.data_quota import SLACK_BYTES
+from edge_sdk.wire.messages import Update
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
+from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = ["measure_count"]
 

@@ -86,7 +86,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the federation until it is finished, or until SIGTERM or SIGINT; the next start goes on where it was."""
-    from coordinator.cli_serve import serve as run
+    from coordinator.cli.serve import serve as run
 
     reason = run(config, linger_seconds=None if stay else linger, log_level=log_level, environment=os.environ)
     typer.echo(f"finished: {reason}" if reason else "stopped; start again to go on")
@@ -95,8 +95,8 @@ def serve(
 @app.command()
 def check(config: ConfigFile, as_json: AsJson = False) -> None:
     """Check configuration, files, model, held-out data, database and broker; nothing is changed."""
-    from coordinator.cli_check import run_checks
-    from coordinator.cli_show import print_checks
+    from coordinator.cli.check import run_checks
+    from coordinator.cli.show import print_checks
 
     outcomes = run_checks(config)
     if as_json:
@@ -115,7 +115,7 @@ def status(
     devices: Annotated[int, typer.Option(min=0, help="How many devices to list, those seen last first.")] = 10,
 ) -> None:
     """Show the round, tickets, devices, counters and bytes; from the database, also while it is served."""
-    from coordinator.cli_show import print_status
+    from coordinator.cli.show import print_status
     from coordinator.config import load_config
     from coordinator.reports import status_report
 
@@ -134,7 +134,7 @@ def rounds(
     last: Annotated[int, typer.Option(min=0, help="Only so many of the newest rounds; 0 for all.")] = 0,
 ) -> None:
     """List the rounds that have ended: who reported, bytes, loss, metric, seconds."""
-    from coordinator.cli_show import print_rounds, rounds_csv
+    from coordinator.cli.show import print_rounds, rounds_csv
     from coordinator.config import load_config
     from coordinator.reports import rounds_report
 
@@ -159,7 +159,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model, and prove it by running what was written."""
-    from coordinator.cli_export import export_model
+    from coordinator.cli.export import export_model
     from coordinator.config import load_config
 
     if onnx is None and bundle is None and int8 is None:
@@ -207,7 +207,7 @@ def compile_bundle(
     as_json: AsJson = False,
 ) -> None:
     """Turn an ONNX model into a bundle that devices can train, check its gradients, and say what was understood."""
-    from coordinator.cli_compile import compile_file
+    from coordinator.cli.compile import compile_file
     from coordinator.compile import LossOptions
 
     bundle = compile_file(
@@ -234,7 +234,7 @@ def inspect(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", metavar="MODEL.BUNDLE")], as_json: AsJson = False
 ) -> None:
     """Say what is in a bundle: inputs, parameters, operators, sizes, the cost of a step."""
-    from edge_sdk.bundle import Bundle
+    from edge_sdk.training.bundle import Bundle
 
     _print_bundle(Bundle.load(bundle), bundle, as_json)
 
@@ -269,8 +269,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Train a few rounds here, show what each codec makes of the updates by tensor, and pick a setting."""
-    from coordinator.cli_codec import ReportOptions, report_file
-    from coordinator.cli_codec_show import print_codec_report
+    from coordinator.cli.codec import ReportOptions, report_file
+    from coordinator.cli.codec_show import print_codec_report
 
     options = ReportOptions(
         clients, rounds, epochs, batch_size, learning_rate, cohort, bytes_max, nmse_max, progress_min, trial, seed
@@ -285,7 +285,7 @@ def report(
 
 
 def _print_bundle(bundle: Any, path: Path, as_json: bool) -> None:
-    from coordinator.cli_compile import report_lines
+    from coordinator.cli.compile import report_lines
     from coordinator.compile import describe
 
     if as_json:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import (
     BrokerSettings,
     Connected,
@@ -18,7 +17,8 @@ from edge_sdk.mqtt import (
     Subscribed,
     TransportEvent,
 )
-from edge_sdk.topics import Topics
+from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["BrokerFound", "probe_broker"]
 

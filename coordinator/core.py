@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from coordinator import round as rounds
 from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import (
@@ -40,15 +39,17 @@ from coordinator.events import (
     Tick,
     Workers,
 )
-from coordinator.round import Round, Ticket
-from coordinator.selection import announced_share, come_back_seconds, wanted_count
+from coordinator.publisher import Voice, round_summary, rounded
+from coordinator.schedules import synchronous as rounds
+from coordinator.schedules.selection import announced_share, come_back_seconds, wanted_count
+from coordinator.schedules.synchronous import Round, Ticket
 from coordinator.stopping import Stopping
 from coordinator.store import Checkpoint, LinkRecord, RoundRecord, Store, TicketRecord
 from coordinator.task import TaskSettings
 from coordinator.uploads import BUSY, Uploads
-from coordinator.voice import Voice, round_summary, rounded
 from edge_sdk.errors import ProtocolError
-from edge_sdk.messages import (
+from edge_sdk.mqtt import Delivery
+from edge_sdk.wire.messages import (
     Accept,
     CheckIn,
     Chunk,
@@ -63,7 +64,6 @@ from edge_sdk.messages import (
     Want,
     decode_message,
 )
-from edge_sdk.mqtt import Delivery
 
 __all__ = ["Coordinator"]
 

@@ -1,4 +1,4 @@
-"""What devices get after a round: the model itself, or a step towards it from what they hold (``edge_sdk/link.py``).
+"""What devices get after a round: the model itself, or a step towards it from what they hold (``edge_sdk/codecs/model_delta.py``).
 
 The model is what is aggregated, evaluated and exported. What is *published* is what devices hold and train from. With
 a compressed downlink it lags behind: each link brings the most of what is missing, the rest comes with later ones.
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.store import LinkRecord, Published
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.model_delta import Span, encode_link
 from edge_sdk.errors import TrainingError
-from edge_sdk.link import Span, encode_link
-from edge_sdk.update import CodecSettings
 
 __all__ = ["Downlink", "chain_from", "publish"]
 

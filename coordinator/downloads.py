@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from coordinator.events import BULK, Effect, Publish
-from edge_sdk.messages import Bytes, Gone, Message, Want
-from edge_sdk.topics import Topics
+from edge_sdk.wire.messages import Bytes, Gone, Message, Want
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
 

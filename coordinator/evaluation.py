@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from edge_sdk.bundle import Program, decode_parameters
-from edge_sdk.engine import make_engine
-from edge_sdk.examples import Examples
+from edge_sdk.training.bundle import Program, decode_parameters
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import Examples
 
 __all__ = ["Evaluator"]
 

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from coordinator.downlink import Downlink, publish
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
-from coordinator.grouped_mean import GroupedMean
-from coordinator.reducers import FixedPoint, ScalarSums
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import JournalRow, QuotaExceeded, Store
 from coordinator.validate import Validation
-from edge_sdk.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.aggregation.grouped_mean import GroupedMean
+from edge_sdk.aggregation.sums import FixedPoint, ScalarSums
+from edge_sdk.codecs import Rotated, frame_codec
+from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, statistic_mask
+from edge_sdk.codecs.model_delta import statistic_spans
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
-from edge_sdk.frames import DecodedParts, decode_frames, groups_of, shared_seed, statistic_mask
-from edge_sdk.link import statistic_spans
-from edge_sdk.messages import Plan, Update
-from edge_sdk.update import Rotated, frame_codec
+from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.wire.messages import Plan, Update
 
 __all__ = ["Ingest", "pack_state", "unpack_state"]
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from coordinator.config import Model
 from coordinator.store import StoreReader
-from edge_sdk.bundle import Program
 from edge_sdk.errors import ConfigurationError, StateError
+from edge_sdk.training.bundle import Program
 
 __all__ = ["check_same_model", "differences", "stored_program"]
 

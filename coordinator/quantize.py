@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 
 from coordinator.compile import export_onnx
-from edge_sdk.bundle import Program
 from edge_sdk.errors import CompileError
-from edge_sdk.examples import Examples, counted_labels
+from edge_sdk.training.bundle import Program
+from edge_sdk.training.examples import Examples, counted_labels
 
 __all__ = ["quantised", "score"]
 

@@ -41,7 +41,6 @@ from coordinator.store import RoundRecord, Store
 from coordinator.task import TaskSettings
 from coordinator.workers import ThreadWorkers, WorkerFailed
 from edge_sdk.errors import ConnectionUnavailable, EdgeFedError, StateError
-from edge_sdk.loop import Backoff, EventLoop
 from edge_sdk.mqtt import (
     BrokerSettings,
     Connected,
@@ -53,6 +52,7 @@ from edge_sdk.mqtt import (
     Will,
 )
 from edge_sdk.mqtt import Published as TransportPublished
+from edge_sdk.mqtt.loop import Backoff, EventLoop
 
 __all__ = ["Service"]
 

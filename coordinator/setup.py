@@ -29,7 +29,6 @@ from coordinator.config.settings import (
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.reducers import FixedPoint
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.service import Service
 from coordinator.setup_checks import (
@@ -44,12 +43,13 @@ from coordinator.setup_checks import (
 from coordinator.store import RoundRecord, Store, backup_path
 from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from edge_sdk.bundle import Bundle, Program, encode_parameters
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
-from edge_sdk.examples import load_examples
-from edge_sdk.frames import frames_bytes_max
 from edge_sdk.mqtt import BrokerSettings
-from edge_sdk.update import CodecSettings
+from edge_sdk.training.bundle import Bundle, Program, encode_parameters
+from edge_sdk.training.examples import load_examples
 
 __all__ = [
     "Prepared",

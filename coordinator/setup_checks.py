@@ -10,18 +10,18 @@ from typing import Final
 from coordinator.config import FederationConfig
 from coordinator.config.settings import codec_settings, piece_bytes_max
 from coordinator.ingest import unpack_state
-from coordinator.reducers import FixedPoint
-from coordinator.selection import wanted_count
+from coordinator.schedules.selection import wanted_count
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, backup_path
-from edge_sdk.bundle import Program
-from edge_sdk.costs import UPDATE_HEAD_BYTES_MAX, Costs
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.frames import decode_frames, fitted_frames, frames_bytes_max
+from edge_sdk.codecs.settings import BITS_MIN, DENSITY_MIN
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError
-from edge_sdk.frames import decode_frames, fitted_frames, frames_bytes_max
-from edge_sdk.messages import Update
-from edge_sdk.transfer import CHUNK_BYTES_MAX
-from edge_sdk.update import CodecSettings
-from edge_sdk.update.settings import BITS_MIN, DENSITY_MIN
+from edge_sdk.training.bundle import Program
+from edge_sdk.wire.messages import Update
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
+from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = [
     "check_codec",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.round import RoundSettings
+from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
-from edge_sdk.messages import Plan
+from edge_sdk.wire.messages import Plan
 
 __all__ = ["TaskSettings"]
 

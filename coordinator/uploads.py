@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from coordinator.store import ChunkRefused, Store
-from edge_sdk.messages import Chunk, Have
 from edge_sdk.mqtt import Delivery
+from edge_sdk.wire.messages import Chunk, Have
 
 __all__ = ["Uploads"]
 

@@ -3,7 +3,7 @@
 A device may be broken, misconfigured or hostile. Whatever it claims is checked against the round's bounds; a refusal
 carries a reason code under which it is counted, and never disturbs the round.
 
-The bounds on single values make the fixed-point sums of :mod:`coordinator.reducers` safe. The bound on the norm is what
+The bounds on single values make the fixed-point sums of :mod:`edge_sdk.aggregation.sums` safe. The bound on the norm is what
 limits the harm of one bad update. With an adaptive bound it is a multiple of the median norm of earlier accepted
 updates, which one device cannot move far. It is computed once a round, from rounds that are closed, so that a replay
 after a crash decides the same. A codec whose decoded updates are mostly noise (EDEN below one bit) has larger norms
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_sdk.codecs import Decoded, Rotated
+from edge_sdk.codecs.frames import DecodedParts, Group
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.frames import DecodedParts, Group
-from edge_sdk.update import Decoded, Rotated
 
 __all__ = ["Validation"]
 

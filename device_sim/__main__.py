@@ -188,7 +188,7 @@ def version() -> None:
 
 
 def _crash_plan(text: str) -> Any:
-    from device_sim.crashes import CrashPlan
+    from device_sim.world.crashes import CrashPlan
 
     side, _, nth = text.partition(":")
     if side not in ("device", "coordinator") or not nth.isdecimal() or int(nth) < 1:

@@ -23,8 +23,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from device_sim.draws import Draws
 from device_sim.partitions import by_key, dirichlet, dirichlet_by_class, iid, partition, shards
+from device_sim.stable_random import Draws
 from edge_sdk.errors import ConfigurationError
 
 __all__ = [

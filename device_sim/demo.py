@@ -23,7 +23,7 @@ from device_sim.report import round_rows, write_csv, write_picture
 from device_sim.view import View, human_bytes
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
-from edge_sdk.topics import Topics
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["DemoSettings", "run_demo"]
 

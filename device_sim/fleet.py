@@ -18,15 +18,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from device_sim.draws import Draws
 from device_sim.profiles import DeviceProfile
-from edge_sdk.agent import Agent, AgentSettings, BlobMemory, Progress
-from edge_sdk.files import MemoryFiles
-from edge_sdk.loop import EventLoop, TimerHandle, raise_file_limit
+from device_sim.stable_random import Draws
+from edge_sdk.device.agent import Agent, AgentSettings, BlobMemory, Progress
+from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.session import Event, TrainingFinished
+from edge_sdk.device.state import DeviceState
+from edge_sdk.device.work import EngineCache, Order, Product, TrainingWork, Work
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, PahoTransport, TransportEvent, Will
-from edge_sdk.session import Event, TrainingFinished
-from edge_sdk.state import DeviceState
-from edge_sdk.work import EngineCache, Order, Product, TrainingWork, Work
+from edge_sdk.mqtt.loop import EventLoop, TimerHandle, raise_file_limit
 
 __all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
 

@@ -18,7 +18,7 @@ from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
-from edge_sdk.topics import Topics, check_segment
+from edge_sdk.wire.topics import Topics, check_segment
 
 __all__ = ["FleetRun", "deal", "run_fleet"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from device_sim.draws import Draws
+from device_sim.stable_random import Draws
 from edge_sdk.errors import ConfigurationError
 
 if TYPE_CHECKING:

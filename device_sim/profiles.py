@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from device_sim.draws import Draws
-from device_sim.faults import LinkProfile
+from device_sim.stable_random import Draws
+from device_sim.world.faults import LinkProfile
 from edge_sdk.errors import ConfigurationError
 
 __all__ = ["DeviceProfile", "FleetProfile", "draw_profiles"]

@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.bundle import Program
-from edge_sdk.training import TrainResult
-from edge_sdk.update import CodecSettings
-from edge_sdk.work import Order, Product, make_product
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.device.work import Order, Product, make_product
+from edge_sdk.training.bundle import Program
+from edge_sdk.training.local import TrainResult
 
 __all__ = ["ReplayWork"]
 

@@ -17,32 +17,32 @@ from coordinator.compile import build_zoo_model, compile_model
 from coordinator.downlink import Downlink
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
-from coordinator.reducers import FixedPoint
-from coordinator.round import RoundSettings
+from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from device_sim.checkers import InvariantBroken, Ledger
-from device_sim.crashes import CrashPlan, CrashPoints
+from device_sim.auditors.rounds import InvariantBroken, Ledger
 from device_sim.datasets import Dataset, load_dataset, split_held_out
-from device_sim.day_books import SECONDS_PER_DAY, DayBooks
-from device_sim.network import InMemoryBroker, NetworkFaults
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
-from device_sim.sim_coordinator import SimCoordinator
-from device_sim.sim_device import SimDevice
-from device_sim.virtual_time import VirtualClock
-from edge_sdk.agent import BlobMemory
-from edge_sdk.bundle import Bundle, digest_of, encode_parameters
-from edge_sdk.examples import as_examples
-from edge_sdk.frames import frames_bytes_max
-from edge_sdk.messages import Plan
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.topics import Topics
-from edge_sdk.update import CodecSettings, keeps_residual
-from edge_sdk.work import EngineCache, spec_digest
+from device_sim.world.clock import VirtualClock
+from device_sim.world.coordinator import SimCoordinator
+from device_sim.world.crashes import CrashPlan, CrashPoints
+from device_sim.world.daily_usage import SECONDS_PER_DAY, DayBooks
+from device_sim.world.device import SimDevice
+from device_sim.world.network import InMemoryBroker, NetworkFaults
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings, keeps_residual
+from edge_sdk.codecs.frames import frames_bytes_max
+from edge_sdk.device.agent import BlobMemory
+from edge_sdk.device.work import EngineCache, spec_digest
+from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.training.examples import as_examples
+from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
 

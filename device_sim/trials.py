@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 from coordinator.downlink import Downlink
-from device_sim.crashes import CrashPlan
-from device_sim.faults import Crash, NetworkFaults, Partition
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Outcome, Scenario, run
+from device_sim.world.crashes import CrashPlan
+from device_sim.world.faults import Crash, NetworkFaults, Partition
+from edge_sdk.codecs import CODECS, CodecSettings
 from edge_sdk.mqtt.events import Protocol
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.update import CODECS, CodecSettings
+from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = ["POWER_CUT_SEED", "crash_points", "power_cut", "storm"]
 

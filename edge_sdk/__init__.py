@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edge_sdk.agent import Progress, Status
     from edge_sdk.client import EdgeClient, Limits
-    from edge_sdk.examples import Examples
-    from edge_sdk.training import Trainer
+    from edge_sdk.device.agent import Progress, Status
+    from edge_sdk.training.examples import Examples
+    from edge_sdk.training.local import Trainer
 
 __all__ = ["EdgeClient", "Examples", "Limits", "Progress", "Status", "Trainer", "__version__"]
 
 _WHERE = {
     "EdgeClient": "edge_sdk.client",
     "Limits": "edge_sdk.client",
-    "Progress": "edge_sdk.agent",
-    "Status": "edge_sdk.agent",
-    "Examples": "edge_sdk.examples",
-    "Trainer": "edge_sdk.training",
+    "Progress": "edge_sdk.device.agent",
+    "Status": "edge_sdk.device.agent",
+    "Examples": "edge_sdk.training.examples",
+    "Trainer": "edge_sdk.training.local",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge_sdk import __version__
-from edge_sdk.cli_findings import EXIT_BROKER, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STATE, exit_code
+from edge_sdk.cli.findings import EXIT_BROKER, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STATE, exit_code
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
 
 __all__ = ["main"]
@@ -41,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edge_sdk.cli_run import run
-    from edge_sdk.device_config import load_device_config
+    from edge_sdk.cli.device_config import load_device_config
+    from edge_sdk.cli.run import run
 
     run(load_device_config(options.config, os.environ), os.environ)
     return EXIT_OK
 
 
 def _check(options: argparse.Namespace) -> int:
-    from edge_sdk.cli_check import checks
-    from edge_sdk.device_config import load_device_config
+    from edge_sdk.cli.check import checks
+    from edge_sdk.cli.device_config import load_device_config
 
     findings = []
     for finding in checks(load_device_config(options.config, os.environ)):

@@ -16,17 +16,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_sdk.agent import Agent, AgentSettings, Progress, Status
-from edge_sdk.budget import BYTES_PER_DAY_MIN
+from edge_sdk.device.agent import Agent, AgentSettings, Progress, Status
+from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
+from edge_sdk.device.files import DirectoryFiles
+from edge_sdk.device.session import Event
+from edge_sdk.device.state import DeviceState
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, EdgeFedError
-from edge_sdk.files import DirectoryFiles
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
-from edge_sdk.session import Event
-from edge_sdk.state import DeviceState
-from edge_sdk.topics import check_segment
-from edge_sdk.training import Trainer
-from edge_sdk.work import EngineCache, TrainingWork
+from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.training.local import Trainer
+from edge_sdk.wire.topics import check_segment
 
 __all__ = ["EdgeClient", "Limits"]
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import pytest
 
 from device_sim.broker import PrivateBroker, find_mosquitto
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, PahoTransport, Subscribed, TransportEvent
+from edge_sdk.mqtt.loop import EventLoop
 
 E = TypeVar("E")
 

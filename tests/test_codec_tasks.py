@@ -13,9 +13,9 @@ from benchmarks.codec_tasks import Federation, Task
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim.datasets import load_dataset
 from device_sim.partitions import shards
-from edge_sdk.engine import make_engine
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import as_examples
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.local import as_examples
+from edge_sdk.wire.plan import TrainingPlan
 
 
 @pytest.fixture(scope="module")

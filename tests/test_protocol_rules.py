@@ -19,17 +19,22 @@ import pytest
 from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, Pair, bundle, make_update
 
 from coordinator.events import BULK, CONTROL, Acknowledge, Publish
-from coordinator.reducers import FixedPoint, WeightedMean
-from coordinator.round import TERMINAL
+from coordinator.schedules.synchronous import TERMINAL
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
-from device_sim.network import InMemoryBroker, NetworkFaults
-from device_sim.virtual_time import VirtualClock
-from edge_sdk.agent import TAKEOVER_SECONDS, Agent, AgentSettings, Progress
-from edge_sdk.bundle import digest_of
+from device_sim.world.clock import VirtualClock
+from device_sim.world.network import InMemoryBroker, NetworkFaults
+from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
+from edge_sdk.codecs import CodecSettings, decode_update, encode_update
+from edge_sdk.device.agent import TAKEOVER_SECONDS, Agent, AgentSettings, Progress
+from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.session import MessageArrived, Offline, Online
+from edge_sdk.device.state import DeviceState, OutboxEntry
+from edge_sdk.device.work import Order, Product
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.files import MemoryFiles
-from edge_sdk.messages import (
+from edge_sdk.mqtt import Delivery
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import (
     Accept,
     Announce,
     Bytes,
@@ -48,12 +53,7 @@ from edge_sdk.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.mqtt import Delivery
-from edge_sdk.session import MessageArrived, Offline, Online
-from edge_sdk.state import DeviceState, OutboxEntry
-from edge_sdk.topics import check_segment
-from edge_sdk.update import CodecSettings, decode_update, encode_update
-from edge_sdk.work import Order, Product
+from edge_sdk.wire.topics import check_segment
 
 ROOT = Path(__file__).parent.parent
 
@@ -567,14 +567,18 @@ class _Wall:
 # --- 12 machines see no tensors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["coordinator/core.py", "coordinator/round.py", "edge_sdk/session/machine.py"])
+@pytest.mark.parametrize(
+    "module", ["coordinator/core.py", "coordinator/schedules/synchronous.py", "edge_sdk/device/session/machine.py"]
+)
 def test_rule_12_machines_decode_no_update_and_read_no_clock(module: str) -> None:
     tree = ast.parse((ROOT / module).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} | {
         alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
-    forbidden = {"time", "datetime", "threading", "socket", "sqlite3", "edge_sdk.update", "coordinator.reducers"}
-    assert not imported & (forbidden | {"coordinator.validate", "coordinator.server_optimizers", "edge_sdk.engine"})
+    forbidden = {"time", "datetime", "threading", "socket", "sqlite3", "edge_sdk.codecs", "edge_sdk.aggregation.sums"}
+    assert not imported & (
+        forbidden | {"coordinator.validate", "coordinator.server_optimizers", "edge_sdk.training.engine"}
+    )
     numpy_used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_numpy(node)}
     assert numpy_used <= {"random"}, "numpy for generators only"
 
@@ -701,7 +705,7 @@ def test_rule_16_writes_a_day_are_bounded() -> None:
 
 
 def test_importing_the_machines_loads_no_network_no_database_and_no_engine() -> None:
-    code = "import sys, edge_sdk.session; print([m for m in ('paho', 'sqlite3', 'onnx', 'ssl') if m in sys.modules])"
+    code = "import sys, edge_sdk.device.session; print([m for m in ('paho', 'sqlite3', 'onnx', 'ssl') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 

@@ -1,6 +1,6 @@
 """Whole federations in virtual time: bad weather drawn from seeds, and a power cut at every kind of place.
 
-What is checked in each run stands in ``device_sim/checkers.py``. ``make soak`` plays thousands of these.
+What is checked in each run stands in ``device_sim/auditors/rounds.py``. ``make soak`` plays thousands of these.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 
 from coordinator.downlink import Downlink
-from device_sim.crashes import CrashPlan
-from device_sim.faults import Crash
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Scenario, replay_command, run
 from device_sim.trials import POWER_CUT_SEED, crash_points, power_cut, storm
-from edge_sdk.update import CODECS, CodecSettings
+from device_sim.world.crashes import CrashPlan
+from device_sim.world.faults import Crash
+from edge_sdk.codecs import CODECS, CodecSettings
 
 SEEDS = 100
 SEEDS_PER_TEST = 10

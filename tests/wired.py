@@ -34,20 +34,17 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.ingest import Ingest, pack_state
-from coordinator.reducers import FixedPoint
-from coordinator.round import RoundSettings
+from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from edge_sdk.bundle import Bundle, digest_of, encode_parameters
-from edge_sdk.frames import encode_frames
-from edge_sdk.link import apply_links
-from edge_sdk.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
-from edge_sdk.mqtt import Delivery
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.session import (
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.frames import encode_frames
+from edge_sdk.codecs.model_delta import apply_links
+from edge_sdk.device.session import (
     ApplyLinks,
     LinksApplied,
     MarkReceived,
@@ -63,11 +60,14 @@ from edge_sdk.session import (
     TrainingFinished,
     Unsubscribe,
 )
-from edge_sdk.session import Published as SentPublished
-from edge_sdk.session import Subscribe as Listen
-from edge_sdk.session import Tick as SessionTick
-from edge_sdk.topics import Topics
-from edge_sdk.update import CodecSettings
+from edge_sdk.device.session import Published as SentPublished
+from edge_sdk.device.session import Subscribe as Listen
+from edge_sdk.device.session import Tick as SessionTick
+from edge_sdk.mqtt import Delivery
+from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
+from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
 E = TypeVar("E")

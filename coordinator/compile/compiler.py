@@ -10,7 +10,6 @@ from typing import Any, Final, Literal
 
 import onnx
 
-from coordinator.compile.classical import cut_heads
 from coordinator.compile.cost import step_cost
 from coordinator.compile.emit import (
     evaluate_graph,
@@ -33,10 +32,11 @@ from coordinator.compile.masking import with_mask
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
 from coordinator.compile.simplify import simplified
+from coordinator.compile.sklearn import cut_heads
 from coordinator.compile.verify import verify_program
-from edge_sdk.bundle import Bundle, Input, Program, encode_parameters
 from edge_sdk.errors import CompileError, DecodeError
 from edge_sdk.parameters import ParameterSpec
+from edge_sdk.training.bundle import Bundle, Input, Program, encode_parameters
 
 __all__ = ["compile_model", "describe"]
 

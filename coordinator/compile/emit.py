@@ -29,11 +29,11 @@ from coordinator.compile.losses import SMOOTHING, Loss, LossOptions
 from coordinator.compile.optimizers import NORM_MAX, STEP, Optimizer, Pulls, clipped, slot_name
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError
-from edge_sdk.numpy_plan import Node as PlanNode
-from edge_sdk.numpy_plan import NumpyPlan
-from edge_sdk.program import ANCHOR, NEW
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.numpy_plan import Node as PlanNode
+from edge_sdk.training.numpy_plan import NumpyPlan
+from edge_sdk.training.program import ANCHOR, NEW
 
 __all__ = ["evaluate_graph", "infer_graph", "state_of", "to_onnx", "to_plan", "train_graph"]
 

@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from coordinator.compile.classical import restore
 from coordinator.compile.lora import is_adapter, merged_adapters
-from edge_sdk.bundle import Program
+from coordinator.compile.sklearn import restore
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Program
 
 __all__ = ["export_onnx", "merge_into_source"]
 

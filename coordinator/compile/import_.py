@@ -17,17 +17,17 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
-from coordinator.compile.classical import cut_heads, lowered
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
 from coordinator.compile.last_state import take_last_states
-from coordinator.compile.newer import without_newer
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
+from coordinator.compile.opset_down import without_newer
 from coordinator.compile.pooling_first import pool_first
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from coordinator.compile.sequences import lower_sequences
 from coordinator.compile.shapes import infer_values, value_of
+from coordinator.compile.sklearn import cut_heads, lowered
 from coordinator.compile.spatial import explicit_window
 from edge_sdk.errors import CompileError
 

@@ -20,10 +20,10 @@ from coordinator.compile.emit import to_onnx
 from coordinator.compile.graph import Graph, Node, Value
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.samples import random_inputs, random_target
-from edge_sdk.bundle import Bundle, Program
-from edge_sdk.engine.onnx_runtime import STEPS_AT_ONCE, OnnxRuntimeEngine, OnnxRuntimeHandle
 from edge_sdk.errors import CompileError
-from edge_sdk.program import NEW
+from edge_sdk.training.bundle import Bundle, Program
+from edge_sdk.training.engine.onnx_runtime import STEPS_AT_ONCE, OnnxRuntimeEngine, OnnxRuntimeHandle
+from edge_sdk.training.program import NEW
 
 __all__ = ["loop_bytes", "with_loop_if_faster"]
 

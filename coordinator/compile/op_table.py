@@ -11,10 +11,10 @@ import sys
 from onnx import defs
 
 from coordinator.compile.graph import OPSET
-from coordinator.compile.newer import FORMS
+from coordinator.compile.opset_down import FORMS
 from coordinator.compile.rules import FALLBACK_PARAMETERS, RULES
 from coordinator.compile.rules.elementwise import step
-from edge_sdk.engine.kernels import KERNELS
+from edge_sdk.training.engine.kernels import KERNELS
 
 __all__ = ["op_table"]
 

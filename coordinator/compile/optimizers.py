@@ -18,7 +18,7 @@ from typing import Final
 
 from coordinator.compile.graph import GraphBuilder
 from coordinator.compile.rules import Gradient
-from edge_sdk.program import ANCHOR
+from edge_sdk.training.program import ANCHOR
 
 __all__ = ["NORM_MAX", "OPTIMIZERS", "Optimizer", "Pulls", "clipped"]
 

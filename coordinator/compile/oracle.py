@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edge_sdk.bundle import Node, NumpyPlan, Program
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
-from edge_sdk.numpy_plan import Attribute
+from edge_sdk.training.bundle import Node, NumpyPlan, Program
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.numpy_plan import Attribute
 
 __all__ = ["Arrays", "LossAround", "Run", "loss_in_float64", "session_of", "widened"]
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.bundle import Input, Program
+from edge_sdk.training.bundle import Input, Program
 
 __all__ = ["random_inputs", "random_target"]
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from coordinator.compile.oracle import Arrays, LossAround, Run, loss_in_float64, session_of, widened
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.samples import random_inputs, random_target
-from edge_sdk.bundle import Bundle, Program
-from edge_sdk.engine.blas import limit_blas_threads, restore_blas_threads
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
-from edge_sdk.program import ANCHOR, NEW
+from edge_sdk.training.bundle import Bundle, Program
+from edge_sdk.training.engine.blas import limit_blas_threads, restore_blas_threads
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.program import ANCHOR, NEW
 
 __all__ = ["Verification", "verify_program"]
 

@@ -13,7 +13,7 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 from pydantic.fields import FieldInfo
 
-from edge_sdk.topics import is_segment
+from edge_sdk.wire.topics import is_segment
 
 __all__ = [
     "LocalPath",

@@ -8,7 +8,7 @@ from typing import Final, Literal, Self
 from pydantic import model_validator
 
 from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Switch, Weights, key
-from edge_sdk.budget import BYTES_PER_DAY_MIN
+from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings
 

@@ -17,16 +17,16 @@ from coordinator.config.sections import (
     Validation,
 )
 from coordinator.downlink import Downlink
-from coordinator.round import RoundSettings
+from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.validate import Validation as Bounds
+from edge_sdk.codecs import BITS, CodecSettings
+from edge_sdk.codecs.auto import bits_for
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.messages import Plan
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.update import BITS, CodecSettings
-from edge_sdk.update.auto import bits_for
+from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = [
     "broker_settings",

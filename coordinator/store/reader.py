@@ -11,7 +11,7 @@ from coordinator.store.counters import Counters
 from coordinator.store.database import Database
 from coordinator.store.devices import Devices
 from coordinator.store.journal import Journal
-from coordinator.store.links import Links
+from coordinator.store.model_deltas import Links
 from coordinator.store.records import Checkpoint, DeviceRecord, LinkRecord, RoundRecord, TicketRecord
 from coordinator.store.rounds import Rounds
 

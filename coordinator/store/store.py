@@ -14,9 +14,9 @@ from coordinator.store.blobs import Blobs, Checkpoints, Retained
 from coordinator.store.counters import Counters
 from coordinator.store.database import Database
 from coordinator.store.devices import DeviceRow, Devices
-from coordinator.store.epoch import Epoch
 from coordinator.store.journal import Journal
-from coordinator.store.links import Links
+from coordinator.store.lineage import Epoch
+from coordinator.store.model_deltas import Links
 from coordinator.store.partials import ChunkRow, Partials
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import Checkpoint, JournalRow, Published, RoundRecord, TicketRecord, Verdict

@@ -23,7 +23,7 @@ from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.settings import BrokerSettings
 
 if TYPE_CHECKING:
-    from edge_sdk.mqtt.link import Link
+    from edge_sdk.mqtt.connection import Link
 
 __all__ = ["PahoTransport"]
 
@@ -242,7 +242,7 @@ class PahoTransport:
     # Inside.
 
     def _open(self, protocol: Protocol) -> None:
-        from edge_sdk.mqtt.link import Link
+        from edge_sdk.mqtt.connection import Link
 
         self.connections += 1
         self._deadline = None

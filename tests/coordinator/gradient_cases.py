@@ -10,7 +10,7 @@ import pytest
 from onnx_graphs import RATE, directional, forward64, gradients, model_of
 
 from coordinator.compile import compile_model
-from edge_sdk.engine.executor import Executor
+from edge_sdk.training.engine.executor import Executor
 
 __all__ = ["Case", "after_dense", "assert_gradients"]
 

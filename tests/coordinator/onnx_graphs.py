@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from edge_sdk.bundle import Bundle
+from edge_sdk.training.bundle import Bundle
 
 Arrays = dict[str, NDArray[Any]]
 Node = onnx.NodeProto

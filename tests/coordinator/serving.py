@@ -28,10 +28,14 @@ from device_sim.datasets import load_dataset, split_held_out
 from device_sim.fleet import Fleet, FleetSettings, Member
 from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
-from edge_sdk.bundle import digest_of, encode_parameters
+from edge_sdk.codecs import CODECS, decode_update
+from edge_sdk.codecs.frame import pack_frame
+from edge_sdk.device.work import Order, Product, TrainingWork
 from edge_sdk.errors import StateError
-from edge_sdk.loop import EventLoop
-from edge_sdk.messages import (
+from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
+from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.training.bundle import digest_of, encode_parameters
+from edge_sdk.wire.messages import (
     CheckIn,
     Chunk,
     Envelope,
@@ -41,11 +45,7 @@ from edge_sdk.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
-from edge_sdk.topics import Topics
-from edge_sdk.update import CODECS, decode_update
-from edge_sdk.update.frame import pack_frame
-from edge_sdk.work import Order, Product, TrainingWork
+from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
 

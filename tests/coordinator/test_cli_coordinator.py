@@ -21,8 +21,8 @@ import pytest
 from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, write_held_out
 
 from coordinator.__main__ import exit_code, main
-from coordinator.cli_serve import Calm, round_line
-from coordinator.cli_show import bytes_text
+from coordinator.cli.serve import Calm, round_line
+from coordinator.cli.show import bytes_text
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import load_config
 from coordinator.config.settings import database_path
@@ -30,7 +30,6 @@ from coordinator.setup import prepare
 from coordinator.store import JournalRow, RoundRecord, Store, TicketRecord
 from device_sim.broker import PrivateBroker
 from edge_sdk import __version__
-from edge_sdk.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.errors import (
     BundleError,
     CompileError,
@@ -44,6 +43,7 @@ from edge_sdk.errors import (
     TrainingError,
     VersionError,
 )
+from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 
 NOWHERE = "mqtt://127.0.0.1:1"
 VERDICTS = {"counted": 2, "late": 1, "declined": 0, "missing": 0, "refused": 1}

@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from coordinator.codec_choice import auto_choice, candidates, codec_table, nearer_to, pick
-from coordinator.codec_cohort import Cohort, last_cohort
-from coordinator.codec_report import Measurement, eden_nmse, measure, scaled_nmse
-from coordinator.codec_trial import Trial, progress
+from coordinator.codec_report.choice import auto_choice, candidates, codec_table, nearer_to, pick
+from coordinator.codec_report.cohort import Cohort, last_cohort
+from coordinator.codec_report.frame_bytes import bytes_by_element, sparse_cost
+from coordinator.codec_report.local_rounds import LocalRound, local_rounds, split_examples, stepped
+from coordinator.codec_report.report import Measurement, eden_nmse, measure, scaled_nmse
+from coordinator.codec_report.trial import Trial, progress
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config.sections import Codec
-from coordinator.frame_bytes import bytes_by_element, sparse_cost
-from coordinator.local_rounds import LocalRound, local_rounds, split_examples, stepped
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
+from edge_sdk.codecs import CodecSettings, encode_update
+from edge_sdk.codecs.frame import pack_frame
+from edge_sdk.codecs.frames import EncodedFrames, frames_bytes_max
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.examples import as_examples
-from edge_sdk.frames import EncodedFrames, frames_bytes_max
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import evaluate_locally
-from edge_sdk.update import CodecSettings, encode_update
-from edge_sdk.update.frame import pack_frame
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import as_examples
+from edge_sdk.training.local import evaluate_locally
+from edge_sdk.wire.plan import TrainingPlan
 
 CLIENTS, ROUNDS, COHORT, BUDGET = 6, 3, 6, 150
 SPARSE = CodecSettings("sparse", density=0.03)

@@ -12,9 +12,9 @@ from onnx import helper
 from onnx_graphs import gradients, model_of, run
 
 from coordinator.compile import compile_model, export_onnx, load_onnx, merge_into_source
-from coordinator.compile.classical import cut_heads
-from edge_sdk.bundle import Bundle
+from coordinator.compile.sklearn import cut_heads
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "onnx"
 RNG = np.random.default_rng(5)

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from onnx_graphs import model_of, run
 
 from coordinator.compile import build_zoo_model, compile_model, describe, export_onnx
-from edge_sdk.engine import make_engine
 from edge_sdk.errors import CompileError
+from edge_sdk.training.engine import make_engine
 
 MODEL = build_zoo_model("cnn", inputs=(1, 8, 8), outputs=3, channels=(4, 6), seed=1)
 BUNDLE = compile_model(MODEL, loss="softmax_cross_entropy", optimizer="adam", proximal=True, name="cnn", verify=False)

@@ -12,9 +12,9 @@ from onnx_graphs import model_of, run, step
 
 from coordinator.compile import Lora, build_zoo_model, compile_model, describe, export_onnx, merge_into_source
 from coordinator.compile.cost import step_cost
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
 
 CNN = build_zoo_model("cnn", inputs=(1, 12, 12), outputs=3, channels=(4, 6), hidden=(8,), seed=1)
 MLP = build_zoo_model("mlp", inputs=(12,), outputs=3, hidden=(10, 8), activation="tanh", seed=2)

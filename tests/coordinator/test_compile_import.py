@@ -15,8 +15,8 @@ from onnx_graphs import gradients, model_of, run
 
 from coordinator.compile import build_zoo_model, compile_model, load_onnx
 from coordinator.compile.rules import RULES
-from edge_sdk.bundle import Bundle
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
 
 RNG = np.random.default_rng(4)
 W = RNG.standard_normal((4, 3))

@@ -12,13 +12,13 @@ import onnx
 import pytest
 
 from coordinator.compile import build_zoo_model, compile_model, describe, load_onnx
-from edge_sdk.bundle import Bundle, Program
-from edge_sdk.engine import Engine, make_engine
-from edge_sdk.engine.onnx_runtime import STEPS_AT_ONCE
 from edge_sdk.errors import CompileError, DecodeError, TrainingError
-from edge_sdk.examples import Examples, as_examples
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import TrainResult, train_locally
+from edge_sdk.training.bundle import Bundle, Program
+from edge_sdk.training.engine import Engine, make_engine
+from edge_sdk.training.engine.onnx_runtime import STEPS_AT_ONCE
+from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.local import TrainResult, train_locally
+from edge_sdk.wire.plan import TrainingPlan
 
 COUNT = 403
 """Examples: not a multiple of the batch."""

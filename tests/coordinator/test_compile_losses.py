@@ -13,8 +13,8 @@ from onnx_graphs import gradients, model_of, run
 
 from coordinator.compile import LOSSES, compile_model
 from coordinator.compile.losses import LossOptions
-from edge_sdk.bundle import Bundle
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
 
 Array = NDArray[Any]
 BATCH = 6

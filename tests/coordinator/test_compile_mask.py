@@ -16,10 +16,10 @@ from onnx_graphs import directional, forward64, gradients, model_of, run, step
 from coordinator.__main__ import main
 from coordinator.compile import LossOptions, compile_model, describe
 from coordinator.compile.losses import LOSSES
-from edge_sdk.bundle import Bundle, Program
-from edge_sdk.engine import make_engine
 from edge_sdk.errors import CompileError, DecodeError, ExamplesError
-from edge_sdk.examples import as_examples
+from edge_sdk.training.bundle import Bundle, Program
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import as_examples
 
 RNG = np.random.default_rng(3)
 BATCH, POSITIONS, WIDTH = 4, 6, 3

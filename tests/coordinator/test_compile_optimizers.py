@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx_graphs import RATE, gradients, model_of, step
 
 from coordinator.compile import OPTIMIZERS, build_zoo_model, compile_model
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
 
 Array = NDArray[np.float64]
 STEPS = 6

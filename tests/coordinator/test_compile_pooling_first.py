@@ -9,7 +9,7 @@ from onnx_graphs import model_of, run
 from coordinator.compile import compile_model
 from coordinator.compile.emit import infer_graph, to_onnx
 from coordinator.compile.import_ import import_model
-from edge_sdk.engine import make_engine
+from edge_sdk.training.engine import make_engine
 
 RATE = 1024.0
 TAIL = "; g = GlobalAveragePool(p); y = Flatten(g)"

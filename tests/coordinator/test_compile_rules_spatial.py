@@ -14,10 +14,10 @@ from onnx_graphs import RATE, directional, forward64, gradients, model_of, run, 
 
 from coordinator.compile import compile_model
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.engine.executor import Executor
 
 
 def conv(label: str, weight: tuple[int, ...], sizes: tuple[int, ...], attributes: str, channels: int) -> Case:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from coordinator.compile import LOSSES, OPTIMIZERS, ZOO, build_zoo_model, compile_model, zoo_loss
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
 
 BATCH = 32
 

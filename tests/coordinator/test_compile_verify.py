@@ -20,8 +20,8 @@ from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.oracle import loss_in_float64, widened
 from coordinator.compile.rules import RULES
 from coordinator.compile.rules.rule import Gradients, Wanted
-from edge_sdk.bundle import Bundle, NumpyPlan
 from edge_sdk.errors import CompileError
+from edge_sdk.training.bundle import Bundle, NumpyPlan
 
 MODEL = build_zoo_model("mlp", inputs=(6,), hidden=(5, 4), outputs=3, activation="tanh", seed=2)
 

@@ -33,8 +33,8 @@ from coordinator.config.settings import (
 )
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, FedAdam, FedAvg
 from coordinator.store import Store
+from edge_sdk.codecs import CODECS, ROUNDINGS, CodecSettings
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.update import CODECS, ROUNDINGS, CodecSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 SMALL = '[federation]\nname = "demo"\n[model]\nzoo = "mlp"\n'

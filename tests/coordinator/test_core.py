@@ -10,8 +10,9 @@ import pytest
 from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, make_update
 
 from coordinator.events import BULK, CONTROL, Acknowledge, Arrived, BrokerDown, BrokerUp, Evaluated, Finished, Publish
-from edge_sdk.bundle import digest_of
-from edge_sdk.messages import (
+from edge_sdk.mqtt import Delivery
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import (
     Accept,
     Announce,
     Bytes,
@@ -28,7 +29,6 @@ from edge_sdk.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.mqtt import Delivery
 
 
 def announced(desk: Desk) -> Announce:

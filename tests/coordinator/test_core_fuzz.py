@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from wired import TASK, TOPICS, Desk, make_update
 
 from coordinator.events import BULK, CONTROL, Arrived
-from coordinator.round import TERMINAL
-from edge_sdk.bundle import digest_of
-from edge_sdk.messages import Accept, CheckIn, Chunk, Decline, Invite, Message, Offer, Want
+from coordinator.schedules.synchronous import TERMINAL
 from edge_sdk.mqtt import Delivery
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Invite, Message, Offer, Want
 
 tickets = st.sampled_from([b"own", b"other", b"?" * 16])
 digests = st.sampled_from([b"d" * 32, b"e" * 32, b"honest"])

@@ -9,7 +9,7 @@ import pytest
 from wired import ROUND, TASK, TOPICS, Pair
 
 from coordinator.stopping import StoppingRule
-from edge_sdk.session import Holding, SetEligible
+from edge_sdk.device.session import Holding, SetEligible
 
 
 def test_three_devices_and_three_rounds() -> None:

@@ -15,11 +15,11 @@ from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
 from coordinator.downlink import Downlink, chain_from, publish
 from coordinator.stopping import StoppingRule
 from coordinator.store import Checkpoint, LinkRecord, Store
-from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
-from edge_sdk.link import apply_links
-from edge_sdk.messages import Accept, Chunk, Invite
-from edge_sdk.session import SetEligible
-from edge_sdk.update import CodecSettings
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.model_delta import apply_links
+from edge_sdk.device.session import SetEligible
+from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.wire.messages import Accept, Chunk, Invite
 
 SPEC = larger_bundle().program.spec
 SPARSE = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)

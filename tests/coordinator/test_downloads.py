@@ -6,8 +6,8 @@ from typing import Any
 
 from coordinator.downloads import IN_FLIGHT_MAX, QUEUED_PER_DEVICE_MAX, RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect, Publish
-from edge_sdk.messages import Bytes, Envelope, Gone, Message, Want, decode_message, encode_message
-from edge_sdk.topics import Topics
+from edge_sdk.wire.messages import Bytes, Envelope, Gone, Message, Want, decode_message, encode_message
+from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")
 BLOB, DIGEST = bytes(range(256)) * 200, b"d" * 32

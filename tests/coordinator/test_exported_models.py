@@ -18,8 +18,8 @@ from onnx_graphs import run
 
 from coordinator.compile import compile_model, load_onnx
 from coordinator.compile.export import merge_into_source
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
 
 FOLDER = Path(__file__).parents[1] / "data" / "onnx"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.npz"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coordinator.compile import compile_model, load_onnx
-from edge_sdk.engine import make_engine
+from edge_sdk.training.engine import make_engine
 
 FOLDER = Path(__file__).parents[1] / "data" / "onnx" / "recurrent"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.npz"))

@@ -10,11 +10,11 @@ from wired import TASK, Desk, bundle, make_update
 
 from coordinator.events import CloseJob, IngestItem, StartJob
 from coordinator.ingest import pack_state, unpack_state
-from coordinator.round import RoundSettings
+from coordinator.schedules.synchronous import RoundSettings
 from coordinator.store import Store
-from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.errors import StateError
-from edge_sdk.messages import Update
+from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.wire.messages import Update
 
 SIZE = bundle().program.spec.size
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coordinator.compile.op_table import op_table
 from coordinator.compile.rules import FALLBACK_PARAMETERS, RULES
-from edge_sdk.engine.kernels import KERNELS
+from edge_sdk.training.engine.kernels import KERNELS
 
 PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 REMEDY = "run: python -m coordinator.compile.op_table > docs/operators.md"

@@ -11,9 +11,9 @@ import pytest
 
 from coordinator.compile import LossOptions, build_zoo_model, compile_model, export_onnx
 from coordinator.quantize import quantised, score
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
-from edge_sdk.examples import Examples, as_examples
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import Examples, as_examples
 
 
 def trained(bundle: Bundle, examples: Examples, steps: int, **scalars: float) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coordinator.reducers import FixedPoint, ScalarSums, WeightedMean
+from edge_sdk.aggregation.sums import FixedPoint, ScalarSums, WeightedMean
+from edge_sdk.codecs import CodecSettings, Decoded, Rotated, decode_update, encode_update
 from edge_sdk.errors import ConfigurationError, StateError
-from edge_sdk.update import CodecSettings, Decoded, Rotated, decode_update, encode_update
 
 SIZE = 40
 POINT = FixedPoint(fraction_bits=30, value_max=32.0, weight_sum_max=1 << 20)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.round import (
+from coordinator.schedules.synchronous import (
     NEXT,
     OPEN,
     TERMINAL,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.selection import GATHER_BELOW, announced_share, choose, come_back_seconds, wanted_count
+from coordinator.schedules.selection import GATHER_BELOW, announced_share, choose, come_back_seconds, wanted_count
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from coordinator.__main__ import app
 from coordinator.setup import build_bundle, prepare
 from device_sim.broker import PrivateBroker
-from edge_sdk.bundle import digest_of
 from edge_sdk.client import EdgeClient
 from edge_sdk.errors import StateError
-from edge_sdk.loop import EventLoop
-from edge_sdk.messages import Accept, CheckIn, Chunk, Decline, Have, Invite, Offer, Verdict
-from edge_sdk.topics import Topics
+from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Have, Invite, Offer, Verdict
+from edge_sdk.wire.topics import Topics
 
 Serve = Callable[..., Served]
 ByHand = Callable[[EventLoop, str], HandMade]

@@ -15,14 +15,14 @@ from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import FederationConfig, load_config
 from coordinator.config.settings import database_path
 from coordinator.model_identity import differences
-from coordinator.reducers import WeightedMean
 from coordinator.setup import Prepared, build_bundle, make_service, prepare
 from coordinator.setup_checks import fixed_point
 from coordinator.store import JournalRow, RoundRecord, Store, TicketRecord, backup_path
-from edge_sdk.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.aggregation.sums import WeightedMean
+from edge_sdk.codecs import Decoded
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, EdgeFedError, ExamplesError, StateError
-from edge_sdk.program import Program
-from edge_sdk.update import Decoded
+from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.training.program import Program
 
 
 def config_of(directory: Path, **tables: Any) -> FederationConfig:

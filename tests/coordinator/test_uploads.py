@@ -7,9 +7,9 @@ from wired import TASK, Desk
 
 from coordinator.store import Store
 from coordinator.uploads import Uploads
-from edge_sdk.messages import Chunk
 from edge_sdk.mqtt import Delivery
-from edge_sdk.transfer import RANGES_MAX
+from edge_sdk.wire.messages import Chunk
+from edge_sdk.wire.ranges import RANGES_MAX
 
 A, B = b"a" * 32, b"b" * 32
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.reducers import FixedPoint, WeightedMean
 from coordinator.validate import Validation
+from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
+from edge_sdk.codecs import CodecSettings, Decoded, Rotated, decode_update, encode_update
 from edge_sdk.errors import ConfigurationError, ProtocolError
-from edge_sdk.update import CodecSettings, Decoded, Rotated, decode_update, encode_update
 
 SIZE = 6
 GATE = Validation(SIZE, value_max=8.0, norm_max=10.0, examples_max=1000, steps_max=500, loss_max=100.0)

@@ -17,7 +17,7 @@ from device_sim import broker as broker_module
 from device_sim.broker import BrokerTls, PrivateBroker, find_mosquitto, password_line
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published
-from edge_sdk.topics import Topics
+from edge_sdk.wire.topics import Topics
 
 USERS = {"coordinator": "c", "dev1": "d", "dev2": "e"}
 TOPICS = Topics("home")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from device_sim.datasets import Dataset, by_key, dirichlet, load_dataset, partition, shards, split_held_out
-from device_sim.draws import Draws
+from device_sim.stable_random import Draws
 from edge_sdk.errors import ConfigurationError
 
 GOLDEN_PERMUTATION = [2, 0, 7, 4, 6, 3, 5, 1]

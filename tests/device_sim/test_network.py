@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_sim.network import Crash, InMemoryBroker, LinkProfile, NetworkFaults, Partition, Traffic
-from device_sim.virtual_time import VirtualClock
+from device_sim.world.clock import VirtualClock
+from device_sim.world.network import Crash, InMemoryBroker, LinkProfile, NetworkFaults, Partition, Traffic
 from edge_sdk.errors import ConfigurationError, ConnectionRefused, ConnectionUnavailable
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent, Will
 

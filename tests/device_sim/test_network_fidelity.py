@@ -10,8 +10,8 @@ import pytest
 from conftest import MakeClient
 
 from device_sim.broker import PrivateBroker
-from device_sim.network import InMemoryBroker, LinkProfile, NetworkFaults
-from device_sim.virtual_time import VirtualClock
+from device_sim.world.clock import VirtualClock
+from device_sim.world.network import InMemoryBroker, LinkProfile, NetworkFaults
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent, Will
 
 WILL = Will("status/a", b"offline")

@@ -9,8 +9,8 @@ from onnx import helper, numpy_helper
 
 from coordinator.compile import compile_model
 from device_sim.scenario import FAULTY, Scenario, run
-from edge_sdk.bundle import Bundle
-from edge_sdk.update import CodecSettings
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.training.bundle import Bundle
 
 
 def normalised_digits() -> Bundle:

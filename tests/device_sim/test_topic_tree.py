@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.topic_tree import FilterTree, TopicTree, is_filter
+from device_sim.world.topic_tree import FilterTree, TopicTree, is_filter
 
 LEVELS = st.sampled_from(["a", "b", "", "$x"])
 TOPICS = st.lists(LEVELS, min_size=1, max_size=4).map("/".join).filter(bool)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.virtual_time import Handle, VirtualClock
+from device_sim.world.clock import Handle, VirtualClock
 
 TIMES = st.lists(st.integers(0, 20), max_size=60)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.node_cases import transcribed
-from edge_sdk.bundle import Input, Program
 from edge_sdk.parameters import ParameterSpec
+from edge_sdk.training.bundle import Input, Program
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

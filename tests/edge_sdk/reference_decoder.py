@@ -1,6 +1,6 @@
 """A second decoder of update frames, written from docs/wire-format.md alone: bit by bit, in plain Python.
 
-It trusts the frame, so it only ever sees honest ones. Nothing of it is shared with ``edge_sdk.update``.
+It trusts the frame, so it only ever sees honest ones. Nothing of it is shared with ``edge_sdk.codecs``.
 """
 
 from __future__ import annotations

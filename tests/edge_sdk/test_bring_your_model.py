@@ -11,7 +11,7 @@ import onnx
 import pytest
 from one_federation import Federation, wait
 
-from coordinator.cli_export import export_model
+from coordinator.cli.export import export_model
 from device_sim.broker import PrivateBroker
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "onnx"

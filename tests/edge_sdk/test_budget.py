@@ -19,19 +19,19 @@ from test_session import PARAMETERS, PLAN, PROGRAM, Bench, of
 from device_sim.broker import PrivateBroker
 from device_sim.counting_proxy import CountingProxy
 from device_sim.scenario import FAULTY, NetworkFaults, Scenario, run
-from edge_sdk.budget import BYTES_PER_DAY_MIN, RESERVE_BYTES, Budget
-from edge_sdk.bundle import encode_parameters
 from edge_sdk.client import Limits
-from edge_sdk.costs import UPDATE_HEAD_BYTES_MAX, Costs
+from edge_sdk.codecs import CodecSettings, frame_bytes_max
+from edge_sdk.device.daily_traffic import DayTraffic
+from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN, RESERVE_BYTES, Budget
+from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.session import CancelTraining, SetSpent, StartTraining
+from edge_sdk.device.work import Order, OverBudget, TrainingWork
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.files import MemoryFiles
-from edge_sdk.messages import Accept, CheckIn, Decline, Invite, Plan, Update
 from edge_sdk.mqtt import Meter
-from edge_sdk.session import CancelTraining, SetSpent, StartTraining
-from edge_sdk.traffic import DayTraffic
-from edge_sdk.transfer import CHUNK_BYTES_MAX
-from edge_sdk.update import CodecSettings, frame_bytes_max
-from edge_sdk.work import Order, OverBudget, TrainingWork
+from edge_sdk.training.bundle import encode_parameters
+from edge_sdk.wire.messages import Accept, CheckIn, Decline, Invite, Plan, Update
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
+from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 COSTS = Costs("federation", "default", "device-00042")
 SPARSE = Plan(training=PLAN.training, codec=CodecSettings("sparse", density=0.5))

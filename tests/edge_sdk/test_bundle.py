@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hand_made import mlp_program, start
 
-from edge_sdk.bundle import (
+from edge_sdk.errors import BundleError, DecodeError, VersionError
+from edge_sdk.parameters import ParameterSpec
+from edge_sdk.training.bundle import (
     Bundle,
     Input,
     Node,
@@ -21,8 +23,6 @@ from edge_sdk.bundle import (
     digest_of,
     encode_parameters,
 )
-from edge_sdk.errors import BundleError, DecodeError, VersionError
-from edge_sdk.parameters import ParameterSpec
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -11,10 +11,10 @@ from hand_made import mlp_program, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.bundle import Bundle, Program, decode_parameters, encode_parameters
-from edge_sdk.engine import make_engine
-from edge_sdk.engine.onnx_bytes import check_onnx
 from edge_sdk.errors import BundleError, DecodeError, TrainingError, VersionError
+from edge_sdk.training.bundle import Bundle, Program, decode_parameters, encode_parameters
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.engine.onnx_bytes import check_onnx
 
 PROGRAM = mlp_program((3, 4, 2))
 DATA = PROGRAM.encode()

@@ -24,13 +24,13 @@ from one_federation import Federation, wait
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim.broker import PrivateBroker
 from edge_sdk.__main__ import main
-from edge_sdk.cli_check import checks
-from edge_sdk.cli_findings import EXIT_BROKER, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STATE, Finding
-from edge_sdk.cli_speed import PROGRAM, load_yardstick, step_milliseconds
-from edge_sdk.device_config import load_device_config
-from edge_sdk.engine import make_engine
-from edge_sdk.sd_notify import sd_notify, watchdog_seconds
-from edge_sdk.state import DirectoryFiles
+from edge_sdk.cli.check import checks
+from edge_sdk.cli.device_config import load_device_config
+from edge_sdk.cli.findings import EXIT_BROKER, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STATE, Finding
+from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
+from edge_sdk.cli.speed import PROGRAM, load_yardstick, step_milliseconds
+from edge_sdk.device.state import DirectoryFiles
+from edge_sdk.training.engine import make_engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Write = Callable[..., Path]

@@ -23,16 +23,16 @@ from hand_made import blobs
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
 from device_sim.broker import BrokerTls, PrivateBroker
-from edge_sdk.agent import Progress
-from edge_sdk.bundle import Bundle, Input, Program
 from edge_sdk.client import EdgeClient, Limits
+from edge_sdk.device.agent import Progress
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
-from edge_sdk.examples import Examples
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TlsSettings, TransportEvent
+from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.topics import Topics
+from edge_sdk.training.bundle import Bundle, Input, Program
+from edge_sdk.training.examples import Examples
+from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.topics import Topics
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -415,7 +415,7 @@ def test_examples_that_cannot_be_trained_on_are_explained_and_the_ticket_given_b
 
 
 def test_a_state_directory_in_use_is_refused_with_its_owner(broker: PrivateBroker, tmp_path: Path) -> None:
-    hold = "import sys, time; from edge_sdk.state import DirectoryFiles; f = DirectoryFiles(sys.argv[1])"
+    hold = "import sys, time; from edge_sdk.device.state import DirectoryFiles; f = DirectoryFiles(sys.argv[1])"
     command = [sys.executable, "-c", f"{hold}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as other:
         try:
@@ -619,7 +619,7 @@ def test_the_log_of_a_device_says_what_happens(
     caplog.set_level(logging.INFO, logger="edge_sdk")
     with federation() as plant, plant.client(tmp_path / "pi") as client:
         wait(lambda: client.status.counted >= 1)
-    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.agent"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.device.agent"]
     assert [line.split(": ")[1] for line in lines[:5]] == ["online", "invited", "training", "trained", "received"]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from edge_sdk.cli.device_config import CREDENTIAL, KEYS, REQUIRED, DeviceConfig, load_device_config
 from edge_sdk.client import Limits
-from edge_sdk.device_config import CREDENTIAL, KEYS, REQUIRED, DeviceConfig, load_device_config
-from edge_sdk.eligibility import Rules
+from edge_sdk.device.eligibility import Rules
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.examples import ExamplesFile
+from edge_sdk.training.examples import ExamplesFile
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "device.toml"
 UNIT = EXAMPLE.with_name("edge-device.service")

@@ -13,11 +13,11 @@ from hand_made import blobs, mlp_program, modelled, start, transcribed
 from onnx import TensorProto, helper
 
 from coordinator.compile import LOSSES, OPTIMIZERS, build_zoo_model, compile_model, zoo_loss
-from edge_sdk.bundle import Bundle, NumpyPlan, Program, decode_parameters, encode_parameters
-from edge_sdk.engine import make_engine
-from edge_sdk.engine.onnx_bytes import check_onnx
-from edge_sdk.engine.onnx_runtime import OnnxRuntimeEngine
 from edge_sdk.errors import BundleError, ConfigurationError, TrainingError
+from edge_sdk.training.bundle import Bundle, NumpyPlan, Program, decode_parameters, encode_parameters
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.engine.onnx_bytes import check_onnx
+from edge_sdk.training.engine.onnx_runtime import OnnxRuntimeEngine
 
 ENGINES = ("numpy", "onnxruntime")
 

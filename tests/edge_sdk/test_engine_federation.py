@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from one_federation import Federation, wait
 
 from device_sim.broker import PrivateBroker
-from edge_sdk.bundle import decode_parameters
-from edge_sdk.program import Program
+from edge_sdk.training.bundle import decode_parameters
+from edge_sdk.training.program import Program
 
 ROUNDS = 4
 EXAMPLES = (40, 64, 90)

@@ -13,10 +13,10 @@ import pytest
 from onnx import helper
 
 from benchmarks.node_cases import cases, fails_on_numpy, fails_on_onnxruntime, transcribed
-from edge_sdk.engine.executor import Executor
-from edge_sdk.engine.kernels import KERNELS
 from edge_sdk.errors import BundleError, TrainingError
-from edge_sdk.numpy_plan import Node, NumpyPlan
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.engine.kernels import KERNELS
+from edge_sdk.training.numpy_plan import Node, NumpyPlan
 
 # A mask drawn at random, and forms where onnxruntime and ONNX's reference differ and we follow the former.
 EXCLUDED = {

@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from edge_sdk.engine.executor import Executor
-from edge_sdk.engine.kernels import KERNELS
 from edge_sdk.errors import TrainingError
-from edge_sdk.numpy_plan import Node, NumpyPlan
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.engine.kernels import KERNELS
+from edge_sdk.training.numpy_plan import Node, NumpyPlan
 
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
 SPECS: list[dict[str, Any]] = [

@@ -11,9 +11,9 @@ import pytest
 from hand_made import transcribed
 from onnx import helper
 
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import TrainingError
-from edge_sdk.numpy_plan import Node, NumpyPlan
+from edge_sdk.training.engine.executor import Executor
+from edge_sdk.training.numpy_plan import Node, NumpyPlan
 
 
 def against_onnxruntime(op: str, arrays: dict[str, np.ndarray], **attributes: Any) -> None:

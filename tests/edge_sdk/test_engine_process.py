@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from hand_made import mlp_program, start
 
-from edge_sdk.bundle import Bundle
+from edge_sdk.training.bundle import Bundle
 
 IMPORTS = """
 import json, sys
 import numpy
 before = set(sys.modules)  # NumPy 1.x loads hashlib itself
-import edge_sdk.bundle, edge_sdk.engine, edge_sdk.training, edge_sdk.examples
+import edge_sdk.training.bundle, edge_sdk.training.engine, edge_sdk.training.local, edge_sdk.training.examples
 heavy = ("onnx", "onnxruntime", "pydantic", "sqlite3", "paho", "ssl", "hashlib", "csv")
 print(json.dumps([name for name in heavy if name in set(sys.modules) - before]))
 """
@@ -27,10 +27,10 @@ print(json.dumps([name for name in heavy if name in set(sys.modules) - before]))
 TRAIN = """
 import json, sys, time
 import numpy as np
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import make_engine
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import as_examples, train_locally
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import make_engine
+from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.training.local import as_examples, train_locally
 
 bundle = Bundle.load(sys.argv[1])
 engine = make_engine(bundle.program, sys.argv[2])
@@ -80,8 +80,8 @@ def test_training_200_000_parameters_stays_in_a_small_boards_memory(
 BLAS = """
 import json, sys, threading
 import numpy as np
-from edge_sdk.bundle import Bundle
-from edge_sdk.engine import blas, make_engine
+from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.engine import blas, make_engine
 
 found = []
 bundle = Bundle.load(sys.argv[1])

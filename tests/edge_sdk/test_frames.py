@@ -6,8 +6,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from edge_sdk.errors import DecodeError
-from edge_sdk.frames import (
+from edge_sdk.codecs import CodecSettings, decode_update, encode_update, frame_bytes_max
+from edge_sdk.codecs.frames import (
     DecodedParts,
     decode_frames,
     encode_frames,
@@ -16,9 +16,9 @@ from edge_sdk.frames import (
     groups_of,
     statistic_mask,
 )
-from edge_sdk.messages import Update
+from edge_sdk.errors import DecodeError
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.update import CodecSettings, decode_update, encode_update, frame_bytes_max
+from edge_sdk.wire.messages import Update
 
 PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])
 MIXED = ParameterSpec(

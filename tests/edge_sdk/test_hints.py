@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_sim.network import InMemoryBroker
-from device_sim.virtual_time import VirtualClock
-from edge_sdk.agent import Agent, AgentSettings, Progress
-from edge_sdk.files import MemoryFiles
-from edge_sdk.messages import Announce, Envelope, encode_message
+from device_sim.world.clock import VirtualClock
+from device_sim.world.network import InMemoryBroker
+from edge_sdk.device.agent import Agent, AgentSettings, Progress
+from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.state import DeviceState
+from edge_sdk.device.work import TrainingWork
 from edge_sdk.mqtt import TransportEvent
-from edge_sdk.state import DeviceState
-from edge_sdk.topics import Topics
-from edge_sdk.work import TrainingWork
+from edge_sdk.wire.messages import Announce, Envelope, encode_message
+from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("plant")
 

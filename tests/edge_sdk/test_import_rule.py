@@ -134,7 +134,9 @@ def test_mqtt_is_known_to_the_shells_alone() -> None:
     assert {r for r in knowing if (REPOSITORY / "edge_sdk" / f"{r}.py").exists()} <= shells | {"mqtt"}
 
 
-@pytest.mark.parametrize("name", [*(f"coordinator.{module}" for module in PURE), "edge_sdk.session", "edge_sdk.hints"])
+@pytest.mark.parametrize(
+    "name", [*(f"coordinator.{module}" for module in PURE), "edge_sdk.device.session", "edge_sdk.device.diagnostics"]
+)
 def test_pure_modules_touch_no_mqtt_no_sql_no_clock_and_no_chance(name: str) -> None:
     modules = [module for module in ALL if module == name or module.startswith(f"{name}.")]
     assert modules
@@ -143,7 +145,7 @@ def test_pure_modules_touch_no_mqtt_no_sql_no_clock_and_no_chance(name: str) -> 
         used = {top(found.module) for found in all_imports}
         assert used <= PURE_MAY_USE, f"{path}: {sorted(used - PURE_MAY_USE)}"
         ours = {found.module for found in all_imports if top(found.module) in PACKAGES}
-        assert not {m for m in ours if m.startswith(("edge_sdk.mqtt", "coordinator.store", "edge_sdk.loop"))}, path
+        assert not {m for m in ours if m.startswith(("edge_sdk.mqtt", "coordinator.store", "edge_sdk.mqtt.loop"))}, path
         assert "default_rng(" not in path.read_text(), f"{path}: a generator is a parameter"
 
 
@@ -167,7 +169,7 @@ def test_a_device_never_imports_what_only_the_coordinator_installs() -> None:
         for found in all_imports
         if top(found.module) in DEVICE_HAS_NOT or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
     ]
-    on_connect = ("edge_sdk/mqtt/link.py", "edge_sdk/mqtt/stream.py")  # imported by the first connect()
+    on_connect = ("edge_sdk/mqtt/connection.py", "edge_sdk/mqtt/stream.py")  # imported by the first connect()
     assert [line for line in wrong if not any(name in line for name in on_connect)] == []
 
 

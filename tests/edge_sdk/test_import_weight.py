@@ -61,7 +61,7 @@ def test_a_client_brings_neither_tls_nor_an_engine_until_it_connects_and_trains(
     assert not modules & {"paho", "ssl", "_ssl", "asyncio", "sqlite3", "http", "email", "multiprocessing"}
 
 
-@pytest.mark.parametrize("module", ["edge_sdk.__main__", "edge_sdk.device_config", "edge_sdk.cli_check"])
+@pytest.mark.parametrize("module", ["edge_sdk.__main__", "edge_sdk.cli.device_config", "edge_sdk.cli.check"])
 def test_the_command_line_needs_no_more(module: str) -> None:
     modules = loaded_by(f"import {module}")
     assert third_party(modules) <= {"edge_sdk", "numpy", "msgpack"}

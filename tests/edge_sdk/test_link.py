@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_sdk.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.codecs import CodecSettings, decode_update
+from edge_sdk.codecs.model_delta import LINK_CODECS, Link, apply_links, encode_link, statistic_spans
 from edge_sdk.errors import DecodeError, TrainingError, VersionError
-from edge_sdk.link import LINK_CODECS, Link, apply_links, encode_link, statistic_spans
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.update import CodecSettings, decode_update
+from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])

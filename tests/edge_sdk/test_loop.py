@@ -17,8 +17,8 @@ from conftest import MakeClient, MqttClient
 
 from device_sim.broker import PrivateBroker
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.loop import Backoff, EventLoop, raise_file_limit
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published
+from edge_sdk.mqtt.loop import Backoff, EventLoop, raise_file_limit
 
 
 class Clock:
@@ -291,7 +291,7 @@ def test_backoff_refuses_a_base_above_its_maximum() -> None:
 
 def test_the_file_limit_is_raised_as_far_as_needed() -> None:
     code = (
-        "import resource; from edge_sdk.loop import raise_file_limit\n"
+        "import resource; from edge_sdk.mqtt.loop import raise_file_limit\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
         "raise_file_limit(10); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_sdk.codecs import CodecSettings
 from edge_sdk.errors import DecodeError, ProtocolError, VersionError
-from edge_sdk.messages import (
+from edge_sdk.wire.messages import (
     BODY_BYTES_MAX,
     MESSAGES,
     OUTCOMES,
@@ -39,8 +40,7 @@ from edge_sdk.messages import (
     decode_message,
     encode_message,
 )
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.update import CodecSettings
+from edge_sdk.wire.plan import TrainingPlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 ENVELOPE = Envelope(federation="garden", task="default", epoch=bytes(range(8)), phase="report", group="", shard="0")

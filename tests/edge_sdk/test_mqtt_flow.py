@@ -12,8 +12,8 @@ from conftest import MakeClient, MqttClient
 
 from device_sim.broker import PrivateBroker
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
-from edge_sdk.loop import EventLoop
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published, Subscribed, TransportEvent, Will
+from edge_sdk.mqtt.loop import EventLoop
 
 Settle = Callable[[float], None]
 

@@ -77,7 +77,7 @@ def test_the_password_is_never_shown() -> None:
 def test_importing_the_package_loads_neither_paho_nor_ssl() -> None:
     # edge_sdk/__init__ may load numpy, and numpy hashlib: only what our own modules add is looked at.
     code = (
-        "import sys, edge_sdk.errors; before = set(sys.modules); import edge_sdk.mqtt, edge_sdk.loop\n"
+        "import sys, edge_sdk.errors; before = set(sys.modules); import edge_sdk.mqtt, edge_sdk.mqtt.loop\n"
         "edge_sdk.mqtt.PahoTransport(edge_sdk.mqtt.BrokerSettings('b'), print)\n"
         "print(*{'paho', 'ssl', 'hashlib', '_ssl', '_hashlib'} & (set(sys.modules) - before))"
     )

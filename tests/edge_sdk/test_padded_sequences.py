@@ -12,7 +12,7 @@ import pytest
 from one_federation import Federation, wait
 from onnx import TensorProto, helper, numpy_helper
 
-from coordinator.cli_export import export_model
+from coordinator.cli.export import export_model
 from device_sim.broker import PrivateBroker
 
 POSITIONS = 8

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.plan import SCALARS_MAX, TrainingPlan, checked_map
+from edge_sdk.wire.plan import SCALARS_MAX, TrainingPlan, checked_map
 
 PLAN = TrainingPlan(epochs=3, batch_size=8, steps_max=100, seconds_max=30.0, scalars={"lr": 0.1, "mu": 0.0})
 

@@ -14,9 +14,9 @@ import pytest
 from hand_made import mlp_program
 from onnx import TensorProto, helper
 
-from edge_sdk.bundle import Node, NumpyPlan, Program
-from edge_sdk.engine.executor import Executor
 from edge_sdk.errors import BundleError, DecodeError, TrainingError
+from edge_sdk.training.bundle import Node, NumpyPlan, Program
+from edge_sdk.training.engine.executor import Executor
 
 FLOAT = TensorProto.FLOAT
 

@@ -13,28 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.messages import (
-    Accept,
-    Announce,
-    Bytes,
-    CheckIn,
-    Chunk,
-    ComeBack,
-    Decline,
-    Envelope,
-    Gone,
-    Have,
-    Invite,
-    Message,
-    Offer,
-    Plan,
-    Verdict,
-    Want,
-    decode_message,
-    encode_message,
-)
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.session import (
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.device.session import (
     Action,
     CancelTraining,
     Holding,
@@ -60,10 +40,30 @@ from edge_sdk.session import (
     TrainingFinished,
     Unsubscribe,
 )
-from edge_sdk.session.machine import TRANSITIONS
-from edge_sdk.topics import Topics
-from edge_sdk.transfer import CHUNK_BYTES_FLOOR
-from edge_sdk.update import CodecSettings
+from edge_sdk.device.session.machine import TRANSITIONS
+from edge_sdk.wire.messages import (
+    Accept,
+    Announce,
+    Bytes,
+    CheckIn,
+    Chunk,
+    ComeBack,
+    Decline,
+    Envelope,
+    Gone,
+    Have,
+    Invite,
+    Message,
+    Offer,
+    Plan,
+    Verdict,
+    Want,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR
+from edge_sdk.wire.topics import Topics
 
 A = TypeVar("A")
 M = TypeVar("M")

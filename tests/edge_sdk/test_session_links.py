@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from test_session import BASE, BLOBS, LINKS, PARAMETERS, PROGRAM, TOPICS, Bench, digest, of, serve
 
-from edge_sdk.messages import CheckIn, Decline, Gone, Invite, Want
-from edge_sdk.session import (
+from edge_sdk.device.session import (
     ApplyLinks,
     LinksApplied,
     MessageArrived,
@@ -20,6 +19,7 @@ from edge_sdk.session import (
     Subscribe,
     Unsubscribe,
 )
+from edge_sdk.wire.messages import CheckIn, Decline, Gone, Invite, Want
 
 TARGET = digest(PARAMETERS)
 NAMED = tuple((digest(link), len(link)) for link in LINKS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from coordinator.compile import build_zoo_model, compile_model
-from edge_sdk.bundle import Bundle, Program
 from edge_sdk.errors import DecodeError
+from edge_sdk.training.bundle import Bundle, Program
 
 MODEL = build_zoo_model("mlp", inputs=(64,), hidden=(48,), outputs=3, seed=0)
 FROZEN_BYTES = 4 * 64 * 48

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_sdk.device.files import BytesLike
+from edge_sdk.device.state import DeviceState, DirectoryFiles, Files, MemoryFiles, OutboxEntry
 from edge_sdk.errors import StateError
-from edge_sdk.files import BytesLike
-from edge_sdk.state import DeviceState, DirectoryFiles, Files, MemoryFiles, OutboxEntry
 
 SPEC = b"s" * 32
 Vector = NDArray[np.float32]
@@ -583,7 +583,7 @@ def test_half_written_files_are_removed_when_the_directory_is_opened(tmp_path: P
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from edge_sdk.state import DirectoryFiles\n"
+        "import sys, time; from edge_sdk.device.state import DirectoryFiles\n"
         "files = DirectoryFiles(sys.argv[1]); print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.topics import Topics, check_segment, is_segment
+from edge_sdk.wire.topics import Topics, check_segment, is_segment
 
 TOPICS = Topics("garden")
 segments = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)

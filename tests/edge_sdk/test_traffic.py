@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edge_sdk.files import BytesLike, MemoryFiles
-from edge_sdk.traffic import DAY_PLAUSIBLE, DayTraffic
+from edge_sdk.device.daily_traffic import DAY_PLAUSIBLE, DayTraffic
+from edge_sdk.device.files import BytesLike, MemoryFiles
 
 TODAY = DAY_PLAUSIBLE + 700
 HOUR = 3600.0

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from hand_made import blobs, mlp_program, start
 
-from edge_sdk.engine import make_engine
-from edge_sdk.engine.base import Engine
 from edge_sdk.errors import ExamplesError, TrainingError
-from edge_sdk.examples import Examples, as_examples
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.training import (
+from edge_sdk.training.engine import make_engine
+from edge_sdk.training.engine.base import Engine
+from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.local import (
     TrainResult,
     evaluate_locally,
     planned_steps,
@@ -23,6 +22,7 @@ from edge_sdk.training import (
     train_locally,
     train_with_trainer,
 )
+from edge_sdk.wire.plan import TrainingPlan
 
 PROGRAM = mlp_program()
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hand_made import blobs, mlp_program
 
-from edge_sdk.bundle import Input, Program
 from edge_sdk.errors import ExamplesError
-from edge_sdk.examples import Examples, as_examples, load_examples
+from edge_sdk.training.bundle import Input, Program
+from edge_sdk.training.examples import Examples, as_examples, load_examples
 
 PROGRAM = mlp_program((2, 4, 3))
 

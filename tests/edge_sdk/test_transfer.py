@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.transfer import RANGES_MAX, ChunkSize, Ranges, Reassembly, plan_chunks
+from edge_sdk.wire.ranges import RANGES_MAX, ChunkSize, Ranges, Reassembly, plan_chunks
 
 TOTAL = 60
 PAIRS = st.lists(

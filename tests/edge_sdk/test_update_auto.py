@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_sdk.codecs import CodecSettings, decode_update, encode_update, fitted, frame_bytes_max, frame_codec
+from edge_sdk.codecs.auto import bits_for
 from edge_sdk.errors import DecodeError
-from edge_sdk.update import CodecSettings, decode_update, encode_update, fitted, frame_bytes_max, frame_codec
-from edge_sdk.update.auto import bits_for
 
 SIZE = 50_000
 AUTO = CodecSettings("auto", bits=0.09)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from edge_sdk.errors import ConfigurationError, TrainingError
-from edge_sdk.update import (
+from edge_sdk.codecs import (
     CODECS,
     MAGNITUDE_MAX,
     CodecSettings,
@@ -23,7 +22,8 @@ from edge_sdk.update import (
     frame_bytes_max,
     keeps_residual,
 )
-from edge_sdk.update.select import _SAMPLED_SIZE_MIN, _sample_positions
+from edge_sdk.codecs.select import _SAMPLED_SIZE_MIN, _sample_positions
+from edge_sdk.errors import ConfigurationError, TrainingError
 
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)
 VECTORS = hnp.arrays(np.float32, st.integers(1, 300), elements=FLOATS)
@@ -354,7 +354,7 @@ def test_wire_ids_are_unique_and_fit_a_byte() -> None:
 
 def test_importing_the_room_loads_nothing_heavier_than_numpy_and_zlib() -> None:
     script = (
-        "import sys, numpy, zlib, struct; before = set(sys.modules); import edge_sdk.update; "
+        "import sys, numpy, zlib, struct; before = set(sys.modules); import edge_sdk.codecs; "
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.frames import encode_frames, fitted_frames, frames_bytes_max
+from edge_sdk.codecs import CODECS, CodecSettings, decode_update, encode_update, fitted, frame_bytes_max
+from edge_sdk.codecs.frames import encode_frames, fitted_frames, frames_bytes_max
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.update import CODECS, CodecSettings, decode_update, encode_update, fitted, frame_bytes_max
 
 SPARSE = CodecSettings("sparse", density=0.1)
 

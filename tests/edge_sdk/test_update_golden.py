@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import plain_decode
 
-from edge_sdk.update import CodecSettings, Decoded, decode_update, encode_update
+from edge_sdk.codecs import CodecSettings, Decoded, decode_update, encode_update
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

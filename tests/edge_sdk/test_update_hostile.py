@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_sdk.errors import DecodeError, ProtocolError, VersionError
-from edge_sdk.update import (
+from edge_sdk.codecs import (
     MAGNITUDE_MAX,
     CodecSettings,
     Decoded,
@@ -25,6 +24,7 @@ from edge_sdk.update import (
     encode_update,
     frame_bytes_max,
 )
+from edge_sdk.errors import DecodeError, ProtocolError, VersionError
 
 SIZE = 2001
 SPARSE = CodecSettings("sparse", density=0.05)

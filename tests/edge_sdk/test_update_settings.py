@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_sdk.codecs import CODECS, CodecSettings
 from edge_sdk.errors import ConfigurationError, DecodeError, VersionError
-from edge_sdk.update import CODECS, CodecSettings
 
 GOOD = CodecSettings("int4", density=0.25, block_size=64, rounding="nearest").to_wire()
 TEXT = st.sampled_from(["", "sparse", "nearest", "density", "no such thing", "x" * 1000])

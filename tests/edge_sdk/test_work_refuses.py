@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hand_made import blobs, mlp_program, start
 
-from edge_sdk.bundle import digest_of, encode_parameters
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.device.session import StartTraining
+from edge_sdk.device.work import EngineCache, Order, TrainingWork
 from edge_sdk.errors import ConfigurationError, DecodeError
-from edge_sdk.messages import Plan
-from edge_sdk.plan import TrainingPlan
-from edge_sdk.session import StartTraining
-from edge_sdk.update import CodecSettings
-from edge_sdk.work import EngineCache, Order, TrainingWork
+from edge_sdk.training.bundle import digest_of, encode_parameters
+from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import TrainingPlan
 
 PROGRAM = mlp_program()
 PARAMETERS = encode_parameters(start(PROGRAM))

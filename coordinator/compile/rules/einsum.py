@@ -9,8 +9,8 @@ import numpy as np
 
 from coordinator.compile.graph import Dim, GraphBuilder, Node
 from coordinator.compile.rules.rule import Gradients, Wanted
-from edge_sdk.engine.kernels.einsum import explicit_terms
 from edge_sdk.errors import CompileError
+from edge_sdk.training.engine.kernels.einsum import explicit_terms
 
 __all__ = ["einsum"]
 

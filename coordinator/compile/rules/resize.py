@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from coordinator.compile.graph import GraphBuilder, Node
 from coordinator.compile.rules.broadcast import constant_of, operand
 from coordinator.compile.rules.rule import Gradients, Wanted
-from edge_sdk.engine.kernels.resize import Sampling, output_geometry, taps
 from edge_sdk.errors import CompileError
+from edge_sdk.training.engine.kernels.resize import Sampling, output_geometry, taps
 
 __all__ = ["resize"]
 

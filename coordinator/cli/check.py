@@ -1,0 +1,158 @@
+"""``edge-coordinator check``: everything that can be known before a federation is served, and nothing is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.broker_probe import probe_broker
+from coordinator.config import FederationConfig, check_files, load_config
+from coordinator.config.settings import broker_settings, database_path, server_optimizer
+from coordinator.model_identity import check_same_model, stored_program
+from coordinator.reports import is_served
+from coordinator.setup import build_bundle, load_evaluator, task_settings
+from coordinator.setup_checks import check_not_lost, fixed_point
+from coordinator.store import Store
+from edge_sdk.errors import EdgeFedError, StateError
+from edge_sdk.training.bundle import Bundle, encode_parameters
+
+__all__ = ["Outcome", "run_checks"]
+
+OK: Final = "ok"
+WARNING: Final = "warning"
+FAILED: Final = "failed"
+SKIPPED: Final = "skipped"
+
+Verdict = tuple[str, str]
+"""A state and what there is to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one check found; ``state`` is ``ok``, ``warning``, ``failed`` or ``skipped``."""
+
+    name: str
+    state: str
+    detail: str
+    error: EdgeFedError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"check": self.name, "state": self.state, "detail": self.detail}
+
+
+class _Checks:
+    """The checks in order; one that needs what an earlier one could not give is skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._config: FederationConfig | None = None
+        self._bundle: Bundle | None = None
+        self.outcomes: list[Outcome] = []
+
+    def run(self) -> list[Outcome]:
+        self._check("configuration", self._configuration)
+        self._check("files", self._files, needs=self._config)
+        self._check("model", self._model, needs=self._config)
+        self._check("held-out data", self._held_out, needs=self._bundle)
+        self._check("database", self._database, needs=self._bundle)
+        self._check("broker", self._broker, needs=self._config)
+        return self.outcomes
+
+    def _check(self, name: str, check: Callable[[], Verdict], needs: object = True) -> None:
+        if needs is None:
+            self.outcomes.append(Outcome(name, SKIPPED, "needs what failed above"))
+            return
+        try:
+            self.outcomes.append(Outcome(name, *check()))
+        except EdgeFedError as error:
+            self.outcomes.append(Outcome(name, FAILED, str(error), error))
+
+    def _configuration(self) -> Verdict:
+        self._config = load_config(self._path)
+        return OK, f"{self._path}: federation {self._config.federation.name}, task {self._config.federation.task}"
+
+    def _files(self) -> Verdict:
+        check_files(self.config)
+        return OK, "all files that are named are there"
+
+    def _model(self) -> Verdict:
+        bundle = build_bundle(self.config)
+        task = task_settings(self.config, bundle.program)
+        server_optimizer(self.config.aggregation)
+        fixed_point(self.config)
+        self._bundle = bundle
+        spec = bundle.program.spec
+        return OK, (
+            f"{bundle.program.name}: {spec.size} parameters; an update has at most {task.update_bytes_max} bytes with "
+            f"codec {self.config.codec.name}, dense {task.dense_bytes}"
+        )
+
+    def _held_out(self) -> Verdict:
+        evaluator = load_evaluator(self.config, self.bundle.program)
+        if evaluator is None:
+            if self.config.evaluation.held_out:
+                return OK, f"devices keep {self.config.evaluation.held_out:g} of their examples to evaluate"
+            return WARNING, "nothing is evaluated: set evaluation.data or evaluation.held_out to see the model improve"
+        scores = evaluator.evaluate(encode_parameters(self.bundle.parameters))
+        return OK, f"{len(evaluator.examples)} examples; the initial model: " + ", ".join(
+            f"{name} {value:.4g}" for name, value in scores.items()
+        )
+
+    def _database(self) -> Verdict:
+        path, task = database_path(self.config), self.config.federation.task
+        check_not_lost(path)
+        if not path.exists():
+            _check_writable(path)
+            return OK, f"{path}: will be made by the first start"
+        with Store.open_readonly(path) as store:
+            program, record = stored_program(store, task), store.open_round(task)
+            checkpoint = store.latest_checkpoint(task)
+        if program is not None:
+            check_same_model(self.config.model, self.bundle.program, program)
+        _check_writable(path)
+        where = f"round {record.number} is open, in {record.phase}" if record else "no round is open"
+        served = "; a coordinator is serving it now" if is_served(path) else ""
+        return OK, f"{path}: {checkpoint.round if checkpoint else 0} rounds done, {where}{served}"
+
+    def _broker(self) -> Verdict:
+        found = probe_broker(broker_settings(self.config.broker), self.config.federation.name)
+        text = f"{found.address}: logged in, MQTT {found.protocol}, may subscribe and publish"
+        if found.online and not is_served(database_path(self.config)):
+            return WARNING, (
+                f"{text}; another coordinator (incarnation {found.incarnation}) serves this federation there, from "
+                "another database: stop it, or give this federation another name"
+            )
+        if not found.echoed:
+            return WARNING, (
+                f"{text}; a message to itself did not come back: if that is not meant by the broker's ACL, let "
+                f"{self.config.broker.username or 'the coordinator'} read and write fl/v1/#"
+            )
+        return OK, text
+
+    @property
+    def config(self) -> FederationConfig:
+        assert self._config is not None
+        return self._config
+
+    @property
+    def bundle(self) -> Bundle:
+        assert self._bundle is not None
+        return self._bundle
+
+
+def run_checks(path: Path) -> list[Outcome]:
+    """All checks of the configuration in ``path``, in the order in which a mistake would show."""
+    return _Checks(path).run()
+
+
+def _check_writable(path: Path) -> None:
+    """Whether a database may be written there; a directory that is missing will be made."""
+    directory = next(parent for parent in path.absolute().parents if parent.exists())
+    wanted = [directory, path] if path.exists() else [directory]
+    for place in wanted:
+        if not os.access(place, os.W_OK):
+            raise StateError(f"{place}: is not writable; check its owner and mode, or set federation.state_dir")

@@ -1,0 +1,329 @@
+"""The invariants of the protocol, checked while a scenario runs. What is compared here is computed a second time.
+
+1. A ticket counts at most once, and only with the update that its device made for it.
+2. A receipt is honoured: an update that the coordinator has acknowledged counts, unless its round was abandoned.
+3. The verdicts partition the tickets of a round.
+4. The model of a round is bit-identical to one computed from the counted updates.
+5. Rounds always end (the scenario's virtual time is bounded).
+6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
+7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
+8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
+9. A device is invited to the parameters that follow from the last published ones and the round's link, and trains on
+   exactly these, however many rounds it has missed.
+10. When all is over, nothing is left: no payload, no chunk, no retained piece.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.events import CloseJob, RoundCommitted
+from coordinator.ingest import pack_state, unpack_state
+from coordinator.server_optimizers import ServerOptimizer
+from coordinator.store import Store, TicketRecord
+from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.codecs import CodecSettings, Rotated, decode_update
+from edge_sdk.codecs.frames import decode_frames, groups_of, shared_seed, statistic_mask
+from edge_sdk.codecs.model_delta import Link
+from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
+from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
+
+__all__ = ["InvariantBroken", "Ledger"]
+
+VERDICTS: Final = frozenset({"counted", "refused", "declined", "late", "missing"})
+CLOSE: Final = 2e-4
+
+
+class InvariantBroken(AssertionError):
+    """A rule of the protocol did not hold."""
+
+
+@dataclass(slots=True)
+class _Training:
+    device: str
+    payload: bytes
+    delta: NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _DeviceBooks:
+    deltas: NDArray[np.float64] | None = None
+    sent: NDArray[np.float64] | None = None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What really happened, kept outside of the coordinator and the devices.
+
+    Attributes:
+        program: The task's program.
+        plan: What devices are asked to do.
+        optimizer: The server optimiser.
+        fixed_point: Scale of the sums.
+        parameters: The parameters blob of the last committed round.
+        state: The optimiser's state after it.
+        trainings: Every update that a device has finished, by ticket and digest.
+        receipts: Tickets for which a device was told "received", with the digest.
+        counted: Every counted ticket with its round's number.
+        rounds: Verdict counts of each committed round.
+        digests: Digest of each committed model.
+        published: The parameters blob that devices hold after the last committed round; empty: the model itself.
+        invited: What each ticket invites to: the digest of the parameters.
+        linked: How often a device made its parameters out of links.
+        unlinked: How often it could not, and fetched them whole.
+    """
+
+    program: Program
+    plan: Plan
+    optimizer: ServerOptimizer
+    fixed_point: FixedPoint
+    parameters: bytes
+    state: bytes = b""
+    trainings: dict[tuple[bytes, bytes], _Training] = field(default_factory=dict)
+    receipts: dict[bytes, bytes] = field(default_factory=dict)
+    counted: dict[bytes, int] = field(default_factory=dict)
+    rounds: list[dict[str, int]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    books: dict[str, _DeviceBooks] = field(default_factory=dict)
+    published: bytes = b""
+    invited: dict[bytes, bytes] = field(default_factory=dict)
+    linked: int = 0
+    unlinked: int = 0
+
+    # --- what devices do ---
+
+    def on_trained(self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32]) -> None:
+        """A device has finished an update (it may crash before saving it, and train again)."""
+        self.trainings[ticket, digest] = _Training(device, payload, delta)
+
+    def on_receipt(self, device: str, ticket: bytes, digest: bytes) -> None:
+        """A device was told that its update is held."""
+        self.receipts[ticket] = digest
+
+    def on_started(self, device: str, unsettled: list[bytes]) -> None:
+        """A device begins to train."""
+        if unsettled:
+            raise InvariantBroken(f"{device} trains, and does not know yet what became of {unsettled[0].hex()}")
+
+    def on_training(self, device: str, ticket: bytes, digest: bytes) -> None:
+        """A device trains on parameters with this digest."""
+        if self.invited.get(ticket) != digest:
+            raise InvariantBroken(f"{device} trains on {digest.hex()}, its invite does not name that")
+
+    def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
+        """A device believes to know the outcome."""
+        if counted and ticket not in self.counted:
+            raise InvariantBroken(f"{device} was told that {ticket.hex()} counted, and it did not")
+        if not counted and ticket in self.counted:
+            raise InvariantBroken(f"{device} was told that {ticket.hex()} did not count, and it did")
+
+    # --- what the coordinator says ---
+
+    def on_invited(self, device: str, invite: Invite, known: TicketRecord | None) -> None:
+        """An invite leaves the coordinator; ``known`` is what is committed."""
+        if known is None or known.device != device or known.state not in ("invited", "accepted"):
+            raise InvariantBroken(f"{device} is invited with a ticket that the database has as {known}")
+        if invite.parameters != digest_of(self.published or self.parameters):
+            raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which was not published last")
+        self.invited[invite.ticket] = invite.parameters
+
+    def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
+        """A verdict leaves the coordinator; ``known`` is what is committed."""
+        state = known.state if known is not None and known.device == device else "unknown"
+        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason) == ("refused", "spent"):
+            return
+        if verdict.outcome == "received":
+            true = state in ("journalled", "counted", "refused")  # refused: its round was abandoned in the same turn
+        elif verdict.outcome == "unknown":
+            true = state in ("unknown", "invited", "accepted")
+        else:
+            true = state == verdict.outcome
+        if not true:
+            raise InvariantBroken(f"{device} is told {verdict}, and the database says {state}")
+
+    # --- what the coordinator does ---
+
+    def on_committed(
+        self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted, link: bytes | None
+    ) -> None:
+        """A round was committed.
+
+        Args:
+            job: What was to be closed.
+            journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
+            result: What came of it.
+            link: The newest link in the database, None where devices get the model itself.
+        """
+        if result.error:
+            raise InvariantBroken(f"round {job.record.number} could not be aggregated: {result.error}")
+        counted = {ticket for ticket, (verdict, _) in job.verdicts.items() if verdict == "counted"}
+        if counted != {ticket for ticket, _ in journalled} or len(journalled) != len(counted):
+            raise InvariantBroken(f"round {job.record.number}: counted are not those in the journal")
+        for ticket in counted:
+            if ticket in self.counted:
+                raise InvariantBroken(
+                    f"ticket {ticket.hex()} counts twice: in {self.counted[ticket]} and {result.number}"
+                )
+            self.counted[ticket] = result.number
+        self._check_verdicts(job.verdicts)
+        before = self.published or self.parameters
+        self._check_model(journalled, result)
+        self.published = b"" if link is None else self._follow(before, link)
+        if result.published != self.published:
+            raise InvariantBroken(f"round {result.number}: what is published does not follow from its link")
+        self.rounds.append(_tally(job.verdicts))
+        self.digests.append(result.parameters)
+
+    def _check_verdicts(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
+        for ticket, (verdict, _) in verdicts.items():
+            if verdict not in VERDICTS:
+                raise InvariantBroken(f"ticket {ticket.hex()} ended as {verdict!r}")
+
+    def _check_model(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """Sums once more, in Python's own integers and another order, from what the devices say that they sent."""
+        groups = groups_of(self.program.spec, self.plan.codec)
+        rotation = shared_seed(digest_of(self.published or self.parameters)) & 0xFFFF_FFFF
+        sums = [np.zeros(group.size, dtype=object) for group in groups]
+        rotated_sums = [np.zeros(rotated_size(group.size), dtype=object) for group in groups]
+        total = 0
+        for ticket, digest in sorted(journalled, reverse=True):
+            training = self.trainings.get((ticket, digest))
+            if training is None:
+                raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
+            update = Update.decode(training.payload)
+            parts = decode_frames(update.frame, update.statistics, self.plan.codec, self.program.spec, update.parts)
+            weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
+            scale = weight * 2.0**self.fixed_point.fraction_bits
+            sent = np.zeros(self.program.spec.size, dtype=np.float32)
+            for number, (group, decoded) in enumerate(zip(groups, parts, strict=True)):
+                dense = decoded.dense()
+                group.put(sent, dense)
+                if isinstance(decoded, Rotated) and decoded.seed == rotation:
+                    rotated_sums[number] += _integers(_rotated_coordinates(decoded), scale)
+                else:
+                    sums[number] += _integers(dense.astype(np.float64), scale)
+            total += weight
+            self._count(training, sent.astype(np.float64))
+        divisor = total * 2.0**self.fixed_point.fraction_bits
+        mean = np.zeros(self.program.spec.size, dtype=np.float32)
+        for group, plain, rotated in zip(groups, sums, rotated_sums, strict=True):
+            group.put(mean, _mean(plain, rotated, divisor, rotation))
+        vector, state = self.optimizer.apply(
+            decode_parameters(self.parameters, self.program.spec),
+            mean,
+            unpack_state(self.state),
+            statistic_mask(self.program.spec),
+        )
+        self.parameters, self.state = encode_parameters(vector), pack_state(state)
+        if digest_of(self.parameters) != result.parameters:
+            raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _follow(self, before: bytes, data: bytes) -> bytes:
+        """The step of a link once more, one coordinate after the other."""
+        link = Link.decode(data)
+        vector = decode_parameters(before, self.program.spec).copy()
+        trainable = np.flatnonzero(self.program.spec.mask("trainable"))
+        sent = decode_update(link.frame, trainable.size, link.codec).plain()
+        indices = np.arange(trainable.size) if sent.indices is None else sent.indices
+        for index, value in zip(indices, sent.values, strict=True):
+            vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
+        if link.values:
+            statistics = decode_update(link.values, vector.size - trainable.size, CodecSettings("dense"))
+            vector[self.program.spec.mask("statistic")] = statistics.dense()
+        after = encode_parameters(vector)
+        if (digest_of(before), digest_of(after)) != (link.base, link.target):
+            raise InvariantBroken("a link does not lead from what was published to what it names")
+        return after
+
+    def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
+        books = self.books.setdefault(training.device, _DeviceBooks())
+        delta = training.delta.astype(np.float64)
+        books.deltas = delta if books.deltas is None else books.deltas + delta
+        books.sent = sent if books.sent is None else books.sent + sent
+
+    # --- at the end ---
+
+    def check_store(self, store: Store, task: str) -> None:
+        """Rounds, tickets and devices agree; a receipt counts unless its round was abandoned; nothing is left."""
+        abandoned: set[bytes] = set()
+        by_device: Counter[tuple[str, str]] = Counter()
+        for record in store.rounds(task, limit=1_000_000):
+            tickets = store.tickets(task, record.number, record.attempt)
+            verdicts = {ticket.ticket: (ticket.state, ticket.reason) for ticket in tickets}
+            self._check_verdicts(verdicts)
+            by_device.update((ticket.device, ticket.state) for ticket in tickets)
+            if record.phase == "abandoned":
+                abandoned |= verdicts.keys()
+            elif record.phase != "closed":
+                raise InvariantBroken(f"round {record.number} is still {record.phase}")
+        if abandoned & self.counted.keys():
+            raise InvariantBroken("a ticket of an abandoned round counts")
+        broken = self.receipts.keys() - self.counted.keys() - abandoned
+        if broken:
+            raise InvariantBroken(f"{len(broken)} receipts were not honoured: {min(broken).hex()}")
+        told = Counter({(d.device, v): getattr(d, v) for d in store.devices() for v in VERDICTS if getattr(d, v)})
+        if told != by_device:
+            raise InvariantBroken(f"the counters of the devices are not those of the tickets: {told - by_device}")
+        if store.journal_bytes or store.partial_bytes:
+            raise InvariantBroken(f"{store.journal_bytes} + {store.partial_bytes} bytes of updates outlive their round")
+
+    def check_books(self, device: str, residual: NDArray[np.float32] | None, *, settled: bool, kept: bool) -> None:
+        """counted + residual = the deltas of the counted trainings, for a device whose last outcome is known.
+
+        Args:
+            device: Its name.
+            residual: float32[trainable elements], what is on its disk.
+            settled: Whether it knows the outcome of its last update.
+            kept: Whether the codec keeps a residual at all.
+        """
+        books = self.books.get(device)
+        if books is None or books.deltas is None or books.sent is None or not settled or not kept:
+            return
+        left = np.zeros_like(books.deltas)
+        if residual is not None:
+            left[self.program.spec.mask("trainable")] = residual
+        gap = float(np.abs(books.sent + left - books.deltas).max())
+        if gap > CLOSE * max(1.0, float(np.abs(books.deltas).max())):
+            raise InvariantBroken(f"{device}: counted + residual misses the counted deltas by {gap:.3g}")
+
+
+def _integers(values: NDArray[np.float64], scale: float) -> NDArray[np.object_]:
+    """Python's own integers, which cannot overflow."""
+    return np.array([int(v) for v in np.rint(values * scale)], dtype=object)
+
+
+def _rotated_coordinates(decoded: Rotated) -> NDArray[np.float64]:
+    """All coordinates of the rotated vector, float64, zero where nothing was sent."""
+    coordinates = np.zeros(rotated_size(decoded.size))
+    for part in decoded.parts:
+        for number, (levels, scale) in enumerate(zip(part.levels, part.scales, strict=True)):
+            coordinates[part.span.start + number * part.span.block + part.places] = levels * np.float64(scale)
+    return coordinates
+
+
+def _mean(
+    plain: NDArray[np.object_], rotated: NDArray[np.object_], divisor: float, rotation: int
+) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.array([float(v) / divisor for v in plain], dtype=np.float64).astype(np.float32)
+    if not rotated.any():
+        return mean
+    coordinates = np.array([float(v) / divisor for v in rotated])
+    for span in spans_of(mean.size):
+        blocks = coordinates[span.start : span.stop].reshape(span.count, span.block)
+        hadamard_exactly(blocks)
+    coordinates *= signs(rotation, 0, coordinates.size)
+    mean += coordinates[: mean.size]
+    return mean
+
+
+def _tally(verdicts: dict[bytes, tuple[str, str]]) -> dict[str, int]:
+    tally = dict.fromkeys(sorted(VERDICTS), 0)
+    for verdict, _ in verdicts.values():
+        tally[verdict] += 1
+    return tally

@@ -1,0 +1,192 @@
+"""Can this device connect, what may it read and write, and is a coordinator there? Asked of the broker itself.
+
+Reading is asked by subscribing. Writing is asked by publishing to topics that the coordinator counts or ignores; a
+broker of MQTT 5 answers with a reason code, one of 3.1.1 swallows what its ACL forbids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from edge_sdk.cli.device_config import DeviceConfig
+from edge_sdk.cli.findings import EXIT_BROKER, Finding
+from edge_sdk.errors import EdgeFedError, ProtocolError
+from edge_sdk.mqtt import (
+    BrokerSettings,
+    Connected,
+    Delivery,
+    Disconnected,
+    PahoTransport,
+    Published,
+    Subscribed,
+    TransportEvent,
+)
+from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.wire.messages import Announce, decode_message
+from edge_sdk.wire.topics import Topics
+
+__all__ = ["check_broker"]
+
+CONNECT_SECONDS_MAX: Final = 45.0
+ANSWER_SECONDS_MAX: Final = 5.0
+RETAINED_SECONDS_MAX: Final = 2.0
+LEAVE_SECONDS_MAX: Final = 1.0
+PROBE: Final = b'{"state": "check"}'
+
+E = TypeVar("E")
+
+
+class _Conversation:
+    """One connection under a client identifier of its own, so that a running device keeps its."""
+
+    def __init__(self, settings: BrokerSettings, loop: EventLoop) -> None:
+        self.events: list[TransportEvent] = []
+        self.transport = PahoTransport(settings, self.events.append)
+        self._loop = loop
+        loop.register(self.transport)
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def connect(self) -> bool:
+        self.transport.connect()
+        return self.wait(lambda: bool(self.of(Connected)), CONNECT_SECONDS_MAX)
+
+    def wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        return self._loop.run_until(lambda: until() or bool(self.of(Disconnected)), seconds) and until()
+
+    def lost(self) -> Finding:
+        ended = self.of(Disconnected)
+        error = ended[0].error if ended else None
+        return Finding("FAIL", "broker", str(error) if error else "the broker does not answer", EXIT_BROKER)
+
+
+@contextmanager
+def _conversation(config: DeviceConfig) -> Iterator[_Conversation]:
+    settings = replace(config.broker, client_id=f"{config.device}-check")
+    with EventLoop() as loop:
+        talk = _Conversation(settings, loop)
+        try:
+            yield talk
+        finally:
+            talk.transport.disconnect()
+            talk.wait(lambda: False, LEAVE_SECONDS_MAX)
+            loop.unregister(talk.transport)
+
+
+def check_broker(config: DeviceConfig) -> Iterator[Finding]:
+    """Connect as this device would, and look around."""
+    try:
+        with _conversation(config) as talk:
+            if not talk.connect():
+                yield talk.lost()
+                return
+            connected = talk.of(Connected)[0]
+            yield from _welcome(config, connected)
+            yield from _reading(config, talk)
+            yield from _coordinator(config, talk)
+        if connected.protocol == "5":
+            yield from _writing(config)
+        else:
+            text = "unknown: this broker speaks MQTT 3.1.1 and does not say what its ACL forbids"
+            yield Finding("warn", "write", text)
+    except EdgeFedError as error:  # a certificate file that cannot be used
+        yield Finding("FAIL", "broker", str(error), EXIT_BROKER)
+
+
+def _welcome(config: DeviceConfig, connected: Connected) -> Iterator[Finding]:
+    yield Finding(
+        "ok",
+        "broker",
+        f"{config.broker.address} accepted this device; MQTT {connected.protocol}, packets of up to "
+        f"{connected.packet_bytes_max} bytes",
+    )
+    if config.broker.username not in (None, config.device):
+        yield Finding(
+            "warn",
+            "login",
+            f"the user name {config.broker.username!r} is not the device's id {config.device!r}: the ACL that we ship "
+            "lets each user speak as the device of the same name only",
+        )
+
+
+def _reading(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
+    topics = Topics(config.federation)
+    filters = (topics.coordinator_state, topics.announce(config.task), topics.to_device(config.device, "+"))
+    talk.transport.subscribe(filters)
+    if not talk.wait(lambda: bool(talk.of(Subscribed)), ANSWER_SECONDS_MAX):
+        yield talk.lost()
+        return
+    refused = talk.of(Subscribed)[0].refused
+    for topic in refused:
+        yield Finding("FAIL", "read", f"the broker refuses {topic}: let this device read it in the ACL", EXIT_BROKER)
+    if not refused:
+        yield Finding("ok", "read", f"subscribed to {', '.join(filters)}")
+
+
+def _writing(config: DeviceConfig) -> Iterator[Finding]:
+    """One connection for each topic: a broker may hang up over a message that it refuses (mosquitto 2.0 does)."""
+    topics = Topics(config.federation)
+    wanted = [topics.from_device(config.device, "probe"), topics.up("probe", config.device)]
+    if config.publish_status:
+        wanted.append(topics.status(config.device))
+    for topic in wanted:
+        yield _may_write(config, topic)
+
+
+def _may_write(config: DeviceConfig, topic: str) -> Finding:
+    with _conversation(config) as talk:
+        if talk.connect():
+            talk.transport.publish(topic, PROBE, token=1)
+        if not talk.wait(lambda: bool(talk.of(Published)), ANSWER_SECONDS_MAX):
+            return talk.lost()
+        refused = talk.of(Published)[0].refused
+    if refused:
+        text = f"the broker refuses {topic} ({refused}): let this device write it in the ACL"
+        return Finding("FAIL", "write", text, EXIT_BROKER)
+    return Finding("ok", "write", f"allowed: {topic}")
+
+
+def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
+    topics = Topics(config.federation)
+    state, announce = topics.coordinator_state, topics.announce(config.task)
+
+    def heard(topic: str) -> bytes | None:
+        return next((event.payload for event in talk.of(Delivery) if event.topic == topic), None)
+
+    talk.wait(lambda: heard(state) is not None and heard(announce) is not None, RETAINED_SECONDS_MAX)
+    said = heard(state)
+    if said is None:
+        yield Finding(
+            "warn",
+            "coordinator",
+            f"none speaks in federation {config.federation!r}: check the name, that it is running, and that the ACL "
+            f"lets this device read {state}",
+        )
+        return
+    yield _online(said)
+    payload = heard(announce)
+    if payload is None:
+        yield Finding("warn", "task", f"federation {config.federation!r} announces no task {config.task!r}")
+        return
+    try:
+        _, message = decode_message(payload, federation=config.federation, expected=("announce",), peer="coordinator")
+    except ProtocolError as error:
+        yield Finding("FAIL", "task", str(error))
+        return
+    if isinstance(message, Announce):
+        yield Finding("ok", "task", f"{config.task}: round {message.round}, {message.phase}")
+
+
+def _online(payload: bytes) -> Finding:
+    try:
+        online = bool(json.loads(payload)["online"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Finding("FAIL", "coordinator", "what it publishes is no JSON of a coordinator's state")
+    if online:
+        return Finding("ok", "coordinator", "online")
+    return Finding("warn", "coordinator", "offline: devices wait for it")

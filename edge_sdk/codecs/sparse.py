@@ -1,0 +1,201 @@
+"""The largest coordinates by magnitude, with error feedback.
+
+What is not sent, and the rounding error of what is, stays in the residual and is added to the next delta.
+
+    LEB128      k, the number of coordinates sent; if it is 0, nothing follows
+    indices     ``index_coding.py``
+    4 bytes     base, float32 little-endian, above 0
+    4 bytes     step, float32 little-endian, 0 or at least 2^-126
+    signs       a bit per coordinate, 1 for negative
+    quotients   per coordinate q in unary (``rice.py``); all q together are at most k
+
+Frames of the first form (codec 3) are read too: there k has four bytes, and the indices are as ``first_indices.py``
+has them.
+
+The magnitude of a coordinate is base + q * step in float32: a product, rounded, and a sum, rounded.
+The encoder takes as step the mean excess of the magnitudes over the smallest one, q = floor(excess / step), and as base
+what makes the mean error zero. Excesses of such tails are close to exponential, for which unary codes of steps of the
+mean excess are within 6 % of the entropy; their sum is at most k by the choice of the step, so a magnitude is never
+clipped (a saturating quantiser lets outliers grow in the residual) and a decoder knows a bound on the length.
+
+With momentum correction the device keeps a velocity too, u = momentum * u + delta, adds that to the residual instead of
+the delta, and forgets it where a coordinate is sent (Lin et al., "Deep gradient compression", 2018, section 3). It
+stands behind the residual.
+
+Source: Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", 2018, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.codecs.codec import MAGNITUDE_MAX, Codec, Context, Decoded
+from edge_sdk.codecs.first_indices import decode_first_indices
+from edge_sdk.codecs.index_coding import decode_indices, encode_indices, indices_bytes_max
+from edge_sdk.codecs.leb128 import pack_number, unpack_number
+from edge_sdk.codecs.rice import bytes_for_bits, pack_unary, unpack_terminators
+from edge_sdk.codecs.select import add_and_select
+from edge_sdk.errors import DecodeError
+
+if TYPE_CHECKING:
+    from edge_sdk.codecs.settings import CodecSettings
+
+__all__ = ["SPARSE", "largest_count"]
+
+_COUNT: Final = struct.Struct("<I")
+_LEVELS: Final = struct.Struct("<ff")
+_SIGN_BIT: Final = 1 << 31
+_STEP_MIN: Final = 2.0**-126  # the smallest normal float32: a denormal step would be zero where these are flushed
+
+
+def _count_max(size: int, settings: CodecSettings) -> int:
+    return min(size, max(1, round(settings.density * size)))
+
+
+def largest_count(size: int, bytes_max: int) -> int:
+    """The most coordinates of ``size`` that fit into a body of ``bytes_max`` bytes, whatever they are; 0 if none do."""
+    low, high = 0, size + 1  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _bytes_max(middle, size) <= bytes_max else (low, middle)
+    return low
+
+
+def _encode(
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, context: Context
+) -> tuple[bytes, NDArray[np.float32]]:
+    velocity = _velocity(delta, settings, context)
+    left, indices = add_and_select(delta if velocity is None else velocity, residual, _count_max(delta.size, settings))
+    if indices.size == 0:
+        return pack_number(0), left if velocity is None else np.concatenate([left, velocity])
+    section, order = encode_indices(indices, delta.size, context.matrices)
+    if order is not None:
+        indices = indices[order]
+    sent = left[indices]
+    base, step, quotients = _quantise(np.abs(sent))
+    body = b"".join(
+        (
+            pack_number(indices.size),
+            section,
+            _LEVELS.pack(base, step),
+            np.packbits(sent < 0.0).tobytes(),
+            pack_unary(quotients),
+        )
+    )
+    sent -= np.copysign(_magnitudes(quotients, base, step), sent)
+    left[indices] = sent
+    if velocity is None:
+        return body, left
+    velocity[indices] = 0.0
+    return body, np.concatenate([left, velocity])
+
+
+def _velocity(delta: NDArray[np.float32], settings: CodecSettings, context: Context) -> NDArray[np.float32] | None:
+    """The running sum of deltas that is sent instead of the delta, None without momentum correction."""
+    if not settings.momentum:
+        return None
+    velocity = np.zeros_like(delta) if context.velocity is None else np.float32(settings.momentum) * context.velocity
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the selection
+        velocity += delta
+    return velocity
+
+
+def _quantise(magnitudes: NDArray[np.float32]) -> tuple[np.float32, np.float32, NDArray[np.int64]]:
+    """Base, step and int64[k] quotients of magnitudes, all above zero."""
+    exact = magnitudes.astype(np.float64)
+    smallest = exact.min()
+    excess = exact - smallest
+    mean = excess.sum() / excess.size
+    if mean == 0.0:
+        return magnitudes[0], np.float32(0.0), np.zeros(magnitudes.size, dtype=np.int64)
+    # Rounded up, so that all quotients together cannot exceed k.
+    step = np.nextafter(np.float32(max(mean, _STEP_MIN)), np.float32(np.inf))
+    quotients = excess / np.float64(step)
+    np.floor(quotients, out=quotients)
+    base = (exact.sum() - quotients.sum() * np.float64(step)) / exact.size
+    return np.float32(max(base, smallest)), step, quotients.astype(np.int64)
+
+
+def _magnitudes(quotients: NDArray[np.int64], base: np.float32, step: np.float32) -> NDArray[np.float32]:
+    magnitudes = quotients.astype(np.float32)
+    magnitudes *= step
+    magnitudes += base
+    return magnitudes
+
+
+def _decode(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
+    count, rest = unpack_number(body, _count_max(size, settings), "the number of coordinates sent")
+    if count == 0:
+        return _nothing(rest, size)
+    indices, order, rest = decode_indices(rest, count, size)
+    values = _decode_values(rest, count)
+    return Decoded(size, indices, values) if order is None else Decoded(size, indices[order], values[order])
+
+
+def _decode_first(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
+    if len(body) < _COUNT.size:
+        raise DecodeError("update frame: ends before the number of coordinates sent", reason="length")
+    (count,) = _COUNT.unpack_from(body)
+    count_max = _count_max(size, settings)
+    if count > count_max:
+        raise DecodeError(f"update frame: {count} coordinates sent, at most {count_max} are allowed", reason="count")
+    if count == 0:
+        return _nothing(body[_COUNT.size :], size)
+    indices, rest = decode_first_indices(body[_COUNT.size :], count, size)
+    return Decoded(size, indices, _decode_values(rest, count))
+
+
+def _nothing(rest: memoryview, size: int) -> Decoded:
+    if len(rest):
+        raise DecodeError("update frame: bytes behind an update of no coordinates", reason="length")
+    return Decoded(size, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+
+
+def _decode_values(section: memoryview, count: int) -> NDArray[np.float32]:
+    signs_end = _LEVELS.size + bytes_for_bits(count)
+    unary_bytes = len(section) - signs_end
+    if not 0 < unary_bytes <= bytes_for_bits(2 * count):
+        raise DecodeError(f"update frame: {len(section)} bytes cannot be {count} values", reason="length")
+    base, step = _LEVELS.unpack_from(section)
+    # Written so that a NaN, which is neither above nor below, is refused.
+    if not 0.0 < base <= MAGNITUDE_MAX or not (step == 0.0 or _STEP_MIN <= step <= MAGNITUDE_MAX):
+        raise DecodeError(f"update frame: base {base:g} or step {step:g} is out of range", reason="values")
+    signs = section[_LEVELS.size : signs_end]
+    if count & 7 and signs[-1] & (0xFF >> (count & 7)):
+        raise DecodeError("update frame: unused bits are set", reason="values")
+    ends = unpack_terminators(section[signs_end:], count)
+    quotients = ends.copy()
+    quotients[1:] -= ends[:-1]
+    quotients[1:] -= 1
+    # No quotient exceeds the number of bits, which settles it for all but absurd steps.
+    if 8.0 * unary_bytes * step > MAGNITUDE_MAX and int(quotients.max()) * step > 2.0 * MAGNITUDE_MAX:
+        raise DecodeError(f"update frame: a value is above {2.0 * MAGNITUDE_MAX:g}", reason="values")
+    magnitudes = _magnitudes(quotients, np.float32(base), np.float32(step))
+    negative = np.unpackbits(np.frombuffer(signs, dtype=np.uint8), count=count).astype(np.uint32)
+    negative *= np.uint32(_SIGN_BIT)
+    values = magnitudes.view(np.uint32)
+    values |= negative
+    return magnitudes
+
+
+def _body_bytes_max(size: int, settings: CodecSettings) -> int:
+    return _bytes_max(_count_max(size, settings), size)
+
+
+def _bytes_max(count: int, size: int) -> int:
+    return (
+        _COUNT.size + indices_bytes_max(count, size) + _LEVELS.size + bytes_for_bits(count) + bytes_for_bits(2 * count)
+    )
+
+
+SPARSE: Final = Codec(
+    wire_id=7,
+    keeps_residual=True,
+    encode=_encode,
+    decoders={7: _decode, 3: _decode_first},
+    body_bytes_max=_body_bytes_max,
+)

@@ -1,0 +1,263 @@
+"""What happens to a session, and what it asks to be done: frozen data, so that a run can be replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_sdk.wire.messages import Plan
+
+__all__ = [
+    "Action",
+    "ApplyLinks",
+    "CancelTraining",
+    "Event",
+    "Holding",
+    "Leave",
+    "LinksApplied",
+    "MarkReceived",
+    "MessageArrived",
+    "Notify",
+    "Offline",
+    "Online",
+    "Published",
+    "Send",
+    "SetEligible",
+    "SetSpent",
+    "Settle",
+    "StartTraining",
+    "Stop",
+    "StoreBlob",
+    "Subscribe",
+    "Tick",
+    "TrainingFailed",
+    "TrainingFinished",
+    "Unsubscribe",
+]
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The broker took the connection. ``packet_bytes_max`` is its limit for one packet, in bytes."""
+
+    packet_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """The connection is gone; nothing that was under way in it can be relied upon."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageArrived:
+    """One message on a topic; nothing about it has been checked."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The broker acknowledged the message that was sent with ``token``."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFinished:
+    """The update for ``ticket`` is encoded and safe on disk."""
+
+    ticket: bytes
+    digest: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """There will be no update for ``ticket``; ``reason`` is a short code, ``detail`` is for people."""
+
+    ticket: bytes
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinksApplied:
+    """The parameters ``target`` were made from links and are kept; or they could not be, for the reason ``error``."""
+
+    target: bytes
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetEligible:
+    """The app (or the device's own health) says whether it may work now."""
+
+    eligible: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpent:
+    """Whether today's budget of bytes is used up."""
+
+    spent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave politely: give back what is not finished, keep what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; ``next_deadline()`` may be due."""
+
+
+Event = (
+    Online
+    | Offline
+    | MessageArrived
+    | Published
+    | LinksApplied
+    | TrainingFinished
+    | TrainingFailed
+    | SetEligible
+    | SetSpent
+    | Stop
+    | Tick
+)
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """``asked_bytes`` is how much retained data it will bring, as far as that is known."""
+
+    filters: tuple[str, ...]
+    asked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Publish with QoS 1; ``Published(token)`` comes back when the broker has it.
+
+    ``asked_bytes`` is how much data the message asks for.
+    """
+
+    topic: str
+    payload: bytes
+    token: int = 0
+    asked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBlob:
+    """A blob was fetched whole and its digest holds: keep it."""
+
+    kind: str
+    digest: bytes
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyLinks:
+    """Make the parameters ``target`` out of those of ``base`` and ``links``, keep them, and say ``LinksApplied``."""
+
+    base: bytes
+    links: tuple[memoryview, ...]
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartTraining:
+    """Train, encode, save to the outbox, and come back with ``TrainingFinished`` or ``TrainingFailed``.
+
+    ``seconds_max`` is what is left for training, in seconds. ``epoch`` and ``round`` go into the outbox entry.
+    """
+
+    ticket: bytes
+    epoch: bytes
+    task: str
+    round: int
+    attempt: int
+    shard: str
+    program: bytes
+    parameters: bytes
+    plan: Plan
+    seconds_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTraining:
+    ticket: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReceived:
+    """The coordinator holds the bytes: the outbox frame may go (rule 4, receipt)."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The outcome is known (rule 4): ``counted`` decides which residual stays."""
+
+    ticket: bytes
+    counted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Something that an app or a person may want to know; ``what`` is a short code."""
+
+    what: str
+    detail: str = ""
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """All is said: the shell may disconnect."""
+
+
+Action = (
+    Subscribe
+    | Unsubscribe
+    | Send
+    | StoreBlob
+    | ApplyLinks
+    | StartTraining
+    | CancelTraining
+    | MarkReceived
+    | Settle
+    | Notify
+    | Leave
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a device holds from before a restart: an update that is not settled.
+
+    ``payload`` is None once the coordinator has said that it has the bytes.
+    """
+
+    ticket: bytes
+    digest: bytes
+    epoch: bytes
+    shard: str
+    round: int
+    payload: bytes | None

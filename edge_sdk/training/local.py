@@ -1,0 +1,402 @@
+"""Local training: epochs of shuffled batches within a time budget, and what came of it.
+
+``delta = local - global``, always. A round's parameters are evaluated on held-out local examples *before* training:
+that measures the model that everybody got, with data that no device trained on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.codecs.frames import statistic_mask
+from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
+from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.program import Program
+from edge_sdk.wire.plan import TrainingPlan
+
+__all__ = [
+    "Evaluation",
+    "Examples",
+    "TrainResult",
+    "Trainer",
+    "as_examples",
+    "evaluate_locally",
+    "split_held_out",
+    "train_locally",
+    "train_with_trainer",
+]
+
+log = logging.getLogger(__name__)
+
+_CALL_SECONDS: Final = 0.5
+"""For so long, about, a call of the engine may hear neither ``stop`` nor the clock."""
+_STACKED_BYTES_MAX: Final = 1 << 20
+"""Of the batches that are handed to the engine at once."""
+_EVALUATION_BATCH: Final = 256
+_EVALUATION_SHARE: Final = 0.5  # of the time budget
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Sums over ``count`` examples: of the loss, and of the program's metric (correct answers or squared errors)."""
+
+    loss_sum: float
+    metric_sum: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainResult:
+    """What local training gave.
+
+    Attributes:
+        delta: float32[P], local minus received parameters, clipped if the plan says so.
+        examples: Distinct examples that training saw.
+        steps: Optimiser steps really done.
+        loss: Mean training loss over the examples of the last epoch begun.
+        seconds: Time spent, evaluation included.
+        complete: False where the time budget or ``stop`` ended training before the plan did.
+        evaluation: Of the received parameters on the held-out examples; None where there are none.
+    """
+
+    delta: NDArray[np.float32]
+    examples: int
+    steps: int
+    loss: float
+    seconds: float
+    complete: bool
+    evaluation: Evaluation | None = None
+
+
+class Trainer(Protocol):
+    """Local training written by the user, for models that are no graph."""
+
+    def fit(
+        self, parameters: dict[str, NDArray[np.float32]], examples: Examples, plan: TrainingPlan
+    ) -> Mapping[str, Any] | tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Train on ``examples`` from ``parameters`` (copies, by name) and return the new parameters by name.
+
+        May return ``(parameters, info)`` with ``info`` of ``{"examples": int, "loss": float, "steps": int}``.
+        """
+
+
+def train_locally(
+    engine: Engine,
+    vector: NDArray[np.float32],
+    examples: Examples,
+    plan: TrainingPlan,
+    *,
+    rng: np.random.Generator,
+    clock: Callable[[], float],
+    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> TrainResult:
+    """Train from ``vector`` (float32[P], left as it is) on ``examples`` as ``plan`` says.
+
+    Args:
+        engine: Runs the program that the examples were checked against.
+        vector: The round's parameters.
+        examples: From :func:`as_examples`.
+        plan: Epochs, batch size, limits, scalars.
+        rng: Shuffles; the same stream gives the same order under every NumPy.
+        clock: Monotonic seconds.
+        stop: Asked after each call of the engine; true ends training there, and what was done counts. A call makes one
+            step, or where the engine makes several at once, as many as take about half a second, 64 at most.
+        progress: Told ``(steps, loss)`` after each call of the engine.
+
+    Raises:
+        TrainingError: The loss or the parameters became NaN or infinite, the engine failed, or the plan has a scalar
+            that the program lacks.
+        ExamplesError: There are no examples.
+    """
+    started = clock()
+    scalars = merged_scalars(engine.program, plan.scalars)
+    if not len(examples):
+        raise ExamplesError("examples: there are none; give at least one example")
+    train, held_out = split_held_out(len(examples), plan.held_out)
+    over = started + plan.seconds_max
+    evaluation = None
+    if len(held_out):
+        until = started + _EVALUATION_SHARE * plan.seconds_max
+        evaluation = evaluate_locally(engine, vector, examples, held_out, stop=lambda: clock() >= until)
+    handle = engine.load(vector)
+    planned = planned_steps(len(train), plan)
+    progress_of = _Progress()
+    pace = _Pace(_steps_at_once(engine, examples, plan), planned)
+    for epoch, index in _batches(train, plan, rng, lambda: pace.count):
+        losses = _losses(engine, handle, examples, index, scalars)
+        for loss in losses:
+            progress_of.count(epoch, index.shape[1], loss)
+        if progress is not None:
+            progress(progress_of.steps, losses[-1])
+        now = clock()
+        if progress_of.steps == planned or now >= over or (stop is not None and stop()):
+            break
+        pace.learn(progress_of.steps, now, over)
+    return TrainResult(
+        delta=_clipped(_delta(engine, handle, vector, progress_of), plan.clip_norm, engine.program),
+        examples=progress_of.distinct,
+        steps=progress_of.steps,
+        loss=progress_of.mean_loss,
+        seconds=clock() - started,
+        complete=progress_of.steps == planned,
+        evaluation=evaluation,
+    )
+
+
+def evaluate_locally(
+    engine: Engine,
+    model: NDArray[np.float32] | Handle,
+    examples: Examples,
+    index: NDArray[np.intp] | None = None,
+    *,
+    batch_size: int = _EVALUATION_BATCH,
+    stop: Callable[[], bool] | None = None,
+) -> Evaluation | None:
+    """Loss and metric of ``model`` (float32[P] or a handle) over the examples at ``index`` (all without one).
+
+    ``stop`` is asked after each batch; true ends the evaluation with what was seen so far. None comes back where the
+    sums are not finite: a model that diverged has no measure.
+    """
+    chosen = np.arange(len(examples)) if index is None else index
+    loss_sum = metric_sum = 0.0
+    count = 0
+    for start in range(0, len(chosen), batch_size):
+        part = chosen[start : start + batch_size]
+        loss, metric = engine.evaluate(model, examples.batch(engine.program, part))
+        loss_sum, metric_sum, count = loss_sum + loss, metric_sum + metric, count + len(part)
+        if stop is not None and stop():
+            break
+    if not count or not math.isfinite(loss_sum) or not math.isfinite(metric_sum):
+        log.warning("no evaluation: loss %s over %d examples", loss_sum, count)
+        return None
+    return Evaluation(loss_sum, metric_sum, count)
+
+
+def train_with_trainer(
+    trainer: Trainer,
+    program: Program,
+    vector: NDArray[np.float32],
+    examples: Examples,
+    plan: TrainingPlan,
+    *,
+    rng: np.random.Generator,
+    clock: Callable[[], float],
+    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> TrainResult:
+    """Train with the user's own ``fit``; arguments as for :func:`train_locally`.
+
+    The time budget and the batches are the trainer's affair: it gets the plan. There is no held-out evaluation,
+    because no graph could compute it; all examples go to ``fit``. ``rng`` and ``stop`` are not used.
+
+    Raises:
+        TrainingError: ``fit`` failed, or returned something that is not this program's parameters.
+        ExamplesError: There are no examples.
+    """
+    started = clock()
+    if not len(examples):
+        raise ExamplesError("examples: there are none; give at least one example")
+    try:
+        returned = trainer.fit(program.spec.unflatten(vector.copy()), examples, plan)
+    except EdgeFedError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"the trainer's fit failed: {type(error).__name__}: {error}") from error
+    arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
+    new = _flattened(arrays, program)
+    if not _is_finite(new):
+        raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
+    seen, steps, loss = _info(info, len(examples))
+    if progress is not None:
+        progress(steps, loss)
+    delta = np.subtract(new, vector, out=new)
+    return TrainResult(_clipped(delta, plan.clip_norm, program), seen, steps, loss, clock() - started, complete=True)
+
+
+def split_held_out(count: int, share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """``(train, held out)`` positions of ``count`` examples, ascending.
+
+    An example is held out by a hash of its position alone, so it stays held out in every round, also when more
+    examples have come behind it. At least one example is left to train on.
+    """
+    everything = np.arange(count)
+    if share <= 0.0:
+        return everything, everything[:0]
+    held = _hashed(count) < np.uint64(min(share, 1.0) * (1 << 53))
+    if held.all():
+        held[:1] = False
+    return everything[~held], everything[held]
+
+
+def planned_steps(count: int, plan: TrainingPlan) -> int:
+    """Steps that ``plan`` asks for on ``count`` training examples."""
+    steps = plan.epochs * -(-count // plan.batch_size)
+    return min(steps, plan.steps_max) if plan.steps_max else steps
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Counts of a training in progress."""
+
+    steps: int = 0
+    epoch: int = -1
+    seen: int = 0
+    distinct: int = 0
+    loss_sum: float = 0.0
+
+    def count(self, epoch: int, examples: int, loss: float) -> None:
+        self.steps += 1
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in step {self.steps}: lower the learning rate, or scale the inputs"
+            )
+        if epoch != self.epoch:
+            self.epoch, self.seen, self.loss_sum = epoch, 0, 0.0
+        self.seen += examples
+        self.distinct = max(self.distinct, self.seen)
+        self.loss_sum += loss * examples
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss_sum / self.seen
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How many steps the engine may make in one call.
+
+    The first call makes one step; then as many as fill ``_CALL_SECONDS``, or what is left of the time budget. Neither
+    changes what is computed.
+    """
+
+    most: int
+    planned: int
+    count: int = 1
+    last: tuple[int, float] | None = None
+
+    def learn(self, steps: int, now: float, over: float) -> None:
+        """After ``steps`` at ``now``, in a training that is over at ``over``."""
+        if self.last is not None:
+            seconds = max((now - self.last[1]) / (steps - self.last[0]), 1e-9)
+            affordable = int(min(_CALL_SECONDS, over - now) / seconds)
+            self.count = max(1, min(self.most, self.planned - steps, affordable))
+        self.last = steps, now
+
+
+def _steps_at_once(engine: Engine, examples: Examples, plan: TrainingPlan) -> int:
+    example_bytes = sum(array[:1].nbytes for array in (*examples.inputs.values(), examples.target))
+    return max(1, min(engine.steps_at_once, _STACKED_BYTES_MAX // max(plan.batch_size * example_bytes, 1)))
+
+
+def _losses(
+    engine: Engine, handle: Handle, examples: Examples, index: NDArray[np.intp], scalars: Mapping[str, float]
+) -> list[float]:
+    """A step for each row of ``index``; their losses."""
+    if len(index) == 1:
+        return [engine.step(handle, examples.batch(engine.program, index[0]), scalars)]
+    return [float(loss) for loss in engine.steps(handle, examples.batch(engine.program, index), scalars)]
+
+
+def _batches(
+    train: NDArray[np.intp], plan: TrainingPlan, rng: np.random.Generator, at_once: Callable[[], int]
+) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """``(epoch, positions)``, int[batches, batch]: each epoch is a new order; full batches, then what remains.
+
+    Before each item ``at_once`` says how many full batches it may hold.
+    """
+    size = plan.batch_size
+    for epoch in range(plan.epochs):
+        # Raw words of the bit generator: Generator.permutation may change its algorithm between NumPy versions.
+        order = train[np.argsort(rng.bit_generator.random_raw(len(train)), kind="stable")]
+        full = len(order) // size
+        done = 0
+        while done < full:
+            count = min(at_once(), full - done)
+            yield epoch, order[done * size : (done + count) * size].reshape(count, size)
+            done += count
+        if full * size < len(order):
+            yield epoch, order[full * size :].reshape(1, -1)
+
+
+def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _Progress) -> NDArray[np.float32]:
+    new = engine.read(handle)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = np.subtract(new, vector, out=new)
+    if not _is_finite(delta):
+        raise TrainingError(
+            f"the parameters became NaN or infinite by step {done.steps} (mean loss {done.mean_loss:g}): "
+            f"lower the learning rate"
+        )
+    return delta
+
+
+def _clipped(delta: NDArray[np.float32], norm_max: float, program: Program) -> NDArray[np.float32]:
+    """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit.
+
+    Statistics neither count nor are scaled: they are no step.
+    """
+    if norm_max <= 0.0:
+        return delta
+    statistic = statistic_mask(program.spec)
+    step = delta if statistic is None else delta[~statistic]
+    norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(step)))
+    if norm > norm_max:
+        # A hair below, so that rounding to float32 does not push it over the limit again.
+        np.multiply(step, np.float32(norm_max / norm * (1 - 1e-6)), out=step)
+        if statistic is not None:
+            delta[~statistic] = step
+    return delta
+
+
+def _wide_parts(delta: NDArray[np.float32], length: int = 1 << 16) -> Iterator[NDArray[np.float64]]:
+    for start in range(0, len(delta), length):
+        yield delta[start : start + length].astype(np.float64)
+
+
+def _is_finite(vector: NDArray[np.float32]) -> bool:
+    return vector.size == 0 or bool(np.isfinite(vector.min()) and np.isfinite(vector.max()))
+
+
+def _hashed(count: int) -> NDArray[np.uint64]:
+    """53-bit hashes of 0..count-1 (the finaliser of SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
+    z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+
+
+def _flattened(arrays: Any, program: Program) -> NDArray[np.float32]:
+    if not isinstance(arrays, Mapping):
+        raise TrainingError(f"the trainer's fit returned {type(arrays).__name__}, expected parameters by name")
+    unknown = sorted(str(name) for name in set(arrays) - {t.name for t in program.spec})
+    if unknown:
+        raise TrainingError(f"the trainer's fit returned {unknown[0][:80]!r}, which is no parameter of the program")
+    try:
+        with np.errstate(over="ignore"):
+            return program.spec.flatten(arrays)
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"the trainer's fit: {error}") from error
+
+
+def _info(info: Any, count: int) -> tuple[int, int, float]:
+    """``(examples, steps, loss)`` out of what a trainer says of its work."""
+    if not isinstance(info, Mapping):
+        raise TrainingError(f"the trainer's fit returned info of type {type(info).__name__}, expected a dictionary")
+    try:
+        seen, steps, loss = int(info.get("examples", count)), int(info.get("steps", 1)), float(info.get("loss", 0.0))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TrainingError(f"the trainer's info {dict(info)!r} holds something that is no number") from error
+    if not 0 < seen <= count or steps < 0 or not math.isfinite(loss):
+        raise TrainingError(
+            f"the trainer's info is out of range: examples {seen} (of {count}), steps {steps}, loss {loss}"
+        )
+    return seen, steps, loss

@@ -1,0 +1,120 @@
+"""What work will cost on the wire, before any of it is done: whole MQTT packets with their answers, and TLS.
+
+The costs are those of a link that does not break. What a cut or a broker makes a device send again is counted when it
+happens (``traffic``) and not foreseen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from edge_sdk.codecs.settings import TENSOR_RULES_MAX
+from edge_sdk.mqtt.sizes import PUBACK_BYTES, TLS_RECORD_BYTES_MAX, publish_bytes
+from edge_sdk.wire.messages import (
+    DIGEST_BYTES,
+    TICKET_BYTES,
+    Accept,
+    Bytes,
+    Chunk,
+    Envelope,
+    Have,
+    Message,
+    Offer,
+    Update,
+    Verdict,
+    Want,
+    encode_message,
+)
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
+from edge_sdk.wire.topics import Topics
+
+__all__ = ["UPDATE_HEAD_BYTES_MAX", "Costs"]
+
+EPOCH: Final = bytes(8)
+TICKET: Final = bytes(TICKET_BYTES)
+DIGEST: Final = bytes(DIGEST_BYTES)
+LARGE: Final = 1 << 30  # of the length that most numbers have in msgpack
+RECORD_BYTES: Final = 1 << 14  # RFC 8446, section 5.1
+LENGTH_BYTES: Final = 3  # more than in a frame of no bytes, where one has more than 64 kB
+UPDATE_HEAD_BYTES_MAX: Final = (
+    len(Update(1 << 40, 1 << 40, 0.5, True, 0.5, "onnxruntime", b"", (0.5, 0.5, 1 << 40), b"", (b"",)).encode())
+    + 3 * LENGTH_BYTES
+    + TENSOR_RULES_MAX * (2 + LENGTH_BYTES)
+)
+"""Bytes of an update beside its frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of one device.
+
+    Attributes:
+        federation, task, device: Its names; they are in every topic.
+        tls: Whether the connection is encrypted.
+        chunk_bytes_max: Bytes of the largest chunk.
+        shard: Uplink inbox.
+    """
+
+    federation: str
+    task: str
+    device: str
+    tls: bool = False
+    chunk_bytes_max: int = CHUNK_BYTES_MAX
+    shard: str = "0"
+
+    def message(self, topic: str, payload_bytes: int) -> int:
+        """A message of so many bytes, either way, and its acknowledgement."""
+        packet = publish_bytes(topic, payload_bytes)
+        records = -(-packet // RECORD_BYTES) + 1 if self.tls else 0
+        return packet + PUBACK_BYTES + records * TLS_RECORD_BYTES_MAX
+
+    def upload(self, update_bytes: int) -> int:
+        """An update: the offer, its answer, chunks, receipt and outcome."""
+        whole, rest = divmod(update_bytes, self.chunk_bytes_max)
+        chunks = whole * self._chunk(self.chunk_bytes_max) if whole else 0
+        return self._around_upload + chunks + (self._chunk(rest) if rest else 0)
+
+    def update_bytes_within(self, bytes_max: int) -> int:
+        """The largest update whose ``upload`` is within ``bytes_max``, 0 where none is."""
+        left = bytes_max - self._around_upload
+        whole = max(0, left) // self._chunk(self.chunk_bytes_max)
+        rest = left - whole * self._chunk(self.chunk_bytes_max)
+        beside = self._chunk(self.chunk_bytes_max) - self.chunk_bytes_max
+        return whole * self.chunk_bytes_max + max(0, rest - beside)
+
+    def download(self, total: int, piece_bytes: int) -> int:
+        """A blob in pieces of so many bytes, each asked for by itself at most."""
+        pieces = -(-total // piece_bytes)
+        want = Want(digest=DIGEST, ranges=((LARGE, LARGE + 1),))
+        empty = Bytes(digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(min(total, piece_bytes)))
+        beside = self._to_device(empty) - min(total, piece_bytes)
+        return total + pieces * (self._from_device(want) + beside)
+
+    def accept(self) -> int:
+        """The answer to an invite."""
+        return self._from_device(Accept(ticket=TICKET))
+
+    def _chunk(self, size: int) -> int:
+        chunk = Chunk(ticket=TICKET, digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(size))
+        topic = Topics(self.federation).up(self.shard, self.device)
+        return self.message(topic, len(encode_message(self._envelope(self.shard), chunk)))
+
+    @property
+    def _around_upload(self) -> int:
+        offer = self._from_device(Offer(ticket=TICKET, digest=DIGEST, total=LARGE))
+        have = Have(ticket=TICKET, digest=DIGEST, ranges=(), chunk_bytes_max=self.chunk_bytes_max)
+        verdicts: Iterable[Message] = (Verdict(TICKET, DIGEST, outcome) for outcome in ("received", "counted"))
+        return offer + self._to_device(have) + sum(self._to_device(verdict) for verdict in verdicts)
+
+    def _from_device(self, message: Message) -> int:
+        topic = Topics(self.federation).from_device(self.device, message.kind)
+        return self.message(topic, len(encode_message(self._envelope(), message)))
+
+    def _to_device(self, message: Message) -> int:
+        topic = Topics(self.federation).to_device(self.device, message.kind)
+        return self.message(topic, len(encode_message(self._envelope(), message)))
+
+    def _envelope(self, shard: str = "") -> Envelope:
+        return Envelope(self.federation, self.task, epoch=EPOCH, shard=shard)
