@@ -100,7 +100,7 @@ def cohort_vectors(mnist: Path, seed: int = 0) -> list[Vector]:
     """``delta + residual`` of each client of the 20th round's cohort.
 
     FedAvg as in McMahan et al. 2017, section 3: 100 clients with two shards of 300 digits each, 10 a round, one local
-    epoch; every update goes through ``sparse`` at 1 % with error feedback. Kept in the temporary directory, since it
+    lineage; every update goes through ``sparse`` at 1 % with error feedback. Kept in the temporary directory, since it
     takes a minute.
     """
     kept = Path(tempfile.gettempdir()) / f"edgefed_bench_cohort_{seed}.npy"
@@ -139,7 +139,7 @@ def glorot(rng: np.random.Generator) -> Vector:
 
 
 def train(start: Vector, pixels: Vector, labels: NDArray[np.uint8], examples: NDArray[np.int64]) -> Vector:
-    """Parameters after one epoch of plain SGD on the softmax cross-entropy of a ReLU network."""
+    """Parameters after one lineage of plain SGD on the softmax cross-entropy of a ReLU network."""
     parameters = start.copy()
     weights, biases = views(parameters)
     for first in range(0, examples.size, BATCH):

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 
 __all__ = ["conv1d_model", "conv2d_model", "gru_model"]
 
@@ -26,7 +26,7 @@ class _Net:
     """Collects nodes and weights."""
 
     def __init__(self, seed: int) -> None:
-        self._draws = Draws(seed, "weights")
+        self._draws = StableRandom(seed, "weights")
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 

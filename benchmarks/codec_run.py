@@ -21,7 +21,7 @@ from edge_sdk.aggregation.grouped_mean import GroupedMean
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import decode_frames, encode_frames, groups_of, shared_seed
-from edge_sdk.codecs.model_delta import apply_links, encode_link
+from edge_sdk.codecs.model_delta import apply_model_deltas, encode_model_delta
 from edge_sdk.device.files import BytesLike
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
@@ -144,11 +144,11 @@ class _State:
         seed = int(seeds.generate_state(1, np.uint64)[0])
         residual = self._residuals.get(client)
         sent = encode_frames(trained.delta, residual, codec, spec, seed=seed, shared_seed=shared)
-        decoded = decode_frames(sent.frame, sent.statistics, codec, spec, sent.parts)
+        decoded = decode_frames(sent.frame, sent.buffers, codec, spec, sent.parts)
         self._validation.check(decoded, self._groups, examples=trained.examples, steps=trained.steps, loss=trained.loss)
         total.accumulate(decoded, trained.examples)
         self._residuals[client] = sent.residual
-        self.up.append(len(sent.frame) + sum(map(len, sent.parts)) + len(sent.statistics or b""))
+        self.up.append(len(sent.frame) + sum(map(len, sent.parts)) + len(sent.buffers or b""))
 
     def _send(self) -> None:
         """What devices hold next, by the coordinator's link and the device's way of applying it."""
@@ -157,7 +157,7 @@ class _State:
             self._published = encode_parameters(self.parameters)
             self.down.append(len(self._published))
         else:
-            link, target = encode_link(self._published, self.parameters, (), settings)
-            self._published = apply_links(self._published, [link], digest_of(target))
+            link, target = encode_model_delta(self._published, self.parameters, (), settings)
+            self._published = apply_model_deltas(self._published, [link], digest_of(target))
             self.down.append(len(link))
         self._clients_have = parameters_vector(self._published)

@@ -23,7 +23,7 @@ from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim.datasets import load_dataset
 from device_sim.partitions import shards
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.local import Examples, as_examples
 from edge_sdk.wire.plan import TrainingPlan
@@ -148,7 +148,7 @@ class Federation:
 
     def cohort(self, round_number: int) -> list[int]:
         """Who takes part in that round."""
-        draws = Draws(self.seed, f"cohort {round_number}")
+        draws = StableRandom(self.seed, f"cohort {round_number}")
         return [int(client) for client in draws.permutation(len(self.clients))[: self.task.cohort]]
 
     def accuracy(self, parameters: NDArray[np.float32], *, whole: bool) -> float:

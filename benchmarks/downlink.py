@@ -1,4 +1,4 @@
-"""The compressed downlink: bytes of a link, what it costs a device, and what it costs in rounds and in accuracy.
+"""The compressed downlink: bytes of a model delta, what it costs a device, and what it costs in rounds and in accuracy.
 
 The accuracy is that of plain federated averaging in one process, without a network: the handwritten digits on 30
 devices (Dirichlet 0.5), 15 a round, an MLP 64-200-10, updates sparse at 10 %, and the demo's server optimiser, whose
@@ -25,7 +25,7 @@ from coordinator.server_optimizers import make_server_optimizer
 from device_sim.datasets import load_dataset, split_held_out
 from device_sim.partitions import partition
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.codecs.model_delta import apply_links, encode_link
+from edge_sdk.codecs.model_delta import apply_model_deltas, encode_model_delta
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import as_examples
@@ -50,7 +50,7 @@ PLAN: Final = TrainingPlan(epochs=1, batch_size=16, seconds_max=100.0, scalars={
 
 
 def measure() -> list[Figure]:
-    """Sizes and CPU of a link with the default settings, and paired runs with and without links."""
+    """Sizes and CPU of a model delta with the default settings, and paired runs with and without deltas."""
     return [*of_a_link(), *of_training()]
 
 
@@ -60,33 +60,33 @@ def of_a_link() -> list[Figure]:
     assert settings is not None
     base = encode_parameters(gaussian(PARAMETERS, seed=1))
     model = gaussian(PARAMETERS, seed=1) + gaussian(PARAMETERS, seed=2)
-    link, blob = encode_link(base, model, (), settings)
+    model_delta, blob = encode_model_delta(base, model, (), settings)
     target = digest_of(blob)
     costs = []
     for _ in range(REPEATS):
         began = time.process_time()
-        apply_links(base, [link], target)
+        apply_model_deltas(base, [model_delta], target)
         applied = time.process_time()
         digest_of(blob)
         costs.append((applied - began) / (time.process_time() - applied))
     name = f"downlink, {PARAMETERS:,} parameters, Gaussian step, default settings"
     return [
-        at_least(f"{name}: whole parameters / link", len(base) / len(link), "x", SMALLER_MIN),
+        at_least(f"{name}: whole parameters / model delta", len(base) / len(model_delta), "x", SMALLER_MIN),
         at_most(f"{name}: applying it / checking whole parameters", float(np.median(costs)), "x", APPLY_MAX),
     ]
 
 
 def of_training() -> list[Figure]:
     """Means over the seeds; the accuracy is that of the last rounds."""
-    sides = {"whole": Downlink(), "links": downlink(DownlinkSection())}
+    sides = {"whole": Downlink(), "deltas": downlink(DownlinkSection())}
     scores = {name: [trained(side, seed) for seed in range(SEEDS)] for name, side in sides.items()}
     last = {name: float(np.mean([run[-LAST:] for run in runs])) for name, runs in scores.items()}
     reached = {name: float(np.mean([_first(run) for run in runs])) for name, runs in scores.items()}
     name = f"downlink, digits, {ROUNDS} rounds, server momentum, {SEEDS} paired seeds"
     return [
-        at_most(f"{name}: accuracy lost to links", 100.0 * (last["whole"] - last["links"]), "points", LOST_MAX),
+        at_most(f"{name}: accuracy lost to deltas", 100.0 * (last["whole"] - last["deltas"]), "points", LOST_MAX),
         Figure(f"{name}: accuracy with whole models", 100.0 * last["whole"], "%"),
-        Figure(f"{name}: rounds to {TARGET:.0%} with links", reached["links"], "rounds"),
+        Figure(f"{name}: rounds to {TARGET:.0%} with deltas", reached["deltas"], "rounds"),
         Figure(f"{name}: rounds to {TARGET:.0%} with whole models", reached["whole"], "rounds"),
     ]
 

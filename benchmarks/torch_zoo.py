@@ -279,7 +279,7 @@ CASES = {
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a model has running statistics."""
+    """Whether a model has running buffers."""
     return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
@@ -307,7 +307,7 @@ def export(model: nn.Module, inputs: dict[str, Tensor], path: Path, *, dynamo: b
 class HarCnn1d(nn.Module):
     """What ``benchmarks/har.py`` trains: windows of 128 samples of 9 channels in 6 activities.
 
-    Group normalisation keeps no running statistics, which people who move differently would disagree about.
+    Group normalisation keeps no running buffers, which people who move differently would disagree about.
     """
 
     def __init__(self) -> None:

@@ -53,11 +53,11 @@ def packets(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) ->
     payload = Update(examples=600, steps=19, loss=0.25, complete=True, seconds=1.5, engine="numpy", frame=frame)
     data = payload.encode()
     ticket, digest = bytes(range(16)), digest_of(data)
-    envelope = Envelope("federation", "default", epoch=bytes(8))
+    envelope = Envelope("federation", "default", lineage=bytes(8))
     offer = encode_message(envelope, Offer(ticket=ticket, digest=digest, total=len(data)))
     sizes = [publish_bytes(TOPICS.from_device(DEVICE, Offer.kind), len(offer))]
     for start, stop in plan_chunks([(0, len(data))], CHUNK_BYTES_MAX):
         chunk = Chunk(ticket=ticket, digest=digest, total=len(data), offset=start, data=data[start:stop])
-        bulk = Envelope("federation", "default", epoch=bytes(8), shard="0")
+        bulk = Envelope("federation", "default", lineage=bytes(8), shard="0")
         sizes.append(publish_bytes(TOPICS.up("0", DEVICE), len(encode_message(bulk, chunk))))
     return sizes

@@ -39,12 +39,12 @@ from coordinator.events import (
     Tick,
     Workers,
 )
-from coordinator.publisher import Voice, round_summary, rounded
+from coordinator.publisher import Publisher, round_summary, rounded
 from coordinator.schedules import synchronous as rounds
-from coordinator.schedules.selection import announced_share, come_back_seconds, wanted_count
+from coordinator.schedules.selection import announced_fraction, come_back_seconds, wanted_count
 from coordinator.schedules.synchronous import Round, Ticket
 from coordinator.stopping import Stopping
-from coordinator.store import Checkpoint, LinkRecord, RoundRecord, Store, TicketRecord
+from coordinator.store import Checkpoint, ModelDeltaRecord, RoundRecord, Store, TicketRecord
 from coordinator.task import TaskSettings
 from coordinator.uploads import BUSY, Uploads
 from edge_sdk.errors import ProtocolError
@@ -60,8 +60,8 @@ from edge_sdk.wire.messages import (
     Message,
     Offer,
     Plan,
+    RangeRequest,
     Verdict,
-    Want,
     decode_message,
 )
 
@@ -91,7 +91,7 @@ class _Traffic:
     up: int = 0
     down_at_start: int = 0
     fanned_out: int = 0  # retained pieces are sent once and delivered by the broker to each who asks
-    saved: int = 0  # by links, for those who have accepted
+    saved: int = 0  # by deltas, for those who have accepted
     saves: dict[bytes, int] = field(default_factory=dict)  # the same by ticket, for those who have not
 
 
@@ -140,16 +140,16 @@ class Coordinator:
         self._new_id = new_id
         self._rng = rng
         self._wall = wall
-        self._epoch = store.epoch
-        self._voice = Voice(settings, self._epoch, incarnation)
-        self._topics = self._voice.topics
+        self._lineage = store.lineage
+        self._publisher = Publisher(settings, self._lineage, incarnation)
+        self._topics = self._publisher.topics
         self._effects: list[Effect] = []
         self._pending = _Pending()
         self._seen: list[tuple[str, bytes, dict[str, Any]]] = []
         self._timers: dict[str, float] = {}
         self._up: set[str] = set()
         self._traffic = _Traffic()
-        self._share = 1.0
+        self._fraction = 1.0
         self._participation = 0.0
         self._round_published_at = float("-inf")
         self._verdicts_waiting: dict[str, tuple[Verdict, ...]] = {}
@@ -163,7 +163,7 @@ class Coordinator:
         self._stopping = Stopping(settings.stopping)
         self._downloads = Downloads(
             self._topics,
-            self._voice.wrap,
+            self._publisher.wrap,
             chunk_bytes_max=settings.chunk_bytes_max,
             retained_add=store.retained_add,
             retained_remove=store.retained_remove,
@@ -172,8 +172,8 @@ class Coordinator:
             store, update_bytes_max=settings.update_bytes_max, chunk_bytes_max=settings.chunk_bytes_max
         )
         self._program = store.get_blob(settings.program_digest) or b""
-        self._links: list[LinkRecord] = []
-        self._link_blobs: dict[bytes, bytes] = {}
+        self._deltas: list[ModelDeltaRecord] = []
+        self._delta_blobs: dict[bytes, bytes] = {}
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             BrokerUp: self._on_broker_up,
             BrokerDown: self._on_broker_down,
@@ -188,7 +188,7 @@ class Coordinator:
             CheckIn.kind: self._on_check_in,
             Accept.kind: self._on_accept,
             Decline.kind: self._on_decline,
-            Want.kind: self._on_want,
+            RangeRequest.kind: self._on_want,
             Offer.kind: self._on_offer,
         }
 
@@ -255,7 +255,7 @@ class Coordinator:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: the coordinator is gone."""
-        return self._topics.coordinator_state, self._voice.state(online=False)
+        return self._topics.coordinator_state, self._publisher.state(online=False)
 
     # --- the broker ---
 
@@ -276,13 +276,13 @@ class Coordinator:
             # Both inboxes are open: now devices may be told that somebody is here.
             # (State and round are apart: every device hears the first, so it is said once a start, not once a second.)
             self._announce(now)
-            self._effects.append(self._voice.publish_state())
+            self._effects.append(self._publisher.publish_state())
             self._publish_round(now)
 
     def _on_own_state(self, payload: bytes) -> None:
         """A last will of a connection or start before says that the coordinator is offline, and here it is."""
-        if len(self._up) == 2 and payload in (self._voice.state(online=False, incarnation=i) for i in self._own()):
-            self._effects.append(self._voice.publish_state())
+        if len(self._up) == 2 and payload in (self._publisher.state(online=False, incarnation=i) for i in self._own()):
+            self._effects.append(self._publisher.publish_state())
 
     def _own(self) -> range:
         """Incarnations whose last will may still come: this one's and those shortly before."""
@@ -335,7 +335,7 @@ class Coordinator:
     def _on_check_in(self, device: str, message: CheckIn, envelope: Envelope, now: float) -> None:
         self._seen.append((device, message.instance, message.capabilities))
         self._timers.setdefault("seen", now + SEEN_SECONDS)
-        verdicts = tuple(self._verdict_on(device, ticket, envelope.epoch) for ticket in message.unsettled)
+        verdicts = tuple(self._verdict_on(device, ticket, envelope.lineage) for ticket in message.unsettled)
         if self.finished is not None:
             self._come_back(device, message.nonce, DONE_SECONDS, "done: " + self.finished, verdicts, hold=False)
             return
@@ -386,7 +386,7 @@ class Coordinator:
     ) -> None:
         self._to(device, ComeBack(nonce=nonce, seconds=seconds, hold=hold, reason=reason, verdicts=verdicts))
 
-    def _verdict_on(self, device: str, ticket: bytes, epoch: bytes) -> Verdict:
+    def _verdict_on(self, device: str, ticket: bytes, lineage: bytes) -> Verdict:
         """What a device that asks after a ticket may be told."""
         if self.round is not None and ticket in self.round.tickets:
             held = self.round.tickets[ticket]
@@ -394,7 +394,7 @@ class Coordinator:
                 return self._verdict(ticket, held.digest, held.state, held.reason)
         known = self.store.ticket(ticket)
         if known is None or known.device != device:
-            # Of another epoch, of another device, or older than the tombstones.
+            # Of another lineage, of another device, or older than the tombstones.
             return Verdict(ticket=ticket, digest=b"", outcome="unknown", reason="no such ticket")
         return self._verdict(ticket, known.digest or b"", known.state, known.reason)
 
@@ -418,7 +418,7 @@ class Coordinator:
         if ticket is not None and self.round is not None:
             self._perform(self.round.handle(rounds.Declined(message.ticket, message.reason), now), now)
 
-    def _on_want(self, device: str, message: Want, envelope: Envelope, now: float) -> None:
+    def _on_want(self, device: str, message: RangeRequest, envelope: Envelope, now: float) -> None:
         self._effects += self._downloads.on_want(device, message)
 
     def _live_ticket(self, device: str, ticket: bytes) -> Ticket | None:
@@ -456,8 +456,8 @@ class Coordinator:
     def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope, now: float) -> Verdict | None:
         """The verdict that ends an upload before anything of it is read; None where it is welcome."""
         held = self._live_ticket(device, ticket)
-        if held is None or envelope.epoch != self._epoch:
-            verdict = self._verdict_on(device, ticket, envelope.epoch)
+        if held is None or envelope.lineage != self._lineage:
+            verdict = self._verdict_on(device, ticket, envelope.lineage)
             self.store.count(f"upload_{verdict.outcome}")
             return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
         if held.state in ("invited", "accepted"):
@@ -575,14 +575,14 @@ class Coordinator:
         self._announce(now)
 
     def _expected(self, attempt: int) -> int:
-        """Sets the share to announce; returns how many check-ins it should bring, 0 if nobody knows."""
+        """Sets the fraction to announce; returns how many check-ins it should bring, 0 if nobody knows."""
         s = self.settings
         self._flush_seen()
         population = self.store.population(s.task, POPULATION_SECONDS)
         wanted = wanted_count(s.round.goal_count, s.round.over_selection)
-        self._share = announced_share(population, wanted, s.share, attempt)
+        self._fraction = announced_fraction(population, wanted, s.fraction, attempt)
         self._participation = round(min(1.0, wanted / population), 3) if population else 0.0
-        return int(population * self._share)
+        return int(population * self._fraction)
 
     def _plan(self) -> Plan:
         """What devices are asked to do; a codec that chooses is told how often they can expect to take part."""
@@ -632,7 +632,7 @@ class Coordinator:
             self._close(record.last_seq or 0, verdicts)
         else:
             if record.phase in (rounds.CONFIGURATION, rounds.REPORTING):
-                self._retain(self._parameters_digest, *(link.digest for link in self._links))
+                self._retain(self._parameters_digest, *(model_delta.digest for model_delta in self._deltas))
             self._perform(self.round.handle(rounds.Tick(), now), now)
 
     def _perform(self, actions: list[rounds.Action], now: float) -> None:
@@ -702,7 +702,7 @@ class Coordinator:
         if not action.again:
             self._pending.issued.append(_row(ticket, self.record))
             self._pending.record = True
-        base, links = self._way_to(ticket, new=not action.again)
+        base, deltas = self._way_to(ticket, new=not action.again)
         report_seconds = self.round.report_seconds(now)
         invite = Invite(
             nonce=action.nonce,
@@ -721,18 +721,18 @@ class Coordinator:
             requires=s.requires,
             verdicts=self._verdicts_waiting.pop(ticket.device, ()),
             base=base,
-            links=links,
+            deltas=deltas,
         )
         self._to(ticket.device, invite, shard=SHARD)
 
     def _way_to(self, ticket: Ticket, *, new: bool) -> tuple[bytes, tuple[tuple[bytes, int], ...]]:
-        """Base and links for the device of a ticket; what it will fetch is retained, and counted if it is new."""
+        """Base and deltas for the device of a ticket; what it will fetch is retained, and counted if it is new."""
         holds, whole = self._holds.pop(ticket.device, ()), len(self._parameters)
-        base, chain = chain_from(self._links, holds)
-        links = tuple((link.digest, link.bytes) for link in chain)
-        if links:
-            fetched = sum(size for _, size in links)
-            self._retain(*(digest for digest, _ in links))
+        base, chain = chain_from(self._deltas, holds)
+        deltas = tuple((model_delta.digest, model_delta.bytes) for model_delta in chain)
+        if deltas:
+            fetched = sum(size for _, size in deltas)
+            self._retain(*(digest for digest, _ in deltas))
         elif self._parameters_digest in holds:
             fetched = whole = 0
         else:
@@ -741,7 +741,7 @@ class Coordinator:
         if new:
             self._traffic.saves[ticket.ticket] = whole - fetched
             self._traffic.fanned_out += fetched if self._retains() else 0
-        return base, links
+        return base, deltas
 
     def _journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
         """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
@@ -851,7 +851,7 @@ class Coordinator:
         self._effects.append(Finished(reason))
 
     def _take_checkpoint(self, checkpoint: Checkpoint, model: bytes, published: bytes = b"") -> None:
-        """The model, and what devices get of it: ``_parameters`` and the links that lead there."""
+        """The model, and what devices get of it: ``_parameters`` and the deltas that lead there."""
         self._model = model
         self._server_state = checkpoint.server_state
         self._parameters_digest = checkpoint.published_digest
@@ -859,10 +859,12 @@ class Coordinator:
             self._parameters = model
         else:
             self._parameters = published or self.store.get_blob(checkpoint.published_digest) or b""
-        self._links = self.store.links(self.settings.task)
-        self._link_blobs = {
-            link.digest: self._link_blobs.get(link.digest) or self.store.get_blob(link.digest) or b""
-            for link in self._links
+        self._deltas = self.store.deltas(self.settings.task)
+        self._delta_blobs = {
+            model_delta.digest: self._delta_blobs.get(model_delta.digest)
+            or self.store.get_blob(model_delta.digest)
+            or b""
+            for model_delta in self._deltas
         }
 
     def _serve(self) -> None:
@@ -870,7 +872,7 @@ class Coordinator:
         blobs = {
             self.settings.program_digest: self._program,
             self._parameters_digest: self._parameters,
-            **self._link_blobs,
+            **self._delta_blobs,
         }
         if self._previous is not None:
             blobs[self._previous[0]] = self._previous[1]
@@ -900,14 +902,14 @@ class Coordinator:
     # --- speaking ---
 
     def _to(self, device: str, message: Message, shard: str = "") -> None:
-        self._effects.append(self._voice.to_device(device, message, shard))
+        self._effects.append(self._publisher.to_device(device, message, shard))
 
     def _announce(self, now: float) -> None:
         if len(self._up) < 2:
             return  # said when both connections are there
         number = self.record.number if self.record else self._completed
         attempt = self.record.attempt if self.record else 0
-        self._effects.append(self._voice.announce(number, attempt, self.round, self.finished, self._share, now))
+        self._effects.append(self._publisher.announce(number, attempt, self.round, self.finished, self._fraction, now))
 
     def _publish_round(self, now: float) -> None:
         """Retained JSON for people and machines, at most a few times a second."""
@@ -919,7 +921,7 @@ class Coordinator:
             return
         self._round_published_at = now
         self._timers.pop("round", None)
-        self._effects.append(self._voice.publish_round(self.summary(now)))
+        self._effects.append(self._publisher.publish_round(self.summary(now)))
 
     def summary(self, now: float) -> dict[str, Any]:
         """What ``coordinator/round`` says: plain numbers and words."""

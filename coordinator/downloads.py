@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from coordinator.events import BULK, Effect, Publish
-from edge_sdk.wire.messages import Bytes, Gone, Message, Want
+from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
@@ -96,12 +96,12 @@ class Downloads:
 
     # --- ranges on request ---
 
-    def on_want(self, device: str, want: Want) -> list[Effect]:
+    def on_want(self, device: str, want: RangeRequest) -> list[Effect]:
         """Queues what a device asks for; a blob that is not served any more is ``gone``."""
         blob = self._blobs.get(want.digest)
         if blob is None:
-            payload = self._wrap(Gone(digest=want.digest))
-            return [Publish(BULK, self._topics.to_device(device, Gone.kind), payload)]
+            payload = self._wrap(BlobGone(digest=want.digest))
+            return [Publish(BULK, self._topics.to_device(device, BlobGone.kind), payload)]
         for start, stop in want.ranges:
             stop = min(stop, len(blob))
             for at in range(start, stop, self._chunk_bytes_max):
@@ -160,8 +160,8 @@ class Downloads:
         blob = self._blobs.get(digest)
         if blob is None:
             return []
-        message = Bytes(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
-        return [self._publish(self._topics.to_device(device, Bytes.kind), self._wrap(message))]
+        message = RangeData(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
+        return [self._publish(self._topics.to_device(device, RangeData.kind), self._wrap(message))]
 
     def _send_piece(self, topic: str, digest: bytes, offset: int) -> list[Effect]:
         if not digest:

@@ -25,8 +25,8 @@ from coordinator.validate import Validation
 from edge_sdk.aggregation.grouped_mean import GroupedMean
 from edge_sdk.aggregation.sums import FixedPoint, ScalarSums
 from edge_sdk.codecs import Rotated, frame_codec
-from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, statistic_mask
-from edge_sdk.codecs.model_delta import statistic_spans
+from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.model_delta import buffer_spans
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.wire.messages import Plan, Update
@@ -79,8 +79,8 @@ class Ingest:
         self._validation = validation
         self._optimizer = optimizer
         self._downlink = downlink or Downlink()
-        self._spans = statistic_spans(program.spec)
-        self._statistic = statistic_mask(program.spec)
+        self._spans = buffer_spans(program.spec)
+        self._buffers = buffer_mask(program.spec)
         self._groups = groups_of(program.spec, plan.codec)
         self._mean = GroupedMean(self._groups, fixed_point)
         self._scalars = ScalarSums(SUMS)
@@ -131,7 +131,7 @@ class Ingest:
                 decode_parameters(start.parameters, self._program.spec),
                 self._mean.report(),
                 unpack_state(start.server_state),
-                self._statistic,
+                self._buffers,
             )
             blob = encode_parameters(vector)
         except (EdgeFedError, ValueError) as error:
@@ -186,7 +186,7 @@ class Ingest:
         return _Admitted(item, payload, update, decoded, norm)
 
     def _decode(self, update: Update) -> DecodedParts:
-        parts = decode_frames(update.frame, update.statistics, self._plan.codec, self._program.spec, update.parts)
+        parts = decode_frames(update.frame, update.buffers, self._plan.codec, self._program.spec, update.parts)
         # What does not share the round's rotation is rotated back at once, so that its values are checked.
         return tuple(
             part if isinstance(part, Rotated) and part.seed == self._mean.rotation else part.plain() for part in parts

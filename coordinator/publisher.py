@@ -13,25 +13,25 @@ from coordinator.task import TaskSettings
 from edge_sdk.wire.messages import Announce, Envelope, Message, encode_message
 from edge_sdk.wire.topics import Topics
 
-__all__ = ["RESULT_STATES", "Voice", "round_summary", "rounded"]
+__all__ = ["RESULT_STATES", "Publisher", "round_summary", "rounded"]
 
 ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
 RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
 
 
-class Voice:
+class Publisher:
     """Makes what is published, in the name of one incarnation of one federation's coordinator.
 
     Args:
         settings: The task.
-        epoch: The database's epoch.
+        lineage: The database's lineage.
         incarnation: This start's number.
     """
 
-    def __init__(self, settings: TaskSettings, epoch: bytes, incarnation: int) -> None:
+    def __init__(self, settings: TaskSettings, lineage: bytes, incarnation: int) -> None:
         self.topics = Topics(settings.federation)
         self._settings = settings
-        self._epoch = epoch
+        self._lineage = lineage
         self._incarnation = incarnation
         self._envelopes: dict[str, Envelope] = {}
 
@@ -40,7 +40,7 @@ class Voice:
         envelope = self._envelopes.get(shard)
         if envelope is None:
             s = self._settings
-            envelope = Envelope(federation=s.federation, task=s.task, epoch=self._epoch, shard=shard)
+            envelope = Envelope(federation=s.federation, task=s.task, lineage=self._lineage, shard=shard)
             self._envelopes[shard] = envelope
         return encode_message(envelope, message)
 
@@ -49,7 +49,7 @@ class Voice:
         return Publish(CONTROL, self.topics.to_device(device, message.kind), self.wrap(message, shard))
 
     def announce(
-        self, number: int, attempt: int, machine: Round | None, finished: str | None, share: float, now: float
+        self, number: int, attempt: int, machine: Round | None, finished: str | None, fraction: float, now: float
     ) -> Publish:
         """What the coordinator is doing, to all."""
         phase, remaining = "waiting", 0.0
@@ -63,7 +63,7 @@ class Voice:
             round=number,
             attempt=attempt,
             phase=phase,
-            share=share,
+            fraction=fraction,
             window_seconds=self._settings.round.window_seconds,
             remaining_seconds=remaining,
             requires=self._settings.requires,

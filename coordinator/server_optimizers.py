@@ -14,7 +14,7 @@ clients' parameters.
 Sources: McMahan et al. 2017, Algorithm 1; Hsu et al. 2019 (FedAvgM); Reddi et al. 2021, Algorithm 2, which has no bias
 correction. FedAvgM is without Nesterov's look-ahead.
 
-Elements of kind "statistic" (running means and variances) are no gradients: under every optimiser they become
+Elements of kind "buffer" (running means and variances) are no gradients: under every optimiser they become
 ``w + D``.
 
 Everything is float32, elementwise, in a fixed order of IEEE operations, and inputs are never changed: the same round
@@ -62,7 +62,7 @@ class ServerOptimizer(Protocol):
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         """One step.
 
@@ -70,7 +70,7 @@ class ServerOptimizer(Protocol):
             parameters: float32[P], the global parameters.
             mean_delta: float32[P], D.
             state: As ``init`` or the last ``apply`` gave it.
-            statistic: bool[P], true where an element is averaged plainly; None where none is.
+            buffer: bool[P], true where an element is averaged plainly; None where none is.
 
         Returns:
             New parameters float32[P] and new state; the arguments are unchanged.
@@ -99,10 +99,10 @@ class FedAvg:
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         _check_vectors(parameters, mean_delta, state, ())
-        return _moved(parameters, np.float32(self.eta) * mean_delta, mean_delta, statistic), {}
+        return _moved(parameters, np.float32(self.eta) * mean_delta, mean_delta, buffer), {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,11 @@ class FedAvgM:
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         _check_vectors(parameters, mean_delta, state, ("v",))
         v = np.float32(self.momentum) * state["v"] + mean_delta
-        return _moved(parameters, np.float32(self.eta) * v, mean_delta, statistic), {"v": v}
+        return _moved(parameters, np.float32(self.eta) * v, mean_delta, buffer), {"v": v}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +154,11 @@ class FedAdagrad:
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         _check_vectors(parameters, mean_delta, state, ("m", "v"))
         v = state["v"] + mean_delta * mean_delta
-        return _adaptive(self, v, parameters, mean_delta, state, statistic)
+        return _adaptive(self, v, parameters, mean_delta, state, buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +182,11 @@ class FedAdam:
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         _check_vectors(parameters, mean_delta, state, ("m", "v"))
         v = np.float32(self.beta2) * state["v"] + np.float32(1.0 - self.beta2) * (mean_delta * mean_delta)
-        return _adaptive(self, v, parameters, mean_delta, state, statistic)
+        return _adaptive(self, v, parameters, mean_delta, state, buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +210,12 @@ class FedYogi:
         parameters: Vector,
         mean_delta: Vector,
         state: Mapping[str, Vector],
-        statistic: NDArray[np.bool_] | None = None,
+        buffer: NDArray[np.bool_] | None = None,
     ) -> tuple[Vector, ServerState]:
         _check_vectors(parameters, mean_delta, state, ("m", "v"))
         squared = mean_delta * mean_delta
         v = state["v"] - np.float32(1.0 - self.beta2) * squared * np.sign(state["v"] - squared)
-        return _adaptive(self, v, parameters, mean_delta, state, statistic)
+        return _adaptive(self, v, parameters, mean_delta, state, buffer)
 
 
 SERVER_OPTIMIZERS: Final[Mapping[str, type[FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi]]] = {
@@ -256,17 +256,17 @@ def _adaptive(
     parameters: Vector,
     mean_delta: Vector,
     state: Mapping[str, Vector],
-    statistic: NDArray[np.bool_] | None,
+    buffer: NDArray[np.bool_] | None,
 ) -> tuple[Vector, ServerState]:
     m = np.float32(settings.beta1) * state["m"] + np.float32(1.0 - settings.beta1) * mean_delta
     root: Vector = np.sqrt(v)
     step = np.float32(settings.eta) * m / (root + np.float32(settings.tau))
-    return _moved(parameters, step, mean_delta, statistic), {"m": m, "v": v}
+    return _moved(parameters, step, mean_delta, buffer), {"m": m, "v": v}
 
 
-def _moved(parameters: Vector, step: Vector, mean_delta: Vector, statistic: NDArray[np.bool_] | None) -> Vector:
-    if statistic is not None:
-        step = np.where(statistic, mean_delta, step)
+def _moved(parameters: Vector, step: Vector, mean_delta: Vector, buffer: NDArray[np.bool_] | None) -> Vector:
+    if buffer is not None:
+        step = np.where(buffer, mean_delta, step)
     moved = parameters + step
     if not np.isfinite(moved).all():
         raise TrainingError(

@@ -247,7 +247,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         stopping=stopping_rule(config.stopping, program.metric),
         program_digest=program.digest,
         requires=(*_codec_requires(codec), *program.requires),
-        share=None if selection.share == "auto" else float(selection.share),
+        fraction=None if selection.fraction == "auto" else float(selection.fraction),
         come_back_seconds=selection.come_back_seconds,
         jitter=selection.jitter,
         pause_seconds=selection.pause_seconds,

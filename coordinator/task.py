@@ -23,7 +23,7 @@ class TaskSettings:
         stopping: When to end.
         program_digest: SHA-256 of the program, 32 bytes.
         requires: What a device must understand.
-        share: Share of devices asked to check in, None for automatic.
+        fraction: Fraction of devices asked to check in, None for automatic.
         come_back_seconds: When those who were turned away ask again, if nothing is announced before; in seconds.
         jitter: Share by which that varies either way.
         pause_seconds: Between the end of a round and the next one, in seconds.
@@ -33,7 +33,7 @@ class TaskSettings:
         retained_blobs: ``auto``, ``always`` or ``never``.
         evaluate_every: Evaluate after every so many rounds, 0 for never.
         dense_bytes: Bytes of one update as dense float32, for comparison.
-        seed: Draws the cohorts.
+        seed: StableRandom the cohorts.
     """
 
     federation: str
@@ -43,7 +43,7 @@ class TaskSettings:
     stopping: StoppingRule
     program_digest: bytes
     requires: tuple[str, ...] = ()
-    share: float | None = None
+    fraction: float | None = None
     come_back_seconds: float = 900.0
     jitter: float = 0.2
     pause_seconds: float = 0.0

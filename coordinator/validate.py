@@ -99,7 +99,7 @@ class Validation:
         Args:
             parts: The update, a part for each group.
             groups: How it is divided, one group of all elements by default; the norm is of all groups but the
-                statistics, which are no step.
+                buffers, which are no step.
             examples: On how many examples the device says that it trained.
             steps: How many optimiser steps it says that it did.
             loss: Its mean training loss.
@@ -122,7 +122,7 @@ class Validation:
         divided = [(self.size, "main")] if groups is None else [(group.size, group.kind) for group in groups]
         for decoded, (size, kind) in zip(parts, divided, strict=True):
             part_norm = self._check_part(decoded, size)
-            squares += part_norm * part_norm if kind != "statistics" else 0.0
+            squares += part_norm * part_norm if kind != "buffers" else 0.0
         norm = math.sqrt(squares)
         bound = self.norm_bound(()) if norm_bound is None else norm_bound
         if norm > bound:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_sim.partitions import by_key, dirichlet, dirichlet_by_class, iid, partition, shards
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
 
 __all__ = [
@@ -169,7 +169,7 @@ def split_held_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, 
         raise ConfigurationError(f"held_out: {share!r} must lie in 0 <= share < 1")
     mask = dataset.held_out
     if mask is None:
-        draws = Draws(seed, "held out")
+        draws = StableRandom(seed, "held out")
         mask = np.zeros(len(dataset), dtype=bool)
         labels = dataset.labels if dataset.labels is not None else np.zeros(len(dataset), dtype=np.int64)
         for label in np.unique(labels):

@@ -19,12 +19,12 @@ from typing import Any, Final
 import numpy as np
 
 from device_sim.profiles import DeviceProfile
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from edge_sdk.device.agent import Agent, AgentSettings, BlobMemory, Progress
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import Event, TrainingFinished
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, Order, Product, TrainingWork, Work
+from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, Work
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, PahoTransport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop, TimerHandle, raise_file_limit
 
@@ -53,7 +53,7 @@ class FleetSettings:
         federation: Topic segment.
         task: Topic segment.
         engine: Engine preference.
-        seed: Draws dropouts, instances and jitter.
+        seed: StableRandom dropouts, instances and jitter.
         training_threads: Worker threads that train.
         connects_per_second: Pace of the first connections.
         away_seconds: How long a device that dropped out stays away, in seconds.
@@ -101,7 +101,7 @@ class _BoundTraining:
         self._shared = shared
         self._examples = examples
 
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         return TrainingWork(lambda: self._examples, engines=self._shared.engines()).run(order)
 
 
@@ -113,7 +113,7 @@ class _Device:
         self.fleet = fleet
         self.work = work
         self.files = MemoryFiles()
-        self.draws = Draws(fleet.settings.seed, f"device/{number}")
+        self.draws = StableRandom(fleet.settings.seed, f"device/{number}")
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([fleet.settings.seed, number])))
         self.timer: TimerHandle | None = None
         self.life = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def iid(examples_count: int, n_devices: int, seed: int) -> list[Indices]:
         ConfigurationError: There are fewer examples than devices.
     """
     _check_enough(examples_count, n_devices)
-    return [np.sort(part) for part in np.array_split(Draws(seed, "iid").permutation(examples_count), n_devices)]
+    return [np.sort(part) for part in np.array_split(StableRandom(seed, "iid").permutation(examples_count), n_devices)]
 
 
 def shards(labels: Indices, n_devices: int, shards_per_device: int, seed: int) -> list[Indices]:
@@ -55,7 +55,7 @@ def shards(labels: Indices, n_devices: int, shards_per_device: int, seed: int) -
     _check_enough(len(labels), n_devices, shards_per_device)
     shards_count = n_devices * shards_per_device
     pieces = np.array_split(np.argsort(labels, kind="stable").astype(np.int64), shards_count)
-    dealt = Draws(seed, "shards").permutation(shards_count).reshape(n_devices, shards_per_device)
+    dealt = StableRandom(seed, "shards").permutation(shards_count).reshape(n_devices, shards_per_device)
     return [np.sort(np.concatenate([pieces[shard] for shard in row])) for row in dealt]
 
 
@@ -76,7 +76,7 @@ def dirichlet(labels: Indices, n_devices: int, alpha: float, seed: int, minimum:
     """
     _check_alpha(alpha)
     _check_enough(len(labels), n_devices, minimum)
-    draws = Draws(seed, "dirichlet")
+    draws = StableRandom(seed, "dirichlet")
     pools = _shuffled_pools(labels, draws)
     remaining = np.array([len(pool) for pool in pools], dtype=np.int64)
     concentrations = alpha * remaining / len(labels)
@@ -106,7 +106,7 @@ def dirichlet_by_class(labels: Indices, n_devices: int, alpha: float, seed: int,
     """
     _check_alpha(alpha)
     _check_enough(len(labels), n_devices, minimum)
-    draws = Draws(seed, "dirichlet by class")
+    draws = StableRandom(seed, "dirichlet by class")
     parts: list[list[int]] = [[] for _ in range(n_devices)]
     for pool in _shuffled_pools(labels, draws):
         ends = [round(bound * len(pool)) for bound in itertools.accumulate(draws.dirichlet([alpha] * n_devices))]
@@ -173,7 +173,7 @@ def _natural(dataset: Dataset, devices: int | None, seed: int, minimum: int) -> 
             f"use 1 to {len(parts)} devices or another partition"
         )
     if devices is not None and devices < len(parts):
-        chosen = np.sort(Draws(seed, "natural").permutation(len(parts))[:devices])
+        chosen = np.sort(StableRandom(seed, "natural").permutation(len(parts))[:devices])
         parts = [parts[i] for i in chosen]
     fewest = min(map(len, parts), default=0)
     if fewest < minimum:
@@ -211,13 +211,13 @@ def _check_enough(examples_count: int, n_devices: int, each: int = 1) -> None:
         )
 
 
-def _shuffled_pools(labels: Indices, draws: Draws) -> list[Indices]:
+def _shuffled_pools(labels: Indices, draws: StableRandom) -> list[Indices]:
     """The indices of each class that occurs, each pool in random order."""
     pools = by_key(labels)
     return [pool[draws.permutation(len(pool))] for pool in pools]
 
 
-def _draw_counts(concentrations: NDArray[np.float64], remaining: Indices, size: int, draws: Draws) -> Indices:
+def _draw_counts(concentrations: NDArray[np.float64], remaining: Indices, size: int, draws: StableRandom) -> Indices:
     """How many examples of each class a device gets: ``size`` draws from its mixture, as far as the pools reach."""
     mixture = np.array(draws.dirichlet(concentrations.tolist()))
     counts = np.zeros_like(remaining)
@@ -233,7 +233,7 @@ def _draw_counts(concentrations: NDArray[np.float64], remaining: Indices, size: 
     return counts
 
 
-def _top_up(parts: list[list[int]], minimum: int, draws: Draws) -> None:
+def _top_up(parts: list[list[int]], minimum: int, draws: StableRandom) -> None:
     """Move random examples from the largest parts until none holds fewer than ``minimum``."""
     largest = [(-len(part), device) for device, part in enumerate(parts)]
     heapq.heapify(largest)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from device_sim.world.faults import LinkProfile
 from edge_sdk.errors import ConfigurationError
 
@@ -142,7 +142,7 @@ def draw_profiles(n: int, seed: int, fleet: FleetProfile | None = None, **change
     base = fleet or FleetProfile()
     settings = {field.name: getattr(base, field.name) for field in fields(base)}
     fleet = FleetProfile.from_table({**settings, **changes})
-    draws = Draws(seed, "profiles")
+    draws = StableRandom(seed, "profiles")
     stragglers = set(draws.permutation(n)[: round(fleet.slow_share * n)].tolist())
     profiles = []
     for device in range(n):

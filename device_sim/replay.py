@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.device.work import Order, Product, make_product
+from edge_sdk.device.work import TrainedUpdate, TrainingJob, make_update
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.local import TrainResult
 
@@ -22,7 +22,7 @@ class ReplayWork:
     """Hands out one of a few updates, encoded once; every device of a process may share it, from one thread.
 
     Args:
-        seed: Draws the deltas where none are given.
+        seed: StableRandom the deltas where none are given.
         deltas: float32[P] vectors to replay; Gaussian ones of scale 0.01 otherwise.
         examples: Weight that each update claims.
     """
@@ -32,10 +32,10 @@ class ReplayWork:
         self._deltas = deltas
         self._examples = examples
         self._program: Program | None = None
-        self._ready: dict[tuple[CodecSettings, int], list[Product]] = {}
+        self._ready: dict[tuple[CodecSettings, int], list[TrainedUpdate]] = {}
         self._count = 0
 
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         """A product with this order's ticket; only the first of each variant is encoded."""
         if self._program is None or self._program.digest != order.start.program:
             self._program = Program.decode(order.program)
@@ -43,7 +43,7 @@ class ReplayWork:
         variant = order.start.plan.codec, order.frames_bytes_max
         if variant not in self._ready:
             self._ready[variant] = [
-                make_product(order, self._program, self._result(delta), "replay") for delta in self._vectors()
+                make_update(order, self._program, self._result(delta), "replay") for delta in self._vectors()
             ]
         self._count += 1
         return _for(order, self._ready[variant][self._count % len(self._ready[variant])])
@@ -62,15 +62,15 @@ class ReplayWork:
         )
 
 
-def _for(order: Order, product: Product) -> Product:
+def _for(order: TrainingJob, product: TrainedUpdate) -> TrainedUpdate:
     start = order.start
     entry = replace(
         product.entry,
         ticket=start.ticket,
-        epoch=start.epoch,
+        lineage=start.lineage,
         task=start.task,
         round=start.round,
         shard=start.shard,
         base=start.parameters,
     )
-    return Product(entry, None, product.result)  # no residual: the next replayed update owes nothing to this one
+    return TrainedUpdate(entry, None, product.result)  # no residual: the next replayed update owes nothing to this one

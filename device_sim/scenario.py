@@ -23,14 +23,14 @@ from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from device_sim.auditors.rounds import InvariantBroken, Ledger
+from device_sim.auditors.rounds import Auditor, InvariantBroken
 from device_sim.datasets import Dataset, load_dataset, split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.world.clock import VirtualClock
 from device_sim.world.coordinator import SimCoordinator
 from device_sim.world.crashes import CrashPlan, CrashPoints
-from device_sim.world.daily_usage import SECONDS_PER_DAY, DayBooks
+from device_sim.world.daily_usage import SECONDS_PER_DAY, DailyUsage
 from device_sim.world.device import SimDevice
 from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.sums import FixedPoint
@@ -131,8 +131,8 @@ class Outcome:
         abandoned: Rounds that were abandoned.
         crashes: Power cuts of devices and coordinator.
         messages: Messages that the broker took and delivered.
-        linked: How often a device made its parameters out of links.
-        unlinked: How often it could not, and fetched them whole.
+        followed: How often a device made its parameters out of deltas.
+        not_followed: How often it could not, and fetched them whole.
         metrics: The last evaluation.
         points: How often each side passed its crash points.
         died_at: Where the planned crash struck.
@@ -146,8 +146,8 @@ class Outcome:
     abandoned: int
     crashes: int
     messages: int
-    linked: int
-    unlinked: int
+    followed: int
+    not_followed: int
     metrics: dict[str, float]
     points: dict[str, int]
     died_at: str
@@ -167,11 +167,11 @@ class World:
         self.blobs = BlobMemory(16)
         self.crashes = 0
         self.finished = ""
-        self.day_books = DayBooks(self.clock, scenario.bytes_per_device_per_day_max)
+        self.daily_usage = DailyUsage(self.clock, scenario.bytes_per_device_per_day_max)
         self.task = _task(scenario, seed, bundle)
         self.fixed_point = FixedPoint()
         self.optimizer = make_server_optimizer(scenario.server_optimizer)
-        self.ledger = Ledger(
+        self.auditor = Auditor(
             bundle.program,
             self.task.plan,
             self.optimizer,
@@ -266,15 +266,15 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
             raise InvariantBroken(f"not settled {seconds_max:.0f} s after the end: {open_ends}")
         world.clock.run(until=world.clock.now + 5.0)
     world.clock.run(until=world.clock.now + QUIET_SECONDS)  # what is still under way must change nothing
-    world.ledger.check_store(store, TASK)
+    world.auditor.check_store(store, TASK)
     left = world.broker.retained_topics(f"{Topics(world.scenario.federation).root}/blobs/#")
     if left:
         raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
     kept = keeps_residual(world.task.plan.codec)
     for device in devices:
         if device.state is not None and device.alive:
-            residual = device.state.residual(spec_digest(world.ledger.program))
-            world.ledger.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
+            residual = device.state.residual(spec_digest(world.auditor.program))
+            world.auditor.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
 
 
 def _schedule_crashes(
@@ -303,9 +303,9 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
     records = store.rounds(TASK, limit=1_000_000)
     trace = hashlib.sha256()
     trace.update(repr(world.clock.now).encode())
-    for digest in world.ledger.digests:
+    for digest in world.auditor.digests:
         trace.update(digest)
-    trace.update(repr(world.ledger.rounds).encode())
+    trace.update(repr(world.auditor.rounds).encode())
     trace.update(repr(world.broker.counters).encode())
     for device in devices:
         trace.update(b"" if device.state is None else device.state.instance)
@@ -313,13 +313,13 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
     return Outcome(
         finished=world.finished,
         virtual_seconds=world.clock.now,
-        digests=tuple(world.ledger.digests),
-        rounds=tuple(world.ledger.rounds),
+        digests=tuple(world.auditor.digests),
+        rounds=tuple(world.auditor.rounds),
         abandoned=sum(record.phase == "abandoned" for record in records),
         crashes=world.crashes,
         messages=traffic.messages_up + traffic.messages_down,
-        linked=world.ledger.linked,
-        unlinked=world.ledger.unlinked,
+        followed=world.auditor.followed,
+        not_followed=world.auditor.not_followed,
         metrics=dict(coordinator.metrics),
         points=dict(world.points.passed),
         died_at=world.points.died_at,

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["Draws"]
+__all__ = ["StableRandom"]
 
 MANTISSA_STEP: Final = 2.0**-53
 
 
-class Draws:
+class StableRandom:
     """A stream of draws named by a seed and a purpose.
 
     Args:

@@ -86,7 +86,7 @@ def crash_points(sample_per_side: int | None = None) -> list[CrashPlan]:
 
 
 def _downlink(rng: np.random.Generator) -> Downlink:
-    """Links for the small model too, a chain that is soon too short, or whole models."""
+    """ModelDeltas for the small model too, a chain that is soon too short, or whole models."""
     codec = _choice(rng, (None, "sparse", "sparse", "int8", "int4"))
     settings = None if codec is None else CodecSettings(codec, density=0.05, block_size=64, rounding="nearest")
     return Downlink(settings, int(rng.integers(1, 4)), whole_bytes_min=0)

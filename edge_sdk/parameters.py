@@ -22,8 +22,8 @@ TENSORS_MAX: Final = 10_000
 NAME_BYTES_MAX: Final = 512
 RANK_MAX: Final = 8
 
-KINDS: Final = ("trainable", "statistic")
-"""``trainable`` ones are changed by gradients; a ``statistic`` (BatchNorm's running mean) is averaged as it is."""
+KINDS: Final = ("trainable", "buffer")
+"""``trainable`` ones are changed by gradients; a ``buffer`` (BatchNorm's running mean) is averaged as it is."""
 
 
 @dataclass(frozen=True, slots=True)

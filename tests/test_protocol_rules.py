@@ -30,26 +30,26 @@ from edge_sdk.device.agent import TAKEOVER_SECONDS, Agent, AgentSettings, Progre
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import MessageArrived, Offline, Online
 from edge_sdk.device.state import DeviceState, OutboxEntry
-from edge_sdk.device.work import Order, Product
+from edge_sdk.device.work import TrainedUpdate, TrainingJob
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
-    Bytes,
+    BlobGone,
     CheckIn,
     Chunk,
     ComeBack,
     Decline,
     Envelope,
-    Gone,
     Have,
     Invite,
     Offer,
+    RangeData,
+    RangeRequest,
     Update,
     Verdict,
-    Want,
     decode_message,
     encode_message,
 )
@@ -143,7 +143,7 @@ def test_rule_02_a_ticket_is_bound_to_epoch_task_base_program_device_and_instanc
     assert (record.base, record.program) == (invite.parameters, invite.program)
     stolen = desk.hear("b", offer(invite, make_update()))
     assert desk.told("b", Verdict, stolen)[0].outcome == "unknown"
-    foreign = desk.hear("a", offer(invite, make_update()), epoch=b"another.")
+    foreign = desk.hear("a", offer(invite, make_update()), lineage=b"another.")
     assert desk.told("a", Verdict, foreign)[0].outcome == "unknown"
 
 
@@ -175,21 +175,21 @@ def test_rule_02_a_restored_database_begins_a_new_epoch_and_abandons_its_open_ro
     desk.store.backup(backup)
     for device, held in desk.begin("a", "b", "c").items():
         upload(desk, device, held)
-    old = desk.store.epoch
+    old = desk.store.lineage
     desk.store.close()
     path.write_bytes(backup.read_bytes())
     for leftover in (path.with_name("state.db-wal"), path.with_name("state.db-shm")):
         leftover.unlink(missing_ok=True)
     restored = Desk(store=opened(), seed=1)
-    assert restored.store.restored and restored.store.epoch != old
+    assert restored.store.restored and restored.store.lineage != old
     assert restored.store.open_round(TASK) is None
-    answer = restored.hear("a", offer(invite, make_update()), epoch=old)
+    answer = restored.hear("a", offer(invite, make_update()), lineage=old)
     assert restored.told("a", Verdict, answer)[0].outcome in ("unknown", "missing")
     restored.store.close()
 
 
 def test_rule_02_the_identity_of_a_device_is_the_topics_never_the_payloads() -> None:
-    fields = {name for kind in (CheckIn, Accept, Decline, Offer, Chunk, Want) for name in kind.__slots__}
+    fields = {name for kind in (CheckIn, Accept, Decline, Offer, Chunk, RangeRequest) for name in kind.__slots__}
     assert not fields & {"device", "device_id", "client", "from", "sender", "name"}
 
 
@@ -212,7 +212,7 @@ def test_rule_03_any_other_reply_is_dropped() -> None:
     session = pair.sessions["a"]
     before = session.state
     payload = encode_message(
-        Envelope(FEDERATION, TASK, epoch=pair.desk.store.epoch), ComeBack(nonce=b"replayed", seconds=1e6, hold=True)
+        Envelope(FEDERATION, TASK, lineage=pair.desk.store.lineage), ComeBack(nonce=b"replayed", seconds=1e6, hold=True)
     )
     assert session.handle(MessageArrived(TOPICS.to_device("a", "come_back"), payload), pair.now) == []
     assert session.state == before
@@ -265,7 +265,7 @@ def test_rule_04_the_residual_of_after_replaces_that_of_before_only_if_the_updat
     spec = b"s" * 32
 
     def entry(ticket: bytes) -> OutboxEntry:
-        return OutboxEntry(ticket, b"epoch", TASK, 1, "0", b"d" * 32, b"b" * 32, spec, b"payload")
+        return OutboxEntry(ticket, b"lineage", TASK, 1, "0", b"d" * 32, b"b" * 32, spec, b"payload")
 
     state.save_outbox(entry(b"1" * 16), before)
     state.settle(b"1" * 16, True)
@@ -341,7 +341,7 @@ def test_rule_06_every_connection_starts_clean_and_subscribes_again() -> None:
     pair.connect("a")
     assert pair.filters["a"] == first
     # The paho adapter: tests/edge_sdk/test_mqtt_flow.py, "nothing old is sent after a reconnect".
-    source = (ROOT / "edge_sdk" / "mqtt" / "link.py").read_text()
+    source = (ROOT / "edge_sdk" / "mqtt" / "connection.py").read_text()
     assert "clean_start=True" in source and "clean_start=False" not in source
 
 
@@ -391,15 +391,15 @@ def test_rule_06_an_update_is_offered_again_to_a_new_incarnation_only() -> None:
 def test_rule_06_control_and_bulk_are_two_connections() -> None:
     desk = Desk()
     invites = desk.begin("a", "b", "c")
-    desk.hear("a", Want(digest=invites["a"].parameters, ranges=((0, 10),)))
+    desk.hear("a", RangeRequest(digest=invites["a"].parameters, ranges=((0, 10),)))
     channels = {
         type(message): effect.channel
-        for kind in (Invite, Bytes)
+        for kind in (Invite, RangeData)
         for effect in desk.effects
         if isinstance(effect, Publish)
         for _, message in desk.said(kind, [effect])
     }
-    assert channels == {Invite: CONTROL, Bytes: BULK}
+    assert channels == {Invite: CONTROL, RangeData: BULK}
 
 
 # --- 7 downloads are ranges ------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_rule_07_the_retained_cache_is_journalled_cleared_one_round_later_and_af
 def test_rule_07_what_nobody_serves_any_more_is_gone() -> None:
     desk = Desk()
     desk.wait()
-    assert desk.told("a", Gone, desk.hear("a", Want(digest=b"?" * 32, ranges=((0, 9),))))
+    assert desk.told("a", BlobGone, desk.hear("a", RangeRequest(digest=b"?" * 32, ranges=((0, 9),))))
 
 
 def test_rule_07_a_device_reads_from_the_cache_and_falls_back_to_asking() -> None:
@@ -464,7 +464,7 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
     payload = next(e.payload for e in desk.effects if isinstance(e, Publish) and e.topic.endswith("/invite"))
     envelope = msgpack.unpackb(payload)
     assert list(envelope) == [
-        *("version", "kind", "federation", "epoch", "task", "phase", "group", "shard", "body", "sig", "enc")
+        *("version", "kind", "federation", "lineage", "task", "phase", "group", "shard", "body", "sig", "enc")
     ]
     assert isinstance(envelope["body"], bytes) and envelope["sig"] is None and envelope["enc"] is None
     assert envelope["shard"] == "0", "the uplink inbox is named in the invite"
@@ -653,7 +653,7 @@ def test_rule_15_the_coordinator_subscribes_to_its_inboxes_and_its_own_state_onl
 
 
 class _NoWork:
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         raise AssertionError("nothing is to be trained here")
 
 

@@ -122,14 +122,14 @@ def test_devices_that_miss_rounds_follow_over_links_whoever_dies() -> None:
             rounds=6,
             goal_count=2,
             minimum_count=1,
-            downlink=Downlink(CodecSettings("sparse", density=0.05), links_max=4, whole_bytes_min=0),
+            downlink=Downlink(CodecSettings("sparse", density=0.05), deltas_max=4, whole_bytes_min=0),
             faults=replace(FAULTY, disconnects_per_hour=60.0),
             profile=FleetProfile(dropout=0.1),
             device_crashes_per_hour=10.0,
             coordinator_crashes_per_hour=30.0,
         )
         outcome = run(scenario, seed)
-        assert len(outcome.rounds) == 6 and outcome.linked >= 6
+        assert len(outcome.rounds) == 6 and outcome.followed >= 6
 
 
 def test_a_broker_that_forgets_everything_costs_time_only() -> None:

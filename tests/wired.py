@@ -43,12 +43,12 @@ from coordinator.validate import Validation
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
-from edge_sdk.codecs.model_delta import apply_links
+from edge_sdk.codecs.model_delta import apply_model_deltas
 from edge_sdk.device.session import (
-    ApplyLinks,
-    LinksApplied,
+    ApplyModelDeltas,
     MarkReceived,
     MessageArrived,
+    ModelDeltasApplied,
     Offline,
     Online,
     Send,
@@ -95,7 +95,7 @@ def bundle() -> Bundle:
 
 @lru_cache(maxsize=1)
 def larger_bundle() -> Bundle:
-    """Softmax regression from 64 inputs to 10 classes: 650 parameters, large enough for links."""
+    """Softmax regression from 64 inputs to 10 classes: 650 parameters, large enough for deltas."""
     model = build_zoo_model("softmax_regression", inputs=(64,), outputs=10, seed=0)
     return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="larger", verify=False)
 
@@ -134,7 +134,7 @@ def make_update(
         seconds=1.0,
         engine="n" * (1 + pad),
         frame=frames.frame,
-        statistics=frames.statistics,
+        buffers=frames.buffers,
     ).encode()
 
 
@@ -297,17 +297,17 @@ class Desk:
 
     # --- devices' messages, by hand ---
 
-    def arrived(self, device: str, message: Message, *, epoch: bytes | None = None) -> Arrived:
+    def arrived(self, device: str, message: Message, *, lineage: bytes | None = None) -> Arrived:
         """A message of a device on its way in."""
         self.number += 1
         bulk = message.kind == "chunk"
         topic = TOPICS.up("0", device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(FEDERATION, TASK, epoch=self.store.epoch if epoch is None else epoch, shard="0")
+        envelope = Envelope(FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard="0")
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 
-    def hear(self, device: str, *messages: Message, epoch: bytes | None = None) -> list[Effect]:
-        return self.play(*(self.arrived(device, message, epoch=epoch) for message in messages))
+    def hear(self, device: str, *messages: Message, lineage: bytes | None = None) -> list[Effect]:
+        return self.play(*(self.arrived(device, message, lineage=lineage) for message in messages))
 
     def check_in(self, device: str, nonce: bytes = b"nonce   ", **changes: Any) -> list[Effect]:
         message = CheckIn(
@@ -363,7 +363,7 @@ class Pair:
         self.filters: dict[str, set[str]] = {device: set() for device in devices}
         self.blobs: dict[str, dict[bytes, bytes]] = {device: {} for device in devices}
         self.parameters: dict[str, list[bytes]] = {device: [] for device in devices}  # digests, the newest first
-        self.linked: dict[str, list[int]] = {device: [] for device in devices}  # how many links, each time
+        self.followed: dict[str, list[int]] = {device: [] for device in devices}  # how many deltas, each time
         self.settled: dict[str, list[bool]] = {device: [] for device in devices}
         self.receipts: dict[str, int] = dict.fromkeys(devices, 0)
         self.trainings: dict[str, list[StartTraining]] = {device: [] for device in devices}
@@ -438,10 +438,12 @@ class Pair:
                 self.filters[device].difference_update(filters)
             case StoreBlob(kind, digest, data):
                 self._store(device, kind, digest, bytes(data))
-            case ApplyLinks(base, links, target):
-                self.linked[device].append(len(links))
-                self._store(device, "parameters", target, bytes(apply_links(self.blobs[device][base], links, target)))
-                self.play(device, LinksApplied(target))
+            case ApplyModelDeltas(base, deltas, target):
+                self.followed[device].append(len(deltas))
+                self._store(
+                    device, "parameters", target, bytes(apply_model_deltas(self.blobs[device][base], deltas, target))
+                )
+                self.play(device, ModelDeltasApplied(target))
             case StartTraining():
                 assert digest_of(self.blobs[device][action.parameters]) == action.parameters
                 self.trainings[device].append(action)

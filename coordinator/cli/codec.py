@@ -166,7 +166,7 @@ def _tensor_entries(cohort: Cohort, measured: Sequence[Measurement]) -> list[dic
             "name": tensor.name,
             "shape": list(tensor.shape),
             "elements": tensor.size,
-            "energy": None if tensor.kind == "statistic" else shares[number],
+            "energy": None if tensor.kind == "buffer" else shares[number],
             "codecs": {each.label: asdict(each.tensors[number]) for each in measured},
         }
         for number, tensor in enumerate(cohort.spec)

@@ -23,7 +23,7 @@ from coordinator.store import RoundRecord
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["Calm", "round_line", "serve"]
+__all__ = ["RateLimitFilter", "round_line", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class _Systemd:
             sd_notify("WATCHDOG=1", self._environment)
 
 
-class Calm(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets so many records of one kind pass in a minute: whoever floods the coordinator does not fill the disk too.
 
     Args:
@@ -164,7 +164,7 @@ def _introduction(prepared: Prepared) -> list[str]:
 def _configure_logging(level: str) -> None:
     if level not in LEVELS:
         raise ConfigurationError(f"--log-level {level}: is none of {', '.join(LEVELS)}")
-    handler, calm = logging.StreamHandler(sys.stderr), Calm()
+    handler, calm = logging.StreamHandler(sys.stderr), RateLimitFilter()
     handler.addFilter(
         lambda record: record.name == __name__ or calm.filter(record)
     )  # rounds may be as quick as they are

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from coordinator.codec_report.local_rounds import LocalRound
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.frames import EncodedFrames, encode_frames, statistic_mask
+from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, encode_frames
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.parameters import ParameterSpec
 
@@ -58,9 +58,9 @@ class Cohort:
         return self.residuals[settings][client] if settings in self.residuals else None
 
     def wanted(self, settings: CodecSettings, client: int) -> NDArray[np.float64]:
-        """float64[P]: delta and residual, zero at statistics."""
+        """float64[P]: delta and residual, zero at buffers."""
         total = self.deltas[client].astype(np.float64)
-        mask = statistic_mask(self.spec)
+        mask = buffer_mask(self.spec)
         trainable = slice(None) if mask is None else ~mask
         if mask is not None:
             total[mask] = 0.0

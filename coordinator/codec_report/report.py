@@ -1,7 +1,7 @@
 """What each codec makes of the same real updates: bytes, error, distance to the limit, and which setting to take.
 
 Errors are normalised: the energy of the error over that of what was to be sent (NMSE), over trainable coordinates;
-statistics travel as they are. For ``sparse`` what was to be sent is the delta and the residual of earlier rounds.
+buffers travel as they are. For ``sparse`` what was to be sent is the delta and the residual of earlier rounds.
 
 The error of a round's mean is what counts for the model. It is measured, not extrapolated: the mean of so many decoded
 updates against the mean of what was to be sent, each of a client of its own. (Encoding one client's update several
@@ -28,7 +28,7 @@ from coordinator.codec_report.frame_bytes import bytes_by_element, sparse_cost
 from edge_sdk.codecs import CodecSettings, frame_codec
 from edge_sdk.codecs.centroids import UNIT, levels, nearest_codes
 from edge_sdk.codecs.eden import SHARE_ALL, share_of
-from edge_sdk.codecs.frames import EncodedFrames, decode_frames, frames_bytes_max, groups_of, statistic_mask
+from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, decode_frames, frames_bytes_max, groups_of
 from edge_sdk.parameters import ParameterSpec
 
 __all__ = ["Measurement", "TensorCost", "decoded_vector", "eden_nmse", "measure", "scaled_nmse"]
@@ -40,7 +40,7 @@ class TensorCost:
 
     Attributes:
         bytes: Of the frames' bodies, mean of the clients.
-        nmse: Error within the tensor; None for a tensor that has not moved, and for statistics.
+        nmse: Error within the tensor; None for a tensor that has not moved, and for buffers.
         sent: Coordinates, mean of the clients.
     """
 
@@ -107,7 +107,7 @@ def measure(cohort: Cohort, settings: CodecSettings, updates: int) -> Measuremen
         wanted = cohort.wanted(settings, client)
         frames = cohort.encoded(settings, client)
         error = decoded_vector(frames, settings, spec) - wanted
-        if (mask := statistic_mask(spec)) is not None:
+        if (mask := buffer_mask(spec)) is not None:
             error[mask] = 0.0
         sums.add(frames, settings, spec, wanted, error)
         if client < updates:
@@ -164,7 +164,7 @@ def scaled_nmse(true: NDArray[np.float64], decoded: NDArray[np.float64]) -> floa
 def decoded_vector(frames: EncodedFrames, settings: CodecSettings, spec: ParameterSpec) -> NDArray[np.float64]:
     """float64[P]: what the frames of an update say, zero where nothing was sent."""
     vector = np.zeros(spec.size, dtype=np.float32)
-    parts = decode_frames(frames.frame, frames.statistics, settings, spec, frames.parts)
+    parts = decode_frames(frames.frame, frames.buffers, settings, spec, frames.parts)
     for group, part in zip(groups_of(spec, settings), parts, strict=True):
         group.put(vector, part.plain().dense())
     return vector.astype(np.float64)
@@ -224,7 +224,7 @@ class _Sums:
 def _in_order(frames: EncodedFrames) -> list[bytes]:
     """In the order of the groups."""
     main = [frames.frame] if frames.frame else []
-    return [*main, *frames.parts, *([] if frames.statistics is None else [frames.statistics])]
+    return [*main, *frames.parts, *([] if frames.buffers is None else [frames.buffers])]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

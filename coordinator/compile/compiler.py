@@ -130,7 +130,7 @@ def _program(
             model, logits = with_scores(model, output)
     train = train_graph(simplified(model, logits.name), logits, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
-    kinds = ((key, "statistic" if key in model.statistics else "trainable") for key in model.parameters)
+    kinds = ((key, "buffer" if key in model.buffers else "trainable") for key in model.parameters)
     try:
         program = Program(
             name=model.name,

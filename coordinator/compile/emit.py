@@ -57,7 +57,7 @@ def train_graph(
         gradients = clipped(b, gradients, optimizer)
     for name in model.parameters:
         if name not in gradients:
-            results[NEW + name] = b.statistics.get(name, name)
+            results[NEW + name] = b.buffers.get(name, name)
             continue
         update = optimizer.update(b, name, gradients[name], pulls)
         results[NEW + name] = update.parameter

@@ -42,7 +42,7 @@ def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = (
                 names = ", ".join(list(model.parameters)[:SHOWN_MAX])
                 raise CompileError(f"{option} {pattern!r}: fits none of the parameters {names}")
     kept = [name for name in model.parameters if (not train or _fits(name, train)) and not _fits(name, frozen)]
-    if not set(kept) - model.statistics:
+    if not set(kept) - model.buffers:
         raise CompileError(f"train {list(train)}, freeze {list(frozen)}: nothing is left to train")
     return _without_idle_statistics(_restricted(model, kept))
 
@@ -64,10 +64,10 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _without_idle_statistics(model: Model) -> Model:
-    """Statistics of a layer that no gradient passes do not move: constants."""
+    """Buffers of a layer that no gradient passes do not move: constants."""
     needing = needs_gradient(model)
     moving = {name for node in model.nodes if needing.intersection(node.inputs) for name in node.inputs}
-    return _restricted(model, [n for n in model.parameters if n not in model.statistics or n in moving])
+    return _restricted(model, [n for n in model.parameters if n not in model.buffers or n in moving])
 
 
 def _restricted(model: Model, kept: Sequence[str]) -> Model:
@@ -75,6 +75,6 @@ def _restricted(model: Model, kept: Sequence[str]) -> Model:
     return replace(
         model,
         parameters={name: array for name, array in model.parameters.items() if name in chosen},
-        statistics=model.statistics & chosen,
+        buffers=model.buffers & chosen,
         constants={**model.constants, **{n: a for n, a in model.parameters.items() if n not in chosen}},
     )

@@ -102,7 +102,7 @@ class Model:
         outputs: Model outputs.
         nodes: In topological order; none is without effect on the outputs.
         parameters: Arrays (float32) by name, in order of first use.
-        statistics: Names of parameters that are not trained by gradients but averaged.
+        buffers: Names of parameters that are not trained by gradients but averaged.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
     """
@@ -112,14 +112,14 @@ class Model:
     outputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
     parameters: Mapping[str, NDArray[np.float32]]
-    statistics: frozenset[str]
+    buffers: frozenset[str]
     constants: Mapping[str, NDArray[Any]]
     values: Mapping[str, Value]
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that gradients change, in order."""
-        return tuple(name for name in self.parameters if name not in self.statistics)
+        return tuple(name for name in self.parameters if name not in self.buffers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class GraphBuilder:
         model: The model whose names and shapes the new nodes refer to.
 
     Attributes:
-        statistics: Names that statistic parameters have after the step, by parameter; one that is not here stays.
+        buffers: Names that buffer parameters have after the step, by parameter; one that is not here stays.
     """
 
     def __init__(self, model: Model) -> None:
@@ -157,7 +157,7 @@ class GraphBuilder:
         self._makers: dict[str, Node] = {}
         self._saved: dict[str, dict[str, str]] = {}
         self._turned: dict[str, tuple[str, list[int]]] = {}
-        self.statistics: dict[str, str] = {}
+        self.buffers: dict[str, str] = {}
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one output; the name of that output."""

@@ -89,13 +89,13 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     _check_control_flow(prune(nodes, (o.name for o in outputs)))
     _check_inference_form(nodes, constants)
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
-    parameters, statistics, nodes = split_parameters(nodes, constants, frozenset(frozen))
+    parameters, buffers, nodes = split_parameters(nodes, constants, frozenset(frozen))
     used = {name for n in nodes for name in n.inputs} | {o.name for o in outputs}
     kept = {key: array for key, array in constants.items() if key in used and key not in parameters}
     for key, array in (*parameters.items(), *kept.items()):
         values[key] = Value(key, str(array.dtype), array.shape)
     _check_names([*(i.name for i in inputs), *parameters, *(o for n in nodes for o in n.outputs)])
-    return Model(name, inputs, outputs, tuple(nodes), parameters, statistics, kept, values)
+    return Model(name, inputs, outputs, tuple(nodes), parameters, buffers, kept, values)
 
 
 def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

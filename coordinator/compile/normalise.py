@@ -95,9 +95,9 @@ def _constant(node: Node) -> NDArray[Any]:
 def split_parameters(
     nodes: Iterable[Node], constants: Mapping[str, NDArray[Any]], frozen: frozenset[str]
 ) -> tuple[dict[str, NDArray[np.float32]], frozenset[str], list[Node]]:
-    """Parameters in order of first use, which of them are statistics, and the nodes with false ties undone."""
+    """Parameters in order of first use, which of them are buffers, and the nodes with false ties undone."""
     parameters: dict[str, NDArray[np.float32]] = {}
-    statistics: set[str] = set()
+    buffers: set[str] = set()
     rewritten = []
     layers: dict[str, set[str]] = {}  # by parameter, the patterned tensors beside it where it was first used
     uses: dict[str, tuple[str, int]] = {}  # by parameter, operator and slot of its first use
@@ -128,8 +128,8 @@ def split_parameters(
             layers.setdefault(name, beside)
             parameters[name] = np.ascontiguousarray(array)
             inputs[slot] = name
-            if rule is not None and slot in rule.statistics:
-                statistics.add(name)
+            if rule is not None and slot in rule.buffers:
+                buffers.add(name)
         if any(name in parameters or name in trained for name in inputs):
             trained.update(node.outputs)
         rewritten.append(Node(node.op, tuple(inputs), node.outputs, node.attributes, node.name))
@@ -138,7 +138,7 @@ def split_parameters(
         raise CompileError(f"frozen: the model has no initializer {missing[0]!r}; it has {sorted(constants)[:20]}")
     if not parameters:
         raise CompileError(f"the model has no parameters to train (constants: {sorted(constants)[:10]})")
-    return parameters, frozenset(statistics), rewritten
+    return parameters, frozenset(buffers), rewritten
 
 
 def _is_uniform(array: NDArray[Any]) -> bool:

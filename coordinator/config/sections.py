@@ -294,7 +294,7 @@ class Selection(Section):
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
-    share: Share = key(
+    fraction: Share = key(
         "Share of all devices asked to check in; auto goes by how many were seen lately.",
         "auto",
         allowed='"auto", or a number above 0, at most 1',
@@ -452,7 +452,7 @@ class DownlinkSection(Section):
         ge=1e-6,
         le=1,
     )
-    links_max: int = key(
+    deltas_max: int = key(
         "Rounds that a device may have missed and still get only what has changed.", 16, unit="rounds", ge=1, le=128
     )
 

@@ -45,8 +45,8 @@ __all__ = [
 
 ENVELOPE_BYTES_MAX: Final = 600
 ADAPTIVE_OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
-LINK_BLOCK: Final = 64
-"""Elements that share a scale in a quantised link: what is rounded off comes again, so the step may be fine."""
+MODEL_DELTA_BLOCK: Final = 64
+"""Elements that share a scale in a quantised model delta: what is rounded off comes again, so the step may be fine."""
 
 
 def training_plan(config: FederationConfig, defaults: dict[str, float]) -> TrainingPlan:
@@ -123,8 +123,10 @@ def downlink(section: DownlinkSection) -> Downlink:
     """How the model travels to devices."""
     codec = None
     if section.codec != "none":
-        codec = CodecSettings(name=section.codec, density=section.density, block_size=LINK_BLOCK, rounding="nearest")
-    return Downlink(codec, section.links_max)
+        codec = CodecSettings(
+            name=section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
+        )
+    return Downlink(codec, section.deltas_max)
 
 
 def round_settings(selection: Selection) -> RoundSettings:

@@ -2,7 +2,7 @@
 
 Pace steering as in Bonawitz et al. 2019 ("Towards Federated Learning at Scale", section 2.3): a small fleet is gathered
 so that enough devices meet in one round, a large one is spread so that they do not all answer at once. An announcement
-carries the share of devices that should check in and the window to spread over; each device draws for itself, so the
+carries the fraction of devices that should check in and the window to spread over; each device draws for itself, so the
 check-ins of a large fleet are already a uniform sample of it.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["announced_share", "choose", "come_back_seconds", "wanted_count"]
+__all__ = ["announced_fraction", "choose", "come_back_seconds", "wanted_count"]
 
 SHARE_MARGIN: Final = 2.0
 """Asked / wanted: some of those asked are off, not eligible, or drop out."""
@@ -27,13 +27,13 @@ def wanted_count(goal_count: int, over_selection: float) -> int:
     return max(goal_count, math.ceil(goal_count * over_selection))
 
 
-def announced_share(population: int, wanted: int, setting: float | None, attempt: int) -> float:
-    """The share of devices that should check in.
+def announced_fraction(population: int, wanted: int, setting: float | None, attempt: int) -> float:
+    """The fraction of devices that should check in.
 
     Args:
         population: Devices seen recently, 0 if nobody knows.
         wanted: Devices that the round will invite.
-        setting: A share fixed by the configuration, or None for ``auto``.
+        setting: A fraction fixed by the configuration, or None for ``auto``.
         attempt: How often this round was abandoned: each time, twice as many are asked.
 
     Returns:

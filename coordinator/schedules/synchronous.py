@@ -264,8 +264,8 @@ class Round:
 
     Args:
         settings: See :class:`RoundSettings`.
-        expected: Check-ins to be expected (known devices times the announced share), 0 if nobody knows.
-        rng: Draws the cohort.
+        expected: Check-ins to be expected (known devices times the announced fraction), 0 if nobody knows.
+        rng: StableRandom the cohort.
         new_ticket: Makes 16 fresh random bytes.
         now: Monotonic time in seconds.
     """

@@ -1,4 +1,4 @@
-"""Content by its SHA-256 (programs, parameters, links), the checkpoints that refer to it, and retained topics."""
+"""Content by its SHA-256 (programs, parameters, deltas), the checkpoints that refer to it, and retained topics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USED: Final = (
     "SELECT parameters FROM checkpoints",
     "SELECT program FROM checkpoints",
     "SELECT published FROM checkpoints",
-    "SELECT digest FROM links",
+    "SELECT digest FROM model_deltas",
     "SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
     "SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
 )
@@ -63,7 +63,7 @@ class Blobs:
             return self._read(digest, start, stop)
 
     def drop_others(self, keep: Set[bytes]) -> int:
-        """Delete every blob but ``keep`` and those in use (checkpoints, links, open rounds); returns how many went."""
+        """Delete every blob but ``keep`` and those in use (checkpoints, deltas, open rounds); returns how many went."""
         with self._database.transaction():
             found = self._database.rows(" EXCEPT ".join(("SELECT digest FROM blobs", *_USED)))
             gone = [row for row in found if row[0] not in keep]

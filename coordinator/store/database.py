@@ -94,7 +94,7 @@ class Database:
         self.connection.executemany(sql, rows)
 
     def meta(self, key: str) -> str | int | None:
-        """One of the single values (epoch, incarnation, ...), or None."""
+        """One of the single values (lineage, incarnation, ...), or None."""
         found = self.row("SELECT value FROM meta WHERE key = ?", (key,))
         return None if found is None else found[0]
 

@@ -1,10 +1,10 @@
-"""Which life of the federation this database belongs to: its epoch, its incarnations, and whether it was restored.
+"""Which life of the federation this database belongs to: its lineage, its incarnations, and whether it was restored.
 
 A small file beside the database, the *witness*, remembers how far the database had come. A restored backup is behind
-it, and so begins a new epoch (rule 2). The witness counts incarnations and the *generation*: how many rounds were
+it, and so begins a new lineage (rule 2). The witness counts incarnations and the *generation*: how many rounds were
 opened or ended. It is replaced after the commit that it tells of; a crash in between leaves it behind the database,
 which is harmless. Two cases it cannot see: the whole directory was put back, witness and all (whoever does that calls
-``Store.new_epoch``), or a file copy that was made during the very round that is still open (then only updates of that
+``Store.new_lineage``), or a file copy that was made during the very round that is still open (then only updates of that
 round are lost, and count as missing). A copy by ``Store.backup`` carries a mark and is always recognised.
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 from coordinator.store.backup import BACKUP_MARK
 from coordinator.store.database import Database
 
-__all__ = ["Epoch", "Witness", "read_witness", "write_witness"]
+__all__ = ["Lineage", "Witness", "read_witness", "write_witness"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ EPOCH_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """The epoch (hexadecimal), the highest incarnation and the highest generation that were committed."""
+    """The lineage (hexadecimal), the highest incarnation and the highest generation that were committed."""
 
-    epoch: str
+    lineage: str
     incarnation: int
     generation: int
 
@@ -43,7 +43,7 @@ def read_witness(path: Path) -> Witness | None:
     try:
         with path.open("rb") as file:
             value = json.loads(file.read(_BYTES_MAX))
-        return Witness(str(value["epoch"]), int(value["incarnation"]), int(value["generation"]))
+        return Witness(str(value["lineage"]), int(value["incarnation"]), int(value["generation"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -67,7 +67,7 @@ def write_witness(path: Path, witness: Witness) -> None:
         os.close(directory)
 
 
-class Epoch:
+class Lineage:
     """The three numbers in the database, and their witness.
 
     Args:
@@ -81,17 +81,17 @@ class Epoch:
         self._path = None if database.memory else Path(f"{database.path}.witness")
 
     def begin(self) -> bool:
-        """Give a new database its first epoch; returns whether an old one was restored and needs another."""
-        if self._database.meta("epoch") is not None:
+        """Give a new database its first lineage; returns whether an old one was restored and needs another."""
+        if self._database.meta("lineage") is not None:
             return self._is_restored()
         with self._database.transaction():
             self.renew()
         return False
 
     def renew(self) -> bytes:
-        """Set a new epoch, inside the caller's transaction."""
-        epoch = self._new_id(EPOCH_BYTES)
-        self._database.set_meta("epoch", epoch.hex())
+        """Set a new lineage, inside the caller's transaction."""
+        lineage = self._new_id(EPOCH_BYTES)
+        self._database.set_meta("lineage", lineage.hex())
         self._database.write("DELETE FROM meta WHERE key = ?", (BACKUP_MARK,))
         witness = self._witness()
         if witness is not None:
@@ -99,7 +99,7 @@ class Epoch:
             self._database.set_meta("incarnation", max(self._number("incarnation"), witness.incarnation))
             self._database.set_meta("generation", max(self._number("generation"), witness.generation))
         self.advance()
-        return epoch
+        return lineage
 
     def next_incarnation(self) -> int:
         """Count one more start, inside the caller's transaction."""
@@ -123,7 +123,7 @@ class Epoch:
         if witness is None:
             return self._number("incarnation") > 0  # moved here without its witness: nobody knows how old it is
         return (
-            witness.epoch != self._database.meta("epoch")
+            witness.lineage != self._database.meta("lineage")
             or witness.incarnation > self._number("incarnation")
             or witness.generation > self._number("generation")
         )
@@ -136,9 +136,9 @@ class Epoch:
 
     def _testify(self) -> None:
         assert self._path is not None
-        epoch = str(self._database.meta("epoch"))
+        lineage = str(self._database.meta("lineage"))
         try:
-            write_witness(self._path, Witness(epoch, self._number("incarnation"), self._number("generation")))
+            write_witness(self._path, Witness(lineage, self._number("incarnation"), self._number("generation")))
         except OSError as error:
             # The commit stands; a witness that lags only makes a restored backup harder to notice.
             _log.warning("%s: cannot be written (%s)", self._path, error)

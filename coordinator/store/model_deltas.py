@@ -1,16 +1,16 @@
-"""The chain of links that leads to the newest published parameters of a task (see ``edge_sdk/codecs/model_delta.py``)."""
+"""The chain of deltas that leads to the newest published parameters of a task (see ``edge_sdk/codecs/model_delta.py``)."""
 
 from __future__ import annotations
 
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
-from coordinator.store.records import LinkRecord, Published
+from coordinator.store.records import ModelDeltaRecord, Published
 
-__all__ = ["Links"]
+__all__ = ["ModelDeltas"]
 
 
-class Links:
-    """Links by task, one a round; only what a device may still be given is kept (rule 14)."""
+class ModelDeltas:
+    """Model deltas by task, one a round; only what a device may still be given is kept (rule 14)."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
@@ -20,31 +20,31 @@ class Links:
         """Add the step from ``base`` to ``target``, inside the caller's transaction; without one, the chain ends."""
         chain = self.all(task)
         if published is not None and base != target:
-            digest = self._blobs.put(published.link, "link")
-            chain.append(LinkRecord(round_number, base, target, digest, len(published.link)))
+            digest = self._blobs.put(published.model_delta, "model_delta")
+            chain.append(ModelDeltaRecord(round_number, base, target, digest, len(published.model_delta)))
             self._database.write(
-                "INSERT INTO links (task, round, base, target, digest, bytes) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO model_deltas (task, round, base, target, digest, bytes) VALUES (?, ?, ?, ?, ?, ?)",
                 (task, *chain[-1]),
             )
         gone = chain[: len(chain) - _kept(chain, published)]
-        self._database.write_many("DELETE FROM links WHERE task = ? AND round = ?", [(task, x.round) for x in gone])
-        self._blobs.drop_unused([link.digest for link in gone])
+        self._database.write_many("DELETE FROM model_deltas WHERE task = ? AND round = ?", [(task, x.round) for x in gone])
+        self._blobs.drop_unused([model_delta.digest for model_delta in gone])
 
-    def all(self, task: str) -> list[LinkRecord]:
-        """The chain, the oldest link first."""
+    def all(self, task: str) -> list[ModelDeltaRecord]:
+        """The chain, the oldest model delta first."""
         rows = self._database.rows(
-            "SELECT round, base, target, digest, bytes FROM links WHERE task = ? ORDER BY round", (task,)
+            "SELECT round, base, target, digest, bytes FROM model_deltas WHERE task = ? ORDER BY round", (task,)
         )
-        return [LinkRecord(*row) for row in rows]
+        return [ModelDeltaRecord(*row) for row in rows]
 
 
-def _kept(chain: list[LinkRecord], published: Published | None) -> int:
-    """How many of the newest links stay."""
+def _kept(chain: list[ModelDeltaRecord], published: Published | None) -> int:
+    """How many of the newest deltas stay."""
     if published is None:
         return 0
     total = 0
-    for count, link in enumerate(reversed(chain)):
-        total += link.bytes
-        if count >= published.links_max or total > published.bytes_max:
+    for count, model_delta in enumerate(reversed(chain)):
+        total += model_delta.bytes
+        if count >= published.deltas_max or total > published.bytes_max:
             return count
     return len(chain)

@@ -1,6 +1,6 @@
 """Chunks of updates that are not whole yet, under byte quotas.
 
-A ledger in memory (which ranges of which upload are held, bytes a device) answers everything but the bytes
+A auditor in memory (which ranges of which upload are held, bytes a device) answers everything but the bytes
 themselves; it is read from an index at the start and after a rollback, and no chunk costs a scan.
 """
 

@@ -11,8 +11,8 @@ from coordinator.store.counters import Counters
 from coordinator.store.database import Database
 from coordinator.store.devices import Devices
 from coordinator.store.journal import Journal
-from coordinator.store.model_deltas import Links
-from coordinator.store.records import Checkpoint, DeviceRecord, LinkRecord, RoundRecord, TicketRecord
+from coordinator.store.model_deltas import ModelDeltas
+from coordinator.store.records import Checkpoint, DeviceRecord, ModelDeltaRecord, RoundRecord, TicketRecord
 from coordinator.store.rounds import Rounds
 
 __all__ = ["StoreReader"]
@@ -30,7 +30,7 @@ class StoreReader:
         devices: Devices,
         counters: Counters,
         retained: Retained,
-        links: Links,
+        deltas: ModelDeltas,
     ) -> None:
         self._database = database
         self._rounds = rounds
@@ -39,7 +39,7 @@ class StoreReader:
         self._devices = devices
         self._counters = counters
         self._retained = retained
-        self._links = links
+        self._deltas = deltas
 
     @classmethod
     def open(cls, path: Path) -> StoreReader:
@@ -58,7 +58,7 @@ class StoreReader:
             Devices(database, wall=time.time, devices_max=0),
             Counters(database),
             Retained(database),
-            Links(database, blobs),
+            ModelDeltas(database, blobs),
         )
 
     def __enter__(self) -> StoreReader:
@@ -74,9 +74,9 @@ class StoreReader:
         self._database.close()
 
     @property
-    def epoch(self) -> bytes:
-        """The federation epoch: 8 random bytes, new for a new or restored database (rule 2)."""
-        return bytes.fromhex(str(self._database.meta("epoch")))
+    def lineage(self) -> bytes:
+        """The federation lineage: 8 random bytes, new for a new or restored database (rule 2)."""
+        return bytes.fromhex(str(self._database.meta("lineage")))
 
     @property
     def incarnation(self) -> int:
@@ -107,9 +107,9 @@ class StoreReader:
         """The checkpoints of ``task`` that are kept, the newest first."""
         return self._checkpoints.newest(task, limit)
 
-    def links(self, task: str) -> list[LinkRecord]:
-        """The chain of links that leads to the newest published parameters, the oldest first."""
-        return self._links.all(task)
+    def deltas(self, task: str) -> list[ModelDeltaRecord]:
+        """The chain of deltas that leads to the newest published parameters, the oldest first."""
+        return self._deltas.all(task)
 
     def get_blob(self, digest: bytes) -> bytes | None:
         """The bytes with this SHA-256, or None."""

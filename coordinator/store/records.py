@@ -22,7 +22,7 @@ __all__ = [
     "ChunkRefused",
     "DeviceRecord",
     "JournalRow",
-    "LinkRecord",
+    "ModelDeltaRecord",
     "Published",
     "QuotaExceeded",
     "RoundRecord",
@@ -138,8 +138,8 @@ class Checkpoint:
     published_digest: bytes
 
 
-class LinkRecord(NamedTuple):
-    """The link of one round: SHA-256 of the parameters that it leads from and to, its own, and its length in bytes."""
+class ModelDeltaRecord(NamedTuple):
+    """The model delta of one round: SHA-256 of the parameters that it leads from and to, its own, and its length in bytes."""
 
     round: int
     base: bytes
@@ -154,14 +154,14 @@ class Published:
 
     Attributes:
         blob: The parameters blob.
-        link: The link that leads to it from what was published before.
-        links_max: Links that are kept.
-        bytes_max: Bytes of all links that are kept.
+        model_delta: The model delta that leads to it from what was published before.
+        deltas_max: ModelDeltas that are kept.
+        bytes_max: Bytes of all deltas that are kept.
     """
 
     blob: bytes
-    link: bytes
-    links_max: int
+    model_delta: bytes
+    deltas_max: int
     bytes_max: int
 
 

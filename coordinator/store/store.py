@@ -15,8 +15,8 @@ from coordinator.store.counters import Counters
 from coordinator.store.database import Database
 from coordinator.store.devices import DeviceRow, Devices
 from coordinator.store.journal import Journal
-from coordinator.store.lineage import Epoch
-from coordinator.store.model_deltas import Links
+from coordinator.store.lineage import Lineage
+from coordinator.store.model_deltas import ModelDeltas
 from coordinator.store.partials import ChunkRow, Partials
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import Checkpoint, JournalRow, Published, RoundRecord, TicketRecord, Verdict
@@ -32,9 +32,9 @@ class Store(StoreReader):
     """The coordinator's database.
 
     Args:
-        path: The file, or ``":memory:"``. Beside it stand ``<path>.lock`` and ``<path>.witness`` (see epoch.py).
+        path: The file, or ``":memory:"``. Beside it stand ``<path>.lock`` and ``<path>.witness`` (see lineage.py).
         wall: Wall time in seconds since 1970: for display, for last-seen times and the age of tombstones.
-        new_id: ``new_id(n)`` gives n random bytes; used for the epoch only.
+        new_id: ``new_id(n)`` gives n random bytes; used for the lineage only.
         partial_bytes_max: Bytes of unfinished uploads held for all devices.
         partial_bytes_per_device_max: Bytes of unfinished uploads held for one device; no larger update can arrive.
         journal_bytes_max: Bytes of whole updates held for the open rounds.
@@ -43,7 +43,7 @@ class Store(StoreReader):
         devices_max: Devices remembered in the registry.
 
     Attributes:
-        restored: Whether opening it found that the database is older than it was (a new epoch was begun).
+        restored: Whether opening it found that the database is older than it was (a new lineage was begun).
 
     Raises:
         StateError: The database is damaged (and was renamed), in use, written by newer code, or cannot be opened.
@@ -79,16 +79,16 @@ class Store(StoreReader):
             devices,
             Counters(database),
             Retained(database),
-            Links(database, blobs),
+            ModelDeltas(database, blobs),
         )
         self._writer = rounds
-        self._epoch = Epoch(database, new_id)
-        self.restored = self._epoch.begin()
+        self._lineage = Lineage(database, new_id)
+        self.restored = self._lineage.begin()
         if self.restored:
             _log.warning(
-                "%s: this database was restored: epoch %s begins, and the open round is abandoned",
+                "%s: this database was restored: lineage %s begins, and the open round is abandoned",
                 database.path,
-                self.new_epoch().hex(),
+                self.new_lineage().hex(),
             )
 
     @staticmethod
@@ -114,20 +114,20 @@ class Store(StoreReader):
         """
         return self._database.transaction()
 
-    # -- epoch and incarnation -------------------------------------------------------------------------------------
+    # -- lineage and incarnation -------------------------------------------------------------------------------------
 
-    def new_epoch(self) -> bytes:
-        """Begin a new epoch (the database was restored): open rounds are abandoned, their tickets end "restored"."""
+    def new_lineage(self) -> bytes:
+        """Begin a new lineage (the database was restored): open rounds are abandoned, their tickets end "restored"."""
         with self.transaction():
             open_tasks = self._database.rows("SELECT task FROM rounds WHERE phase NOT IN ('closed', 'abandoned')")
             for (task,) in open_tasks:
                 self._abandon_restored(task)
-            return self._epoch.renew()
+            return self._lineage.renew()
 
     def next_incarnation(self) -> int:
         """Count one more start of the coordinator; call it once, before anything is published."""
         with self.transaction():
-            return self._epoch.next_incarnation()
+            return self._lineage.next_incarnation()
 
     # -- rounds and tickets ----------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Store(StoreReader):
         """
         with self.transaction():
             if self._writer.save(record):
-                self._epoch.advance()
+                self._lineage.advance()
 
     def insert_tickets(self, records: Sequence[TicketRecord]) -> None:
         """Add tickets in state "invited" (or "accepted") to an open round that was saved before.
@@ -227,7 +227,7 @@ class Store(StoreReader):
         metrics: Mapping[str, Any],
         published: Published | None = None,
     ) -> Checkpoint:
-        """Close a round: checkpoint, link, verdicts and the end of all its payloads, in one transaction.
+        """Close a round: checkpoint, model delta, verdicts and the end of all its payloads, in one transaction.
 
         Args:
             record: The round in phase "closed".
@@ -260,8 +260,8 @@ class Store(StoreReader):
             made = self.latest_checkpoint(record.task)
             assert made is not None
             base = made if before is None else before
-            self._links.follow(record.task, record.number, base.published_digest, made.published_digest, published)
-            self._epoch.advance()
+            self._deltas.follow(record.task, record.number, base.published_digest, made.published_digest, published)
+            self._lineage.advance()
         return made
 
     def abandon_round(self, record: RoundRecord, verdicts: Mapping[bytes, Verdict]) -> None:
@@ -273,7 +273,7 @@ class Store(StoreReader):
         self._require_phase(record, "abandoned")
         with self.transaction():
             self._writer.settle(record, verdicts, self._tombstone_days)
-            self._epoch.advance()
+            self._lineage.advance()
 
     def set_metrics(self, task: str, round: int, metrics: Mapping[str, Any]) -> None:
         """Replace the metrics of a closed round, in its checkpoint and in its summary (key "metrics").
@@ -341,7 +341,7 @@ class Store(StoreReader):
     def backup(self, path: Path) -> None:
         """Write a copy without any device's updates, replacing ``path`` at once; the coordinator may be running.
 
-        A copy that is put back later is recognised as older: it begins a new epoch and abandons its open round, so
+        A copy that is put back later is recognised as older: it begins a new lineage and abandons its open round, so
         updates in it would be of no use.
 
         Raises:

@@ -8,7 +8,7 @@
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
 7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
 8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
-9. A device is invited to the parameters that follow from the last published ones and the round's link, and trains on
+9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and trains on
    exactly these, however many rounds it has missed.
 10. When all is over, nothing is left: no payload, no chunk, no retained piece.
 """
@@ -28,13 +28,13 @@ from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, TicketRecord
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
-from edge_sdk.codecs.frames import decode_frames, groups_of, shared_seed, statistic_mask
-from edge_sdk.codecs.model_delta import Link
+from edge_sdk.codecs.frames import buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.model_delta import ModelDelta
 from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
 
-__all__ = ["InvariantBroken", "Ledger"]
+__all__ = ["Auditor", "InvariantBroken"]
 
 VERDICTS: Final = frozenset({"counted", "refused", "declined", "late", "missing"})
 CLOSE: Final = 2e-4
@@ -52,13 +52,13 @@ class _Training:
 
 
 @dataclass(slots=True)
-class _DeviceBooks:
+class _DeviceRecord:
     deltas: NDArray[np.float64] | None = None
     sent: NDArray[np.float64] | None = None
 
 
 @dataclass(slots=True)
-class Ledger:
+class Auditor:
     """What really happened, kept outside of the coordinator and the devices.
 
     Attributes:
@@ -75,8 +75,8 @@ class Ledger:
         digests: Digest of each committed model.
         published: The parameters blob that devices hold after the last committed round; empty: the model itself.
         invited: What each ticket invites to: the digest of the parameters.
-        linked: How often a device made its parameters out of links.
-        unlinked: How often it could not, and fetched them whole.
+        followed: How often a device made its parameters out of deltas.
+        not_followed: How often it could not, and fetched them whole.
     """
 
     program: Program
@@ -90,11 +90,11 @@ class Ledger:
     counted: dict[bytes, int] = field(default_factory=dict)
     rounds: list[dict[str, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    books: dict[str, _DeviceBooks] = field(default_factory=dict)
+    books: dict[str, _DeviceRecord] = field(default_factory=dict)
     published: bytes = b""
     invited: dict[bytes, bytes] = field(default_factory=dict)
-    linked: int = 0
-    unlinked: int = 0
+    followed: int = 0
+    not_followed: int = 0
 
     # --- what devices do ---
 
@@ -150,7 +150,7 @@ class Ledger:
     # --- what the coordinator does ---
 
     def on_committed(
-        self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted, link: bytes | None
+        self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted, model_delta: bytes | None
     ) -> None:
         """A round was committed.
 
@@ -158,7 +158,7 @@ class Ledger:
             job: What was to be closed.
             journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
             result: What came of it.
-            link: The newest link in the database, None where devices get the model itself.
+            model_delta: The newest model delta in the database, None where devices get the model itself.
         """
         if result.error:
             raise InvariantBroken(f"round {job.record.number} could not be aggregated: {result.error}")
@@ -174,9 +174,9 @@ class Ledger:
         self._check_verdicts(job.verdicts)
         before = self.published or self.parameters
         self._check_model(journalled, result)
-        self.published = b"" if link is None else self._follow(before, link)
+        self.published = b"" if model_delta is None else self._follow(before, model_delta)
         if result.published != self.published:
-            raise InvariantBroken(f"round {result.number}: what is published does not follow from its link")
+            raise InvariantBroken(f"round {result.number}: what is published does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
 
@@ -197,7 +197,7 @@ class Ledger:
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             update = Update.decode(training.payload)
-            parts = decode_frames(update.frame, update.statistics, self.plan.codec, self.program.spec, update.parts)
+            parts = decode_frames(update.frame, update.buffers, self.plan.codec, self.program.spec, update.parts)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
             scale = weight * 2.0**self.fixed_point.fraction_bits
             sent = np.zeros(self.program.spec.size, dtype=np.float32)
@@ -218,31 +218,31 @@ class Ledger:
             decode_parameters(self.parameters, self.program.spec),
             mean,
             unpack_state(self.state),
-            statistic_mask(self.program.spec),
+            buffer_mask(self.program.spec),
         )
         self.parameters, self.state = encode_parameters(vector), pack_state(state)
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
 
     def _follow(self, before: bytes, data: bytes) -> bytes:
-        """The step of a link once more, one coordinate after the other."""
-        link = Link.decode(data)
+        """The step of a model delta once more, one coordinate after the other."""
+        model_delta = ModelDelta.decode(data)
         vector = decode_parameters(before, self.program.spec).copy()
         trainable = np.flatnonzero(self.program.spec.mask("trainable"))
-        sent = decode_update(link.frame, trainable.size, link.codec).plain()
+        sent = decode_update(model_delta.frame, trainable.size, model_delta.codec).plain()
         indices = np.arange(trainable.size) if sent.indices is None else sent.indices
         for index, value in zip(indices, sent.values, strict=True):
             vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
-        if link.values:
-            statistics = decode_update(link.values, vector.size - trainable.size, CodecSettings("dense"))
-            vector[self.program.spec.mask("statistic")] = statistics.dense()
+        if model_delta.values:
+            buffers = decode_update(model_delta.values, vector.size - trainable.size, CodecSettings("dense"))
+            vector[self.program.spec.mask("buffer")] = buffers.dense()
         after = encode_parameters(vector)
-        if (digest_of(before), digest_of(after)) != (link.base, link.target):
-            raise InvariantBroken("a link does not lead from what was published to what it names")
+        if (digest_of(before), digest_of(after)) != (model_delta.base, model_delta.target):
+            raise InvariantBroken("a model delta does not lead from what was published to what it names")
         return after
 
     def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
-        books = self.books.setdefault(training.device, _DeviceBooks())
+        books = self.books.setdefault(training.device, _DeviceRecord())
         delta = training.delta.astype(np.float64)
         books.deltas = delta if books.deltas is None else books.deltas + delta
         books.sent = sent if books.sent is None else books.sent + sent

@@ -62,7 +62,7 @@ class SimCoordinator:
     """The coordinator of a scenario; its database outlives its crashes.
 
     Args:
-        world: Clock, broker, ledger, crash points.
+        world: Clock, broker, auditor, crash points.
         store: The open database.
         ingest: Makes a fresh worker side.
         evaluator: Scores models.
@@ -194,15 +194,15 @@ class SimCoordinator:
                 self.world.finished = reason
 
     def _hear(self, topic: str, payload: bytes) -> None:
-        """The ledger compares what is said to a device with what is committed at this moment (rule 1)."""
+        """The auditor compares what is said to a device with what is committed at this moment (rule 1)."""
         device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
         if topic.startswith(self._to_prefix) and kind in SPOKEN:
             federation = self.world.scenario.federation
             _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
             for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
-                self.world.ledger.on_told(device, verdict, self.store.ticket(verdict.ticket))
+                self.world.auditor.on_told(device, verdict, self.store.ticket(verdict.ticket))
             if isinstance(message, Invite):
-                self.world.ledger.on_invited(device, message, self.store.ticket(message.ticket))
+                self.world.auditor.on_invited(device, message, self.store.ticket(message.ticket))
 
     def _reschedule(self) -> None:
         clock = self.world.clock
@@ -310,8 +310,8 @@ class SimCoordinator:
         journalled = [(ticket, self.world.digest_of(payload)) for _, ticket, _, payload in rows]
         self.reach("before round commit")
         result = self._ingest.close(job)
-        links = self.store.links(record.task)
-        link = self.store.get_blob(links[-1].digest) if links and result.published else None
-        self.world.ledger.on_committed(job, journalled, result, link)
+        deltas = self.store.deltas(record.task)
+        model_delta = self.store.get_blob(deltas[-1].digest) if deltas and result.published else None
+        self.world.auditor.on_committed(job, journalled, result, model_delta)
         self.reach("after round commit")
         return result

@@ -9,12 +9,12 @@ from device_sim.auditors.rounds import InvariantBroken
 from device_sim.world.clock import VirtualClock
 from edge_sdk.mqtt import Meter
 
-__all__ = ["SECONDS_PER_DAY", "DayBooks"]
+__all__ = ["SECONDS_PER_DAY", "DailyUsage"]
 
 SECONDS_PER_DAY: Final = 86_400
 
 
-class DayBooks:
+class DailyUsage:
     """The books of all devices; unlike a device's own count they forget nothing in a power cut.
 
     Args:

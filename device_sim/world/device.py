@@ -12,9 +12,9 @@ from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
 from edge_sdk.device.agent import Agent, AgentSettings, Progress
 from edge_sdk.device.files import BytesLike, MemoryFiles
-from edge_sdk.device.session import Action, ApplyLinks, Event, MarkReceived, Settle, StartTraining
+from edge_sdk.device.session import Action, ApplyModelDeltas, Event, MarkReceived, Settle, StartTraining
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, Order, Product, TrainingWork
+from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt import TransportEvent
 from edge_sdk.training.bundle import digest_of
@@ -78,7 +78,7 @@ class SimDevice:
     """One device of a scenario.
 
     Args:
-        world: Clock, broker, ledger, crash points.
+        world: Clock, broker, auditor, crash points.
         number: Its place in the fleet.
         profile: Its speed, reliability and link.
         examples: Its local examples ``(x, y)``.
@@ -113,7 +113,7 @@ class SimDevice:
             self.state = DeviceState(
                 self._disk,
                 new_instance=lambda: self._rng.bytes(16),
-                wall_day=lambda: world.day_books.day,
+                wall_day=lambda: world.daily_usage.day,
                 bytes_per_device_per_day_max=world.scenario.bytes_per_device_per_day_max,
             )
             settings = AgentSettings(world.scenario.federation, self.name, publish_status=False)
@@ -166,7 +166,7 @@ class SimDevice:
             self.crash()
             return
         finally:
-            self.world.day_books.note(self.name, self._transport.meter)
+            self.world.daily_usage.note(self.name, self._transport.meter)
         self._reschedule()
 
     # --- driving the agent ---
@@ -192,20 +192,20 @@ class SimDevice:
         self._timer = self.world.clock.call_at(max(due, self.world.clock.now), self._tick)
 
     def note(self, action: Action) -> None:
-        """Tells the ledger what this device believes."""
+        """Tells the auditor what this device believes."""
         match action:
             case MarkReceived(ticket):
                 outbox = self.state.outbox if self.state is not None else None
                 if outbox is not None and outbox.ticket == ticket:
-                    self.world.ledger.on_receipt(self.name, ticket, outbox.digest)
+                    self.world.auditor.on_receipt(self.name, ticket, outbox.digest)
             case Settle(ticket, counted, _):
-                self.world.ledger.on_settled(self.name, ticket, counted)
-            case ApplyLinks():
-                self.world.ledger.linked += 1
+                self.world.auditor.on_settled(self.name, ticket, counted)
+            case ApplyModelDeltas():
+                self.world.auditor.followed += 1
 
     def _on_progress(self, progress: Progress) -> None:
-        if progress.what == "links_failed":
-            self.world.ledger.unlinked += 1
+        if progress.what == "deltas_failed":
+            self.world.auditor.not_followed += 1
 
     # --- work ---
 
@@ -216,7 +216,7 @@ class SimDevice:
         drop = float(self._rng.random()) < self.profile.dropout
         start = agent.job
         if start is not None and self.state is not None:
-            world.ledger.on_started(self.name, self.state.unsettled)
+            world.auditor.on_started(self.name, self.state.unsettled)
         seconds = self._training_seconds(start) if start is not None else 0.0
         if drop:
             world.clock.call_later(seconds * 0.5, self._drop_out, life)
@@ -244,15 +244,15 @@ class SimDevice:
     def _step_seconds(self) -> float:
         return self.world.scenario.step_seconds / self.profile.speed
 
-    def run(self, order: Order) -> Product:
-        """Trains for real, on a clock of steps; the ledger hears of it (:class:`edge_sdk.device.work.Work`)."""
-        self.world.ledger.on_training(self.name, order.start.ticket, digest_of(order.parameters))
+    def run(self, order: TrainingJob) -> TrainedUpdate:
+        """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""
+        self.world.auditor.on_training(self.name, order.start.ticket, digest_of(order.parameters))
         clock = _StepClock(self._step_seconds)
         work = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock)
         product = work.run(order)
         entry = product.entry
         if entry.payload is None:
             raise EdgeFedError("a fresh product has its payload")
-        self.world.ledger.on_trained(self.name, entry.ticket, entry.digest, entry.payload, product.result.delta)
+        self.world.auditor.on_trained(self.name, entry.ticket, entry.digest, entry.payload, product.result.delta)
         self.reach("after training")
         return product

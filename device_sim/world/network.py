@@ -30,7 +30,7 @@ from device_sim.world.clock import VirtualClock
 from device_sim.world.connection import Connection, Packet, Window, chance_from
 from device_sim.world.faults import Crash, LinkProfile, NetworkFaults, Partition
 from device_sim.world.memory_transport import PUBLISH_OVERHEAD_BYTES, InMemoryTransport
-from device_sim.world.subscriber_queues import DeliveryDesk
+from device_sim.world.subscriber_queues import SubscriberQueues
 from device_sim.world.topic_tree import FilterTree, TopicTree, is_filter
 from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable, EdgeFedError
 from edge_sdk.mqtt import DisconnectReason, Listener, Will
@@ -66,7 +66,7 @@ class InMemoryBroker:
         self.counters = Counters()
         self.chance = chance_from(rng)
         self._salt = int(self.chance() * 2.0**53)
-        self.desk = DeliveryDesk(clock, self.chance, self.faults, self.counters)
+        self.desk = SubscriberQueues(clock, self.chance, self.faults, self.counters)
         self._sessions: dict[str, Connection] = {}
         self._connections: dict[Connection, None] = {}  # as long as either end believes in one
         self._subscriptions: FilterTree[Connection] = FilterTree()

@@ -10,12 +10,12 @@ from device_sim.world.clock import VirtualClock
 from device_sim.world.connection import Chance, Connection, Packet
 from device_sim.world.faults import NetworkFaults
 
-__all__ = ["DeliveryDesk"]
+__all__ = ["SubscriberQueues"]
 
 ACK_BYTES = 4
 
 
-class DeliveryDesk:
+class SubscriberQueues:
     """The part of the broker that sends messages out.
 
     A subscriber's unanswered messages fill a window; while it is full, the rest queues. An answer on its way back is

@@ -2,12 +2,12 @@
 
 A plan has one codec for most of the model, and may have another one for tensors whose names match a pattern
 (``CodecSettings.tensors``): biases and scales are few and matter, and can be sent denser. A running mean or variance
-(BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So statistics are a group of their
+(BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So buffers are a group of their
 own, float32 as they are, whatever the plan's codec is. ``auto`` without patterns sets kernels of convolutions apart
 (:func:`edge_sdk.codecs.auto.kernels_apart`).
 
 The groups follow from the specification and the plan, so that both sides know them: first the one that no pattern
-matches, then one per pattern in their order (a tensor belongs to the first that matches), last the statistics. A
+matches, then one per pattern in their order (a tensor belongs to the first that matches), last the buffers. A
 group without elements is none.
 """
 
@@ -40,17 +40,17 @@ __all__ = [
     "DecodedParts",
     "EncodedFrames",
     "Group",
+    "buffer_mask",
     "decode_frames",
     "encode_frames",
     "fitted_frames",
     "frames_bytes_max",
     "groups_of",
     "shared_seed",
-    "statistic_mask",
 ]
 
 DENSE: Final = CodecSettings("dense")
-STATISTICS: Final = -1
+BUFFERS: Final = -1
 DecodedParts: TypeAlias = tuple[Decoded | Rotated, ...]
 """What the frames say, in the order of the groups."""
 
@@ -63,7 +63,7 @@ class Group:
         settings: How.
         positions: int64[k], rising, read-only: where they stand among all elements; None for all of them.
         size: How many they are.
-        kind: ``main``, ``part`` (matched by a pattern) or ``statistics``.
+        kind: ``main``, ``part`` (matched by a pattern) or ``buffers``.
         matrices: First element (of the group), rows and columns of its tensors that have several of both.
     """
 
@@ -91,14 +91,14 @@ class EncodedFrames:
 
     Attributes:
         frame: The main group's, empty where patterns match everything.
-        statistics: The dense one over the statistics, None where the specification has none.
+        buffers: The dense one over the buffers, None where the specification has none.
         parts: Those of the patterns' groups.
         residual: float32[trainable elements] for the next update, twice as many with a velocity behind it; None where
             no codec keeps one.
     """
 
     frame: bytes
-    statistics: bytes | None
+    buffers: bytes | None
     parts: tuple[bytes, ...]
     residual: NDArray[np.float32] | None
 
@@ -120,18 +120,18 @@ def encode_frames(
         residual: float32[trainable elements] that earlier frames left out, or None; twice as many elements where a
             velocity stands behind it (momentum correction).
         settings: The plan's codec.
-        spec: Says which elements are statistics.
+        spec: Says which elements are buffers.
         seed: See :func:`edge_sdk.codecs.encode_update`, which also says what is raised.
         shared_seed: See there.
         keeps_residual: See there.
     """
     groups = groups_of(spec, settings)
     before = _spread(residual, spec)
-    frames: dict[str, list[bytes]] = {"main": [], "part": [], "statistics": []}
+    frames: dict[str, list[bytes]] = {"main": [], "part": [], "buffers": []}
     left: NDArray[np.float32] | None = None
     for number, group in enumerate(groups):
         kept = None
-        if before is not None and group.kind != "statistics":
+        if before is not None and group.kind != "buffers":
             kept = np.concatenate([group.taken(row) for row in before]) if len(before) > 1 else group.taken(before[0])
         encoded = encode_update(
             group.taken(delta),
@@ -152,10 +152,10 @@ def encode_frames(
             if group.positions is not None:
                 for row, values in zip(left, rows, strict=False):
                     group.put(row, values)
-    mask = statistic_mask(spec)
+    mask = buffer_mask(spec)
     return EncodedFrames(
         frame=frames["main"][0] if frames["main"] else b"",
-        statistics=frames["statistics"][0] if frames["statistics"] else None,
+        buffers=frames["buffers"][0] if frames["buffers"] else None,
         parts=tuple(frames["part"]),
         residual=None if left is None else np.ascontiguousarray(left if mask is None else left[:, ~mask]).reshape(-1),
     )
@@ -163,7 +163,7 @@ def encode_frames(
 
 def decode_frames(
     frame: bytes,
-    statistics: bytes | None,
+    buffers: bytes | None,
     settings: CodecSettings,
     spec: ParameterSpec,
     parts: Sequence[bytes] = (),
@@ -176,14 +176,14 @@ def decode_frames(
     """
     groups = groups_of(spec, settings)
     kinds = [group.kind for group in groups]
-    if (statistics is None) == ("statistics" in kinds):
-        lacks = "has no frame of statistics" if statistics is None else "has a frame of statistics, the model has none"
-        raise DecodeError(f"update: {lacks}", reason="statistics")
+    if (buffers is None) == ("buffers" in kinds):
+        lacks = "has no frame of buffers" if buffers is None else "has a frame of buffers, the model has none"
+        raise DecodeError(f"update: {lacks}", reason="buffers")
     if len(parts) != kinds.count("part"):
         raise DecodeError(f"update: {len(parts)} frames of parts, the plan makes {kinds.count('part')}", reason="parts")
     if frame and "main" not in kinds:
         raise DecodeError("update: a main frame, but all tensors belong to parts", reason="parts")
-    sent = [*([frame] if "main" in kinds else []), *parts, *([] if statistics is None else [statistics])]
+    sent = [*([frame] if "main" in kinds else []), *parts, *([] if buffers is None else [buffers])]
     return tuple(decode_update(data, group.size, group.settings) for data, group in zip(sent, groups, strict=True))
 
 
@@ -205,9 +205,9 @@ def fitted_frames(spec: ParameterSpec, settings: CodecSettings, bytes_max: int) 
     return found if found is None or main.kind != "main" else replace(found, tensors=settings.tensors)
 
 
-def statistic_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
-    """bool[P], true where an element is a statistic; None where none is."""
-    return None if all(tensor.kind == "trainable" for tensor in spec) else spec.mask("statistic")
+def buffer_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
+    """bool[P], true where an element is a buffer; None where none is."""
+    return None if all(tensor.kind == "trainable" for tensor in spec) else spec.mask("buffer")
 
 
 def shared_seed(parameters: bytes) -> int:
@@ -230,8 +230,8 @@ def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]
         for tensor in spec:
             if _is_kernel(tensor):
                 owners[tensor.offset : tensor.offset + tensor.size] = 1
-    owners[owners == STATISTICS] = len(rules) + 1
-    kinds = [(plain, "main"), *((rule, "part") for rule in rules), (DENSE, "statistics")]
+    owners[owners == BUFFERS] = len(rules) + 1
+    kinds = [(plain, "main"), *((rule, "part") for rule in rules), (DENSE, "buffers")]
     groups = []
     for owner, (rule, kind) in enumerate(kinds):
         positions = np.flatnonzero(owners == owner).astype(np.int64)
@@ -256,28 +256,28 @@ def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
 
 def _owner(tensor: Tensor, settings: CodecSettings) -> int:
     """Number of the first pattern that matches, from 1; 0 for none."""
-    if tensor.kind == "statistic":
-        return STATISTICS
+    if tensor.kind == "buffer":
+        return BUFFERS
     matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(tensor.name, pattern))
     return next(matching, 0)
 
 
 def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
-    trainable = sum(tensor.size for tensor in spec if tensor.kind != "statistic")
+    trainable = sum(tensor.size for tensor in spec if tensor.kind != "buffer")
     return kernels_apart(settings, sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
 
 
 def _is_kernel(tensor: Tensor) -> bool:
     """Whether a tensor is a convolution's: of three dimensions and more, those of length 1 not counted."""
-    return tensor.kind != "statistic" and sum(length > 1 for length in tensor.shape) > 2
+    return tensor.kind != "buffer" and sum(length > 1 for length in tensor.shape) > 2
 
 
 def _spread(residual: NDArray[np.float32] | None, spec: ParameterSpec) -> NDArray[np.float32] | None:
     """A residual of the trainable elements, with a velocity behind it or not, as float32[1 or 2, P], zero at the
-    statistics."""
+    buffers."""
     if residual is None:
         return None
-    mask = statistic_mask(spec)
+    mask = buffer_mask(spec)
     trainable = spec.size if mask is None else spec.size - int(np.count_nonzero(mask))
     if residual.size not in (trainable, 2 * trainable):
         raise ConfigurationError(f"residual: {residual.size} elements, the model trains {trainable}; drop the residual")

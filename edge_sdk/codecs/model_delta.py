@@ -1,18 +1,18 @@
-"""A link of the downlink: the compressed step from parameters that a device holds to the next ones.
+"""A model delta of the downlink: the compressed step from parameters that a device holds to the next ones.
 
 The coordinator keeps two vectors: the model, and the *published* parameters that devices hold and train from. After
 each round it encodes what the model is ahead of the published ones, once for all devices, and publishes
 
-    next published = published + what the link says
+    next published = published + what the model delta says
 
-so that what a link leaves out is still ahead, and goes with a later one (error feedback without a buffer of its own).
-A device that holds the link's base gets the same bytes as the coordinator has: a link is decoded with integers and
+so that what a model delta leaves out is still ahead, and goes with a later one (error feedback without a buffer of its own).
+A device that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded with integers and
 elementwise float32 operations alone, and the SHA-256 of the result decides. It depends on no program:
 
-    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, statistics, frame, values}
+    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, buffers, frame, values}
 
 ``frame`` is an update frame (``edge_sdk/update``) of the trainable elements, in order; ``values`` is a dense one with
-the statistics themselves, which are replaced and not moved; ``statistics`` says where they are, as [start, stop]
+the buffers themselves, which are replaced and not moved; ``buffers`` says where they are, as [start, stop]
 ranges. Either is empty where there are no such elements. ``docs/wire-format.md`` has it byte by byte.
 
 Source: Tang et al., "DoubleSqueeze", 2019, for error feedback on the server's side too.
@@ -37,12 +37,12 @@ from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_ve
 from edge_sdk.wire.plan import checked_int, checked_map
 from edge_sdk.wire.safe_msgpack import unpack_checked
 
-__all__ = ["LINK_CODECS", "Link", "Span", "apply_links", "encode_link", "statistic_spans"]
+__all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "buffer_spans", "encode_model_delta"]
 
 Span = tuple[int, int]
 """Elements ``start..stop`` of a vector."""
 
-LINK_CODECS: Final = ("sparse", "int8", "int4", "dense")
+MODEL_DELTA_CODECS: Final = ("sparse", "int8", "int4", "dense")
 """Codecs whose decoders give the same bits on every machine."""
 
 VERSION: Final = 1
@@ -54,35 +54,35 @@ _DENSE: Final = CodecSettings("dense")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Link:
-    """What a link says, its fields checked; the frames are checked when they are decoded.
+class ModelDelta:
+    """What a model delta says, its fields checked; the frames are checked when they are decoded.
 
     Attributes:
         base: SHA-256 of the parameters that it starts from.
         target: SHA-256 of the parameters that it leads to.
         size: Elements of either.
         codec: How ``frame`` is encoded.
-        statistics: Where the statistics are: sorted spans that do not touch.
+        buffers: Where the buffers are: sorted spans that do not touch.
         frame: The update frame of the trainable elements, empty where there are none.
-        values: The dense frame of the statistics, empty where there are none.
+        values: The dense frame of the buffers, empty where there are none.
     """
 
     base: bytes
     target: bytes
     size: int
     codec: CodecSettings
-    statistics: tuple[Span, ...]
+    buffers: tuple[Span, ...]
     frame: bytes
     values: bytes
 
     def encode(self) -> bytes:
-        """The link as bytes; their SHA-256 names it."""
+        """The model delta as bytes; their SHA-256 names it."""
         fields = {
             "base": self.base,
             "target": self.target,
             "size": self.size,
             "codec": self.codec.to_wire(),
-            "statistics": self.statistics,
+            "buffers": self.buffers,
             "frame": self.frame,
             "values": self.values,
         }
@@ -90,7 +90,7 @@ class Link:
         return _HEADER.pack(_MAGIC, VERSION, 0) + packed
 
     @classmethod
-    def decode(cls, data: BytesLike) -> Link:
+    def decode(cls, data: BytesLike) -> ModelDelta:
         """The inverse of :meth:`encode`, for bytes that nobody vouches for.
 
         Raises:
@@ -99,48 +99,50 @@ class Link:
         """
         view = memoryview(data)
         if len(view) < _HEADER.size or bytes(view[:4]) != _MAGIC:
-            raise DecodeError("link: these bytes do not start like a link", reason="magic")
+            raise DecodeError("model delta: these bytes do not start like a model delta", reason="magic")
         _, version, zero = _HEADER.unpack_from(view)
         if version != VERSION:
-            raise VersionError(f"link: version {version}, this side reads {VERSION}: upgrade the older side")
+            raise VersionError(f"model delta: version {version}, this side reads {VERSION}: upgrade the older side")
         if zero:
-            raise DecodeError(f"link: header field is {zero}, expected 0")
-        fields = unpack_checked(view[_HEADER.size :], objects_max=_OBJECTS_MAX, depth_max=3, where="link")
-        source = checked_map(fields, "link")
+            raise DecodeError(f"model delta: header field is {zero}, expected 0")
+        fields = unpack_checked(view[_HEADER.size :], objects_max=_OBJECTS_MAX, depth_max=3, where="model_delta")
+        source = checked_map(fields, "model_delta")
         codec = CodecSettings.from_wire(source.get("codec"))
-        if codec.name not in LINK_CODECS:
-            raise VersionError(f"link.codec: {codec.name!r} is not one of {LINK_CODECS}: upgrade this side")
-        size = checked_int(source, "size", 1, ELEMENTS_MAX, "link")
+        if codec.name not in MODEL_DELTA_CODECS:
+            raise VersionError(
+                f"model delta.codec: {codec.name!r} is not one of {MODEL_DELTA_CODECS}: upgrade this side"
+            )
+        size = checked_int(source, "size", 1, ELEMENTS_MAX, "model_delta")
         return cls(
             base=_data(source, "base", _DIGEST_BYTES),
             target=_data(source, "target", _DIGEST_BYTES),
             size=size,
             codec=codec,
-            statistics=_spans(source.get("statistics"), size),
+            buffers=_spans(source.get("buffers"), size),
             frame=_data(source, "frame"),
             values=_data(source, "values"),
         )
 
 
-def encode_link(
+def encode_model_delta(
     base: BytesLike,
     vector: NDArray[np.float32],
-    statistics: Sequence[Span],
+    buffers: Sequence[Span],
     settings: CodecSettings,
     *,
     base_digest: bytes | None = None,
 ) -> tuple[bytes, bytes]:
-    """The link from published parameters towards a model, and the parameters that it leads to.
+    """The model delta from published parameters towards a model, and the parameters that it leads to.
 
     Args:
         base: The parameters blob that devices hold.
         vector: float32[P], the model.
-        statistics: Where its statistics are, as :func:`statistic_spans` gives it.
-        settings: How to encode, one of ``LINK_CODECS``.
+        buffers: Where its buffers are, as :func:`buffer_spans` gives it.
+        settings: How to encode, one of ``MODEL_DELTA_CODECS``.
         base_digest: SHA-256 of ``base``, where it is known.
 
     Returns:
-        The link and the next parameters blob. The latter is the model in the statistics; elsewhere it lacks what the
+        The model delta and the next parameters blob. The latter is the model in the buffers; elsewhere it lacks what the
         codec left out.
 
     Raises:
@@ -150,16 +152,16 @@ def encode_link(
     start = parameters_vector(base)
     if vector.shape != start.shape:
         raise ValueError(f"the model has {vector.size} elements, its base {start.size}")
-    trainable = _between(statistics, vector.size)
+    trainable = _between(buffers, vector.size)
     frame = values = b""
     if trainable:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the encoder
             delta = _gathered(vector, trainable) - _gathered(start, trainable)
         frame = encode_update(delta.astype(np.float32, copy=False), None, settings, seed=0).frame
-    if statistics:
-        values = encode_update(_gathered(vector, statistics), None, _DENSE, seed=0).frame
-    made = Link(
-        base_digest or digest_of(base), bytes(_DIGEST_BYTES), vector.size, settings, tuple(statistics), frame, values
+    if buffers:
+        values = encode_update(_gathered(vector, buffers), None, _DENSE, seed=0).frame
+    made = ModelDelta(
+        base_digest or digest_of(base), bytes(_DIGEST_BYTES), vector.size, settings, tuple(buffers), frame, values
     )
     moved = start.astype(np.float32)
     _move(moved, made)
@@ -170,46 +172,48 @@ def encode_link(
     return replace(made, target=digest_of(target)).encode(), target
 
 
-def apply_links(base: BytesLike, links: Sequence[BytesLike], target: bytes) -> memoryview:
-    """The parameters blob that links lead to from ``base``, bit-identical to the coordinator's.
+def apply_model_deltas(base: BytesLike, deltas: Sequence[BytesLike], target: bytes) -> memoryview:
+    """The parameters blob that deltas lead to from ``base``, bit-identical to the coordinator's.
 
     Takes the memory of one more blob, beside what is given.
 
     Args:
-        base: The parameters blob that the first link starts from.
-        links: Links that nobody vouches for, the oldest first; at least one.
+        base: The parameters blob that the first model delta starts from.
+        deltas: ModelDeltas that nobody vouches for, the oldest first; at least one.
         target: SHA-256 of the parameters that they must lead to, 32 bytes.
 
     Returns:
         A read-only view of the new blob.
 
     Raises:
-        DecodeError: A link is damaged, they make no chain, or the result is another one (reason ``digest``).
-        VersionError: A link is written in a version or a codec that this side does not read.
+        DecodeError: A model delta is damaged, they make no chain, or the result is another one (reason ``digest``).
+        VersionError: A model delta is written in a version or a codec that this side does not read.
     """
     blob = bytearray(base)
     vector = parameters_vector(blob)
     reached = b""
-    for data in links:
-        link = Link.decode(data)
-        if reached and link.base != reached:
-            raise DecodeError("link: it does not start where the one before ends", reason="chain")
-        if link.size != vector.size:
-            raise DecodeError(f"link: for {link.size} elements, its base has {vector.size}", reason="spec")
-        _move(vector, link)
-        reached = link.target
+    for data in deltas:
+        model_delta = ModelDelta.decode(data)
+        if reached and model_delta.base != reached:
+            raise DecodeError("model delta: it does not start where the one before ends", reason="chain")
+        if model_delta.size != vector.size:
+            raise DecodeError(
+                f"model delta: for {model_delta.size} elements, its base has {vector.size}", reason="spec"
+            )
+        _move(vector, model_delta)
+        reached = model_delta.target
     if reached != target:
-        raise DecodeError("link: the links lead to other parameters than those wanted", reason="chain")
+        raise DecodeError("model delta: the deltas lead to other parameters than those wanted", reason="chain")
     if digest_of(blob) != target:
-        raise DecodeError("link: the result has another SHA-256 than the target", reason="digest")
+        raise DecodeError("model delta: the result has another SHA-256 than the target", reason="digest")
     return memoryview(blob).toreadonly()
 
 
-def statistic_spans(spec: ParameterSpec) -> tuple[Span, ...]:
-    """Where the statistics of a specification are: sorted spans that do not touch."""
+def buffer_spans(spec: ParameterSpec) -> tuple[Span, ...]:
+    """Where the buffers of a specification are: sorted spans that do not touch."""
     spans: list[Span] = []
     for tensor in spec:
-        if tensor.kind != "statistic":
+        if tensor.kind != "buffer":
             continue
         if spans and spans[-1][1] == tensor.offset:
             spans[-1] = (spans[-1][0], tensor.offset + tensor.size)
@@ -218,13 +222,13 @@ def statistic_spans(spec: ParameterSpec) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _move(vector: NDArray[np.float32], link: Link) -> None:
-    """One addition in float32 at each coordinate that is sent, and the statistics as they are; in place."""
-    trainable = _between(link.statistics, vector.size)
-    if bool(link.frame) != bool(trainable) or bool(link.values) != bool(link.statistics):
-        raise DecodeError("link: a frame is missing, or there without elements", reason="statistics")
+def _move(vector: NDArray[np.float32], model_delta: ModelDelta) -> None:
+    """One addition in float32 at each coordinate that is sent, and the buffers as they are; in place."""
+    trainable = _between(model_delta.buffers, vector.size)
+    if bool(model_delta.frame) != bool(trainable) or bool(model_delta.values) != bool(model_delta.buffers):
+        raise DecodeError("model delta: a frame is missing, or there without elements", reason="buffers")
     if trainable:
-        sent = decode_update(link.frame, _size(trainable), link.codec).plain()
+        sent = decode_update(model_delta.frame, _size(trainable), model_delta.codec).plain()
         with np.errstate(over="ignore", invalid="ignore"):  # the digest of the result decides
             if sent.indices is None:
                 at = 0
@@ -233,9 +237,9 @@ def _move(vector: NDArray[np.float32], link: Link) -> None:
                     at += stop - start
             else:
                 vector[_places(sent.indices, trainable)] += sent.values
-    if link.statistics:
-        values, at = decode_update(link.values, _size(link.statistics), _DENSE).dense(), 0
-        for start, stop in link.statistics:
+    if model_delta.buffers:
+        values, at = decode_update(model_delta.values, _size(model_delta.buffers), _DENSE).dense(), 0
+        for start, stop in model_delta.buffers:
             vector[start:stop] = values[at : at + stop - start]
             at += stop - start
 
@@ -270,19 +274,19 @@ def _places(indices: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.int
 def _data(source: dict[str, Any], name: str, length: int | None = None) -> bytes:
     value = source.get(name)
     if not isinstance(value, bytes) or (length is not None and len(value) != length):
-        raise DecodeError(f"link.{name}: expected bytes{'' if length is None else f', {length} of them'}")
+        raise DecodeError(f"model delta.{name}: expected bytes{'' if length is None else f', {length} of them'}")
     return value
 
 
 def _spans(value: object, size: int) -> tuple[Span, ...]:
     if not isinstance(value, list) or len(value) > TENSORS_MAX:
-        raise DecodeError(f"link.statistics: expected a list of at most {TENSORS_MAX} [start, stop]")
+        raise DecodeError(f"model delta.buffers: expected a list of at most {TENSORS_MAX} [start, stop]")
     spans: list[Span] = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2 or any(type(edge) is not int for edge in pair):
-            raise DecodeError("link.statistics: a span is not a pair [start, stop]")
+            raise DecodeError("model delta.buffers: a span is not a pair [start, stop]")
         start, stop = pair
         if not (spans[-1][1] + 1 if spans else 0) <= start < stop <= size:
-            raise DecodeError(f"link.statistics: {str(pair)[:60]} is out of order or not within 0..{size}")
+            raise DecodeError(f"model delta.buffers: {str(pair)[:60]} is out of order or not within 0..{size}")
         spans.append((start, stop))
     return tuple(spans)

@@ -18,22 +18,22 @@ import numpy as np
 
 from edge_sdk import __version__
 from edge_sdk.codecs import CODECS
-from edge_sdk.codecs.model_delta import apply_links
-from edge_sdk.device.data_quota import Budget
-from edge_sdk.device.diagnostics import Hints
+from edge_sdk.codecs.model_delta import apply_model_deltas
+from edge_sdk.device.data_quota import DataQuota
+from edge_sdk.device.diagnostics import Diagnostics
 from edge_sdk.device.session import (
     Action,
-    ApplyLinks,
+    ApplyModelDeltas,
     CancelTraining,
     Event,
-    Holding,
     Leave,
-    LinksApplied,
     MarkReceived,
     MessageArrived,
+    ModelDeltasApplied,
     Notify,
     Offline,
     Online,
+    PendingUpdate,
     Send,
     Session,
     SessionSettings,
@@ -51,7 +51,7 @@ from edge_sdk.device.session import (
 )
 from edge_sdk.device.session import Published as SentPublished
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import Cancelled, Order, OverBudget, Product, Work, order_seed
+from edge_sdk.device.work import Cancelled, OverBudget, TrainedUpdate, TrainingJob, Work, job_seed
 from edge_sdk.errors import ConnectionRefused, DecodeError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Meter, Published, Subscribed, Transport, TransportEvent
 from edge_sdk.mqtt.loop import Backoff
@@ -224,8 +224,8 @@ class Agent:
         self._status = Status()
         self.left = False
         costs = Costs(settings.federation, settings.task, settings.device)
-        self._budget = Budget(state.traffic, costs, settings.bytes_per_update_max)
-        self._budget_due = 0.0 if self._budget.limited else _NEVER
+        self._quota = DataQuota(state.traffic, costs, settings.bytes_per_update_max)
+        self._budget_due = 0.0 if self._quota.limited else _NEVER
         self._days = 0
         self._resting = False  # away from the broker, because today's bytes are spent
         self._work = work
@@ -240,7 +240,7 @@ class Agent:
         self._parameters: deque[bytes] = deque(maxlen=PARAMETERS_NAMED_MAX)  # by this device, the newest last
         self._uncached: dict[bytes, tuple[bytes | memoryview, str]] = {}
         self._topics = Topics(settings.federation)
-        self._hints = Hints(self._topics, settings.task, settings.device)
+        self._diagnostics = Diagnostics(self._topics, settings.task, settings.device)
         self._transport: Transport | None = None
         self._connection = _Connection(Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng), due=connect_at)
         self._job: _Job | None = None
@@ -267,7 +267,9 @@ class Agent:
             over_budget=self._over_budget,
             holding=None
             if outbox is None
-            else Holding(outbox.ticket, outbox.digest, outbox.epoch, outbox.shard, outbox.round, outbox.payload),
+            else PendingUpdate(
+                outbox.ticket, outbox.digest, outbox.lineage, outbox.shard, outbox.round, outbox.payload
+            ),
         )
 
     # --- driving it ---
@@ -288,7 +290,7 @@ class Agent:
             if job is not None and job.loss is not None:
                 self._status = replace(self._status, last_loss=job.loss)
             if job is not None and isinstance(event, TrainingFailed) and event.reason == "bytes_per_update":
-                self._budget.note_unfit(job.start.program, job.start.plan)
+                self._quota.note_unfit(job.start.program, job.start.plan)
             self._perform(event, now)
             if waiting is not None and not waiting.cancelled:
                 self._start(waiting)
@@ -303,19 +305,19 @@ class Agent:
             case Delivery(topic, payload):
                 if self._transport is not None:
                     self._transport.acknowledge(event)
-                self._budget.arrived(topic, len(payload))
-                if self._hints.on_message(topic):
+                self._quota.arrived(topic, len(payload))
+                if self._diagnostics.on_message(topic):
                     self._status = replace(self._status, error="")
                 self._perform(MessageArrived(topic, payload), now)
             case Published(token, refused):
-                hint = self._hints.on_refused(refused) if refused else None
+                hint = self._diagnostics.on_refused(refused) if refused else None
                 if hint is not None:
                     self._tell(hint)
                 if token:
                     self._perform(SentPublished(token), now)
             case Connected(_, packet_bytes_max, _):
                 self._connection.up, self._connection.since = True, now
-                self._hints.on_connected(now)
+                self._diagnostics.on_connected(now)
                 self._status = replace(self._status, connected=True, error="")
                 self._perform(Online(packet_bytes_max), now)
                 self._publish_status(now)
@@ -335,7 +337,7 @@ class Agent:
             self._check_day(now)
         if self._connection.due is not None and self._connection.due <= now and self._transport is not None:
             self._connection.due = None
-            if self._budget.affords_connection():
+            if self._quota.affords_connection():
                 self._transport.connect()
             else:
                 self._rest(now)
@@ -347,14 +349,14 @@ class Agent:
             self._perform(Tick(), now)
         if self._status_due is not None and self._status_due <= now:
             self._publish_status(now)
-        if self._hints.deadline is not None and self._hints.deadline <= now:
-            self._tell(self._hints.on_deadline(self.session.coordinator_online))
+        if self._diagnostics.deadline is not None and self._diagnostics.deadline <= now:
+            self._tell(self._diagnostics.on_deadline(self.session.coordinator_online))
         self._meter(now)
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
         earliest = min(self._eligible_due, self._budget_due)
-        for due in (self.session.next_deadline(), self._connection.due, self._hints.deadline, self._status_due):
+        for due in (self.session.next_deadline(), self._connection.due, self._diagnostics.deadline, self._status_due):
             if due is not None and due < earliest:
                 earliest = due
         return None if earliest == _NEVER else earliest
@@ -377,7 +379,7 @@ class Agent:
             round=self.session.round,
             bytes_up=meter.sent,
             bytes_down=meter.received,
-            bytes_today=self._budget.bytes_today(meter),
+            bytes_today=self._quota.bytes_today(meter),
             bytes_per_day_max=self.state.traffic.bytes_max,
         )
 
@@ -396,10 +398,10 @@ class Agent:
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         connection = self._connection
         was_up, connection.up = connection.up, False
-        self._hints.on_disconnected()
-        self._budget.forget_expected()
+        self._diagnostics.on_disconnected()
+        self._quota.forget_expected()
         # A broker may hang up over a message that it has refused (mosquitto 2.0 does): that is the news then.
-        refusal = self._hints.refusal if was_up else ""
+        refusal = self._diagnostics.refusal if was_up else ""
         error = refusal or ("" if event.error is None else str(event.error))
         self._status = replace(self._status, connected=False, error=self._status.error if self._resting else error)
         if was_up:
@@ -412,7 +414,7 @@ class Agent:
 
     def _reconnect_seconds(self, event: Disconnected, was_up: bool, now: float) -> float:
         connection = self._connection
-        if was_up and self._hints.refusal:
+        if was_up and self._diagnostics.refusal:
             return connection.backoff.next_seconds() + REFUSED_SECONDS_MIN
         short = was_up and now - connection.since < SHORT_CONNECTION_SECONDS
         # On MQTT 3.1.1 a takeover looks like a cut right after connecting.
@@ -434,8 +436,8 @@ class Agent:
     # --- the budget of bytes ---
 
     def _over_budget(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[str, str] | None:
-        refusal = self._budget.why_not(invite, downloads)
-        if self._budget.limited and self._budget_due == _NEVER:
+        refusal = self._quota.why_not(invite, downloads)
+        if self._quota.limited and self._budget_due == _NEVER:
             self._budget_due = self._now + BUDGET_SECONDS
         if refusal is not None and refusal[0] == "bytes_per_day" and self.settings.publish_status:
             self._status_due = self._now
@@ -443,14 +445,14 @@ class Agent:
 
     def _meter(self, now: float) -> None:
         """Counts what has gone over the wire; at the limit the device leaves."""
-        if self._transport is not None and self._budget.meter(self._transport.meter, now) and not self._resting:
+        if self._transport is not None and self._quota.meter(self._transport.meter, now) and not self._resting:
             self._rest(now)
 
     def _check_day(self, now: float) -> None:
         """Whether a new day has begun; a limit may also have come or gone with an invite."""
         self._meter(now)
         days = self.state.traffic.turn(now)
-        self._budget_due = now + BUDGET_SECONDS if self._budget.limited or self._resting else _NEVER
+        self._budget_due = now + BUDGET_SECONDS if self._quota.limited or self._resting else _NEVER
         if days == self._days:
             return
         self._days = days
@@ -500,9 +502,9 @@ class Agent:
                     transport.unsubscribe(filters)
             case StoreBlob(kind, digest, data):
                 self._store(kind, digest, data)
-            case ApplyLinks(base, links, target):
-                error = self._apply_links(base, links, target)
-                self._perform(LinksApplied(target, error), now)
+            case ApplyModelDeltas(base, deltas, target):
+                error = self._apply_deltas(base, deltas, target)
+                self._perform(ModelDeltasApplied(target, error), now)
             case StartTraining():
                 uncached = {digest: blob for digest, blob in self._uncached.items() if digest in self._fetched}
                 self._uncached = {}
@@ -523,13 +525,13 @@ class Agent:
 
     def _may_leave(self, topic: str, size_bytes: int, asked_bytes: int, now: float) -> bool:
         """Whether a message is within today's limit, with what it asks for; the last words before a rest always are."""
-        if not self._budget.limited or self._resting:
+        if not self._quota.limited or self._resting:
             return True
         assert self._transport is not None
-        if not self._budget.affords_message(topic, size_bytes, self._transport.waiting_bytes, asked_bytes):
+        if not self._quota.affords_message(topic, size_bytes, self._transport.waiting_bytes, asked_bytes):
             self._rest(now)
             return False
-        self._budget.expect(asked_bytes)
+        self._quota.expect(asked_bytes)
         return True
 
     def _on_state(self, change: Callable[[], None]) -> None:
@@ -575,7 +577,7 @@ class Agent:
         fetched = [digest for digest in reversed(self._parameters) if digest in self._fetched & self._blobs.digests]
         return tuple(dict.fromkeys((*fetched, *self.state.cached_parameters)))
 
-    def _apply_links(self, base: bytes, links: tuple[memoryview, ...], target: bytes) -> str:
+    def _apply_deltas(self, base: bytes, deltas: tuple[memoryview, ...], target: bytes) -> str:
         """Makes ``target`` and keeps it; returns why it could not. It takes about as long as to check a download."""
         try:
             # A look that does not count: of two blobs in memory it is the program that must stay.
@@ -583,7 +585,7 @@ class Agent:
             data = data or self.state.cache_get(base)
             if data is None:
                 raise DecodeError("the parameters that they start from are not here any more")
-            self._store("parameters", target, apply_links(data, links, target))
+            self._store("parameters", target, apply_model_deltas(data, deltas, target))
         except (EdgeFedError, MemoryError) as error:
             return str(error) or type(error).__name__
         return ""
@@ -612,20 +614,20 @@ class Agent:
         if program is None or parameters is None:
             self._run_job(lambda: TrainingFailed(start.ticket, "gone", "the downloads are no longer in memory"))
             return
-        order = Order(
+        order = TrainingJob(
             start=start,
             program=program,
             parameters=parameters,
             residual=self.state.residual,
             keeps_residual=self.state.keeps_residual,
-            seed=order_seed(start.ticket),
+            seed=job_seed(start.ticket),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
-            frames_bytes_max=self._budget.frames_bytes_max(start.plan),
+            frames_bytes_max=self._quota.frames_bytes_max(start.plan),
         )
         self._run_job(lambda: self._work_off(job, order))
 
-    def _work_off(self, job: _Job, order: Order) -> Event:
+    def _work_off(self, job: _Job, order: TrainingJob) -> Event:
         """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4).
 
         Downloads are kept here too: an SD card may take seconds, which the network thread does not have.
@@ -723,7 +725,7 @@ WARNINGS: Final = frozenset(
         "bytes_per_day",
         "bytes_per_update",
         "connection_failed",
-        "links_failed",
+        "deltas_failed",
         "no_coordinator",
         "no_task",
         "publish_refused",
@@ -737,7 +739,7 @@ WARNINGS: Final = frozenset(
 )
 
 
-def _finished(product: Product) -> TrainingFinished:
+def _finished(product: TrainedUpdate) -> TrainingFinished:
     entry = product.entry
     assert entry.payload is not None
     return TrainingFinished(entry.ticket, entry.digest, entry.payload)

@@ -18,7 +18,7 @@ from edge_sdk.device.files import Files
 from edge_sdk.device.state_file import HEAD_BYTES_MAX, CorruptError, seal, unseal
 from edge_sdk.errors import StateError
 
-__all__ = ["DayTraffic"]
+__all__ = ["DailyTraffic"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ DAY_PLAUSIBLE: Final = 20_000
 DAYS_BACK_MAX: Final = 2
 
 
-class DayTraffic:
+class DailyTraffic:
     """Bytes of today and their limit; used on one thread.
 
     Args:

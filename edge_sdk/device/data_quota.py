@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Final
 
 from edge_sdk.codecs import CodecSettings, fitted, frame_bytes_max
-from edge_sdk.device.daily_traffic import DayTraffic
+from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
 from edge_sdk.wire.messages import Invite, Plan
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
-__all__ = ["BYTES_PER_DAY_MIN", "RESERVE_BYTES", "Budget"]
+__all__ = ["BYTES_PER_DAY_MIN", "RESERVE_BYTES", "DataQuota"]
 
 RESERVE_BYTES: Final = 4096
 SLACK_BYTES: Final = 2048
@@ -34,7 +34,7 @@ UNLIMITED_METER_BYTES: Final = 8192
 PARAMETERS_HEAD_BYTES: Final = 16
 
 
-class Budget:
+class DataQuota:
     """The budgets of one device.
 
     Args:
@@ -43,7 +43,7 @@ class Budget:
         bytes_per_update_max: This device's own limit for bringing one update, 0 for none.
     """
 
-    def __init__(self, traffic: DayTraffic, costs: Costs, bytes_per_update_max: int = 0) -> None:
+    def __init__(self, traffic: DailyTraffic, costs: Costs, bytes_per_update_max: int = 0) -> None:
         self.traffic = traffic
         self._costs = costs
         self._bytes_per_update_max = bytes_per_update_max

@@ -11,12 +11,12 @@ from typing import Final
 from edge_sdk.device.session import Notify
 from edge_sdk.wire.topics import Topics
 
-__all__ = ["Hints"]
+__all__ = ["Diagnostics"]
 
 SILENT_SECONDS: Final = 30.0
 
 
-class Hints:
+class Diagnostics:
     """What one device should be told about its connection.
 
     ``deadline`` is when ``on_deadline`` is due; ``refusal`` is what was said of a message that the broker refused in

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.device.blob_cache import BlobCache
-from edge_sdk.device.daily_traffic import DayTraffic
+from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.files import BytesLike, DirectoryFiles, Files, MemoryFiles
 from edge_sdk.device.state_file import HEAD_BYTES_MAX, CorruptError, seal, unseal
 from edge_sdk.device.write_budget import WriteBudget
@@ -56,7 +56,7 @@ class OutboxEntry:
 
     Attributes:
         ticket: Identity of the piece of work, 16 bytes.
-        epoch: The federation's epoch that the ticket belongs to, at most 32 bytes.
+        lineage: The federation's lineage that the ticket belongs to, at most 32 bytes.
         task: Name of the task.
         round: Number of the round.
         shard: Uplink inbox named by the invite.
@@ -68,7 +68,7 @@ class OutboxEntry:
     """
 
     ticket: bytes
-    epoch: bytes
+    lineage: bytes
     task: str
     round: int
     shard: str
@@ -84,8 +84,8 @@ class OutboxEntry:
             value = getattr(self, name)
             if not isinstance(value, bytes) or len(value) != length:
                 raise ValueError(f"outbox.{name} is not {length} bytes")
-        if not isinstance(self.epoch, bytes) or len(self.epoch) > 32:
-            raise ValueError("outbox.epoch is not at most 32 bytes")
+        if not isinstance(self.lineage, bytes) or len(self.lineage) > 32:
+            raise ValueError("outbox.lineage is not at most 32 bytes")
         for name in ("task", "shard"):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value.encode()) > TEXT_BYTES_MAX:
@@ -128,7 +128,7 @@ class DeviceState:
         bytes_per_device_per_day_max: int = 0,
     ) -> None:
         self._files = files
-        self.traffic = DayTraffic(files, wall_day, bytes_per_device_per_day_max)
+        self.traffic = DailyTraffic(files, wall_day, bytes_per_device_per_day_max)
         self._budget = WriteBudget(files, wall_day, state_write_bytes_per_day_max)
         self.outbox_bytes_max = outbox_bytes_max
         self._residual_now: tuple[bytes, NDArray[np.float32]] | None = None  # spec, values; where disk has none
@@ -372,7 +372,7 @@ class DeviceState:
         self._files.rename(name, f"{name}.corrupt")
 
 
-ENTRY_FIELDS: Final = ("ticket", "epoch", "task", "round", "shard", "digest", "base", "spec", "received")
+ENTRY_FIELDS: Final = ("ticket", "lineage", "task", "round", "shard", "digest", "base", "spec", "received")
 
 
 def _entry_of(head: dict[str, Any], body: memoryview) -> tuple[OutboxEntry, int]:

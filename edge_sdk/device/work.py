@@ -23,7 +23,7 @@ from edge_sdk.training.examples import as_examples
 from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
 from edge_sdk.wire.messages import Update
 
-__all__ = ["Cancelled", "EngineCache", "Order", "OverBudget", "Product", "TrainingWork", "Work", "make_product"]
+__all__ = ["Cancelled", "EngineCache", "OverBudget", "TrainedUpdate", "TrainingJob", "TrainingWork", "Work", "make_update"]
 
 ENGINES_KEPT: Final = 2
 
@@ -37,7 +37,7 @@ class OverBudget(EdgeFedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TrainingJob:
     """What is to be done.
 
     Attributes:
@@ -64,7 +64,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class TrainedUpdate:
     """A finished update: what goes into the outbox, the residual if it counts, and how training went."""
 
     entry: OutboxEntry
@@ -75,7 +75,7 @@ class Product:
 class Work(Protocol):
     """How a device turns an order into an update."""
 
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         """Raises EdgeFedError where there will be no update."""
         ...
 
@@ -127,10 +127,10 @@ class TrainingWork:
         self._examples_min = examples_min
         self._clock = clock
 
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
         program, engine = self._engines.get(order.start.program, order.program)
-        order_codec(order, program)
+        job_codec(order, program)
         vector = decode_parameters(order.parameters, program.spec)
         plan = replace(
             order.start.plan.training, seconds_max=min(order.start.plan.training.seconds_max, order.start.seconds_max)
@@ -153,10 +153,10 @@ class TrainingWork:
         if order.stop():
             raise Cancelled("training was called off")
         name = "trainer" if self._trainer is not None or engine is None else engine.name
-        return make_product(order, program, result, name)
+        return make_update(order, program, result, name)
 
 
-def make_product(order: Order, program: Program, result: TrainResult, engine: str) -> Product:
+def make_update(order: TrainingJob, program: Program, result: TrainResult, engine: str) -> TrainedUpdate:
     """Encodes a training result with the residual, into an outbox entry.
 
     Raises:
@@ -164,7 +164,7 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
     """
     start = order.start
     spec = spec_digest(program)
-    codec = order_codec(order, program)
+    codec = job_codec(order, program)
     encoded = encode_frames(
         result.delta,
         order.residual(spec),
@@ -184,12 +184,12 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         engine=engine,
         frame=encoded.frame,
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
-        statistics=encoded.statistics,
+        buffers=encoded.buffers,
         parts=encoded.parts,
     ).encode()
     entry = OutboxEntry(
         ticket=start.ticket,
-        epoch=start.epoch,
+        lineage=start.lineage,
         task=start.task,
         round=start.round,
         shard=start.shard,
@@ -198,10 +198,10 @@ def make_product(order: Order, program: Program, result: TrainResult, engine: st
         spec=spec,
         payload=payload,
     )
-    return Product(entry, encoded.residual, result)
+    return TrainedUpdate(entry, encoded.residual, result)
 
 
-def order_codec(order: Order, program: Program) -> CodecSettings:
+def job_codec(order: TrainingJob, program: Program) -> CodecSettings:
     """The plan's codec, made to fit where an update may have only so many bytes.
 
     Raises:
@@ -224,7 +224,7 @@ def spec_digest(program: Program) -> bytes:
     return digest_of(msgpack.packb(program.spec.to_wire()))
 
 
-def order_seed(ticket: bytes) -> int:
+def job_seed(ticket: bytes) -> int:
     """The seed of an order: a ticket's 16 random bytes, so that nobody has to agree on one."""
     low, high = struct.unpack("<QQ", ticket)
     return int(low ^ high)

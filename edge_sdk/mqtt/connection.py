@@ -64,7 +64,7 @@ from edge_sdk.mqtt.stream import PacketTooLarge, SocketSource, Stream, tls_conte
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Link"]
+__all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ _IDENTIFIER_MAX: Final = 65_535
 _PING_SHARE: Final = 7 / 8  # of the keepalive: what paho would ping after at the latest, seen an eighth before
 
 
-class Link:
+class Connection:
     """A connection from its first byte to its end: ``open``, then ``read``, ``write`` and ``keep_alive`` until closed.
 
     number:  distinguishes this link's acknowledgements from those of links before

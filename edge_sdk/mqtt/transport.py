@@ -1,6 +1,6 @@
 """PahoTransport: the ``Transport`` over paho-mqtt, driven by somebody else's loop.
 
-Rules that the code below and ``link`` keep:
+Rules that the code below and ``connection`` keep:
 
 * Every connection is a new link with a clean start. After a reconnect nothing old is sent: retransmission belongs
   to the session alone.
@@ -23,7 +23,7 @@ from edge_sdk.mqtt.meter import Meter
 from edge_sdk.mqtt.settings import BrokerSettings
 
 if TYPE_CHECKING:
-    from edge_sdk.mqtt.connection import Link
+    from edge_sdk.mqtt.connection import Connection
 
 __all__ = ["PahoTransport"]
 
@@ -66,7 +66,7 @@ class PahoTransport:
         self._queue_messages_max = queue_messages_max
         self._queue_bytes_max = queue_bytes_max
         self._spoken: Protocol | None = None
-        self._link: Link | None = None
+        self._connection: Connection | None = None
         self._events: deque[TransportEvent] = deque()
         self._dispatching = False
         self._reading = False
@@ -80,17 +80,17 @@ class PahoTransport:
     @property
     def connected(self) -> bool:
         """Whether the broker has accepted us and we are not leaving."""
-        return self._link is not None and self._link.accepted and not self._link.leaving
+        return self._connection is not None and self._connection.accepted and not self._connection.leaving
 
     @property
     def waiting(self) -> int:
         """How many publishes are queued or not answered by the broker yet."""
-        return len(self._queue) + (self._link.in_flight if self._link is not None else 0)
+        return len(self._queue) + (self._connection.in_flight if self._connection is not None else 0)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes that were given to ``publish`` and are not on the wire yet; of those in the queue payloads only."""
-        stream = None if self._link is None else self._link.stream
+        stream = None if self._connection is None else self._connection.stream
         return self._queue_bytes + (0 if stream is None else stream.waiting_bytes)
 
     def connect(self) -> None:
@@ -98,7 +98,7 @@ class PahoTransport:
 
         The outcome comes as an event from a later ``on_`` call. Without effect while a connection is there.
         """
-        if self._link is None:
+        if self._connection is None:
             wanted = self.settings.protocol
             self._open(wanted if wanted != "auto" else self._spoken or "5")
 
@@ -107,9 +107,9 @@ class PahoTransport:
 
         will:  let the broker publish our last will, as if the connection had been cut
         """
-        if self._link is not None and not self._link.leaving:
+        if self._connection is not None and not self._connection.leaving:
             self._deadline = None
-            self._link.leave(will)
+            self._connection.leave(will)
             self._settle()
             self._wake()
 
@@ -118,21 +118,25 @@ class PahoTransport:
 
         Raises ConfigurationError for a filter that MQTT does not allow, or too many for one packet.
         """
-        link = self._connected_link()
-        if link is not None and filters:
-            self._check_size(link, sum(len(name.encode()) + 3 for name in filters), f"{len(filters)} subscriptions")
+        connection = self._connected_link()
+        if connection is not None and filters:
+            self._check_size(
+                connection, sum(len(name.encode()) + 3 for name in filters), f"{len(filters)} subscriptions"
+            )
             try:
-                link.subscribe(filters, token)
+                connection.subscribe(filters, token)
             except ValueError as error:
                 raise ConfigurationError(f"subscribe: MQTT does not allow {list(filters)!r} ({error})") from None
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe from all ``filters`` in one packet; dropped without a connection."""
-        link = self._connected_link()
-        if link is not None and filters:
-            self._check_size(link, sum(len(name.encode()) + 2 for name in filters), f"{len(filters)} subscriptions")
+        connection = self._connected_link()
+        if connection is not None and filters:
+            self._check_size(
+                connection, sum(len(name.encode()) + 2 for name in filters), f"{len(filters)} subscriptions"
+            )
             try:
-                link.unsubscribe(filters)
+                connection.unsubscribe(filters)
             except ValueError as error:
                 raise ConfigurationError(f"unsubscribe: MQTT does not allow {list(filters)!r} ({error})") from None
 
@@ -160,13 +164,15 @@ class PahoTransport:
             raise ConfigurationError(f"publish: {topic!r} at QoS {qos}; use a topic without wildcards and QoS 0 or 1")
         if expiry_seconds is not None and not 1 <= expiry_seconds <= 0xFFFFFFFF:
             raise ConfigurationError(f"publish: expiry_seconds {expiry_seconds!r}; use a whole number from 1, or None")
-        link = self._connected_link()
-        if link is None:
+        connection = self._connected_link()
+        if connection is None:
             return
-        self._check_size(link, len(topic.encode()) + len(payload), f"a payload of {len(payload)} bytes for {topic}")
+        self._check_size(
+            connection, len(topic.encode()) + len(payload), f"a payload of {len(payload)} bytes for {topic}"
+        )
         message = Message(topic, payload, qos, retain, expiry_seconds, token)
-        if not self._queue and link.in_flight < self._window(link):
-            link.send(message)
+        if not self._queue and connection.in_flight < self._window(connection):
+            connection.send(message)
             return
         if len(self._queue) >= self._queue_messages_max or self._queue_bytes + len(payload) > self._queue_bytes_max:
             raise ConnectionUnavailable(
@@ -179,45 +185,45 @@ class PahoTransport:
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Send the PUBACK; without effect if it was sent, or if the delivery belongs to a past connection."""
-        if self._link is not None:
-            self._link.acknowledge(delivery.acknowledgement)
+        if self._connection is not None:
+            self._connection.acknowledge(delivery.acknowledgement)
 
     # What a loop calls.
 
     def fileno(self) -> int:
         """The socket's number, or -1 while there is none."""
-        stream = None if self._link is None else self._link.stream
+        stream = None if self._connection is None else self._connection.stream
         return -1 if stream is None else stream.fileno()
 
     def wants_read(self) -> bool:
         """Whether to watch for incoming bytes; not while too many deliveries are unacknowledged."""
-        return self._link is not None and not self._link.paused
+        return self._connection is not None and not self._connection.paused
 
     def wants_write(self) -> bool:
         """Whether bytes wait for the socket."""
-        return self._link is not None and self._link.wants_write()
+        return self._connection is not None and self._connection.wants_write()
 
     def on_readable(self) -> None:
         """Read what came, tell the listener, and write what it has to say to that."""
-        if self._link is None:
+        if self._connection is None:
             return
         self._reading = True
         try:
-            self._link.read()
+            self._connection.read()
             self._settle()
             self._dispatch()
         finally:
             self._reading = False
         if self.wants_write():
-            self._link.write()
+            self._connection.write()
             self._settle()
             if self.wants_write():
                 self._wake()
 
     def on_writable(self) -> None:
         """Write what waits, and tell the listener what it has not heard yet."""
-        if self._link is not None:
-            self._link.write()
+        if self._connection is not None:
+            self._connection.write()
         self._settle()
         self._dispatch()
 
@@ -226,14 +232,14 @@ class PahoTransport:
 
         now:  seconds on a monotonic clock
         """
-        link = self._link
-        if link is not None and link.accepted and not link.leaving:
+        connection = self._connection
+        if connection is not None and connection.accepted and not connection.leaving:
             if now < self._keep_alive_at:
                 return
             self._keep_alive_at = now + self.settings.keepalive_seconds / 8
-            link.keep_alive(now)
-        elif link is not None:
-            self._check_deadline(link, now)
+            connection.keep_alive(now)
+        elif connection is not None:
+            self._check_deadline(connection, now)
         elif not self._events:
             return
         self._settle()
@@ -242,12 +248,12 @@ class PahoTransport:
     # Inside.
 
     def _open(self, protocol: Protocol) -> None:
-        from edge_sdk.mqtt.connection import Link
+        from edge_sdk.mqtt.connection import Connection
 
         self.connections += 1
         self._deadline = None
         self._keep_alive_at = 0.0
-        link = Link(
+        connection = Connection(
             self.settings,
             protocol,
             number=self.connections,
@@ -258,59 +264,59 @@ class PahoTransport:
             on_pause=self._wake,
         )
         try:
-            link.open()
+            connection.open()
         except (OSError, ValueError) as error:
             self._report("unavailable", explain_unreachable(self.settings, error))
             return
-        self._link = link
+        self._connection = connection
         self._wake()
 
-    def _connected_link(self) -> Link | None:
-        return self._link if self.connected else None
+    def _connected_link(self) -> Connection | None:
+        return self._connection if self.connected else None
 
-    def _window(self, link: Link) -> int:
-        return min(self.settings.in_flight_max, link.receive_max)
+    def _window(self, connection: Connection) -> int:
+        return min(self.settings.in_flight_max, connection.receive_max)
 
-    def _check_size(self, link: Link, body_bytes: int, what: str) -> None:
-        if body_bytes + _PACKET_OVERHEAD_BYTES > link.packet_bytes_max:
+    def _check_size(self, connection: Connection, body_bytes: int, what: str) -> None:
+        if body_bytes + _PACKET_OVERHEAD_BYTES > connection.packet_bytes_max:
             raise ConfigurationError(
-                f"{what}: too large for {self.settings.address}, which takes packets of {link.packet_bytes_max} bytes"
+                f"{what}: too large for {self.settings.address}, which takes packets of {connection.packet_bytes_max} bytes"
                 " at most; send smaller ones, or raise the broker's maximum packet size"
             )
 
-    def _check_deadline(self, link: Link, now: float) -> None:
+    def _check_deadline(self, connection: Connection, now: float) -> None:
         if self._deadline is None:
-            patience = _LEAVING_SECONDS_MAX if link.leaving else self.settings.connect_seconds_max
-            if self._is_probe(link):
+            patience = _LEAVING_SECONDS_MAX if connection.leaving else self.settings.connect_seconds_max
+            if self._is_probe(connection):
                 patience = min(patience, _PROBE_SECONDS_MAX)
             self._deadline = now + patience
         elif now >= self._deadline:
-            link.give_up_waiting()
+            connection.give_up_waiting()
 
-    def _is_probe(self, link: Link) -> bool:
-        return self.settings.protocol == "auto" and link.protocol == "5" and self._spoken is None
+    def _is_probe(self, connection: Connection) -> bool:
+        return self.settings.protocol == "auto" and connection.protocol == "5" and self._spoken is None
 
     def _settle(self) -> None:
         """Follow what the last step did: the link's end, or room in its window."""
-        link = self._link
-        if link is None:
+        connection = self._connection
+        if connection is None:
             return
-        if link.closed:
-            self._link = None
+        if connection.closed:
+            self._connection = None
             self._queue.clear()
             self._queue_bytes = 0
-            if self.settings.protocol == "auto" and link.should_fall_back(when_told=self._spoken is not None):
+            if self.settings.protocol == "auto" and connection.should_fall_back(when_told=self._spoken is not None):
                 self._open("3.1.1")
             else:
-                if not link.accepted:
+                if not connection.accepted:
                     self._spoken = None  # Perhaps another broker answers there now.
-                self._report(*link.verdict())
-        elif link.accepted and not link.leaving:
-            self._spoken = link.protocol
-            while self._queue and link.in_flight < self._window(link):
+                self._report(*connection.verdict())
+        elif connection.accepted and not connection.leaving:
+            self._spoken = connection.protocol
+            while self._queue and connection.in_flight < self._window(connection):
                 message = self._queue.popleft()
                 self._queue_bytes -= len(message.payload)
-                link.send(message)
+                connection.send(message)
 
     def _report(self, reason: DisconnectReason, error: EdgeFedError | None) -> None:
         self._events.append(Disconnected(reason, error))
@@ -343,7 +349,7 @@ class PahoTransport:
             self._wake()
 
     def _give_up(self) -> None:
-        if self._link is not None:
+        if self._connection is not None:
             error = EdgeFedError("our own code failed on what the broker sent; the log has the traceback")
-            self._link.abort("listener_failed", error)
+            self._connection.abort("listener_failed", error)
             self._settle()

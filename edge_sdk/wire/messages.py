@@ -2,7 +2,7 @@
 
 Each message travels inside an envelope (rule 8 of the protocol)::
 
-    {version, kind, federation, epoch, task, phase, group, shard, body: bytes, sig: bytes | nil, enc: nil}
+    {version, kind, federation, lineage, task, phase, group, shard, body: bytes, sig: bytes | nil, enc: nil}
 
 ``body`` is the message's own msgpack map, kept as bytes so that a signature can cover exactly what was sent. Unknown
 fields are ignored on both levels, so that a newer peer may say more; what must be *understood* is listed in an
@@ -29,28 +29,28 @@ from edge_sdk.wire.topics import is_segment
 
 __all__ = [
     "BODY_BYTES_MAX",
+    "DELTAS_MAX",
     "DIGEST_BYTES",
     "HOLDS_MAX",
-    "LINKS_MAX",
     "TICKET_BYTES",
     "VERSION",
     "Accept",
     "Announce",
-    "Bytes",
+    "BlobGone",
     "CheckIn",
     "Chunk",
     "ComeBack",
     "Decline",
     "Envelope",
-    "Gone",
     "Have",
     "Invite",
     "Message",
     "Offer",
     "Plan",
+    "RangeData",
+    "RangeRequest",
     "Update",
     "Verdict",
-    "Want",
     "decode_message",
     "encode_message",
 ]
@@ -66,7 +66,7 @@ SECONDS_MAX: Final = 1e9
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
 HOLDS_MAX: Final = 4
-LINKS_MAX: Final = 256
+DELTAS_MAX: Final = 256
 OBJECTS_MAX: Final = 4096
 """Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
 DEPTH_MAX: Final = 8
@@ -282,7 +282,7 @@ class Announce:
     round: int = _on_wire(round_field)
     attempt: int = _on_wire(_integer(0, 1 << 30))
     phase: str = _on_wire(_choice("selection", "working", "waiting", "done"))
-    share: float = _on_wire(_number(0.0, 1.0))
+    fraction: float = _on_wire(_number(0.0, 1.0))
     window_seconds: float = _on_wire(seconds_field)
     remaining_seconds: float = _on_wire(seconds_field)
     requires: tuple[str, ...] = _on_wire(_list_of(_text(64), 32), ())
@@ -321,9 +321,9 @@ class Invite:
     """To one device, the answer to its check-in: a ticket, what to fetch, what to do.
 
     ``accept_seconds`` and ``report_seconds`` count from when the device *sent* the check-in with this nonce.
-    ``links``, the oldest first, as ``(digest, bytes)``, lead from the parameters ``base``, which the device said that
+    ``deltas``, the oldest first, as ``(digest, bytes)``, lead from the parameters ``base``, which the device said that
     it has, to ``parameters``; without them, or where they fail, the parameters are fetched whole. ``blob_bytes`` > 0
-    says that the program, and the links or else the parameters, are also retained in pieces of that size (rule 7).
+    says that the program, and the deltas or else the parameters, are also retained in pieces of that size (rule 7).
     """
 
     kind: ClassVar[str] = "invite"
@@ -343,7 +343,7 @@ class Invite:
     requires: tuple[str, ...] = _on_wire(_list_of(_text(64), 32), ())
     verdicts: tuple[Verdict, ...] = _on_wire(_verdicts, ())
     base: bytes = _on_wire(_data_upto(DIGEST_BYTES), b"", brief=True)
-    links: tuple[tuple[bytes, int], ...] = _on_wire(_list_of(_link, LINKS_MAX), (), brief=True)
+    deltas: tuple[tuple[bytes, int], ...] = _on_wire(_list_of(_link, DELTAS_MAX), (), brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +379,7 @@ class Decline:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class RangeRequest:
     """From a device: send me these byte ranges of a blob."""
 
     kind: ClassVar[str] = "want"
@@ -388,7 +388,7 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
+class RangeData:
     """To one device: one byte range of a blob of ``total`` bytes."""
 
     kind: ClassVar[str] = "bytes"
@@ -399,7 +399,7 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class BlobGone:
     """To one device: nobody serves this blob any more."""
 
     kind: ClassVar[str] = "gone"
@@ -444,7 +444,19 @@ class Chunk:
 
 
 Message = (
-    Announce | Verdict | CheckIn | Invite | ComeBack | Accept | Decline | Want | Bytes | Gone | Offer | Have | Chunk
+    Announce
+    | Verdict
+    | CheckIn
+    | Invite
+    | ComeBack
+    | Accept
+    | Decline
+    | RangeRequest
+    | RangeData
+    | BlobGone
+    | Offer
+    | Have
+    | Chunk
 )
 MESSAGES: Final[dict[str, type[Message]]] = {
     cls.kind: cls
@@ -456,9 +468,9 @@ MESSAGES: Final[dict[str, type[Message]]] = {
         ComeBack,
         Accept,
         Decline,
-        Want,
-        Bytes,
-        Gone,
+        RangeRequest,
+        RangeData,
+        BlobGone,
         Offer,
         Have,
         Chunk,
@@ -473,13 +485,13 @@ class Update:
     Attributes:
         examples: Local examples trained on: the update's weight before the plan's cap.
         steps: Optimiser steps really done.
-        loss: Mean training loss of the last epoch.
+        loss: Mean training loss of the last lineage.
         complete: False where the time budget ended training early.
         seconds: Training time in seconds.
         engine: The engine's name.
         frame: The codec's frame.
         evaluation: ``(loss_sum, metric_sum, count)`` of the *received* parameters on held-out local examples, or None.
-        statistics: The frame of the parameters of kind statistic; absent where the model has none.
+        buffers: The frame of the parameters of kind buffer; absent where the model has none.
         parts: Frames of tensors that the plan has encoded apart; absent where it has none so.
     """
 
@@ -492,7 +504,7 @@ class Update:
     engine: str = _on_wire(_text(64))
     frame: bytes = _on_wire(_data_upto(BLOB_BYTES_MAX))
     evaluation: tuple[float, float, int] | None = _on_wire(_evaluation, None)
-    statistics: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None, brief=True)
+    buffers: bytes | None = _on_wire(_data_upto(BLOB_BYTES_MAX), None, brief=True)
     parts: tuple[bytes, ...] = _on_wire(_list_of(_data_upto(BLOB_BYTES_MAX), TENSOR_RULES_MAX), (), brief=True)
 
     def encode(self) -> bytes:
@@ -515,17 +527,17 @@ class Update:
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 
-_EPOCH: Final = _data_upto(16)
+_LINEAGE: Final = _data_upto(16)
 _NAME: Final = _text(64)
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What stands around every message; see the module's docstring. ``epoch`` is empty while a device knows none."""
+    """What stands around every message; see the module's docstring. ``lineage`` is empty while a device knows none."""
 
     federation: str
     task: str
-    epoch: bytes = b""
+    lineage: bytes = b""
     phase: str = "report"
     group: str = ""
     shard: str = ""
@@ -537,21 +549,21 @@ _ENVELOPE_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Envel
 def encode_message(envelope: Envelope, message: Message) -> bytes:
     """One MQTT payload."""
     e = envelope
-    before, after = _around(message.kind, e.federation, e.epoch, e.task, e.phase, e.group, e.shard)
+    before, after = _around(message.kind, e.federation, e.lineage, e.task, e.phase, e.group, e.shard)
     body = msgpack.packb(_to_map(message), default=_plain)
     return b"".join((before, _binary_head(len(body)), body, after))
 
 
 @functools.lru_cache(maxsize=256)
 def _around(
-    kind: str, federation: str, epoch: bytes, task: str, phase: str, group: str, shard: str
+    kind: str, federation: str, lineage: bytes, task: str, phase: str, group: str, shard: str
 ) -> tuple[bytes, bytes]:
     """The envelope's bytes before and after its body: the same for every message of a kind."""
     head = {
         "version": VERSION,
         "kind": kind,
         "federation": federation,
-        "epoch": epoch,
+        "lineage": lineage,
         "task": task,
         "phase": phase,
         "group": group,
@@ -615,14 +627,14 @@ def decode_message(
 
 
 @functools.lru_cache(maxsize=256)
-def _envelope(federation: Any, task: Any, epoch: Any, phase: Any, group: Any, shard: Any) -> Envelope:
+def _envelope(federation: Any, task: Any, lineage: Any, phase: Any, group: Any, shard: Any) -> Envelope:
     """The checked envelope; one object for all messages that share it."""
     if not isinstance(task, str) or not is_segment(task):
         raise DecodeError("envelope.task: not a topic segment")
     return Envelope(
         federation=federation,
         task=task,
-        epoch=_EPOCH(epoch, "envelope.epoch"),
+        lineage=_LINEAGE(lineage, "envelope.lineage"),
         phase=_NAME(phase, "envelope.phase"),
         group=_NAME(group, "envelope.group"),
         shard=_NAME(shard, "envelope.shard"),

@@ -16,15 +16,15 @@ from edge_sdk.wire.messages import (
     DIGEST_BYTES,
     TICKET_BYTES,
     Accept,
-    Bytes,
     Chunk,
     Envelope,
     Have,
     Message,
     Offer,
+    RangeData,
+    RangeRequest,
     Update,
     Verdict,
-    Want,
     encode_message,
 )
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
@@ -87,8 +87,8 @@ class Costs:
     def download(self, total: int, piece_bytes: int) -> int:
         """A blob in pieces of so many bytes, each asked for by itself at most."""
         pieces = -(-total // piece_bytes)
-        want = Want(digest=DIGEST, ranges=((LARGE, LARGE + 1),))
-        empty = Bytes(digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(min(total, piece_bytes)))
+        want = RangeRequest(digest=DIGEST, ranges=((LARGE, LARGE + 1),))
+        empty = RangeData(digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(min(total, piece_bytes)))
         beside = self._to_device(empty) - min(total, piece_bytes)
         return total + pieces * (self._from_device(want) + beside)
 
@@ -117,4 +117,4 @@ class Costs:
         return self.message(topic, len(encode_message(self._envelope(), message)))
 
     def _envelope(self, shard: str = "") -> Envelope:
-        return Envelope(self.federation, self.task, epoch=EPOCH, shard=shard)
+        return Envelope(self.federation, self.task, lineage=EPOCH, shard=shard)

@@ -30,7 +30,7 @@ from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
 from edge_sdk.codecs.frame import pack_frame
-from edge_sdk.device.work import Order, Product, TrainingWork
+from edge_sdk.device.work import TrainedUpdate, TrainingJob, TrainingWork
 from edge_sdk.errors import StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop
@@ -232,7 +232,7 @@ class RecordedWork:
         self._work = TrainingWork(lambda: examples)
         self._busy = threading.Lock()
 
-    def run(self, order: Order) -> Product:
+    def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:
             product = self._work.run(order)
         self._books.payloads[product.entry.digest] = product.entry.payload
@@ -355,7 +355,7 @@ class HandMade:
         self.topics = Topics(FEDERATION)
         self.received: list[tuple[Envelope, Any]] = []
         self.subscribed = False
-        self.epoch = b""
+        self.lineage = b""
         self._loop = loop
         self._transport = PahoTransport(replace(broker, client_id=f"by-hand-{device}"), self._listen)
         loop.register(self._transport)
@@ -382,7 +382,7 @@ class HandMade:
 
     def say(self, message: Message, *, shard: str = "", **envelope: Any) -> None:
         """A message in its place, in an envelope of which any field may be a wrong one."""
-        fields = {"federation": FEDERATION, "task": "default", "epoch": self.epoch, "shard": shard} | envelope
+        fields = {"federation": FEDERATION, "task": "default", "lineage": self.lineage, "shard": shard} | envelope
         chunked = isinstance(message, Chunk)
         topic = self.topics.up("0", self.device) if chunked else self.topics.from_device(self.device, message.kind)
         self.publish(topic, encode_message(Envelope(**fields), message))
@@ -396,7 +396,7 @@ class HandMade:
         found = [(envelope, message) for envelope, message in self.received if isinstance(message, kind)]
         if not found:
             return None
-        self.epoch = found[-1][0].epoch
+        self.lineage = found[-1][0].lineage
         return found[-1][1]
 
     def invite(self) -> Invite:

@@ -21,7 +21,7 @@ import pytest
 from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, write_held_out
 
 from coordinator.__main__ import exit_code, main
-from coordinator.cli.serve import Calm, round_line
+from coordinator.cli.serve import RateLimitFilter, round_line
 from coordinator.cli.show import bytes_text
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import load_config
@@ -277,7 +277,7 @@ def test_the_line_of_a_round_has_its_counts_bytes_and_seconds() -> None:
 
 
 def test_a_flood_of_one_kind_of_message_does_not_fill_the_log() -> None:
-    calm = Calm(lines_max=3)
+    calm = RateLimitFilter(lines_max=3)
 
     def passes(seconds: float, line: int, message: str = "refused %s") -> str | None:
         record = logging.LogRecord("coordinator.core", logging.INFO, "core.py", line, message, ("it",), None)

@@ -62,7 +62,7 @@ def measured(cohort: Cohort) -> list[Measurement]:
 
 
 def lengths(frames: EncodedFrames) -> int:
-    return len(frames.frame) + sum(map(len, frames.parts)) + len(frames.statistics or b"")
+    return len(frames.frame) + sum(map(len, frames.parts)) + len(frames.buffers or b"")
 
 
 def by_label(measured: list[Measurement], label: str) -> Measurement:
@@ -98,7 +98,7 @@ def test_bytes_of_tensors_and_the_heads_add_up_to_the_frames(cohort: Cohort, mea
 
 
 def test_rules_for_tensors_and_statistics_have_frames_whose_bytes_add_up_too() -> None:
-    spec = ParameterSpec([("w", (40, 30), "trainable"), ("w.bias", (30,), "trainable"), ("mean", (30,), "statistic")])
+    spec = ParameterSpec([("w", (40, 30), "trainable"), ("w.bias", (30,), "trainable"), ("mean", (30,), "buffer")])
     rng = np.random.default_rng(0)
     deltas = tuple(rng.standard_normal(spec.size).astype(np.float32) for _ in range(2))
     settings = replace(SPARSE, tensors=(("*.bias", CodecSettings("dense")),))
@@ -109,7 +109,7 @@ def test_rules_for_tensors_and_statistics_have_frames_whose_bytes_add_up_too() -
     assert found.head_bytes == pytest.approx(heads)
     assert [tensor.bytes for tensor in found.tensors[1:]] == pytest.approx([120, 120])
     assert found.tensors[0].sent == round(0.03 * 1200)
-    assert found.tensors[1].nmse == 0.0 and found.tensors[2].nmse is None, "a statistic has no error to speak of"
+    assert found.tensors[1].nmse == 0.0 and found.tensors[2].nmse is None, "a buffer has no error to speak of"
 
 
 def test_a_sparse_frame_is_taken_apart_into_indices_and_values() -> None:

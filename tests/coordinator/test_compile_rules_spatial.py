@@ -236,8 +236,8 @@ def test_running_statistics_move_towards_those_of_the_batch_and_are_no_trainable
         "s": "trainable",
         "c": "trainable",
         "u": "trainable",
-        "m": "statistic",
-        "v": "statistic",
+        "m": "buffer",
+        "v": "buffer",
     }
     assert {name for name, _ in bundle.program.state} == {f"state/momentum/{name}" for name in "wscu"}
     h = forward64("h = Conv(x, w)", {"w": parameters["w"]}, {"x": ("batch", 2, 6, 5)}, "h")({"x": fed["x"]})
@@ -313,7 +313,7 @@ def test_initializers_that_were_merged_are_split_between_scales_biases_and_stati
     drawn = values()
     bundle = compiled(text, {"w": drawn["w"], "u": drawn["u"], "z": zeros, "o": ones})
     kinds = [t.kind for t in bundle.program.spec]
-    assert (kinds.count("trainable"), kinds.count("statistic")) == (5, 2)
+    assert (kinds.count("trainable"), kinds.count("buffer")) == (5, 2)
 
 
 def test_group_normalisation_equals_central_differences() -> None:

@@ -111,7 +111,7 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ('[selection]\ngoal_count = "3"', "selection.goal_count = '3': must be a whole number at least 1"),
         ("[selection]\ngoal_count = true", "selection.goal_count = true: must be a whole number at least 1"),
         ("[selection]\ngoal_count = 2.5", "selection.goal_count = 2.5: must be a whole number"),
-        ("[selection]\nshare = 1.5", 'selection.share = 1.5: must be "auto" or a number above 0, at most 1'),
+        ("[selection]\nfraction = 1.5", 'selection.fraction = 1.5: must be "auto" or a number above 0, at most 1'),
         ("[selection]\njitter = nan", "selection.jitter = nan: must be a number at least 0, below 1"),
         ('[codec]\nname = "zip"', 'codec.name = \'zip\': must be one of "auto", "sparse"'),
         ("[training]\nscalars = { beta1 = true }", "training.scalars.beta1 = true: must be a number"),

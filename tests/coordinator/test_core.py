@@ -15,17 +15,17 @@ from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
-    Bytes,
+    BlobGone,
     Chunk,
     ComeBack,
     Decline,
     Envelope,
-    Gone,
     Have,
     Invite,
     Offer,
+    RangeData,
+    RangeRequest,
     Verdict,
-    Want,
     decode_message,
     encode_message,
 )
@@ -110,7 +110,7 @@ def test_a_round_is_announced_once_it_is_committed() -> None:
     record = desk.store.open_round(TASK)
     assert record is not None and (record.number, record.attempt, record.phase) == (1, 0, "selection")
     message = announced(desk)
-    assert (message.round, message.phase, message.share) == (1, "selection", 1.0)
+    assert (message.round, message.phase, message.fraction) == (1, "selection", 1.0)
     assert message.requires == ("codec:dense",)
 
 
@@ -232,10 +232,10 @@ def test_a_stranger_cannot_upload_for_another_device() -> None:
 def test_blobs_are_served_by_digest_and_unknown_ones_are_gone() -> None:
     desk = Desk()
     invite = desk.begin("a", "b", "c")["a"]
-    desk.hear("a", Want(digest=invite.parameters, ranges=((0, invite.parameters_bytes),)))
-    assert b"".join(piece.data for piece in desk.told("a", Bytes)) == desk.store.get_blob(invite.parameters)
-    desk.hear("a", Want(digest=b"?" * 32, ranges=((0, 5),)))
-    assert desk.told("a", Gone)[0].digest == b"?" * 32
+    desk.hear("a", RangeRequest(digest=invite.parameters, ranges=((0, invite.parameters_bytes),)))
+    assert b"".join(piece.data for piece in desk.told("a", RangeData)) == desk.store.get_blob(invite.parameters)
+    desk.hear("a", RangeRequest(digest=b"?" * 32, ranges=((0, 5),)))
+    assert desk.told("a", BlobGone)[0].digest == b"?" * 32
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_an_update_of_another_epoch_is_refused_before_it_is_decoded() -> None:
     desk = Desk()
     invite = desk.begin("a", "b", "c")["a"]
     payload = make_update()
-    effects = desk.hear("a", offer(invite, payload), epoch=b"another.")
+    effects = desk.hear("a", offer(invite, payload), lineage=b"another.")
     assert desk.told("a", Verdict, effects)[0].outcome == "unknown" and not desk.told("a", Have)
 
 

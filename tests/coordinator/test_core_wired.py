@@ -9,7 +9,7 @@ import pytest
 from wired import ROUND, TASK, TOPICS, Pair
 
 from coordinator.stopping import StoppingRule
-from edge_sdk.device.session import Holding, SetEligible
+from edge_sdk.device.session import PendingUpdate, SetEligible
 
 
 def test_three_devices_and_three_rounds() -> None:
@@ -112,8 +112,8 @@ def test_an_upload_of_a_round_that_is_long_over_is_settled_as_not_counted() -> N
     pair = Pair("b", "c", "d")
     pair.run(300.0)
     ticket = next(iter(pair.trainings["b"])).ticket
-    for device, epoch in (("b", pair.desk.store.epoch), ("b", b"restored")):
-        held = Holding(b"forgotten ticket", b"d" * 32, epoch, "0", 1, b"payload")
+    for device, lineage in (("b", pair.desk.store.lineage), ("b", b"restored")):
+        held = PendingUpdate(b"forgotten ticket", b"d" * 32, lineage, "0", 1, b"payload")
         pair.sessions[device] = pair.session(device, 5, holding=held)
         pair.connect(device)
         pair.run(20.0)

@@ -14,9 +14,9 @@ from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
 
 from coordinator.downlink import Downlink, chain_from, publish
 from coordinator.stopping import StoppingRule
-from coordinator.store import Checkpoint, LinkRecord, Store
+from coordinator.store import Checkpoint, ModelDeltaRecord, Store
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.model_delta import apply_links
+from edge_sdk.codecs.model_delta import apply_model_deltas
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.wire.messages import Accept, Chunk, Invite
@@ -95,10 +95,10 @@ def by_hand(**changes: Any) -> Desk:
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from(["sparse", "int8", "int4"]), st.integers(1, 4))
 @settings(max_examples=12, deadline=None)
 def test_a_device_that_misses_any_rounds_trains_on_what_is_published(
-    present: list[bool], codec: str, links_max: int
+    present: list[bool], codec: str, deltas_max: int
 ) -> None:
     """``Pair`` compares the bytes with their digest at each training."""
-    downlink = Downlink(CodecSettings(codec, density=0.05, block_size=64, rounding="nearest"), links_max, 0)
+    downlink = Downlink(CodecSettings(codec, density=0.05, block_size=64, rounding="nearest"), deltas_max, 0)
     pair = Learners("a", "b", "c", rounds=len(present) + 1, downlink=downlink)
     for here in present:
         pair.play("c", SetEligible(here))
@@ -109,8 +109,8 @@ def test_a_device_that_misses_any_rounds_trains_on_what_is_published(
     bases = [training.parameters for training in pair.trainings["a"]]
     assert len(bases) == len(set(bases)) == len(present) + 1
     assert {training.parameters for training in pair.trainings["c"]} <= set(bases)
-    assert pair.linked["a"] == [1] * len(present), "who misses nothing gets one link a round"
-    assert all(count <= links_max for count in pair.linked["c"])
+    assert pair.followed["a"] == [1] * len(present), "who misses nothing gets one model delta a round"
+    assert all(count <= deltas_max for count in pair.followed["c"])
 
 
 @pytest.mark.parametrize("kind", ["invite", "bytes", "want", "gone", "checkin", "announce", "accept"])
@@ -126,18 +126,18 @@ def test_messages_that_are_lost_cost_time_only(kind: str) -> None:
 
     pair.lose = lose
     pair.run(3000.0)
-    assert pair.desk.core.finished is not None and sum(map(len, pair.linked.values())) > 0
+    assert pair.desk.core.finished is not None and sum(map(len, pair.followed.values())) > 0
 
 
 def test_a_newcomer_fetches_whole_parameters_once_and_then_links() -> None:
     desk = by_hand()
     first = play_round(desk, "a", "b")
-    assert all((invite.links, invite.base) == ((), b"") for invite in first.values())
+    assert all((invite.deltas, invite.base) == ((), b"") for invite in first.values())
     held = first["a"].parameters
     second = play_round(desk, "a", "b", holds=[held])
-    (link,) = second["a"].links
-    assert second["a"].base == held and link[1] * 3 < WHOLE_BYTES
-    assert play_round(desk, "new", "b")["new"].links == ()
+    (model_delta,) = second["a"].deltas
+    assert second["a"].base == held and model_delta[1] * 3 < WHOLE_BYTES
+    assert play_round(desk, "new", "b")["new"].deltas == ()
 
 
 def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
@@ -147,21 +147,21 @@ def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
         held.append(play_round(desk, "a", "b", holds=held[-1:])["a"].parameters)
     start = encode_parameters(larger_bundle().parameters)
     invite = play_round(desk, "late", "b", holds=[held[0]])["late"]
-    links = [desk.store.get_blob(digest) or b"" for digest, _ in invite.links]
-    assert len(links) == 4 and digest_of(start) == held[0]
+    deltas = [desk.store.get_blob(digest) or b"" for digest, _ in invite.deltas]
+    assert len(deltas) == 4 and digest_of(start) == held[0]
     desk = by_hand()  # and the same history again gives the same bytes
     again: list[bytes] = []
     for _ in range(5):
         again.append(play_round(desk, "a", "b", holds=again[-1:])["a"].parameters)
     assert again[:4] == held
-    assert digest_of(apply_links(start, links, invite.parameters)) == again[4] == invite.parameters
+    assert digest_of(apply_model_deltas(start, deltas, invite.parameters)) == again[4] == invite.parameters
 
 
 def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(3)]
     invite = play_round(desk, "a", "b", holds=[bytes(32), held[0], held[2], held[1]])["a"]
-    assert invite.base == held[2] and len(invite.links) == 1
+    assert invite.base == held[2] and len(invite.deltas) == 1
 
 
 def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
@@ -169,25 +169,25 @@ def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
     play_round(desk, "a", "b")
     published = latest(desk).published_digest
     invite = play_round(desk, "a", "b", holds=[published])["a"]
-    assert invite.parameters == published and invite.links == ()
+    assert invite.parameters == published and invite.deltas == ()
     record = desk.store.rounds(TASK, 1)[0]
     assert record.summary["bytes_down_dense"] == record.summary["bytes_down"]
 
 
 def test_a_chain_is_never_longer_than_configured() -> None:
-    desk = by_hand(downlink=Downlink(SPARSE.codec, links_max=2, whole_bytes_min=0))
+    desk = by_hand(downlink=Downlink(SPARSE.codec, deltas_max=2, whole_bytes_min=0))
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(4)]
-    assert [link.base for link in desk.store.links(TASK)] == held[2:]
-    assert play_round(desk, "a", "b", holds=[held[1]])["a"].links == ()
-    assert len(desk.store.links(TASK)) == 2, "the others are deleted"
+    assert [model_delta.base for model_delta in desk.store.deltas(TASK)] == held[2:]
+    assert play_round(desk, "a", "b", holds=[held[1]])["a"].deltas == ()
+    assert len(desk.store.deltas(TASK)) == 2, "the others are deleted"
 
 
 def test_a_chain_costs_at_most_half_of_the_whole() -> None:
     desk = by_hand(downlink=Downlink(CodecSettings("int8", block_size=64, rounding="nearest"), 16, 0))
     for _ in range(4):
         play_round(desk, "a", "b")
-    links = desk.store.links(TASK)
-    assert len(links) == 1 and sum(link.bytes for link in links) * 2 <= WHOLE_BYTES
+    deltas = desk.store.deltas(TASK)
+    assert len(deltas) == 1 and sum(model_delta.bytes for model_delta in deltas) * 2 <= WHOLE_BYTES
 
 
 # --- what is published ------------------------------------------------------------------------------------------------
@@ -216,9 +216,9 @@ def test_without_links_devices_get_the_model_itself(downlink: Downlink | None) -
     for _ in range(3):
         held = latest(desk).published_digest
         invite = play_round(desk, "a", "b", holds=[held, bytes(32)])["a"]
-        assert invite.parameters == held and invite.links == ()
+        assert invite.parameters == held and invite.deltas == ()
         assert latest(desk).published_digest == latest(desk).parameters_digest
-    assert desk.store.links(TASK) == []
+    assert desk.store.deltas(TASK) == []
 
 
 def test_the_codec_may_be_changed_between_starts() -> None:
@@ -227,22 +227,22 @@ def test_the_codec_may_be_changed_between_starts() -> None:
     desk.downlink = Downlink()
     desk.crash()
     invite = play_round(desk, "a", "b", holds=[held[1]])["a"]
-    assert len(invite.links) == 1, "the chain that is there still leads to the round's parameters"
-    assert latest(desk).published_digest == latest(desk).parameters_digest and desk.store.links(TASK) == []
+    assert len(invite.deltas) == 1, "the chain that is there still leads to the round's parameters"
+    assert latest(desk).published_digest == latest(desk).parameters_digest and desk.store.deltas(TASK) == []
     desk.downlink = SPARSE
     desk.crash()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
-    assert play_round(desk, "a", "b", holds=[held[1]])["a"].links
+    assert play_round(desk, "a", "b", holds=[held[1]])["a"].deltas
 
 
 def test_an_abandoned_round_leaves_model_and_published_parameters_as_they_are() -> None:
     desk = by_hand()
     play_round(desk, "a", "b")
-    before, links = latest(desk), desk.store.links(TASK)
+    before, deltas = latest(desk), desk.store.deltas(TASK)
     desk.begin("a", "b")
     while desk.store.rounds(TASK, 1)[0].phase != "abandoned":
         desk.wait()
-    assert (latest(desk), desk.store.links(TASK)) == (before, links)
+    assert (latest(desk), desk.store.deltas(TASK)) == (before, deltas)
     assert play_round(desk, "a", "b")["a"].parameters == before.published_digest
 
 
@@ -267,13 +267,13 @@ def test_killed_between_commit_and_announcement_it_goes_on_with_the_same_bits() 
     killed.crash()
     killed.work()
     assert latest(killed) == latest(straight)
-    assert killed.store.links(TASK) == straight.store.links(TASK)
+    assert killed.store.deltas(TASK) == straight.store.deltas(TASK)
     held = encode_parameters(larger_bundle().parameters)
     for desk in (straight, killed):
         published = desk.store.get_blob(latest(desk).published_digest)
         invite = play_round(desk, "a", "b", holds=[digest_of(held)], seed=9)["a"]
-        links = [desk.store.get_blob(digest) or b"" for digest, _ in invite.links]
-        assert links and apply_links(held, links, invite.parameters) == published
+        deltas = [desk.store.get_blob(digest) or b"" for digest, _ in invite.deltas]
+        assert deltas and apply_model_deltas(held, deltas, invite.parameters) == published
     assert latest(killed).published_digest == latest(straight).published_digest
 
 
@@ -288,8 +288,8 @@ def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:
     desk.crash(1.0)
     desk.check_in("a", nonce=b"again   ", holds=(held[1],))
     again = desk.told("a", Invite)[-1]
-    assert first.links and again.ticket == first.ticket
-    assert (again.base, again.links, again.parameters) == (first.base, first.links, first.parameters)
+    assert first.deltas and again.ticket == first.ticket
+    assert (again.base, again.deltas, again.parameters) == (first.base, first.deltas, first.parameters)
 
 
 def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_path: Path) -> None:
@@ -306,10 +306,10 @@ def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_pat
     restored = by_hand(store=Store(path, wall=lambda: 0.0, new_id=ids.bytes), seed=5)
     assert restored.store.restored
     ahead = play_round(restored, "a", "b", holds=[held[3]], seed=77)
-    assert ahead["a"].links == () and ahead["a"].parameters == held[2]
+    assert ahead["a"].deltas == () and ahead["a"].parameters == held[2]
     behind = play_round(restored, "a", "b", holds=[held[3], held[1]], seed=78)["a"]
     assert behind.base == held[1] and behind.parameters not in held
-    assert len(behind.links) == 2
+    assert len(behind.deltas) == 2
     restored.store.close()
 
 
@@ -332,26 +332,26 @@ def test_the_record_of_a_round_says_what_links_have_saved(retained: str) -> None
 def test_only_what_somebody_needs_is_retained() -> None:
     desk = by_hand(retained_blobs="always")
     held = play_round(desk, "a", "b")["a"].parameters
-    (link,) = play_round(desk, "a", "b", holds=[held])["a"].links
+    (model_delta,) = play_round(desk, "a", "b", holds=[held])["a"].deltas
     whole = [topic for topic in desk.store.retained() if held.hex() in topic]
     assert not whole, "one round after nothing refers to it, the first one is gone"
     desk.begin("a", "b")
     play_round(desk, "a", "b", holds=[held])
     topics = desk.store.retained()
-    assert any(link[0].hex() in topic for topic in topics)
+    assert any(model_delta[0].hex() in topic for topic in topics)
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------
 
-CHAIN = [LinkRecord(n + 1, bytes([n]) * 32, bytes([n + 1]) * 32, bytes([100 + n]) * 32, 10) for n in range(4)]
+CHAIN = [ModelDeltaRecord(n + 1, bytes([n]) * 32, bytes([n + 1]) * 32, bytes([100 + n]) * 32, 10) for n in range(4)]
 
 
 @given(st.sets(st.integers(0, 6)))
 def test_the_shortest_chain_is_chosen(known: set[int]) -> None:
-    base, links = chain_from(CHAIN, [bytes([n]) * 32 for n in known])
+    base, deltas = chain_from(CHAIN, [bytes([n]) * 32 for n in known])
     useful = [n for n in known if n < 4]
     if 4 in known or not useful:
-        assert (base, links) == (b"", ())
+        assert (base, deltas) == (b"", ())
     else:
-        assert base == bytes([max(useful)]) * 32 and links == tuple(CHAIN[max(useful) :])
+        assert base == bytes([max(useful)]) * 32 and deltas == tuple(CHAIN[max(useful) :])
     assert chain_from([], [b"x" * 32]) == (b"", ())

@@ -6,7 +6,7 @@ from typing import Any
 
 from coordinator.downloads import IN_FLIGHT_MAX, QUEUED_PER_DEVICE_MAX, RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect, Publish
-from edge_sdk.wire.messages import Bytes, Envelope, Gone, Message, Want, decode_message, encode_message
+from edge_sdk.wire.messages import BlobGone, Envelope, Message, RangeData, RangeRequest, decode_message, encode_message
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")
@@ -54,13 +54,13 @@ def assembled(published: list[Publish]) -> bytes:
     found = bytearray(len(BLOB))
     for publish in published:
         piece = message(publish)
-        assert isinstance(piece, Bytes) and piece.total == len(BLOB)
+        assert isinstance(piece, RangeData) and piece.total == len(BLOB)
         found[piece.offset : piece.offset + len(piece.data)] = piece.data
     return bytes(found)
 
 
-def want(*ranges: tuple[int, int], digest: bytes = DIGEST) -> Want:
-    return Want(digest=digest, ranges=ranges)
+def want(*ranges: tuple[int, int], digest: bytes = DIGEST) -> RangeRequest:
+    return RangeRequest(digest=digest, ranges=ranges)
 
 
 def test_ranges_are_served_in_messages_of_the_largest_size_at_most() -> None:
@@ -77,14 +77,14 @@ def test_ranges_beyond_the_end_are_cut_and_others_are_empty() -> None:
     shop.up()
     (publish,) = shop.broker(shop.downloads.on_want("a", want((len(BLOB) - 10, len(BLOB) + 5000), (1 << 30, 1 << 31))))
     piece = message(publish)
-    assert isinstance(piece, Bytes) and piece.data == BLOB[-10:]
+    assert isinstance(piece, RangeData) and piece.data == BLOB[-10:]
 
 
 def test_a_blob_that_is_not_served_is_gone() -> None:
     shop = Shop()
     shop.up()
     (publish,) = shop.broker(shop.downloads.on_want("a", want((0, 10), digest=b"x" * 32)))
-    assert message(publish) == Gone(digest=b"x" * 32)
+    assert message(publish) == BlobGone(digest=b"x" * 32)
 
 
 def test_only_a_few_messages_are_in_flight_and_the_rest_follow_their_acknowledgements() -> None:

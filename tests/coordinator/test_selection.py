@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.schedules.selection import GATHER_BELOW, announced_share, choose, come_back_seconds, wanted_count
+from coordinator.schedules.selection import GATHER_BELOW, announced_fraction, choose, come_back_seconds, wanted_count
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -22,18 +22,18 @@ def test_a_round_invites_at_least_its_goal(goal_count: int, over_selection: floa
 
 
 def test_a_small_fleet_is_gathered_and_a_large_one_spread() -> None:
-    assert announced_share(GATHER_BELOW, 10, None, 0) == 1.0
-    assert announced_share(0, 10, None, 0) == 1.0, "nobody knows how many there are"
-    assert announced_share(10_000, 50, None, 0) == pytest.approx(0.01)
+    assert announced_fraction(GATHER_BELOW, 10, None, 0) == 1.0
+    assert announced_fraction(0, 10, None, 0) == 1.0, "nobody knows how many there are"
+    assert announced_fraction(10_000, 50, None, 0) == pytest.approx(0.01)
 
 
 def test_after_an_abandoned_round_twice_as_many_are_asked_up_to_all() -> None:
-    shares = [announced_share(10_000, 50, None, attempt) for attempt in range(12)]
+    shares = [announced_fraction(10_000, 50, None, attempt) for attempt in range(12)]
     assert shares[1] == 2 * shares[0] and shares[-1] == 1.0
 
 
 def test_a_configured_share_is_taken_as_it_is() -> None:
-    assert announced_share(10_000, 50, 0.3, 5) == 0.3
+    assert announced_fraction(10_000, 50, 0.3, 5) == 0.3
 
 
 def test_the_choice_is_a_partition_and_does_not_depend_on_the_order_of_arrival() -> None:

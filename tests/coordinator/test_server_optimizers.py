@@ -74,11 +74,11 @@ ORACLES: dict[str, tuple[dict[str, float], Callable[[float, list[float]], float]
 }
 
 
-def run(name: str, settings: dict[str, float], rounds: list[Vector], statistic: Any = None) -> Vector:
+def run(name: str, settings: dict[str, float], rounds: list[Vector], buffer: Any = None) -> Vector:
     optimizer = make_server_optimizer(name, **settings)
     parameters, state = np.linspace(-1, 1, SIZE, dtype=np.float32), optimizer.init(SIZE)
     for delta in rounds:
-        parameters, state = optimizer.apply(parameters, delta, state, statistic)
+        parameters, state = optimizer.apply(parameters, delta, state, buffer)
     return parameters
 
 
@@ -143,13 +143,13 @@ def test_every_optimiser_moves_towards_the_clients(name: str) -> None:
 @pytest.mark.parametrize("name", ORACLES)
 def test_statistics_are_averaged_plainly(name: str) -> None:
     settings, _ = ORACLES[name]
-    statistic = np.arange(SIZE) % 3 == 0
-    found, without = run(name, settings, deltas(), statistic), run(name, settings, deltas())
+    buffer = np.arange(SIZE) % 3 == 0
+    found, without = run(name, settings, deltas(), buffer), run(name, settings, deltas())
     expected = np.linspace(-1, 1, SIZE, dtype=np.float32)
     for delta in deltas():
         expected = expected + delta
-    assert np.array_equal(found[statistic], expected[statistic])
-    assert np.array_equal(found[~statistic], without[~statistic])
+    assert np.array_equal(found[buffer], expected[buffer])
+    assert np.array_equal(found[~buffer], without[~buffer])
 
 
 def test_momentum_zero_is_fedavg() -> None:

@@ -208,7 +208,7 @@ def test_hostile_messages_are_counted_by_reason_and_the_round_goes_on(serve: Ser
     # Now whoever has no ticket, has spent it, or speaks another language.
     fair_hand, stranger = hands["fair"], by_hand(loop, "hand-stranger")
     served.run_until(lambda: stranger.subscribed, "the stranger")
-    stranger.epoch = fair_hand.epoch
+    stranger.lineage = fair_hand.lineage
     topics = Topics(FEDERATION)
     stranger.publish(topics.from_device("hand-stranger", "checkin"), os.urandom(200))
     stranger.publish(topics.up("0", "hand-stranger"), b"")

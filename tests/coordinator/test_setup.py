@@ -53,11 +53,11 @@ def test_a_new_database_begins_with_the_model_of_the_configuration(tmp_path: Pat
 
 def test_the_task_says_what_the_configuration_and_the_program_say(tmp_path: Path) -> None:
     write_held_out(tmp_path)
-    config = config_of(tmp_path, evaluation={"data": "heldout.npz", "every_rounds": 3}, selection={"share": 0.5})
+    config = config_of(tmp_path, evaluation={"data": "heldout.npz", "every_rounds": 3}, selection={"fraction": 0.5})
     task = prepared(config).task
     assert task.requires == ("codec:sparse",)
     assert task.dense_bytes == 4 * 650 and task.update_bytes_max > 4096
-    assert task.share == 0.5 and task.evaluate_every == 3
+    assert task.fraction == 0.5 and task.evaluate_every == 3
     assert task.stopping.metric == "accuracy" and task.plan.training.scalars == {"lr": 0.5}
     assert task.chunk_bytes_max < config.transfer.chunk_bytes_max
 
@@ -67,7 +67,7 @@ def test_without_data_nothing_is_left_to_evaluate_after_a_round(tmp_path: Path, 
     made = prepared(config_of(tmp_path, evaluation=evaluation))
     assert made.evaluator is None and made.task.evaluate_every == 0
     assert made.task.plan.training.held_out == evaluation.get("held_out", 0.0)
-    assert made.task.share is None, "auto"
+    assert made.task.fraction is None, "auto"
 
 
 def test_the_second_start_goes_on_with_what_is_stored(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_database_that_is_gone_while_its_backup_is_there_is_not_begun_anew(tmp
     store = prepare(config, wall=lambda: 1e9, new_id=os.urandom).store
     path = database_path(config)
     store.backup(backup_path(path))
-    epoch = store.epoch
+    lineage = store.lineage
     store.close()
     path.unlink()
     message = refusal(config, StateError)
@@ -275,7 +275,7 @@ def test_a_database_that_is_gone_while_its_backup_is_there_is_not_begun_anew(tmp
     path.write_bytes(backup_path(path).read_bytes())
     assert not prepared(config).is_new
     with Store.open_readonly(path) as reader:
-        assert reader.epoch != epoch, "tickets of before belong to another life"
+        assert reader.lineage != lineage, "tickets of before belong to another life"
 
 
 def test_a_damaged_database_is_set_aside_and_the_backup_is_named(tmp_path: Path) -> None:

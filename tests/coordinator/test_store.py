@@ -598,7 +598,7 @@ def test_a_reader_sees_what_was_committed_and_cannot_write(tmp_path: Path) -> No
         store.device_seen([("a", b"1" * 16, {})])
         assert [t.state for t in reader.tickets(TASK, 1, 0)] == ["journalled", "journalled"]
         assert reader.counters() == {"late": 1} and [d.device for d in reader.devices()] == ["a"]
-        assert reader.epoch == store.epoch and reader.latest_checkpoint(TASK) == store.latest_checkpoint(TASK)
+        assert reader.lineage == store.lineage and reader.latest_checkpoint(TASK) == store.latest_checkpoint(TASK)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader._database.connection.execute("DELETE FROM rounds")
     store.close()

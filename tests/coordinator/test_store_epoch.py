@@ -26,17 +26,17 @@ def copy_database(source: Path, target: Path) -> None:
 
 def test_epoch_lasts_and_incarnation_counts_starts(tmp_path: Path) -> None:
     store = open_store(tmp_path / "c.db")
-    epoch = store.epoch
-    assert len(epoch) == 8 and store.next_incarnation() == 1
+    lineage = store.lineage
+    assert len(lineage) == 8 and store.next_incarnation() == 1
     store.close()
     store = reopened(tmp_path / "c.db", 50)
-    assert store.epoch == epoch and not store.restored and store.next_incarnation() == 2 == store.incarnation
+    assert store.lineage == lineage and not store.restored and store.next_incarnation() == 2 == store.incarnation
     store.close()
 
 
 def test_two_new_databases_have_different_epochs(tmp_path: Path) -> None:
     first, second = open_store(":memory:", seed=1), open_store(":memory:", seed=2)
-    assert first.epoch != second.epoch
+    assert first.lineage != second.lineage
 
 
 def test_a_new_epoch_abandons_the_open_round(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_a_new_epoch_abandons_the_open_round(tmp_path: Path) -> None:
     store.insert_tickets(tickets)
     store.set_ticket(tickets[1].ticket, "declined", "battery")
     store.journal([JournalRow(tickets[0].ticket, DIGEST, b"x")])
-    before = store.epoch
-    assert store.new_epoch() == store.epoch != before
+    before = store.lineage
+    assert store.new_lineage() == store.lineage != before
     assert store.open_round(TASK) is None and store.rounds(TASK)[0].reason == "restored"
     assert [(t.state, t.reason) for t in store.tickets(TASK, 1, 0)] == [
         ("refused", "restored"),
@@ -64,7 +64,7 @@ def test_a_copy_put_back_later_begins_a_new_epoch(tmp_path: Path, progress: str)
     record = a_round(store)
     (ticket,) = tickets_of(record, 1)
     store.insert_tickets([ticket])
-    epoch = store.epoch
+    lineage = store.lineage
     store.close()
     copy_database(path, tmp_path / "copy.db")
     store = reopened(path, 50)
@@ -76,13 +76,13 @@ def test_a_copy_put_back_later_begins_a_new_epoch(tmp_path: Path, progress: str)
     store.close()
     copy_database(tmp_path / "copy.db", path)
     store = reopened(path, 100)
-    assert store.restored and store.epoch != epoch
+    assert store.restored and store.lineage != lineage
     assert store.open_round(TASK) is None and store.rounds(TASK)[0].reason == "restored"
     assert store.next_incarnation() > incarnation
-    epoch = store.epoch
+    lineage = store.lineage
     store.close()
     store = reopened(path, 150)
-    assert not store.restored and store.epoch == epoch
+    assert not store.restored and store.lineage == lineage
     store.close()
 
 
@@ -122,7 +122,7 @@ def test_a_crash_while_a_restored_database_is_opened_is_noticed_again(tmp_path: 
     store = reopened(path, 50)
     assert store.restored
     store.close()
-    # The commit of the new epoch went through and the power failed before its witness was written.
+    # The commit of the new lineage went through and the power failed before its witness was written.
     (tmp_path / "c.db.witness").write_bytes(witness)
     store = reopened(path, 100)
     assert store.restored
@@ -133,11 +133,11 @@ def test_a_new_database_beside_an_old_witness_goes_on_counting_incarnations(tmp_
     store = open_store(tmp_path / "c.db")
     for _ in range(3):
         store.next_incarnation()
-    epoch = store.epoch
+    lineage = store.lineage
     store.close()
     (tmp_path / "c.db").unlink()
     store = reopened(tmp_path / "c.db", 50)
-    assert store.epoch != epoch and not store.restored and store.next_incarnation() == 4
+    assert store.lineage != lineage and not store.restored and store.next_incarnation() == 4
     store.close()
 
 

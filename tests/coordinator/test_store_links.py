@@ -1,4 +1,4 @@
-"""Links in the database: committed with their round, in a chain without gaps, and gone when they are of no use."""
+"""ModelDeltas in the database: committed with their round, in a chain without gaps, and gone when they are of no use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from coordinator.store.migrations import load_migrations, migrate
 from edge_sdk.errors import StateError
 
 
-def publish(store: Store, number: int, blob: bytes | None, link: bytes = b"a link", **limits: int) -> Checkpoint:
+def publish(
+    store: Store, number: int, blob: bytes | None, model_delta: bytes = b"a model delta", **limits: int
+) -> Checkpoint:
     """Closes one round whose model is ``model <number>`` and publishes ``blob``; None for the model itself."""
-    bounds: dict[str, Any] = {"links_max": 16, "bytes_max": 1 << 20} | limits
+    bounds: dict[str, Any] = {"deltas_max": 16, "bytes_max": 1 << 20} | limits
     return store.commit_round(
         closed(a_round(store, number)),
         parameters=b"model %d" % number,
         server_state=b"",
         verdicts={},
         metrics={},
-        published=None if blob is None else Published(blob, link, **bounds),
+        published=None if blob is None else Published(blob, model_delta, **bounds),
     )
 
 
@@ -34,14 +36,14 @@ def sha(data: bytes) -> bytes:
 
 
 def chain(store: Store) -> list[tuple[int, bytes, bytes]]:
-    links = store.links(TASK)
-    for link in links:
-        assert len(store.get_blob(link.digest) or b"") == link.bytes
-    for before, after in itertools.pairwise(links):
+    deltas = store.deltas(TASK)
+    for model_delta in deltas:
+        assert len(store.get_blob(model_delta.digest) or b"") == model_delta.bytes
+    for before, after in itertools.pairwise(deltas):
         assert before.target == after.base
-    if links:
-        assert links[-1].target == store.latest_checkpoint(TASK).published_digest  # type: ignore[union-attr]
-    return [(link.round, link.base, link.target) for link in links]
+    if deltas:
+        assert deltas[-1].target == store.latest_checkpoint(TASK).published_digest  # type: ignore[union-attr]
+    return [(model_delta.round, model_delta.base, model_delta.target) for model_delta in deltas]
 
 
 def kinds(store: Store) -> dict[str, int]:
@@ -51,7 +53,7 @@ def kinds(store: Store) -> dict[str, int]:
 def test_a_link_leads_from_what_was_published_before() -> None:
     store = open_store(":memory:")
     publish(store, 1, b"one")
-    publish(store, 2, b"two", b"another link")
+    publish(store, 2, b"two", b"another model delta")
     assert chain(store) == [(1, sha(PARAMETERS), sha(b"one")), (2, sha(b"one"), sha(b"two"))]
     latest = store.latest_checkpoint(TASK)
     assert latest is not None and (latest.parameters_digest, latest.published_digest) == (sha(b"model 2"), sha(b"two"))
@@ -60,8 +62,8 @@ def test_a_link_leads_from_what_was_published_before() -> None:
 def test_only_the_newest_published_parameters_are_kept() -> None:
     store = open_store(":memory:", checkpoints_kept=2)
     for number in range(1, 7):
-        publish(store, number, b"published %d" % number, b"link %d" % number, links_max=3)
-    assert kinds(store) == {"program": 1, "parameters": 3, "link": 3}, "two models and what is published"
+        publish(store, number, b"published %d" % number, b"model delta %d" % number, deltas_max=3)
+    assert kinds(store) == {"program": 1, "parameters": 3, "model_delta": 3}, "two models and what is published"
     assert store.get_blob(sha(b"published 6")) == b"published 6" and store.get_blob(sha(b"published 5")) is None
     assert [number for number, _, _ in chain(store)] == [4, 5, 6]
 
@@ -71,7 +73,7 @@ def test_a_chain_ends_where_the_model_itself_is_published() -> None:
     publish(store, 1, b"one")
     made = publish(store, 2, None)
     assert made.published_digest == made.parameters_digest
-    assert chain(store) == [] and "link" not in kinds(store)
+    assert chain(store) == [] and "model_delta" not in kinds(store)
     publish(store, 3, b"three")
     assert chain(store) == [(3, sha(b"model 2"), sha(b"three"))]
 
@@ -82,7 +84,7 @@ def test_a_chain_is_cut_where_its_bytes_are_too_many() -> None:
         publish(store, number, b"p %d" % number, bytes([number]) * 40, bytes_max=100)
     assert [number for number, _, _ in chain(store)] == [3, 4]
     publish(store, 5, b"p 5", bytes(101), bytes_max=100)
-    assert chain(store) == [] and "link" not in kinds(store), "not even this one is given to anybody"
+    assert chain(store) == [] and "model_delta" not in kinds(store), "not even this one is given to anybody"
     publish(store, 6, b"p 6", b"x", bytes_max=100)
     assert [number for number, _, _ in chain(store)] == [6]
 
@@ -99,7 +101,7 @@ def test_a_round_that_changes_nothing_adds_no_link() -> None:
 def test_parameters_that_come_again_keep_their_links_apart() -> None:
     store = open_store(":memory:")
     for number in range(1, 7):
-        publish(store, number, b"this" if number % 2 else b"that", b"there" if number % 2 else b"back", links_max=3)
+        publish(store, number, b"this" if number % 2 else b"that", b"there" if number % 2 else b"back", deltas_max=3)
     assert [number for number, _, _ in chain(store)] == [4, 5, 6]
 
 
@@ -115,7 +117,7 @@ def test_a_round_that_is_not_committed_leaves_no_link() -> None:
             server_state=b"",
             verdicts={b"x" * 16: ("missing", "")},
             metrics={},
-            published=Published(b"two", b"a link", 16, 1 << 20),
+            published=Published(b"two", b"a model delta", 16, 1 << 20),
         )
     assert (chain(store), kinds(store)) == (before, held)
 
@@ -136,14 +138,14 @@ def test_a_database_of_before_is_taken_over_and_what_it_left_behind_goes(tmp_pat
     store.close()
     with sqlite3.connect(path) as connection:  # back to the first schema
         connection.executescript(
-            "DROP INDEX checkpoints_published; DROP TABLE links; ALTER TABLE checkpoints DROP COLUMN published;"
+            "DROP INDEX checkpoints_published; DROP TABLE deltas; ALTER TABLE checkpoints DROP COLUMN published;"
         )
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     store = open_store(path, seed=100)
     latest = store.latest_checkpoint(TASK)
     assert latest is not None and latest.published_digest == latest.parameters_digest == sha(b"model 1")
-    assert store.get_blob(sha(b"model 1")) == b"model 1" and store.links(TASK) == []
+    assert store.get_blob(sha(b"model 1")) == b"model 1" and store.deltas(TASK) == []
     assert store.get_blob(sha(b"parameters that nobody names")) is None
     publish(store, 2, b"two")
     assert len(chain(store)) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from device_sim.datasets import Dataset, by_key, dirichlet, load_dataset, partition, shards, split_held_out
-from device_sim.stable_random import Draws
+from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
 
 GOLDEN_PERMUTATION = [2, 0, 7, 4, 6, 3, 5, 1]
@@ -97,7 +97,7 @@ def test_another_seed_deals_otherwise() -> None:
 
 
 def test_the_draws_of_a_seed_are_fixed_for_ever() -> None:
-    draws = Draws(42, "test")
+    draws = StableRandom(42, "test")
     assert draws.permutation(8).tolist() == GOLDEN_PERMUTATION
     assert draws.uniforms(2).tolist() == pytest.approx(GOLDEN_UNIFORMS, abs=0)
     assert draws.normal() == pytest.approx(GOLDEN_NORMAL, rel=1e-12)
@@ -105,7 +105,7 @@ def test_the_draws_of_a_seed_are_fixed_for_ever() -> None:
 
 
 def test_dirichlet_draws_have_the_moments_of_the_distribution() -> None:
-    draws = Draws(5, "moments")
+    draws = StableRandom(5, "moments")
     alphas = [0.2, 1.0, 3.0]
     samples = np.array([draws.dirichlet(alphas) for _ in range(4000)])
     mean = np.array(alphas) / sum(alphas)

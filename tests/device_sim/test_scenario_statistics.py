@@ -1,4 +1,4 @@
-"""A model with running statistics through the whole protocol: the ledger sums its updates a second time."""
+"""A model with running statistics through the whole protocol: the auditor sums its updates a second time."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from device_sim.counting_proxy import CountingProxy
 from device_sim.scenario import FAULTY, NetworkFaults, Scenario, run
 from edge_sdk.client import Limits
 from edge_sdk.codecs import CodecSettings, frame_bytes_max
-from edge_sdk.device.daily_traffic import DayTraffic
-from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN, RESERVE_BYTES, Budget
+from edge_sdk.device.daily_traffic import DailyTraffic
+from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN, RESERVE_BYTES, DataQuota
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import CancelTraining, SetSpent, StartTraining
-from edge_sdk.device.work import Order, OverBudget, TrainingWork
+from edge_sdk.device.work import OverBudget, TrainingJob, TrainingWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Meter
 from edge_sdk.training.bundle import encode_parameters
@@ -53,8 +53,8 @@ def federation(broker: PrivateBroker, tmp_path: Path) -> MakeFederation:
     return make
 
 
-def budget(limit: int = 0, per_update: int = 0) -> Budget:
-    return Budget(DayTraffic(MemoryFiles(), lambda: 0, limit), COSTS, per_update)
+def quota(limit: int = 0, per_update: int = 0) -> DataQuota:
+    return DataQuota(DailyTraffic(MemoryFiles(), lambda: 0, limit), COSTS, per_update)
 
 
 # --- what work costs -------------------------------------------------------------------------------------------------
@@ -72,13 +72,13 @@ def test_an_update_within_a_limit_costs_no_more_and_a_larger_one_does(limit: int
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 1 << 40), st.integers(0, 1 << 18), st.integers(0, 1 << 18), st.floats(-1e12, 1e12))
 def test_the_numbers_beside_the_frames_of_an_update_have_a_bound(
-    examples: int, frame: int, statistics: int, loss: float
+    examples: int, frame: int, buffers: int, loss: float
 ) -> None:
     update = Update(
         examples, examples, loss, True, abs(loss) / 1e3, "onnxruntime", bytes(frame), (loss, loss, examples),
-        bytes(statistics) or None,
+        bytes(buffers) or None,
     )  # fmt: skip
-    assert len(update.encode()) <= frame + statistics + UPDATE_HEAD_BYTES_MAX
+    assert len(update.encode()) <= frame + buffers + UPDATE_HEAD_BYTES_MAX
 
 
 def test_a_connection_with_tls_costs_more() -> None:
@@ -99,13 +99,13 @@ def invite_of(bench: Bench, plan: Plan = PLAN) -> Invite:
 
 
 def test_without_limits_nothing_is_declined() -> None:
-    assert budget().why_not(invite_of(Bench()), (1 << 30, 1 << 30)) is None
+    assert quota().why_not(invite_of(Bench()), (1 << 30, 1 << 30)) is None
 
 
 def test_work_that_does_not_fit_into_today_is_declined_and_what_is_here_costs_nothing() -> None:
     invite = invite_of(Bench())
     downloads = (len(PROGRAM), len(PARAMETERS))
-    tight = budget(40_000)
+    tight = quota(40_000)
     assert tight.why_not(invite, downloads) is None
     tight.traffic.count(10_000, 0.0)
     code, detail = tight.why_not(invite, downloads) or ("", "")
@@ -115,16 +115,16 @@ def test_work_that_does_not_fit_into_today_is_declined_and_what_is_here_costs_no
 
 def test_the_coordinators_limits_are_in_force_where_they_are_smaller() -> None:
     asked = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_device_per_day_max=20_000)
-    free = budget()
+    free = quota()
     assert (free.why_not(invite_of(Bench(), asked), (len(PROGRAM), len(PARAMETERS))) or ("",))[0] == "bytes_per_day"
     assert free.traffic.bytes_max == 20_000
     small = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_update_max=5_000)
-    assert (budget().why_not(invite_of(Bench(), small), ()) or ("",))[0] == "bytes_per_update"
-    assert (budget(0, 4_000).why_not(invite_of(Bench()), ()) or ("",))[0] == "bytes_per_update"
+    assert (quota().why_not(invite_of(Bench(), small), ()) or ("",))[0] == "bytes_per_update"
+    assert (quota(0, 4_000).why_not(invite_of(Bench()), ()) or ("",))[0] == "bytes_per_update"
 
 
 def test_a_daily_limit_that_is_far_too_low_still_lets_the_device_hear_of_a_better_one() -> None:
-    found = budget()
+    found = quota()
     hopeless = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_device_per_day_max=1)
     assert (found.why_not(invite_of(Bench(), hopeless), ()) or ("",))[0] == "bytes_per_day"
     assert found.affords_connection()
@@ -133,12 +133,12 @@ def test_a_daily_limit_that_is_far_too_low_still_lets_the_device_hear_of_a_bette
 
 def test_sparse_is_made_to_fit_and_what_cannot_be_is_declined_before_anything_is_fetched() -> None:
     invite = invite_of(Bench(), SPARSE)
-    assert budget(0, 2_000).why_not(invite, (10, 10)) is None
-    assert (budget(0, 500).why_not(invite, (10, 10)) or ("",))[0] == "bytes_per_update"
+    assert quota(0, 2_000).why_not(invite, (10, 10)) is None
+    assert (quota(0, 500).why_not(invite, (10, 10)) or ("",))[0] == "bytes_per_update"
 
 
 def test_what_the_program_itself_told_is_remembered() -> None:
-    invite, found = invite_of(Bench(), SPARSE), budget(0, 3_000)
+    invite, found = invite_of(Bench(), SPARSE), quota(0, 3_000)
     assert found.why_not(invite, ()) is None
     found.note_unfit(invite.program, invite.plan)
     assert (found.why_not(invite, ()) or ("",))[0] == "bytes_per_update"
@@ -147,7 +147,7 @@ def test_what_the_program_itself_told_is_remembered() -> None:
 
 
 def test_a_message_is_weighed_with_what_it_asks_for_and_what_waits() -> None:
-    tight = budget(40_000)
+    tight = quota(40_000)
     tight.traffic.count(20_000, 0.0)
     room = 40_000 - 20_000 - RESERVE_BYTES
     assert tight.affords_message("t", 100, 0, room - 200)
@@ -160,7 +160,7 @@ def test_a_message_is_weighed_with_what_it_asks_for_and_what_waits() -> None:
 
 
 def test_the_limit_is_reached_a_reserve_before_it() -> None:
-    tight, meter = budget(40_000), Meter()
+    tight, meter = quota(40_000), Meter()
     for _ in range(100):
         meter.received += 1_000
         if tight.meter(meter, 0.0):
@@ -168,12 +168,12 @@ def test_the_limit_is_reached_a_reserve_before_it() -> None:
     assert meter.total <= tight.traffic.bytes_today < 40_000 <= meter.total + RESERVE_BYTES + 1_000
 
 
-def order(frames_bytes_max: int, codec: CodecSettings) -> Order:
+def order(frames_bytes_max: int, codec: CodecSettings) -> TrainingJob:
     program = mlp_program()
     begun = StartTraining(
         bytes(16), b"", "default", 1, 0, "0", program.digest, bytes(32), Plan(PLAN.training, codec), 50.0
     )
-    return Order(
+    return TrainingJob(
         begun, program.encode(), encode_parameters(start(program)), lambda spec: None,
         lambda length: True, 0, lambda: False, lambda steps, loss: None, frames_bytes_max,
     )  # fmt: skip

@@ -54,7 +54,7 @@ def small_program() -> Program:
     return Program(
         name="kleinstes Modell",
         kind="graph",
-        spec=ParameterSpec([("w", (2, 3), "trainable"), ("running_mean", (3,), "statistic")][:1]),
+        spec=ParameterSpec([("w", (2, 3), "trainable"), ("running_mean", (3,), "buffer")][:1]),
         inputs=(Input("x", "float32", (None, 3)),),
         target=Input("target", "int64", (None,)),
         loss="hinge",

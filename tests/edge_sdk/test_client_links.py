@@ -53,13 +53,13 @@ def test_links_cost_a_device_a_fraction_of_whole_parameters(
     down = {}
     for codec in ("none", "sparse"):
         diary = Diary()
-        name = f"links-{retained}-{codec}"
+        name = f"deltas-{retained}-{codec}"
         transfer = {"retained_blobs": retained}
         with federation(broker, tmp_path, name, downlink={"codec": codec}, transfer=transfer) as plant:
             down[codec] = bytes_down(plant, tmp_path / name / "pi", diary)
             wait(lambda plant=plant: len(plant.rounds) > ROUNDS)
             summaries = [record.summary for record in plant.rounds[1:ROUNDS]]
-        assert not diary.of("links_failed")
+        assert not diary.of("deltas_failed")
         saved = [summary["bytes_down_dense"] > 5 * summary["bytes_down"] > 0 for summary in summaries]
         assert saved == [codec == "sparse"] * len(saved)
     assert down["none"] > ROUNDS * WHOLE_BYTES * 0.9
@@ -69,7 +69,7 @@ def test_links_cost_a_device_a_fraction_of_whole_parameters(
 def test_a_device_that_was_away_comes_back_over_links_from_its_disk(broker: PrivateBroker, tmp_path: Path) -> None:
     diary = Diary()
     state = tmp_path / "pi"
-    with federation(broker, tmp_path, "links-away") as plant:
+    with federation(broker, tmp_path, "deltas-away") as plant:
         with device(plant, state) as client:
             wait(lambda: client.status.counted >= 2)
         with device(plant, tmp_path / "other", device_id="other") as other:
@@ -78,14 +78,14 @@ def test_a_device_that_was_away_comes_back_over_links_from_its_disk(broker: Priv
             wait(lambda: client.status.counted >= 1, lambda: diary.entries[-5:])
             assert client.status.bytes_down < WHOLE_BYTES / 2
         wait(lambda: not plant.rounds[-1].summary.get("at_work"))
-    assert not diary.of("links_failed")
+    assert not diary.of("deltas_failed")
     kept = sorted(path.name.split("-")[0] for path in state.glob("p*-*"))
     assert kept == ["parameters", "parameters", "program"]
 
 
 def test_a_device_that_was_away_for_too_long_fetches_whole_parameters(broker: PrivateBroker, tmp_path: Path) -> None:
     state = tmp_path / "pi"
-    with federation(broker, tmp_path, "links-short", downlink={"links_max": 1}) as plant:
+    with federation(broker, tmp_path, "deltas-short", downlink={"deltas_max": 1}) as plant:
         with device(plant, state) as client:
             wait(lambda: client.status.counted >= 1)
         with device(plant, tmp_path / "other", device_id="other") as other:
@@ -99,18 +99,18 @@ def test_parameters_that_were_damaged_on_the_disk_are_fetched_whole(broker: Priv
     """The device says that it holds them, finds that it does not, and nothing else is lost by it."""
     diary = Diary()
     state = tmp_path / "pi"
-    with federation(broker, tmp_path, "links-damaged") as plant:
+    with federation(broker, tmp_path, "deltas-damaged") as plant:
         with device(plant, state) as client:
             wait(lambda: client.status.counted >= 2)
         for path in state.glob("parameters-*"):
             path.write_bytes(b"x" * path.stat().st_size)
         with device(plant, state, on_progress=diary) as client:
             wait(lambda: client.status.counted >= 1, lambda: diary.entries[-5:])
-    assert diary.of("links_failed") and not diary.of("training_failed")
+    assert diary.of("deltas_failed") and not diary.of("training_failed")
 
 
 def test_of_two_blobs_in_memory_the_program_outlives_the_base() -> None:
-    """As the agent has it: the program was looked up, links are applied to the base, their target is kept."""
+    """As the agent has it: the program was looked up, deltas are applied to the base, their target is kept."""
     memory = BlobMemory()
     memory.keep(b"program", b"p")
     memory.keep(b"base", b"b")

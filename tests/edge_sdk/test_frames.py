@@ -1,4 +1,4 @@
-"""An update's two frames: statistics are never sparsified or quantised, and nothing changes without them."""
+"""An update's two frames: buffers are never sparsified or quantised, and nothing changes without them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update, frame_bytes_max
 from edge_sdk.codecs.frames import (
     DecodedParts,
+    buffer_mask,
     decode_frames,
     encode_frames,
     fitted_frames,
     frames_bytes_max,
     groups_of,
-    statistic_mask,
 )
 from edge_sdk.errors import DecodeError
 from edge_sdk.parameters import ParameterSpec
@@ -24,9 +24,9 @@ PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])
 MIXED = ParameterSpec(
     [
         ("w", (30, 9), "trainable"),
-        ("mean", (10,), "statistic"),
+        ("mean", (10,), "buffer"),
         ("scale", (10,), "trainable"),
-        ("variance", (10,), "statistic"),
+        ("variance", (10,), "buffer"),
         ("b", (7,), "trainable"),
     ]
 )
@@ -51,66 +51,66 @@ def whole(parts: DecodedParts, codec: CodecSettings, spec: ParameterSpec) -> np.
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_statistics_arrive_as_they_are_under_every_codec(codec: CodecSettings) -> None:
     sent = encode_frames(delta(), None, codec, MIXED, seed=1)
-    trainable, statistics = decode_frames(sent.frame, sent.statistics, codec, MIXED)
-    statistic = MIXED.mask("statistic")
-    assert np.array_equal(statistics.dense(), delta()[statistic])
-    alone = decode_update(encode_update(delta()[~statistic], None, codec, seed=1).frame, 287, codec)
+    trainable, buffers = decode_frames(sent.frame, sent.buffers, codec, MIXED)
+    buffer = MIXED.mask("buffer")
+    assert np.array_equal(buffers.dense(), delta()[buffer])
+    alone = decode_update(encode_update(delta()[~buffer], None, codec, seed=1).frame, 287, codec)
     assert np.array_equal(trainable.dense(), alone.dense())
-    assert len(sent.frame) + len(sent.statistics or b"") <= frames_bytes_max(MIXED, codec)
+    assert len(sent.frame) + len(sent.buffers or b"") <= frames_bytes_max(MIXED, codec)
 
 
 def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
     codec, residual = CodecSettings("sparse", density=0.05), None
-    statistic = MIXED.mask("statistic")
+    buffer = MIXED.mask("buffer")
     total, sums = np.zeros(307), np.zeros(307)
     for seed in range(5):
         sent = encode_frames(delta(seed), residual, codec, MIXED, seed=seed)
         residual = sent.residual
-        total += whole(decode_frames(sent.frame, sent.statistics, codec, MIXED), codec, MIXED)
+        total += whole(decode_frames(sent.frame, sent.buffers, codec, MIXED), codec, MIXED)
         sums += delta(seed)
     assert residual is not None and residual.shape == (287,)
-    np.testing.assert_allclose(total[statistic], sums[statistic], rtol=1e-6)
-    np.testing.assert_allclose(total[~statistic] + residual, sums[~statistic], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(total[buffer], sums[buffer], rtol=1e-6)
+    np.testing.assert_allclose(total[~buffer] + residual, sums[~buffer], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_without_statistics_there_is_one_frame_and_it_is_the_codecs(codec: CodecSettings) -> None:
     sent, plain = encode_frames(delta(), None, codec, PLAIN, seed=1), encode_update(delta(), None, codec, seed=1)
-    assert sent.statistics is None and sent.frame == plain.frame
+    assert sent.buffers is None and sent.frame == plain.frame
     (decoded,) = decode_frames(sent.frame, None, codec, PLAIN)
     assert np.array_equal(decoded.dense(), decode_update(plain.frame, 307, codec).dense())
     assert frames_bytes_max(PLAIN, codec) == frame_bytes_max(307, codec)
-    assert statistic_mask(PLAIN) is None
+    assert buffer_mask(PLAIN) is None
 
 
-def update(statistics: bytes | None) -> Update:
-    return Update(1, 2, 0.5, True, 1.0, "numpy", b"frame", None, statistics)
+def update(buffers: bytes | None) -> Update:
+    return Update(1, 2, 0.5, True, 1.0, "numpy", b"frame", None, buffers)
 
 
 def test_an_update_without_statistics_has_the_bytes_that_it_always_had() -> None:
     fields = {"examples": 1, "steps": 2, "loss": 0.5, "complete": True, "seconds": 1.0, "engine": "numpy"}
     assert update(None).encode() == msgpack.packb({"version": 1, **fields, "frame": b"frame", "evaluation": None})
-    for statistics in (None, b"", b"dense"):
-        assert Update.decode(update(statistics).encode()) == update(statistics)
+    for buffers in (None, b"", b"dense"):
+        assert Update.decode(update(buffers).encode()) == update(buffers)
 
 
 def test_a_frame_of_statistics_too_few_or_too_many_is_refused() -> None:
     codec = CodecSettings("dense")
     mixed, plain = (encode_frames(delta(), None, codec, spec, seed=0) for spec in (MIXED, PLAIN))
-    assert mixed.statistics is not None
-    damaged = mixed.statistics[:-1] + bytes([mixed.statistics[-1] ^ 1])
-    for frame, statistics, spec in [
+    assert mixed.buffers is not None
+    damaged = mixed.buffers[:-1] + bytes([mixed.buffers[-1] ^ 1])
+    for frame, buffers, spec in [
         (mixed.frame, None, MIXED),
-        (plain.frame, mixed.statistics, PLAIN),
-        (plain.frame, mixed.statistics, MIXED),
+        (plain.frame, mixed.buffers, PLAIN),
+        (plain.frame, mixed.buffers, MIXED),
         (mixed.frame, mixed.frame, MIXED),
         (mixed.frame, b"", MIXED),
         (mixed.frame, damaged, MIXED),
     ]:
         with pytest.raises(DecodeError):
-            decode_frames(frame, statistics, codec, spec)
-    with pytest.raises(DecodeError, match="statistics"):
-        Update.decode(msgpack.packb({**msgpack.unpackb(update(None).encode()), "statistics": "text"}))
+            decode_frames(frame, buffers, codec, spec)
+    with pytest.raises(DecodeError, match="buffers"):
+        Update.decode(msgpack.packb({**msgpack.unpackb(update(None).encode()), "buffers": "text"}))
 
 
 RULES = CodecSettings(
@@ -120,15 +120,15 @@ RULES = CodecSettings(
 
 def test_tensors_that_match_a_pattern_are_encoded_as_it_says() -> None:
     sent = encode_frames(delta(), None, RULES, MIXED, seed=1)
-    assert len(sent.parts) == 2 and sent.statistics is not None
-    found = whole(decode_frames(sent.frame, sent.statistics, RULES, MIXED, sent.parts), RULES, MIXED)
+    assert len(sent.parts) == 2 and sent.buffers is not None
+    found = whole(decode_frames(sent.frame, sent.buffers, RULES, MIXED, sent.parts), RULES, MIXED)
     tensors, original = MIXED.unflatten(found), MIXED.unflatten(delta())
     assert np.array_equal(tensors["b"], original["b"])
     assert np.count_nonzero(tensors["scale"]) == 5 and 0 < np.count_nonzero(tensors["w"]) <= 14
     assert sent.residual is not None
-    left = delta()[~MIXED.mask("statistic")] - found[~MIXED.mask("statistic")]
+    left = delta()[~MIXED.mask("buffer")] - found[~MIXED.mask("buffer")]
     np.testing.assert_allclose(sent.residual, left, atol=1e-6)
-    payload = Update(1, 2, 0.5, True, 1.0, "numpy", sent.frame, None, sent.statistics, sent.parts)
+    payload = Update(1, 2, 0.5, True, 1.0, "numpy", sent.frame, None, sent.buffers, sent.parts)
     assert Update.decode(payload.encode()) == payload
 
 
@@ -157,22 +157,22 @@ CONVOLUTIONS = ParameterSpec(
         ("conv.bias", (8,), "trainable"),
         ("gru.weight", (1, 40, 50), "trainable"),
         ("fc.weight", (100, 40), "trainable"),
-        ("variance", (8, 3, 3), "statistic"),
+        ("variance", (8, 3, 3), "buffer"),
     ]
 )
 
 
 def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_bytes() -> None:
     auto = CodecSettings("auto", bits=0.1)
-    main, kernels, statistics = groups_of(CONVOLUTIONS, auto)
+    main, kernels, buffers = groups_of(CONVOLUTIONS, auto)
     assert kernels.positions is not None and kernels.positions.tolist() == list(range(400))
     assert (kernels.settings.name, kernels.settings.bits) == ("eden", 0.4) and main.settings.name == "auto"
     assert main.size * main.settings.bits + 400 * 0.4 == pytest.approx(0.1 * (main.size + 400), rel=1e-3)
-    assert statistics.size == 72 and statistics.kind == "statistics"
+    assert buffers.size == 72 and buffers.kind == "buffers"
     vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
     sent = encode_frames(vector, None, auto, CONVOLUTIONS, seed=1)
-    assert len(sent.parts) == 1 and sent.statistics is not None
-    decode_frames(sent.frame, sent.statistics, auto, CONVOLUTIONS, sent.parts)
+    assert len(sent.parts) == 1 and sent.buffers is not None
+    decode_frames(sent.frame, sent.buffers, auto, CONVOLUTIONS, sent.parts)
 
 
 def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_patterns_say_otherwise() -> None:
@@ -187,10 +187,10 @@ def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_patterns_say_o
 def test_what_auto_makes_within_a_limit_is_read_by_a_decoder_that_knows_the_plan_alone(bits: float, limit: int) -> None:
     plan = CodecSettings("auto", bits=bits)
     fitting = fitted_frames(CONVOLUTIONS, plan, limit)
-    if fitting is None:  # the kernels' frame and the statistics alone may be too large
+    if fitting is None:  # the kernels' frame and the buffers alone may be too large
         assert limit < frames_bytes_max(CONVOLUTIONS, plan)
         return
     vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
     sent = encode_frames(vector, None, fitting, CONVOLUTIONS, seed=1)
-    assert len(sent.frame) + sum(map(len, sent.parts)) + len(sent.statistics or b"") <= limit
-    decode_frames(sent.frame, sent.statistics, plan, CONVOLUTIONS, sent.parts)
+    assert len(sent.frame) + sum(map(len, sent.parts)) + len(sent.buffers or b"") <= limit
+    decode_frames(sent.frame, sent.buffers, plan, CONVOLUTIONS, sent.parts)

@@ -39,8 +39,8 @@ class World:
         self.coordinator.publish(TOPICS.coordinator_state, state, retain=True)
 
     def announce(self, task: str, phase: str = "working") -> None:
-        announce = Announce(1, 1, 0, phase, share=1.0, window_seconds=1.0, remaining_seconds=600.0)
-        envelope = Envelope(federation="plant", task=task, epoch=b"e" * 16)
+        announce = Announce(1, 1, 0, phase, fraction=1.0, window_seconds=1.0, remaining_seconds=600.0)
+        envelope = Envelope(federation="plant", task=task, lineage=b"e" * 16)
         self.coordinator.publish(TOPICS.announce(task), encode_message(envelope, announce), retain=True)
 
 

@@ -1,4 +1,4 @@
-"""Links: every device's copy is the coordinator's to the bit, and no bytes make anything else of it."""
+"""ModelDeltas: every device's copy is the coordinator's to the bit, and no bytes make anything else of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings, decode_update
-from edge_sdk.codecs.model_delta import LINK_CODECS, Link, apply_links, encode_link, statistic_spans
+from edge_sdk.codecs.model_delta import (
+    MODEL_DELTA_CODECS,
+    ModelDelta,
+    apply_model_deltas,
+    buffer_spans,
+    encode_model_delta,
+)
 from edge_sdk.errors import DecodeError, TrainingError, VersionError
 from edge_sdk.parameters import ParameterSpec
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
@@ -26,14 +32,14 @@ PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])
 MIXED = ParameterSpec(
     [
         ("w", (30, 9), "trainable"),
-        ("mean", (5,), "statistic"),
-        ("variance", (5,), "statistic"),
+        ("mean", (5,), "buffer"),
+        ("variance", (5,), "buffer"),
         ("scale", (10,), "trainable"),
-        ("count", (10,), "statistic"),
+        ("count", (10,), "buffer"),
         ("b", (7,), "trainable"),
     ]
 )
-ONLY_STATISTICS = ParameterSpec([("mean", (4,), "statistic")])
+ONLY_STATISTICS = ParameterSpec([("mean", (4,), "buffer")])
 CODECS = [
     CodecSettings("sparse", density=0.05),
     CodecSettings("int8", block_size=64, rounding="nearest"),
@@ -53,13 +59,13 @@ def walk(seed: int, size: int, steps: int) -> list[NDArray[np.float32]]:
 def chain(
     models: list[NDArray[np.float32]], spec: ParameterSpec, codec: CodecSettings
 ) -> tuple[list[bytes], list[bytes]]:
-    """What is published for a model on its way: all parameters, and the links between them."""
-    published, links = [encode_parameters(models[0])], []
+    """What is published for a model on its way: all parameters, and the deltas between them."""
+    published, deltas = [encode_parameters(models[0])], []
     for model in models[1:]:
-        link, blob = encode_link(published[-1], model, statistic_spans(spec), codec)
-        links.append(link)
+        model_delta, blob = encode_model_delta(published[-1], model, buffer_spans(spec), codec)
+        deltas.append(model_delta)
         published.append(blob)
-    return published, links
+    return published, deltas
 
 
 # --- the way down -----------------------------------------------------------------------------------------------------
@@ -72,11 +78,11 @@ def chain(
 def test_after_any_history_a_copy_is_the_coordinators_to_the_bit(
     spec: ParameterSpec, codec: CodecSettings, seed: int, data: st.DataObject
 ) -> None:
-    published, links = chain(walk(seed, spec.size, 6), spec, codec)
+    published, deltas = chain(walk(seed, spec.size, 6), spec, codec)
     seen = data.draw(st.lists(st.integers(0, 5), min_size=1, unique=True).map(sorted), "rounds not missed")
     held = published[seen[0]]
     for before, after in itertools.pairwise(seen):
-        held = apply_links(held, links[before:after], digest_of(published[after]))
+        held = apply_model_deltas(held, deltas[before:after], digest_of(published[after]))
         assert held == published[after] and held.readonly
 
 
@@ -91,51 +97,51 @@ def test_what_a_link_leaves_out_comes_with_later_ones(codec: CodecSettings) -> N
 @by_codec
 def test_statistics_are_replaced_and_not_moved(codec: CodecSettings) -> None:
     models = walk(2, MIXED.size, 3)
-    models[2][MIXED.mask("statistic")] = np.float32(1e-30)  # a sum of steps would not find this again
+    models[2][MIXED.mask("buffer")] = np.float32(1e-30)  # a sum of steps would not find this again
     published, _ = chain(models, MIXED, codec)
     for model, blob in zip(models, published, strict=True):
-        statistic = MIXED.mask("statistic")
-        assert decode_parameters(blob, MIXED)[statistic].tobytes() == model[statistic].tobytes()
+        buffer = MIXED.mask("buffer")
+        assert decode_parameters(blob, MIXED)[buffer].tobytes() == model[buffer].tobytes()
 
 
 def test_a_model_of_statistics_alone_has_a_link_too() -> None:
-    published, links = chain(walk(3, 4, 2), ONLY_STATISTICS, CODECS[0])
-    assert apply_links(published[0], links, digest_of(published[1])) == encode_parameters(walk(3, 4, 2)[1])
+    published, deltas = chain(walk(3, 4, 2), ONLY_STATISTICS, CODECS[0])
+    assert apply_model_deltas(published[0], deltas, digest_of(published[1])) == encode_parameters(walk(3, 4, 2)[1])
 
 
 def test_the_step_is_one_addition_in_float32_where_something_is_sent() -> None:
     """Written down a second time, one coordinate after the other."""
-    published, links = chain(walk(4, MIXED.size, 2), MIXED, CODECS[0])
+    published, deltas = chain(walk(4, MIXED.size, 2), MIXED, CODECS[0])
     vector = decode_parameters(published[0], MIXED).copy()
     trainable = np.flatnonzero(MIXED.mask("trainable"))
-    link = Link.decode(links[0])
-    sent = decode_update(link.frame, trainable.size, link.codec)
+    model_delta = ModelDelta.decode(deltas[0])
+    sent = decode_update(model_delta.frame, trainable.size, model_delta.codec)
     assert sent.indices is not None and sent.indices.size == round(0.05 * trainable.size)
     for index, value in zip(sent.indices, sent.values, strict=True):
         vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
-    statistics = MIXED.mask("statistic")
-    vector[statistics] = decode_update(link.values, int(statistics.sum()), CodecSettings("dense")).values
+    buffers = MIXED.mask("buffer")
+    vector[buffers] = decode_update(model_delta.values, int(buffers.sum()), CodecSettings("dense")).values
     assert encode_parameters(vector) == published[1]
 
 
 def test_equal_models_make_equal_links_and_what_is_given_stays_as_it_is() -> None:
     base, model = (encode_parameters(vector) for vector in walk(5, PLAIN.size, 2))
     vector = decode_parameters(model, PLAIN).copy()
-    first, again = (encode_link(base, vector, (), CODECS[0]) for _ in range(2))
+    first, again = (encode_model_delta(base, vector, (), CODECS[0]) for _ in range(2))
     assert first == again and encode_parameters(vector) == model
-    apply_links(base, [first[0]], digest_of(first[1]))
-    assert digest_of(base) == Link.decode(first[0]).base
+    apply_model_deltas(base, [first[0]], digest_of(first[1]))
+    assert digest_of(base) == ModelDelta.decode(first[0]).base
 
 
 def test_a_sparse_link_is_far_smaller_than_the_model() -> None:
     spec = ParameterSpec([("w", (100_000,), "trainable")])
-    (whole, _), (link,) = chain(walk(6, spec.size, 2), spec, CODECS[0])
-    assert len(link) * 30 < len(whole)
+    (whole, _), (model_delta,) = chain(walk(6, spec.size, 2), spec, CODECS[0])
+    assert len(model_delta) * 30 < len(whole)
 
 
 def test_spans_name_the_statistics_and_join_those_that_touch() -> None:
-    assert statistic_spans(PLAIN) == ()
-    assert statistic_spans(MIXED) == ((270, 280), (290, 300))
+    assert buffer_spans(PLAIN) == ()
+    assert buffer_spans(MIXED) == ((270, 280), (290, 300))
 
 
 @pytest.mark.parametrize("value", [1e31, 3e38, np.inf, np.nan])
@@ -144,9 +150,9 @@ def test_a_step_that_cannot_be_sent_is_said_and_not_sent(value: float) -> None:
     model = np.zeros(PLAIN.size, np.float32)
     model[3] = value
     with pytest.raises(TrainingError):
-        encode_link(base, model, (), CODECS[0])
+        encode_model_delta(base, model, (), CODECS[0])
     with pytest.raises(ValueError, match="elements"):
-        encode_link(base, model[:-1], (), CODECS[0])
+        encode_model_delta(base, model[:-1], (), CODECS[0])
 
 
 # --- committed bytes --------------------------------------------------------------------------------------------------
@@ -154,29 +160,29 @@ def test_a_step_that_cannot_be_sent_is_said_and_not_sent(value: float) -> None:
 
 def test_committed_links_lead_to_the_committed_parameters_for_ever() -> None:
     base, target = ((GOLDEN / f"link_{name}.bin").read_bytes() for name in ("base", "target"))
-    links = [(GOLDEN / f"link_{name}.bin").read_bytes() for name in ("sparse", "int8", "int4")]
-    assert apply_links(base, links, digest_of(target)) == target
-    first = Link.decode(links[0])
+    deltas = [(GOLDEN / f"link_{name}.bin").read_bytes() for name in ("sparse", "int8", "int4")]
+    assert apply_model_deltas(base, deltas, digest_of(target)) == target
+    first = ModelDelta.decode(deltas[0])
     assert (first.base, first.size, first.codec.name) == (digest_of(base), MIXED.size, "sparse")
-    assert first.statistics == statistic_spans(MIXED)
-    assert first.encode() == links[0]
+    assert first.buffers == buffer_spans(MIXED)
+    assert first.encode() == deltas[0]
 
 
-# --- hostile links ----------------------------------------------------------------------------------------------------
+# --- hostile deltas ----------------------------------------------------------------------------------------------------
 
 PUBLISHED, LINKS = chain(walk(7, MIXED.size, 4), MIXED, CODECS[0])
-HONEST = Link.decode(LINKS[0])
+HONEST = ModelDelta.decode(LINKS[0])
 
 
-def refused(*links: bytes, base: bytes = PUBLISHED[0], target: bytes = digest_of(PUBLISHED[1])) -> str:
+def refused(*deltas: bytes, base: bytes = PUBLISHED[0], target: bytes = digest_of(PUBLISHED[1])) -> str:
     with pytest.raises(DecodeError) as caught:
-        apply_links(base, links, target)
+        apply_model_deltas(base, deltas, target)
     return caught.value.reason
 
 
 def test_links_out_of_order_missing_or_from_another_base_are_refused() -> None:
     end = digest_of(PUBLISHED[3])
-    assert apply_links(PUBLISHED[0], LINKS, end) == PUBLISHED[3]
+    assert apply_model_deltas(PUBLISHED[0], LINKS, end) == PUBLISHED[3]
     assert refused(LINKS[0], LINKS[2], target=end) == "chain"
     assert refused(LINKS[1], LINKS[0], LINKS[2], target=end) == "chain"
     assert refused(LINKS[0], LINKS[1], target=end) == "chain"
@@ -187,26 +193,26 @@ def test_links_out_of_order_missing_or_from_another_base_are_refused() -> None:
 
 
 def test_a_link_that_lies_about_where_it_leads_is_refused() -> None:
-    other = encode_link(PUBLISHED[0], walk(8, MIXED.size, 1)[0], statistic_spans(MIXED), CODECS[0])[0]
-    lying = replace(Link.decode(other), target=HONEST.target).encode()
+    other = encode_model_delta(PUBLISHED[0], walk(8, MIXED.size, 1)[0], buffer_spans(MIXED), CODECS[0])[0]
+    lying = replace(ModelDelta.decode(other), target=HONEST.target).encode()
     assert refused(lying) == "digest"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"statistics": [[0, 10], [5, 20]]},
-        {"statistics": [[10, 20], [20, 30]]},
-        {"statistics": [[300, 308]]},
-        {"statistics": [[5, 5]]},
-        {"statistics": [[5]]},
-        {"statistics": [[0.0, 1.0]]},
-        {"statistics": [["a", "b"]]},
-        {"statistics": [[False, True]]},
-        {"statistics": 10_001 * [[0, 1]]},
-        {"statistics": None},
-        {"statistics": []},
-        {"statistics": [[0, 307]]},
+        {"buffers": [[0, 10], [5, 20]]},
+        {"buffers": [[10, 20], [20, 30]]},
+        {"buffers": [[300, 308]]},
+        {"buffers": [[5, 5]]},
+        {"buffers": [[5]]},
+        {"buffers": [[0.0, 1.0]]},
+        {"buffers": [["a", "b"]]},
+        {"buffers": [[False, True]]},
+        {"buffers": 10_001 * [[0, 1]]},
+        {"buffers": None},
+        {"buffers": []},
+        {"buffers": [[0, 307]]},
         {"size": 0},
         {"size": -1},
         {"size": 1 << 60},
@@ -227,7 +233,7 @@ def test_a_link_that_lies_about_where_it_leads_is_refused() -> None:
 def test_fields_out_of_range_are_refused(changes: dict[str, object]) -> None:
     fields = msgpack.unpackb(LINKS[0][8:]) | changes
     with pytest.raises(DecodeError):
-        apply_links(PUBLISHED[0], [LINKS[0][:8] + msgpack.packb(fields)], HONEST.target)
+        apply_model_deltas(PUBLISHED[0], [LINKS[0][:8] + msgpack.packb(fields)], HONEST.target)
 
 
 def test_versions_and_codecs_of_tomorrow_are_told_apart_from_damage() -> None:
@@ -235,8 +241,8 @@ def test_versions_and_codecs_of_tomorrow_are_told_apart_from_damage() -> None:
     fields["codec"] |= {"name": "of_tomorrow"}
     for data in (b"EFLK\x02\x00" + LINKS[0][6:], LINKS[0][:8] + msgpack.packb(fields)):
         with pytest.raises(VersionError):
-            apply_links(PUBLISHED[0], [data], HONEST.target)
-    assert {codec.name for codec in CODECS} == set(LINK_CODECS)
+            apply_model_deltas(PUBLISHED[0], [data], HONEST.target)
+    assert {codec.name for codec in CODECS} == set(MODEL_DELTA_CODECS)
 
 
 def test_a_link_cut_off_anywhere_is_refused() -> None:
@@ -257,20 +263,20 @@ def test_whatever_bytes_come_nothing_but_the_wanted_parameters_is_made() -> None
             else:
                 data[place : place + rng.randint(0, 3)] = rng.randbytes(rng.randint(0, 5))
         try:
-            assert apply_links(PUBLISHED[0], [data], HONEST.target) == PUBLISHED[1]
+            assert apply_model_deltas(PUBLISHED[0], [data], HONEST.target) == PUBLISHED[1]
         except (DecodeError, VersionError):
             pass
 
 
 def test_a_few_hostile_bytes_cost_little_memory() -> None:
-    """A large base is all that is ever allocated, once, whatever a link announces."""
+    """A large base is all that is ever allocated, once, whatever a model delta announces."""
     base = encode_parameters(np.zeros(250_000, np.float32))
     bombs = [replace(HONEST, size=1 << 28), replace(HONEST, size=250_000), replace(HONEST, frame=bytes(1000))]
     tracemalloc.start()
     try:
         for bomb in bombs:
             with pytest.raises(DecodeError):
-                apply_links(base, [bomb.encode()], HONEST.target)
+                apply_model_deltas(base, [bomb.encode()], HONEST.target)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

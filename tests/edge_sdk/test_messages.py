@@ -22,28 +22,28 @@ from edge_sdk.wire.messages import (
     RANGES_MAX,
     Accept,
     Announce,
-    Bytes,
+    BlobGone,
     CheckIn,
     Chunk,
     ComeBack,
     Decline,
     Envelope,
-    Gone,
     Have,
     Invite,
     Message,
     Offer,
     Plan,
+    RangeData,
+    RangeRequest,
     Update,
     Verdict,
-    Want,
     decode_message,
     encode_message,
 )
 from edge_sdk.wire.plan import TrainingPlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-ENVELOPE = Envelope(federation="garden", task="default", epoch=bytes(range(8)), phase="report", group="", shard="0")
+ENVELOPE = Envelope(federation="garden", task="default", lineage=bytes(range(8)), phase="report", group="", shard="0")
 TICKET, NONCE, DIGEST = bytes(range(16)), bytes(range(100, 108)), bytes(range(200, 232))
 PLAN = Plan(
     training=TrainingPlan(
@@ -60,7 +60,7 @@ EXPECTED: dict[str, Message] = {
         round=3,
         attempt=1,
         phase="selection",
-        share=0.25,
+        fraction=0.25,
         window_seconds=10.0,
         remaining_seconds=599.5,
         requires=("codec:sparse",),
@@ -93,9 +93,9 @@ EXPECTED: dict[str, Message] = {
     "come_back": ComeBack(nonce=NONCE, seconds=900.0, hold=True, reason="round_full", verdicts=(VERDICT,)),
     "accept": Accept(ticket=TICKET),
     "decline": Decline(ticket=TICKET, reason="on battery"),
-    "want": Want(digest=DIGEST, ranges=((0, 4096), (8192, 9000))),
-    "bytes": Bytes(digest=DIGEST, total=70_000, offset=4096, data=b"piece of a blob"),
-    "gone": Gone(digest=DIGEST),
+    "want": RangeRequest(digest=DIGEST, ranges=((0, 4096), (8192, 9000))),
+    "bytes": RangeData(digest=DIGEST, total=70_000, offset=4096, data=b"piece of a blob"),
+    "gone": BlobGone(digest=DIGEST),
     "offer": Offer(ticket=TICKET, digest=DIGEST, total=12_345),
     "have": Have(ticket=TICKET, digest=DIGEST, ranges=((0, 1024), (4096, 12_345)), chunk_bytes_max=1024),
     "chunk": Chunk(ticket=TICKET, digest=DIGEST, total=12_345, offset=1024, data=b"piece of an update"),
@@ -104,7 +104,7 @@ CHECKIN, INVITE = EXPECTED["checkin"], EXPECTED["invite"]
 assert isinstance(CHECKIN, CheckIn) and isinstance(INVITE, Invite)
 WITH_LINKS: dict[str, Message] = {
     "checkin_holds": dataclasses.replace(CHECKIN, holds=(DIGEST, DIGEST[::-1])),
-    "invite_links": dataclasses.replace(INVITE, base=DIGEST, links=((DIGEST[::-1], 900), (DIGEST, 1_234))),
+    "invite_links": dataclasses.replace(INVITE, base=DIGEST, deltas=((DIGEST[::-1], 900), (DIGEST, 1_234))),
 }
 UPDATE = Update(
     examples=360,
@@ -180,7 +180,7 @@ def test_the_envelope_has_the_fields_of_the_protocol_and_the_body_is_bytes(kind:
         "version": 1,
         "kind": kind,
         "federation": "garden",
-        "epoch": bytes(range(8)),
+        "lineage": bytes(range(8)),
         "task": "default",
         "phase": "report",
         "group": "",
@@ -256,7 +256,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         requires=st.lists(short, max_size=4).map(tuple),
         verdicts=replies,
         base=st.one_of(st.just(b""), digests),
-        links=st.lists(st.tuples(digests, sizes), max_size=20).map(tuple),
+        deltas=st.lists(st.tuples(digests, sizes), max_size=20).map(tuple),
     ),
     st.builds(ComeBack, nonce=nonces, seconds=seconds, hold=st.booleans(), reason=short, verdicts=replies),
     st.builds(
@@ -266,7 +266,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         ranges=st.lists(spans, max_size=20).map(tuple),
         chunk_bytes_max=st.integers(0, BODY_BYTES_MAX),
     ),
-    st.builds(Want, digest=digests, ranges=st.lists(spans, max_size=20).map(tuple)),
+    st.builds(RangeRequest, digest=digests, ranges=st.lists(spans, max_size=20).map(tuple)),
     st.builds(
         Chunk,
         ticket=tickets,
@@ -383,8 +383,8 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("chunk", {"data": "text"}),
     ("chunk", {"data": None}),
     ("announce", {"phase": "party"}),
-    ("announce", {"share": 1.5}),
-    ("announce", {"share": float("nan")}),
+    ("announce", {"fraction": 1.5}),
+    ("announce", {"fraction": float("nan")}),
     ("announce", {"window_seconds": float("inf")}),
     ("announce", {"reason": "x" * 401}),
     ("verdict", {"outcome": "maybe"}),
@@ -400,11 +400,11 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("invite", {"verdicts": [1]}),
     ("invite", {"report_seconds": -1.0}),
     ("invite", {"base": b"x" * 33}),
-    ("invite", {"links": [DIGEST]}),
-    ("invite", {"links": [[DIGEST, 0]]}),
-    ("invite", {"links": [[TICKET, 5]]}),
-    ("invite", {"links": [[DIGEST, 5, 6]]}),
-    ("invite", {"links": [[DIGEST, 5]] * 257}),
+    ("invite", {"deltas": [DIGEST]}),
+    ("invite", {"deltas": [[DIGEST, 0]]}),
+    ("invite", {"deltas": [[TICKET, 5]]}),
+    ("invite", {"deltas": [[DIGEST, 5, 6]]}),
+    ("invite", {"deltas": [[DIGEST, 5]] * 257}),
     ("come_back", {"hold": 1}),
     ("come_back", {"seconds": "soon"}),
 ]
@@ -422,7 +422,7 @@ def test_a_field_out_of_range_is_refused_and_named(kind: str, changes: dict[str,
     "changes",
     [
         *({"task": task} for task in ("a/b", "+", "", None)),
-        *({"epoch": epoch} for epoch in (b"x" * 17, "text")),
+        *({"lineage": lineage} for lineage in (b"x" * 17, "text")),
         *({"body": body} for body in ("text", ..., b"", b"\xc0")),
         {"phase": 5},
         {"shard": "x" * 65},
@@ -478,7 +478,7 @@ def test_a_megabyte_of_empty_lists_is_refused_before_it_is_built() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("field", ["version", "kind", "federation", "task", "epoch", "enc", "body"])
+@pytest.mark.parametrize("field", ["version", "kind", "federation", "task", "lineage", "enc", "body"])
 @pytest.mark.parametrize("depth", [9, 400, 1_500])
 def test_a_kilobyte_of_nesting_only_raises_ours(field: str, depth: int) -> None:
     # str() of a list that is nested a thousand times deep raises RecursionError.

@@ -17,14 +17,14 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.device.session import (
     Action,
     CancelTraining,
-    Holding,
     Leave,
-    LinksApplied,
     MarkReceived,
     MessageArrived,
+    ModelDeltasApplied,
     Notify,
     Offline,
     Online,
+    PendingUpdate,
     Published,
     Send,
     Session,
@@ -44,20 +44,20 @@ from edge_sdk.device.session.machine import TRANSITIONS
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
-    Bytes,
+    BlobGone,
     CheckIn,
     Chunk,
     ComeBack,
     Decline,
     Envelope,
-    Gone,
     Have,
     Invite,
     Message,
     Offer,
     Plan,
+    RangeData,
+    RangeRequest,
     Verdict,
-    Want,
     decode_message,
     encode_message,
 )
@@ -68,7 +68,7 @@ from edge_sdk.wire.topics import Topics
 A = TypeVar("A")
 M = TypeVar("M")
 TOPICS = Topics("garden")
-EPOCH = b"epoch 1."
+EPOCH = b"lineage 1."
 TICKET = b"ticket 1 ticket "
 INSTANCE = b"instance instanc"
 PROGRAM, PARAMETERS = b"the program" * 500, b"the parameters" * 700
@@ -79,7 +79,7 @@ PLAN = Plan(training=TrainingPlan(seconds_max=100.0), codec=CodecSettings("dense
 PAYLOAD = bytes(range(256)) * 40
 UPDATE_DIGEST = hashlib.sha256(PAYLOAD).digest()
 ANNOUNCE = Announce(
-    incarnation=1, round=1, attempt=0, phase="selection", share=1.0, window_seconds=10.0, remaining_seconds=600.0
+    incarnation=1, round=1, attempt=0, phase="selection", fraction=1.0, window_seconds=10.0, remaining_seconds=600.0
 )
 
 
@@ -95,7 +95,7 @@ class Bench:
         *,
         cached: Iterable[bytes] = (),
         holds: tuple[bytes, ...] = (),
-        holding: Holding | None = None,
+        holding: PendingUpdate | None = None,
         seed: int = 1,
         **given: Any,
     ) -> None:
@@ -138,12 +138,12 @@ class Bench:
         assert deadline is not None, "nothing is due"
         return self.play(Tick(), max(0.0, deadline - self.now))
 
-    def hear(self, message: Message, after: float = 0.0, *, epoch: bytes = EPOCH, topic: str = "") -> list[Action]:
-        payload = encode_message(Envelope("garden", "default", epoch=epoch, shard="0"), message)
+    def hear(self, message: Message, after: float = 0.0, *, lineage: bytes = EPOCH, topic: str = "") -> list[Action]:
+        payload = encode_message(Envelope("garden", "default", lineage=lineage, shard="0"), message)
         return self.play(MessageArrived(topic or TOPICS.to_device("pi-1", message.kind), payload), after)
 
-    def announce(self, after: float = 0.0, *, epoch: bytes = EPOCH, **changes: Any) -> list[Action]:
-        return self.hear(replace(ANNOUNCE, **changes), after, epoch=epoch, topic=TOPICS.announce("default"))
+    def announce(self, after: float = 0.0, *, lineage: bytes = EPOCH, **changes: Any) -> list[Action]:
+        return self.hear(replace(ANNOUNCE, **changes), after, lineage=lineage, topic=TOPICS.announce("default"))
 
     def state(self, incarnation: int = 1, online: bool = True, after: float = 0.0) -> list[Action]:
         payload = json.dumps({"incarnation": incarnation, "online": online}).encode()
@@ -258,7 +258,7 @@ def test_only_the_announced_share_checks_in() -> None:
     for seed in range(400):
         bench = Bench(seed=seed)
         bench.connect()
-        bench.announce(share=0.25)
+        bench.announce(fraction=0.25)
         asked += bench.session.next_deadline() is not None
     assert 70 < asked < 130
 
@@ -269,7 +269,7 @@ def test_the_draw_for_a_round_is_made_once_however_often_it_is_announced() -> No
         bench.connect()
         answers = []
         for _ in range(5):
-            bench.announce(share=0.5)
+            bench.announce(fraction=0.5)
             answers.append(bench.session.next_deadline() is not None)
         assert len(set(answers)) == 1
 
@@ -283,7 +283,7 @@ def test_other_phases_ask_for_nothing(phase: str) -> None:
 
 
 def test_a_check_in_names_nonce_instance_and_unsettled_tickets() -> None:
-    bench = Bench(holding=Holding(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
     message = bench.check_in()
     assert (message.instance, message.unsettled, len(message.nonce)) == (INSTANCE, (TICKET,), 8)
     assert bench.session.state == "checking_in"
@@ -448,7 +448,7 @@ def test_topics_that_nobody_subscribed_to_are_ignored(topic: str) -> None:
 def test_a_message_of_another_task_is_ignored() -> None:
     bench = Bench()
     bench.check_in()
-    payload = encode_message(Envelope("garden", "other", epoch=EPOCH), bench.invite())
+    payload = encode_message(Envelope("garden", "other", lineage=EPOCH), bench.invite())
     assert bench.play(MessageArrived(TOPICS.to_device("pi-1", "invite"), payload)) == []
 
 
@@ -480,7 +480,7 @@ def test_with_both_blobs_here_training_starts_at_once_with_the_time_that_is_left
     bench.hear(bench.invite(), after=20.0)
     (start,) = of(bench.actions, StartTraining)
     assert start.seconds_max == pytest.approx(0.8 * (sent_at + 100.0 - bench.now))
-    assert (start.ticket, start.epoch, start.round, start.shard) == (TICKET, EPOCH, 1, "0")
+    assert (start.ticket, start.lineage, start.round, start.shard) == (TICKET, EPOCH, 1, "0")
     assert bench.said(Accept) and bench.session.state == "training" and bench.session.round == 1
 
 
@@ -509,14 +509,14 @@ def test_an_invite_for_a_device_that_may_not_work_now_is_declined() -> None:
 
 
 def test_no_new_ticket_while_an_update_is_unsettled() -> None:
-    bench = Bench(holding=Holding(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
     bench.check_in()
     bench.hear(bench.invite(ticket=b"another ticket!!", verdicts=(verdict("received"),)))
     assert bench.said(Decline)[0].reason == "unsettled" and bench.session.unsettled == (TICKET,)
 
 
 def test_an_invite_may_settle_the_last_update_and_start_the_next() -> None:
-    bench = Bench(cached=[PROGRAM, PARAMETERS], holding=Holding(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(cached=[PROGRAM, PARAMETERS], holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
     bench.check_in()
     actions = bench.hear(bench.invite(ticket=b"another ticket!!", verdicts=(verdict("counted"),)))
     kinds = [type(action) for action in actions]
@@ -527,12 +527,12 @@ def test_an_invite_may_settle_the_last_update_and_start_the_next() -> None:
 # --- fetching --------------------------------------------------------------------------------------------------------
 
 
-def serve(bench: Bench, want: Want, data: bytes, piece_bytes: int = 1 << 20) -> None:
+def serve(bench: Bench, want: RangeRequest, data: bytes, piece_bytes: int = 1 << 20) -> None:
     """What a coordinator answers."""
     for start, stop in want.ranges:
         for at in range(start, min(stop, len(data)), piece_bytes):
             piece = data[at : min(at + piece_bytes, stop)]
-            bench.hear(Bytes(digest=want.digest, total=len(data), offset=at, data=piece))
+            bench.hear(RangeData(digest=want.digest, total=len(data), offset=at, data=piece))
 
 
 @pytest.mark.parametrize("piece_bytes", [1 << 20, 1000])
@@ -543,7 +543,7 @@ def test_both_blobs_are_fetched_by_ranges_one_after_the_other(piece_bytes: int) 
     assert bench.session.state == "fetching"
     served = 0
     while bench.session.state == "fetching":
-        wants = bench.said(Want)
+        wants = bench.said(RangeRequest)
         assert served < len(wants), "it asks for more before a stall"
         want = wants[served]
         assert all(stop - start <= 4096 for start, stop in want.ranges), "as large as the coordinator sends"
@@ -559,7 +559,7 @@ def test_the_retained_cache_is_read_a_few_offsets_at_a_time_and_left_again() -> 
     bench.check_in()
     bench.hear(bench.invite(blob_bytes=512))
     subscribed: set[str] = set(of(bench.actions, Subscribe)[-1].filters)
-    assert len(subscribed) == 8 and not bench.said(Want)
+    assert len(subscribed) == 8 and not bench.said(RangeRequest)
     while bench.session.state == "fetching":
         topic = sorted(subscribed, key=lambda name: int(name.split("/")[-1]))[0]
         offset = int(topic.split("/")[-1])
@@ -581,7 +581,7 @@ def test_an_empty_retained_piece_means_gone_and_the_rest_is_asked_for() -> None:
     bench.play(MessageArrived(topic, PARAMETERS[:4096]))
     actions = bench.play(MessageArrived(TOPICS.blob(digest(PARAMETERS), 4096), b""))
     assert of(actions, Unsubscribe)
-    assert bench.said(Want)[0].ranges == ((4096, 8192), (8192, len(PARAMETERS)))
+    assert bench.said(RangeRequest)[0].ranges == ((4096, 8192), (8192, len(PARAMETERS)))
 
 
 def test_a_stall_asks_again_in_smaller_pieces_for_what_is_missing_only() -> None:
@@ -591,11 +591,11 @@ def test_a_stall_asks_again_in_smaller_pieces_for_what_is_missing_only() -> None
     bench.hear(
         bench.invite(parameters=digest(data), parameters_bytes=len(data), chunk_bytes_max=1 << 20, report_seconds=1e4)
     )
-    sizes = [bench.said(Want)[-1].ranges[0][1]]
-    bench.hear(Bytes(digest=digest(data), total=len(data), offset=0, data=data[:5000]))
+    sizes = [bench.said(RangeRequest)[-1].ranges[0][1]]
+    bench.hear(RangeData(digest=digest(data), total=len(data), offset=0, data=data[:5000]))
     for _ in range(8):
         bench.tick()
-        start, stop = bench.said(Want)[-1].ranges[0]
+        start, stop = bench.said(RangeRequest)[-1].ranges[0]
         assert start == 5000, "nothing that has arrived is asked for again"
         sizes.append(stop - start)
     assert sizes[-1] == CHUNK_BYTES_FLOOR and sizes == sorted(sizes, reverse=True)
@@ -606,16 +606,16 @@ def test_a_stall_in_the_cache_falls_back_to_asking() -> None:
     bench.check_in()
     bench.hear(bench.invite(blob_bytes=4096))
     actions = bench.tick()
-    assert of(actions, Unsubscribe) and bench.said(Want)
+    assert of(actions, Unsubscribe) and bench.said(RangeRequest)
 
 
 def test_a_blob_with_the_wrong_digest_is_fetched_once_more_and_then_declined() -> None:
     bench = Bench(cached=[PROGRAM])
     bench.check_in()
     bench.hear(bench.invite())
-    serve(bench, bench.said(Want)[-1], b"x" * len(PARAMETERS))
+    serve(bench, bench.said(RangeRequest)[-1], b"x" * len(PARAMETERS))
     assert bench.session.state == "fetching" and bench.session.next_deadline() is not None
-    serve(bench, bench.said(Want)[-1], b"x" * len(PARAMETERS))
+    serve(bench, bench.said(RangeRequest)[-1], b"x" * len(PARAMETERS))
     assert bench.said(Decline)[0].reason == "digest" and bench.session.state == "idle"
 
 
@@ -623,7 +623,7 @@ def test_a_blob_that_is_gone_ends_the_work() -> None:
     bench = Bench()
     bench.check_in()
     bench.hear(bench.invite())
-    bench.hear(Gone(digest=digest(PROGRAM)))
+    bench.hear(BlobGone(digest=digest(PROGRAM)))
     assert bench.session.state == "idle" and not bench.said(Decline)
 
 
@@ -641,11 +641,11 @@ def test_after_a_reconnect_only_what_is_missing_is_fetched() -> None:
     bench = Bench(cached=[PROGRAM])
     bench.check_in()
     bench.hear(bench.invite())
-    bench.hear(Bytes(digest=digest(PARAMETERS), total=len(PARAMETERS), offset=0, data=PARAMETERS[:4096]))
+    bench.hear(RangeData(digest=digest(PARAMETERS), total=len(PARAMETERS), offset=0, data=PARAMETERS[:4096]))
     bench.play(Offline(), after=1.0)
     assert bench.session.state == "fetching"
     bench.connect()
-    assert bench.said(Want)[-1].ranges[0] == (4096, 8192)
+    assert bench.said(RangeRequest)[-1].ranges[0] == (4096, 8192)
     assert len(bench.said(Accept)) == 2
 
 
@@ -654,8 +654,8 @@ def test_nonsense_ranges_are_ignored() -> None:
     bench.check_in()
     bench.hear(bench.invite())
     for offset, data in ((len(PARAMETERS), b"beyond"), (0, b""), (len(PARAMETERS) - 1, b"across")):
-        bench.hear(Bytes(digest=digest(PARAMETERS), total=len(PARAMETERS), offset=offset, data=data))
-    assert bench.hear(Bytes(digest=b"?" * 32, total=5, offset=0, data=b"12345")) == []
+        bench.hear(RangeData(digest=digest(PARAMETERS), total=len(PARAMETERS), offset=offset, data=data))
+    assert bench.hear(RangeData(digest=b"?" * 32, total=5, offset=0, data=b"12345")) == []
     assert bench.session.state == "fetching"
 
 
@@ -675,7 +675,7 @@ def test_a_newer_announcement_calls_the_work_off(changes: dict[str, Any]) -> Non
 def test_a_new_epoch_calls_the_work_off() -> None:
     bench = Bench()
     bench.training()
-    assert of(bench.announce(epoch=b"epoch 2."), CancelTraining)
+    assert of(bench.announce(lineage=b"lineage 2."), CancelTraining)
     assert bench.session.state == "idle"
 
 
@@ -792,7 +792,7 @@ def test_silence_offers_again_with_backoff() -> None:
 
 def test_a_cut_without_progress_halves_the_chunks() -> None:
     payload = b"u" * 300_000
-    bench = Bench(holding=Holding(TICKET, digest(payload), EPOCH, "0", 1, payload))
+    bench = Bench(holding=PendingUpdate(TICKET, digest(payload), EPOCH, "0", 1, payload))
     bench.connect()
     sizes = []
     for _ in range(6):
@@ -805,7 +805,7 @@ def test_a_cut_without_progress_halves_the_chunks() -> None:
 
 def test_chunks_fit_the_broker_that_is_found_at_the_next_connection() -> None:
     payload = b"u" * 100_000
-    bench = Bench(holding=Holding(TICKET, digest(payload), EPOCH, "0", 1, payload))
+    bench = Bench(holding=PendingUpdate(TICKET, digest(payload), EPOCH, "0", 1, payload))
     bench.connect(packet_bytes_max=10_000)
     bench.hear(Have(ticket=TICKET, digest=digest(payload), ranges=()))
     assert all(len(action.payload) < 10_000 for action in of(bench.actions, Send))
@@ -850,7 +850,7 @@ def test_a_verdict_on_other_bytes_or_another_ticket_is_not_ours() -> None:
 
 
 def test_an_update_from_before_a_restart_is_offered_to_the_first_live_coordinator() -> None:
-    bench = Bench(holding=Holding(TICKET, UPDATE_DIGEST, b"old", "0", 7, PAYLOAD))
+    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, b"old", "0", 7, PAYLOAD))
     assert bench.session.state == "uploading"
     bench.play(Online(1 << 20))
     assert not bench.said(Offer)
@@ -860,13 +860,15 @@ def test_an_update_from_before_a_restart_is_offered_to_the_first_live_coordinato
     envelope, _ = decode_message(
         of(bench.actions, Send)[-1].payload, federation="garden", expected=("offer",), peer="device"
     )
-    assert envelope.epoch == b"old", "the epoch that the ticket belongs to"
+    assert envelope.lineage == b"old", "the lineage that the ticket belongs to"
 
 
 # --- settling --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"round": 2, "phase": "working"}, {"phase": "done"}, {"round": 2, "share": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{"round": 2, "phase": "working"}, {"phase": "done"}, {"round": 2, "fraction": 0.0}]
+)
 def test_the_next_announcement_brings_an_unsettled_device_to_ask(changes: dict[str, Any]) -> None:
     bench = Bench()
     bench.received()
@@ -929,7 +931,7 @@ def test_after_leaving_no_announcement_brings_it_back() -> None:
 
 WORDS = (
     "tick offline online dead reborn announce working next done come_back hold invite linked blob gone applied broken "
-    "trained failed have published received counted late busy ineligible eligible foreign epoch"
+    "trained failed have published received counted late busy ineligible eligible foreign lineage"
 )
 STEPS = st.sampled_from(WORDS.split())
 
@@ -958,9 +960,9 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
                 bench.state(incarnation)
             case "announce" | "working" | "done":
                 bench.announce(round=number, phase={"announce": "selection"}.get(step, step))
-            case "next" | "epoch":
+            case "next" | "lineage":
                 number += 1
-                bench.announce(round=number, epoch=b"epoch 2." if step == "epoch" else EPOCH)
+                bench.announce(round=number, lineage=b"lineage 2." if step == "lineage" else EPOCH)
             case "come_back" | "hold":
                 bench.hear(ComeBack(nonce=nonce, seconds=20.0, hold=step == "hold"))
             case "invite" if bench.said(CheckIn):
@@ -968,13 +970,13 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
             case "linked" if bench.said(CheckIn):
                 links = tuple((digest(link), len(link)) for link in LINKS)
                 bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number, base=BASE, links=links))
-            case "blob" if bench.said(Want):
-                want = bench.said(Want)[-1]
+            case "blob" if bench.said(RangeRequest):
+                want = bench.said(RangeRequest)[-1]
                 serve(bench, want, BLOBS[want.digest])
             case "gone":
-                bench.hear(Gone(digest=bench.said(Want)[-1].digest if bench.said(Want) else BASE))
+                bench.hear(BlobGone(digest=bench.said(RangeRequest)[-1].digest if bench.said(RangeRequest) else BASE))
             case "applied" | "broken":
-                bench.play(LinksApplied(digest(PARAMETERS), "" if step == "applied" else "nonsense"))
+                bench.play(ModelDeltasApplied(digest(PARAMETERS), "" if step == "applied" else "nonsense"))
             case "trained":
                 bench.play(TrainingFinished(ticket, UPDATE_DIGEST, PAYLOAD))
             case "failed":

@@ -8,9 +8,9 @@ import pytest
 from test_session import BASE, BLOBS, LINKS, PARAMETERS, PROGRAM, TOPICS, Bench, digest, of, serve
 
 from edge_sdk.device.session import (
-    ApplyLinks,
-    LinksApplied,
+    ApplyModelDeltas,
     MessageArrived,
+    ModelDeltasApplied,
     Notify,
     Offline,
     SetEligible,
@@ -19,38 +19,38 @@ from edge_sdk.device.session import (
     Subscribe,
     Unsubscribe,
 )
-from edge_sdk.wire.messages import CheckIn, Decline, Gone, Invite, Want
+from edge_sdk.wire.messages import BlobGone, CheckIn, Decline, Invite, RangeRequest
 
 TARGET = digest(PARAMETERS)
-NAMED = tuple((digest(link), len(link)) for link in LINKS)
+NAMED = tuple((digest(model_delta), len(model_delta)) for model_delta in LINKS)
 
 
-def linked(bench: Bench, **changes: object) -> Invite:
-    return replace(bench.invite(base=BASE, links=NAMED), **changes)  # type: ignore[arg-type]
+def followed(bench: Bench, **changes: object) -> Invite:
+    return replace(bench.invite(base=BASE, deltas=NAMED), **changes)  # type: ignore[arg-type]
 
 
 def invited(**changes: object) -> Bench:
-    """Holds the base and the program, and is invited with two links."""
+    """Holds the base and the program, and is invited with two deltas."""
     bench = Bench(cached=[PROGRAM], holds=(BASE,))
     bench.check_in()
-    bench.hear(linked(bench, **changes))
+    bench.hear(followed(bench, **changes))
     return bench
 
 
-def fetch_links(bench: Bench) -> ApplyLinks:
+def fetch_links(bench: Bench) -> ApplyModelDeltas:
     for _ in LINKS:
-        want = bench.said(Want)[-1]
+        want = bench.said(RangeRequest)[-1]
         serve(bench, want, BLOBS[want.digest])
-    return of(bench.actions, ApplyLinks)[-1]
+    return of(bench.actions, ApplyModelDeltas)[-1]
 
 
 def fetched_whole(bench: Bench) -> bool:
     """Whether the parameters are asked for as a whole, and training follows."""
-    want = bench.said(Want)[-1]
+    want = bench.said(RangeRequest)[-1]
     if want.digest != TARGET or bench.session.state != "fetching":
         return False
     while bench.session.state == "fetching":
-        serve(bench, bench.said(Want)[-1], PARAMETERS)
+        serve(bench, bench.said(RangeRequest)[-1], PARAMETERS)
     return of(bench.actions, StartTraining)[-1].parameters == TARGET
 
 
@@ -63,29 +63,33 @@ def test_a_check_in_names_what_is_held_the_first_four() -> None:
 def test_links_are_fetched_in_order_and_applied_instead_of_the_whole() -> None:
     bench = invited()
     action = fetch_links(bench)
-    assert [want.digest for want in bench.said(Want)] == [digest(link) for link in LINKS]
-    assert (action.base, [bytes(link) for link in action.links], action.target) == (BASE, list(LINKS), TARGET)
+    assert [want.digest for want in bench.said(RangeRequest)] == [digest(model_delta) for model_delta in LINKS]
+    assert (action.base, [bytes(model_delta) for model_delta in action.deltas], action.target) == (
+        BASE,
+        list(LINKS),
+        TARGET,
+    )
     assert bench.session.state == "fetching" and not of(bench.actions, StoreBlob)
-    bench.play(LinksApplied(TARGET))
+    bench.play(ModelDeltasApplied(TARGET))
     assert of(bench.actions, StartTraining)[-1].parameters == TARGET
 
 
 def test_links_come_from_the_retained_cache_too() -> None:
     bench = invited(blob_bytes=1 << 14)
-    for link in LINKS:
-        topic = TOPICS.blob(digest(link), 0)
+    for model_delta in LINKS:
+        topic = TOPICS.blob(digest(model_delta), 0)
         assert of(bench.actions, Subscribe)[-1].filters == (topic,)
-        bench.play(MessageArrived(topic, link))
+        bench.play(MessageArrived(topic, model_delta))
         assert of(bench.actions, Unsubscribe)[-1].filters == (topic,)
-    bench.play(LinksApplied(TARGET))
-    assert bench.session.state == "training" and not bench.said(Want)
+    bench.play(ModelDeltasApplied(TARGET))
+    assert bench.session.state == "training" and not bench.said(RangeRequest)
 
 
 def test_a_newcomers_program_is_fetched_before_its_links() -> None:
     bench = Bench(holds=(BASE,))
     bench.check_in()
-    bench.hear(linked(bench))
-    while (want := bench.said(Want)[-1]).digest == digest(PROGRAM):
+    bench.hear(followed(bench))
+    while (want := bench.said(RangeRequest)[-1]).digest == digest(PROGRAM):
         serve(bench, want, PROGRAM)
     fetch_links(bench)
 
@@ -93,14 +97,14 @@ def test_a_newcomers_program_is_fetched_before_its_links() -> None:
 def test_links_that_could_not_be_applied_are_followed_by_the_whole() -> None:
     bench = invited()
     fetch_links(bench)
-    bench.play(LinksApplied(TARGET, "the digest is another one"))
-    assert of(bench.actions, Notify)[-1].what == "links_failed"
+    bench.play(ModelDeltasApplied(TARGET, "the digest is another one"))
+    assert of(bench.actions, Notify)[-1].what == "deltas_failed"
     assert fetched_whole(bench) and not bench.said(Decline)
 
 
 def test_the_whole_is_asked_for_where_only_the_links_were_promised_to_be_retained() -> None:
     bench = invited(blob_bytes=1 << 14)
-    bench.hear(Gone(digest=NAMED[0][0]))
+    bench.hear(BlobGone(digest=NAMED[0][0]))
     assert of(bench.actions, Unsubscribe)[-1].filters == (TOPICS.blob(NAMED[0][0], 0),)
     assert fetched_whole(bench)
 
@@ -108,15 +112,15 @@ def test_the_whole_is_asked_for_where_only_the_links_were_promised_to_be_retaine
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_link_that_is_gone_is_followed_by_the_whole(after: int) -> None:
     bench = invited()
-    for link in LINKS[:after]:
-        serve(bench, bench.said(Want)[-1], link)
-    bench.hear(Gone(digest=NAMED[after][0]))
+    for model_delta in LINKS[:after]:
+        serve(bench, bench.said(RangeRequest)[-1], model_delta)
+    bench.hear(BlobGone(digest=NAMED[after][0]))
     assert fetched_whole(bench)
 
 
 def test_a_link_with_another_digest_is_followed_by_the_whole_at_once() -> None:
     bench = invited()
-    serve(bench, bench.said(Want)[-1], b"x" * len(LINKS[0]))
+    serve(bench, bench.said(RangeRequest)[-1], b"x" * len(LINKS[0]))
     assert "bad_digest" in [notice.what for notice in of(bench.actions, Notify)]
     assert fetched_whole(bench)
 
@@ -126,42 +130,42 @@ def test_a_link_with_another_digest_is_followed_by_the_whole_at_once() -> None:
     [
         {"base": b"other".ljust(32)},
         {"base": b""},
-        {"links": ()},
-        {"links": (NAMED[0], NAMED[0])},
-        {"links": (NAMED[0], (NAMED[1][0], len(PARAMETERS)))},
+        {"deltas": ()},
+        {"deltas": (NAMED[0], NAMED[0])},
+        {"deltas": (NAMED[0], (NAMED[1][0], len(PARAMETERS)))},
     ],
-    ids=["another base", "no base", "no links", "a link twice", "more than the whole"],
+    ids=["another base", "no base", "no deltas", "a model delta twice", "more than the whole"],
 )
 def test_links_that_cannot_be_of_use_are_not_fetched(changes: dict[str, object]) -> None:
     bench = invited(**changes)
     assert fetched_whole(bench)
-    assert {want.digest for want in bench.said(Want)} == {TARGET}
+    assert {want.digest for want in bench.said(RangeRequest)} == {TARGET}
 
 
 def test_parameters_that_are_here_already_need_no_links() -> None:
     bench = Bench(cached=[PROGRAM, PARAMETERS], holds=(BASE, TARGET))
     bench.check_in()
-    bench.hear(linked(bench))
-    assert bench.session.state == "training" and not bench.said(Want)
+    bench.hear(followed(bench))
+    assert bench.session.state == "training" and not bench.said(RangeRequest)
 
 
 def test_after_a_reconnect_the_links_that_have_come_are_not_fetched_again() -> None:
     bench = invited()
-    serve(bench, bench.said(Want)[-1], LINKS[0])
+    serve(bench, bench.said(RangeRequest)[-1], LINKS[0])
     bench.play(Offline(), after=1.0)
     bench.connect()
-    assert [want.digest for want in bench.said(Want)] == [NAMED[0][0], NAMED[1][0], NAMED[1][0]]
-    serve(bench, bench.said(Want)[-1], LINKS[1])
-    assert of(bench.actions, ApplyLinks)
+    assert [want.digest for want in bench.said(RangeRequest)] == [NAMED[0][0], NAMED[1][0], NAMED[1][0]]
+    serve(bench, bench.said(RangeRequest)[-1], LINKS[1])
+    assert of(bench.actions, ApplyModelDeltas)
 
 
 def test_links_that_fail_while_offline_are_followed_by_the_whole_after_the_reconnect() -> None:
     bench = invited()
     fetch_links(bench)
     bench.play(Offline(), after=1.0)
-    before = len(bench.said(Want))
-    bench.play(LinksApplied(TARGET, "nonsense"))
-    assert len(bench.said(Want)) == before, "nobody would hear it"
+    before = len(bench.said(RangeRequest))
+    bench.play(ModelDeltasApplied(TARGET, "nonsense"))
+    assert len(bench.said(RangeRequest)) == before, "nobody would hear it"
     bench.connect()
     assert fetched_whole(bench)
 
@@ -172,7 +176,7 @@ def test_links_applied_after_the_ticket_was_given_back_change_nothing(error: str
     fetch_links(bench)
     bench.play(SetEligible(False))
     assert bench.said(Decline)[0].reason == "not_eligible"
-    assert bench.play(LinksApplied(TARGET, error)) == []
+    assert bench.play(ModelDeltasApplied(TARGET, error)) == []
     assert bench.session.state == "idle"
 
 

@@ -97,7 +97,7 @@ def entry(number: int, spec: bytes = SPEC) -> OutboxEntry:
     payload = bytes([number]) * 100
     return OutboxEntry(
         ticket=bytes([number]) * 16,
-        epoch=b"epoch",
+        lineage=b"lineage",
         task="digits",
         round=number,
         shard="0",
@@ -301,7 +301,7 @@ def test_the_residual_is_read_only() -> None:
         ({"received": True}, "payload"),
         ({"round": -1}, "round"),
         ({"task": "x" * 300}, "task"),
-        ({"epoch": b"x" * 33}, "epoch"),
+        ({"lineage": b"x" * 33}, "lineage"),
     ],
 )
 def test_a_wrong_entry_is_named(change: dict[str, object], match: str) -> None:

@@ -70,11 +70,11 @@ def test_eden_spends_fewer_bits_and_then_a_smaller_share(bits: float) -> None:
 
 
 def test_statistics_are_sent_whole_and_the_rest_has_what_is_left() -> None:
-    spec = ParameterSpec((("w", (4000,), "trainable"), ("mean", (50,), "statistic")))
+    spec = ParameterSpec((("w", (4000,), "trainable"), ("mean", (50,), "buffer")))
     delta = np.random.default_rng(0).normal(size=spec.size).astype(np.float32)
     found = fitted_frames(spec, SPARSE, 500)
     assert found is not None and frames_bytes_max(spec, found) <= 500
     frames = encode_frames(delta, None, found, spec, seed=0)
-    assert frames.statistics is not None and len(frames.frame) + len(frames.statistics) <= 500
+    assert frames.buffers is not None and len(frames.frame) + len(frames.buffers) <= 500
     assert fitted_frames(spec, SPARSE, 200) is None
     assert fitted_frames(spec, SPARSE, 0) is SPARSE

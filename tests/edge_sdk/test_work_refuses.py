@@ -12,7 +12,7 @@ from hand_made import blobs, mlp_program, start
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.device.session import StartTraining
-from edge_sdk.device.work import EngineCache, Order, TrainingWork
+from edge_sdk.device.work import EngineCache, TrainingJob, TrainingWork
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.messages import Plan
@@ -22,11 +22,11 @@ PROGRAM = mlp_program()
 PARAMETERS = encode_parameters(start(PROGRAM))
 
 
-def order(program: bytes, parameters: bytes = PARAMETERS) -> Order:
+def order(program: bytes, parameters: bytes = PARAMETERS) -> TrainingJob:
     plan = Plan(TrainingPlan(), CodecSettings(name="dense"))
     digests = digest_of(program), digest_of(parameters)
     begun = StartTraining(bytes(16), bytes(8), "default", 1, 1, "0", *digests, plan, 10.0)
-    return Order(
+    return TrainingJob(
         begun, program, parameters, lambda spec: None, lambda length: True, 0, lambda: False, lambda steps, loss: None
     )
 

@@ -43,7 +43,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "BatchNormalization": Rule(
         normalisation.batch_normalization,
         parameters=(1, 2, 3, 4),
-        statistics=(3, 4),
+        buffers=(3, 4),
         training=normalisation.batch_normalization_training,
     ),
     "Cast": Rule(elementwise.cast),

@@ -34,10 +34,10 @@ __all__ = [
 
 
 def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
-    """The node with the statistics of the batch, and the running statistics moved towards them.
+    """The node with the buffers of the batch, and the running buffers moved towards them.
 
     A model in inference form (``training_mode=0``, as every exporter writes it by default) is trained like this as
-    well: the source framework would do the same in its training mode. Whoever wants the running statistics to stay what
+    well: the source framework would do the same in its training mode. Whoever wants the running buffers to stay what
     they are freezes the running mean and variance by name: then the train graph normalises with them too. A node that
     no trained parameter comes before, and that has none itself, is left alone.
 
@@ -49,22 +49,22 @@ def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
         return
     x, scale, bias, *running = node.inputs
     epsilon, momentum = node.attributes["epsilon"], node.attributes["momentum"]
-    # Without momentum, what the stock operator calls the new running statistics are those of the batch. onnxruntime
+    # Without momentum, what the stock operator calls the new running buffers are those of the batch. onnxruntime
     # writes them over the old ones, whoever else reads these: so it gets a tensor of its own, also where a layer is
     # used twice (equal nodes would be made one).
-    scratch = [b.op("Mul", b.statistics.get(name, name), b.scalar(0.0)) for name in running]
+    scratch = [b.op("Mul", b.buffers.get(name, name), b.scalar(0.0)) for name in running]
     mean, variance = (b.fresh(f"{node.outputs[0]}~{what}") for what in ("mean", "variance"))
     attributes = {"epsilon": epsilon, "momentum": 0.0, "training_mode": 1}
     outputs = (node.outputs[0], mean, variance)
     b.append(Node("BatchNormalization", (x, scale, bias, *scratch), outputs, attributes, node.name))
     for name, batch in zip(running, (mean, variance), strict=True):
-        kept = b.op("Mul", b.statistics.get(name, name), b.scalar(momentum))
-        b.statistics[name] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
+        kept = b.op("Mul", b.buffers.get(name, name), b.scalar(momentum))
+        b.buffers[name] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
     b.save(node, mean=mean, r=_reciprocal_root(b, variance, epsilon))
 
 
 def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dX, dScale, dB; the statistics are constants where they are frozen, and depend on X where they are a batch's."""
+    """dX, dScale, dB; the buffers are constants where they are frozen, and depend on X where they are a batch's."""
     if any(wanted[3:]):
         raise CompileError(f"{node}: its mean and variance depend on parameters; only initializers can be trained with")
     if not _is_training(b, node):
@@ -110,7 +110,7 @@ def _frozen_batch_normalization(b: GraphBuilder, node: Node, g: str, wanted: Wan
 
 
 def _is_training(b: GraphBuilder, node: Node) -> bool:
-    return all(name in b.model.statistics for name in node.inputs[3:5])
+    return all(name in b.model.buffers for name in node.inputs[3:5])
 
 
 def layer_normalization_training(b: GraphBuilder, node: Node) -> None:
@@ -122,7 +122,7 @@ def layer_normalization_training(b: GraphBuilder, node: Node) -> None:
 
 
 def layer_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dX, dScale, dB, statistics over the axes from ``axis`` on."""
+    """dX, dScale, dB, buffers over the axes from ``axis`` on."""
     if any(dy[1:]):
         raise CompileError(f"{node}: its outputs Mean and InvStdDev are used, which has no gradient rule; use Y alone")
     x, scale = node.inputs[:2]

@@ -31,14 +31,14 @@ class Rule:
         parameters: Input slots in which a float initializer is a parameter of the model.
         learned: Slots in which it is one unless another operand comes straight from the inputs: a mean and a deviation
             that inputs are normalised with are constants.
-        statistics: Those of ``parameters`` that are averaged instead of trained.
+        buffers: Those of ``parameters`` that are averaged instead of trained.
         training: Appends the node's form in the training graph, where that is another one than in the inference
             graph; it must give outputs of the same names, may ``save`` names for ``gradient`` and enter the new values
-            of statistics in the builder's ``statistics``.
+            of buffers in the builder's ``buffers``.
     """
 
     gradient: Callable[[GraphBuilder, Node, Sequence[str], Wanted], Gradients]
     parameters: tuple[int, ...] = ()
-    statistics: tuple[int, ...] = ()
+    buffers: tuple[int, ...] = ()
     training: Callable[[GraphBuilder, Node], None] | None = None
     learned: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
--- meta: epoch, incarnation, generation, seq_next, purged_day.
+-- meta: lineage, incarnation, generation, seq_next, purged_day.
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
     value ANY NOT NULL
@@ -92,6 +92,8 @@ CREATE TABLE checkpoints (
     task TEXT NOT NULL,
     round INTEGER NOT NULL,
     parameters BLOB NOT NULL REFERENCES blobs (digest),
+    -- What devices hold and train from; NULL: the parameters themselves.
+    published BLOB REFERENCES blobs (digest),
     program BLOB NOT NULL REFERENCES blobs (digest),
     server_state BLOB NOT NULL,
     metrics TEXT NOT NULL,
@@ -101,6 +103,21 @@ CREATE TABLE checkpoints (
 
 CREATE INDEX checkpoints_parameters ON checkpoints (parameters);
 CREATE INDEX checkpoints_program ON checkpoints (program);
+CREATE INDEX checkpoints_published ON checkpoints (published);
+
+-- The chain of model deltas that leads to the newest published parameters, one a round.
+CREATE TABLE model_deltas (
+    id INTEGER PRIMARY KEY,
+    task TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    base BLOB NOT NULL,
+    target BLOB NOT NULL,
+    digest BLOB NOT NULL REFERENCES blobs (digest),
+    bytes INTEGER NOT NULL,
+    UNIQUE (task, round)
+) STRICT;
+
+CREATE INDEX model_deltas_digest ON model_deltas (digest);
 
 CREATE TABLE devices (
     device TEXT NOT NULL PRIMARY KEY,

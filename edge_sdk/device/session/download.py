@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_sdk.device.session.events import Action, Subscribe, Unsubscribe
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.messages import Want
+from edge_sdk.wire.messages import RangeRequest
 from edge_sdk.wire.ranges import ChunkSize, Reassembly, plan_chunks
 from edge_sdk.wire.topics import Topics
 
@@ -30,7 +30,7 @@ class Download:
     """One blob on its way to this device.
 
     Args:
-        kind: ``program``, ``parameters`` or ``link``.
+        kind: ``program``, ``parameters`` or ``model_delta``.
         digest: SHA-256 of the blob, 32 bytes.
         total: Its size in bytes.
         blob_bytes: Size of the retained pieces in bytes, 0 where there are none.
@@ -56,7 +56,7 @@ class Download:
         chunk: Callable[[], ChunkSize],
         range_bytes_max: int,
         topics: Topics,
-        send: Callable[[Want], Action],
+        send: Callable[[RangeRequest], Action],
         rng: np.random.Generator,
     ) -> None:
         self.kind = kind
@@ -164,7 +164,7 @@ class Download:
         wanted = plan_chunks(missing.missing(self._reassembly.total), size)
         wanted = wanted[: WINDOW_CHUNKS - len(self._asked)]
         self._asked += wanted
-        return [self._send(Want(digest=self.digest, ranges=tuple(wanted)))] if wanted else []
+        return [self._send(RangeRequest(digest=self.digest, ranges=tuple(wanted)))] if wanted else []
 
     def _more_retained(self) -> list[Action]:
         size = self._blob_bytes

@@ -8,17 +8,17 @@ from edge_sdk.wire.messages import Plan
 
 __all__ = [
     "Action",
-    "ApplyLinks",
+    "ApplyModelDeltas",
     "CancelTraining",
     "Event",
-    "Holding",
     "Leave",
-    "LinksApplied",
     "MarkReceived",
     "MessageArrived",
+    "ModelDeltasApplied",
     "Notify",
     "Offline",
     "Online",
+    "PendingUpdate",
     "Published",
     "Send",
     "SetEligible",
@@ -84,8 +84,8 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class LinksApplied:
-    """The parameters ``target`` were made from links and are kept; or they could not be, for the reason ``error``."""
+class ModelDeltasApplied:
+    """The parameters ``target`` were made from deltas and are kept; or they could not be, for the reason ``error``."""
 
     target: bytes
     error: str = ""
@@ -121,7 +121,7 @@ Event = (
     | Offline
     | MessageArrived
     | Published
-    | LinksApplied
+    | ModelDeltasApplied
     | TrainingFinished
     | TrainingFailed
     | SetEligible
@@ -170,11 +170,11 @@ class StoreBlob:
 
 
 @dataclass(frozen=True, slots=True)
-class ApplyLinks:
-    """Make the parameters ``target`` out of those of ``base`` and ``links``, keep them, and say ``LinksApplied``."""
+class ApplyModelDeltas:
+    """Make the parameters ``target`` out of those of ``base`` and ``deltas``, keep them, and say ``ModelDeltasApplied``."""
 
     base: bytes
-    links: tuple[memoryview, ...]
+    deltas: tuple[memoryview, ...]
     target: bytes
 
 
@@ -182,11 +182,11 @@ class ApplyLinks:
 class StartTraining:
     """Train, encode, save to the outbox, and come back with ``TrainingFinished`` or ``TrainingFailed``.
 
-    ``seconds_max`` is what is left for training, in seconds. ``epoch`` and ``round`` go into the outbox entry.
+    ``seconds_max`` is what is left for training, in seconds. ``lineage`` and ``round`` go into the outbox entry.
     """
 
     ticket: bytes
-    epoch: bytes
+    lineage: bytes
     task: str
     round: int
     attempt: int
@@ -238,7 +238,7 @@ Action = (
     | Unsubscribe
     | Send
     | StoreBlob
-    | ApplyLinks
+    | ApplyModelDeltas
     | StartTraining
     | CancelTraining
     | MarkReceived
@@ -249,7 +249,7 @@ Action = (
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class PendingUpdate:
     """What a device holds from before a restart: an update that is not settled.
 
     ``payload`` is None once the coordinator has said that it has the bytes.
@@ -257,7 +257,7 @@ class Holding:
 
     ticket: bytes
     digest: bytes
-    epoch: bytes
+    lineage: bytes
     shard: str
     round: int
     payload: bytes | None

@@ -3,11 +3,11 @@
 What it does, in prose:
 
 * ``idle``: an announcement is a hint (rule 3). When one says ``selection``, the device draws whether it is within the
-  announced share and, if so, at which moment of the window it checks in.
+  announced fraction and, if so, at which moment of the window it checks in.
 * ``checking_in``: a check-in is out. Replies that echo one of its nonces count, all others are dropped; seconds in a
   reply count from when *that* check-in was sent. Silence repeats it with backoff.
 * ``fetching``: invited and accepted; program and parameters come by digest, unless they are here already. Where the
-  invite names links from parameters that are here, the links are fetched and applied; if any of that fails, the
+  invite names deltas from parameters that are here, the deltas are fetched and applied; if any of that fails, the
   parameters come whole.
 * ``training``: the shell works. A newer announcement, a final verdict, or the loss of eligibility cancels it.
 * ``uploading``: the update is on disk and goes to a *live* coordinator (rule 6) until a verdict ends it.
@@ -29,17 +29,17 @@ import numpy as np
 from edge_sdk.device.session.download import PIECE_BYTES, Download
 from edge_sdk.device.session.events import (
     Action,
-    ApplyLinks,
+    ApplyModelDeltas,
     CancelTraining,
     Event,
-    Holding,
     Leave,
-    LinksApplied,
     MarkReceived,
     MessageArrived,
+    ModelDeltasApplied,
     Notify,
     Offline,
     Online,
+    PendingUpdate,
     Published,
     Send,
     SetEligible,
@@ -59,18 +59,18 @@ from edge_sdk.wire.messages import (
     HOLDS_MAX,
     Accept,
     Announce,
-    Bytes,
+    BlobGone,
     CheckIn,
     Chunk,
     ComeBack,
     Decline,
     Envelope,
-    Gone,
     Have,
     Invite,
     Message,
+    RangeData,
+    RangeRequest,
     Verdict,
-    Want,
     decode_message,
     encode_message,
 )
@@ -110,7 +110,7 @@ LISTEN_SECONDS: Final = 60.0
 LISTEN_SECONDS_MAX: Final = 600.0
 
 Asked = tuple[bytes, int, int, bool]
-"""What an announcement asks for, so that it is answered once: epoch, round, attempt, whether all is done."""
+"""What an announcement asks for, so that it is answered once: lineage, round, attempt, whether all is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Session:
         rng: np.random.Generator,
         has_blob: Callable[[bytes], bool],
         holds: Callable[[], tuple[bytes, ...]] = lambda: (),
-        holding: Holding | None = None,
+        holding: PendingUpdate | None = None,
         over_budget: Callable[[Invite, tuple[int, ...]], tuple[str, str] | None] = lambda invite, downloads: None,
     ) -> None:
         self.settings = settings
@@ -183,7 +183,7 @@ class Session:
         self._incarnation: int | None = None
         self._live = False
         # announcements
-        self._epoch = b""
+        self._lineage = b""
         self._announce: Announce | None = None
         self._incarnation_before: int | None = None
         self._listen_seconds = LISTEN_SECONDS
@@ -198,15 +198,15 @@ class Session:
         self._attempts = 0
         # the ticket in hand
         self._invite: Invite | None = None
-        self._invite_epoch = b""
+        self._invite_lineage = b""
         self._invite_shard = ""
         self._report_by = float("inf")
         self._download: Download | None = None
         self._fetched_digests: set[bytes] = set()  # for this ticket; the shell may not have stored them yet
         self._wrong_digests = 0
-        self._links: dict[bytes, memoryview | None] | None = None  # of this ticket, by digest; None: whole parameters
+        self._deltas: dict[bytes, memoryview | None] | None = None  # of this ticket, by digest; None: whole parameters
         self._upload: Upload | None = None
-        self._unsettled: Holding | None = None
+        self._unsettled: PendingUpdate | None = None
         self._eligible = True
         self._spent = False  # today's bytes are: no more work before the day changes
         self._stopping = False
@@ -215,7 +215,7 @@ class Session:
             Offline: self._on_offline,
             MessageArrived: self._on_message,
             Published: self._on_published,
-            LinksApplied: self._on_links_applied,
+            ModelDeltasApplied: self._on_deltas_applied,
             TrainingFinished: self._on_training_finished,
             TrainingFailed: self._on_training_failed,
             SetEligible: self._on_eligible,
@@ -226,8 +226,8 @@ class Session:
         self._kinds: dict[str, Callable[[Any, Envelope, float], list[Action]]] = {
             Invite.kind: self._on_invite,
             ComeBack.kind: self._on_come_back,
-            Bytes.kind: self._on_bytes,
-            Gone.kind: self._on_gone,
+            RangeData.kind: self._on_bytes,
+            BlobGone.kind: self._on_gone,
             Have.kind: self._on_have,
             Verdict.kind: self._on_verdict,
         }
@@ -370,11 +370,11 @@ class Session:
         envelope, message = _decode_announcement(payload, self.settings.federation)
         if not isinstance(message, Announce) or envelope.task != self.settings.task:
             return []
-        self._announce, self._epoch = message, envelope.epoch
+        self._announce, self._lineage = message, envelope.lineage
         invite = self._invite
         if invite is not None and self.state in (FETCHING, TRAINING):
             later = message.phase == "done" or (message.round, message.attempt) > (invite.round, invite.attempt)
-            if later or self._invite_epoch != self._epoch:
+            if later or self._invite_lineage != self._lineage:
                 return self._drop_work("late", now) + self._consider(now)
         return self._consider(now)
 
@@ -396,7 +396,7 @@ class Session:
             if asked != self._drawn:
                 self._drawn, self._draw = asked, float(self._rng.random())
             chance = float(self._rng.random())
-            if announce.phase == "selection" and self._draw < announce.share:
+            if announce.phase == "selection" and self._draw < announce.fraction:
                 return now + chance * announce.window_seconds
             if announce.phase == "working" and asked == self._unanswered:
                 return now + chance * RESUME_WINDOW_SECONDS  # an invite may have been lost with the connection
@@ -412,7 +412,7 @@ class Session:
         announce = self._announce
         if announce is None:
             return None
-        return self._epoch, announce.round, announce.attempt, announce.phase == "done"
+        return self._lineage, announce.round, announce.attempt, announce.phase == "done"
 
     def _check_in(self, now: float) -> list[Action]:
         self._enter(CHECKING_IN)
@@ -472,9 +472,9 @@ class Session:
         if sent_at is None:
             return []
         actions = self._judge_all(invite.verdicts)
-        self._invite, self._invite_epoch, self._invite_shard = invite, envelope.epoch, envelope.shard
+        self._invite, self._invite_lineage, self._invite_shard = invite, envelope.lineage, envelope.shard
         self._fetched_digests.clear()
-        self._links = self._usable_links(invite)
+        self._deltas = self._usable_deltas(invite)
         refusal = self._why_not(invite)
         if refusal:
             code, detail = refusal
@@ -508,15 +508,15 @@ class Session:
         """Sizes of what is to be downloaded for an invite."""
         sizes = [invite.program_bytes] if self._is_missing(invite.program) else []
         if self._is_missing(invite.parameters):
-            sizes += [invite.parameters_bytes] if self._links is None else [size for _, size in invite.links]
+            sizes += [invite.parameters_bytes] if self._deltas is None else [size for _, size in invite.deltas]
         return tuple(sizes)
 
-    def _usable_links(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
-        """The links to fetch, if they start from what is here and cost less than the parameters themselves."""
-        links = dict(invite.links)
-        if not links or len(links) != len(invite.links) or sum(links.values()) >= invite.parameters_bytes:
+    def _usable_deltas(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
+        """The deltas to fetch, if they start from what is here and cost less than the parameters themselves."""
+        deltas = dict(invite.deltas)
+        if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= invite.parameters_bytes:
             return None
-        return dict.fromkeys(links) if invite.base in self._holds() else None
+        return dict.fromkeys(deltas) if invite.base in self._holds() else None
 
     def _fetch(self, now: float) -> list[Action]:
         """The next thing that is missing; training, if nothing is."""
@@ -529,13 +529,13 @@ class Session:
         if not self._is_missing(invite.parameters):
             return self._train(invite, now)
         limit = self.settings.parameters_bytes_max
-        if self._links is None:
+        if self._deltas is None:
             return self._download_blob("parameters", invite.parameters, invite.parameters_bytes, limit, now)
-        for digest, total in invite.links:
-            if self._links[digest] is None:
-                return self._download_blob("link", digest, total, limit, now)
-        fetched = tuple(data for data in self._links.values() if data is not None)
-        return [ApplyLinks(invite.base, fetched, invite.parameters)]
+        for digest, total in invite.deltas:
+            if self._deltas[digest] is None:
+                return self._download_blob("model_delta", digest, total, limit, now)
+        fetched = tuple(data for data in self._deltas.values() if data is not None)
+        return [ApplyModelDeltas(invite.base, fetched, invite.parameters)]
 
     def _is_missing(self, digest: bytes) -> bool:
         return digest not in self._fetched_digests and not self._has_blob(digest)
@@ -550,8 +550,8 @@ class Session:
             kind,
             digest,
             total,
-            # An invite with links promises that these are retained; the whole parameters must then be asked for.
-            blob_bytes=0 if kind == "parameters" and invite.links else invite.blob_bytes,
+            # An invite with deltas promises that these are retained; the whole parameters must then be asked for.
+            blob_bytes=0 if kind == "parameters" and invite.deltas else invite.blob_bytes,
             bytes_max=limit,
             chunk=lambda: self._chunk,
             range_bytes_max=invite.chunk_bytes_max,
@@ -569,37 +569,37 @@ class Session:
             data = download.take()
         except DecodeError as error:
             actions.append(Notify("bad_digest", str(error)))
-            if download.kind == "link":
-                return actions + self._without_links("a link has another digest", now)
+            if download.kind == "model_delta":
+                return actions + self._without_deltas("a model delta has another digest", now)
             self._wrong_digests += 1
             if self._wrong_digests > 1:
                 return actions + self._decline("digest", now)
             return actions + download.start(now)
         self._wrong_digests = 0
         self._download = None
-        if self._links is not None and download.kind == "link":
-            self._links[download.digest] = data
+        if self._deltas is not None and download.kind == "model_delta":
+            self._deltas[download.digest] = data
             return actions + self._fetch(now)
         self._fetched_digests.add(download.digest)
         return [*actions, StoreBlob(download.kind, download.digest, data), *self._fetch(now)]
 
-    def _on_links_applied(self, event: LinksApplied, now: float) -> list[Action]:
+    def _on_deltas_applied(self, event: ModelDeltasApplied, now: float) -> list[Action]:
         invite = self._invite
-        waiting = self.state == FETCHING and self._links is not None and self._download is None
+        waiting = self.state == FETCHING and self._deltas is not None and self._download is None
         if not waiting or invite is None or event.target != invite.parameters:
             return []
         if event.error:
-            return self._without_links(event.error, now)
-        self._links = None
+            return self._without_deltas(event.error, now)
+        self._deltas = None
         self._fetched_digests.add(event.target)
         return self._fetch(now)
 
-    def _without_links(self, why: str, now: float) -> list[Action]:
+    def _without_deltas(self, why: str, now: float) -> list[Action]:
         """Whatever is wrong with them, the parameters are there as a whole too."""
-        self._links, self._download = None, None
-        return [Notify("links_failed", why, self.round), *self._fetch(now)]
+        self._deltas, self._download = None, None
+        return [Notify("deltas_failed", why, self.round), *self._fetch(now)]
 
-    def _on_bytes(self, message: Bytes, envelope: Envelope, now: float) -> list[Action]:
+    def _on_bytes(self, message: RangeData, envelope: Envelope, now: float) -> list[Action]:
         download = self._download
         if download is None or message.digest != download.digest:
             return []
@@ -613,12 +613,12 @@ class Session:
         actions = download.on_retained(int(offset), payload, now)
         return actions + (self._fetched(now) if download.complete else [])
 
-    def _on_gone(self, message: Gone, envelope: Envelope, now: float) -> list[Action]:
+    def _on_gone(self, message: BlobGone, envelope: Envelope, now: float) -> list[Action]:
         download = self._download
         if download is None or message.digest != download.digest:
             return []
-        if download.kind == "link":
-            return download.stop() + self._without_links("a link is gone", now)
+        if download.kind == "model_delta":
+            return download.stop() + self._without_deltas("a model delta is gone", now)
         return self._drop_work("gone", now) + self._consider(now)
 
     # --- training ---
@@ -631,7 +631,7 @@ class Session:
         return [
             StartTraining(
                 ticket=invite.ticket,
-                epoch=self._invite_epoch,
+                lineage=self._invite_lineage,
                 task=self.settings.task,
                 round=invite.round,
                 attempt=invite.attempt,
@@ -649,10 +649,10 @@ class Session:
         if self.state != TRAINING or invite is None or event.ticket != invite.ticket:
             # The work was dropped while it was being finished: nobody will ask for this update.
             return [Settle(event.ticket, counted=False, reason="dropped")]
-        holding = Holding(
-            event.ticket, event.digest, self._invite_epoch, self._invite_shard, invite.round, event.payload
+        holding = PendingUpdate(
+            event.ticket, event.digest, self._invite_lineage, self._invite_shard, invite.round, event.payload
         )
-        self._invite = self._links = None
+        self._invite = self._deltas = None
         return [Notify("trained", "", holding.round), *self._start_upload(holding, now)]
 
     def _on_training_failed(self, event: TrainingFailed, now: float) -> list[Action]:
@@ -664,7 +664,7 @@ class Session:
 
     def _drop_work(self, reason: str, now: float) -> list[Action]:
         """Gives up the ticket in hand without a word to the coordinator (it knows, or cannot be told)."""
-        invite, self._invite, self._links = self._invite, None, None
+        invite, self._invite, self._deltas = self._invite, None, None
         actions: list[Action] = []
         if self._download is not None:
             actions += self._download.stop() if self._online else []
@@ -684,18 +684,18 @@ class Session:
 
     # --- uploading and settling ---
 
-    def _start_upload(self, holding: Holding, now: float) -> list[Action]:
+    def _start_upload(self, holding: PendingUpdate, now: float) -> list[Action]:
         self._enter(UPLOADING)
         self._upload = Upload(
             holding,
             chunk=lambda: self._chunk,
-            send_offer=lambda offer: self._to_coordinator(offer, epoch=holding.epoch),
+            send_offer=lambda offer: self._to_coordinator(offer, lineage=holding.lineage),
             send_chunk=lambda chunk: self._chunk_action(chunk, holding),
             rng=self._rng,
         )
         return self._upload.offer(now) if self._can_talk else []
 
-    def _restore(self, holding: Holding) -> None:
+    def _restore(self, holding: PendingUpdate) -> None:
         if holding.payload is None:
             self._unsettled = holding
         else:
@@ -738,13 +738,13 @@ class Session:
         self._upload = None
         self._enter(IDLE)
         if verdict.outcome == "received":
-            self._unsettled = Holding(
-                holding.ticket, holding.digest, holding.epoch, holding.shard, holding.round, payload=None
+            self._unsettled = PendingUpdate(
+                holding.ticket, holding.digest, holding.lineage, holding.shard, holding.round, payload=None
             )
             return [MarkReceived(holding.ticket), Notify("received", "", holding.round)]
         return self._settle(holding, verdict)
 
-    def _settle(self, holding: Holding, verdict: Verdict) -> list[Action]:
+    def _settle(self, holding: PendingUpdate, verdict: Verdict) -> list[Action]:
         self._unsettled = None
         counted = verdict.outcome == "counted"
         detail = verdict.reason or verdict.outcome
@@ -818,20 +818,24 @@ class Session:
         if state != FETCHING:
             self._timers.pop("report", None)
 
-    def _envelope(self, epoch: bytes, shard: str = "") -> Envelope:
+    def _envelope(self, lineage: bytes, shard: str = "") -> Envelope:
         kept = self._envelope_kept
-        if kept is None or kept.epoch != epoch or kept.shard != shard:
+        if kept is None or kept.lineage != lineage or kept.shard != shard:
             s = self.settings
-            self._envelope_kept = kept = Envelope(federation=s.federation, task=s.task, epoch=epoch, shard=shard)
+            self._envelope_kept = kept = Envelope(federation=s.federation, task=s.task, lineage=lineage, shard=shard)
         return kept
 
-    def _to_coordinator(self, message: Message, epoch: bytes | None = None) -> Action:
-        envelope = self._envelope(self._epoch if epoch is None else epoch)
+    def _to_coordinator(self, message: Message, lineage: bytes | None = None) -> Action:
+        envelope = self._envelope(self._lineage if lineage is None else lineage)
         topic = self.topics.from_device(self.settings.device, message.kind)
-        asked = sum(stop - start + PIECE_BYTES for start, stop in message.ranges) if isinstance(message, Want) else 0
+        asked = (
+            sum(stop - start + PIECE_BYTES for start, stop in message.ranges)
+            if isinstance(message, RangeRequest)
+            else 0
+        )
         return Send(topic, encode_message(envelope, message), asked_bytes=asked)
 
-    def _chunk_action(self, chunk: Chunk, holding: Holding) -> tuple[int, Action]:
+    def _chunk_action(self, chunk: Chunk, holding: PendingUpdate) -> tuple[int, Action]:
         self._token += 1
-        payload = encode_message(self._envelope(holding.epoch, holding.shard), chunk)
+        payload = encode_message(self._envelope(holding.lineage, holding.shard), chunk)
         return self._token, Send(self.topics.up(holding.shard or "0", self.settings.device), payload, self._token)

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_sdk.device.session.events import Action, Holding
+from edge_sdk.device.session.events import Action, PendingUpdate
 from edge_sdk.wire.messages import Chunk, Have, Offer
 from edge_sdk.wire.ranges import ChunkSize, Ranges, plan_chunks
 
@@ -36,7 +36,7 @@ class Upload:
 
     def __init__(
         self,
-        holding: Holding,
+        holding: PendingUpdate,
         *,
         chunk: Callable[[], ChunkSize],
         send_offer: Callable[[Offer], Action],

@@ -66,7 +66,7 @@ def layer_normalization(
 
 
 def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float = 1e-5) -> Array:
-    """ONNX InstanceNormalization: statistics of each example and channel of x [N, C, ...]."""
+    """ONNX InstanceNormalization: buffers of each example and channel of x [N, C, ...]."""
     y, _, _ = _standardised(x, tuple(range(2, x.ndim)), epsilon)
     np.multiply(y, _over_channels(scale, x), out=y)
     return np.add(y, _over_channels(b, x), out=y)
@@ -75,7 +75,7 @@ def instance_normalization(x: Array, scale: Array, b: Array, *, epsilon: float =
 def group_normalization(
     x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Array:
-    """ONNX GroupNormalization (opset 21): statistics of each example and group of channels of x [N, C, ...]."""
+    """ONNX GroupNormalization (opset 21): buffers of each example and group of channels of x [N, C, ...]."""
     if num_groups < 1 or x.shape[1] % num_groups:
         raise TrainingError(f"GroupNormalization: {x.shape[1]} channels do not make {num_groups} groups")
     y, _, _ = _standardised(x.reshape(x.shape[0], num_groups, -1), (2,), epsilon)
