@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("edge_sdk", "coordinator", "device_sim")
 
 LAYERS = (
-    {"errors", "parameters", "topics", "packed", "plan", "files"},
+    {"errors", "extension", "parameters", "topics", "packed", "plan", "files"},
     {"update", "frames", "transfer", "messages", "bundle", "link", "program", "numpy_plan", "shared_bytes", "sealed"},
     {"engine", "training", "examples"},
     {"session", "state", "blob_cache", "wear", "traffic"},
