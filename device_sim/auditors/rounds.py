@@ -8,8 +8,8 @@
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
 7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
 8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
-9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and trains on
-   exactly these, however many rounds it has missed.
+9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and
+   trains on exactly these, however many rounds it has missed.
 10. When all is over, nothing is left: no payload, no chunk, no retained piece.
 """
 
