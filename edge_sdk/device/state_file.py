@@ -14,8 +14,6 @@ from typing import Any, Final
 
 import msgpack
 
-from edge_sdk.device.files import BytesLike
-
 __all__ = ["HEAD_BYTES_MAX", "CorruptError", "seal", "unseal"]
 
 MAGIC: Final = b"EFst"
