@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgpack
 
+from edge_sdk.wire.safe_msgpack import BytesLike
+
 __all__ = ["HEAD_BYTES_MAX", "CorruptError", "seal", "unseal"]
 
 MAGIC: Final = b"EFst"
