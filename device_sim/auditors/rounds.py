@@ -29,9 +29,9 @@ from coordinator.store import Store, TicketRecord
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
 from edge_sdk.codecs.frames import buffer_mask, decode_frames, groups_of, shared_seed
-from edge_sdk.codecs.model_delta import ModelDelta
 from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.model_delta import ModelDelta
 from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
 
 __all__ = ["Auditor", "InvariantBroken"]

@@ -23,7 +23,16 @@ from edge_sdk.training.examples import as_examples
 from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
 from edge_sdk.wire.messages import Update
 
-__all__ = ["Cancelled", "EngineCache", "OverBudget", "TrainedUpdate", "TrainingJob", "TrainingWork", "Work", "make_update"]
+__all__ = [
+    "Cancelled",
+    "EngineCache",
+    "OverBudget",
+    "TrainedUpdate",
+    "TrainingJob",
+    "TrainingWork",
+    "Work",
+    "make_update",
+]
 
 ENGINES_KEPT: Final = 2
 
