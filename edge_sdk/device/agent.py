@@ -620,7 +620,7 @@ class Agent:
             parameters=parameters,
             residual=self.state.residual,
             keeps_residual=self.state.keeps_residual,
-            seed=job_seed(start.ticket),
+            seed=job_seed(start.parameters, self.settings.device),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
             frames_bytes_max=self._quota.frames_bytes_max(start.plan),
