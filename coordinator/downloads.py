@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from coordinator.events import BULK, Effect, Publish
 from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
@@ -23,13 +23,17 @@ QUEUED_PER_DEVICE_MAX: Final = 512
 """A device asks for eight ranges at a time; at the smallest chunk size they make this many pieces."""
 RETAINED_PIECE_BYTES: Final = 16_384
 
+Wrap: TypeAlias = Callable[[Message], bytes]
+_Wanted: TypeAlias = tuple[Wrap, str, bytes, int, int]
+"""In whose name, for which device, which blob, from and to which byte."""
+
 
 class Downloads:
-    """The blobs of the round, by digest.
+    """The blobs that devices may ask for, by digest; all tasks of a coordinator share its connection and this window.
 
     Args:
         topics: The federation's topics.
-        wrap: Makes a payload out of a message.
+        read: Gives the bytes of a blob, None where there is none. Each blob is read once while it is served.
         chunk_bytes_max: Largest range in one message, in bytes.
         retained_add: Journals retained topics, before they are published.
         retained_remove: Forgets them, after the broker has taken what clears them.
@@ -38,31 +42,48 @@ class Downloads:
     def __init__(
         self,
         topics: Topics,
-        wrap: Callable[[Message], bytes],
+        read: Callable[[bytes], bytes | None],
         *,
         chunk_bytes_max: int,
         retained_add: Callable[..., None],
         retained_remove: Callable[..., None],
     ) -> None:
         self._topics = topics
-        self._wrap = wrap
+        self._read = read
         self._chunk_bytes_max = chunk_bytes_max
         self._retained_add = retained_add
         self._retained_remove = retained_remove
-        self._blobs: dict[bytes, bytes] = {}
+        self._served: dict[str, frozenset[bytes]] = {}  # by task
+        self._blobs: dict[bytes, bytes] = {}  # those of them that were asked for
         self._up = False
         self._token = 0
         self._in_flight: dict[int, str] = {}  # token -> the topic that it clears, "" for anything else
-        self._wanted: deque[tuple[str, bytes, int, int]] = deque()
+        self._wanted: deque[_Wanted] = deque()
         self._wanted_by: Counter[str] = Counter()
         self._pieces: deque[tuple[str, bytes, int]] = deque()  # topic, digest (empty: to be cleared), offset
         self._retained: dict[bytes, None] = {}
         self._stale: dict[str, None] = {}
         self.bytes_sent = 0
 
-    def serve(self, blobs: dict[bytes, bytes]) -> None:
-        """From now on these blobs are served, and no others."""
-        self._blobs = dict(blobs)
+    def serve(self, task: str, digests: Iterable[bytes]) -> None:
+        """From now on these blobs are served for a task, and no others."""
+        self._served[task] = frozenset(digests)
+        self._blobs = {digest: blob for digest, blob in self._blobs.items() if self._is_served(digest)}
+
+    def size(self, digest: bytes) -> int:
+        """The bytes of a blob that is served, 0 for none."""
+        return len(self._blob(digest) or b"")
+
+    def _is_served(self, digest: bytes) -> bool:
+        return any(digest in digests for digests in self._served.values())
+
+    def _blob(self, digest: bytes) -> bytes | None:
+        blob = self._blobs.get(digest)
+        if blob is None and self._is_served(digest):
+            blob = self._read(digest)
+            if blob is not None:
+                self._blobs[digest] = blob
+        return blob
 
     def limit_chunk(self, packet_bytes_max: int, envelope_bytes: int) -> None:
         """The broker takes packets of at most ``packet_bytes_max`` bytes."""
@@ -96,19 +117,24 @@ class Downloads:
 
     # --- ranges on request ---
 
-    def on_want(self, device: str, want: RangeRequest) -> list[Effect]:
-        """Queues what a device asks for; a blob that is not served any more is ``gone``."""
-        blob = self._blobs.get(want.digest)
+    def on_want(self, device: str, want: RangeRequest, wrap: Wrap) -> list[Effect]:
+        """Queues what a device asks for; a blob that is not served any more is ``gone``.
+
+        Args:
+            device: Who asks.
+            want: For what.
+            wrap: Makes a payload out of a message, in the name of the task that was asked.
+        """
+        blob = self._blob(want.digest)
         if blob is None:
-            payload = self._wrap(BlobGone(digest=want.digest))
-            return [Publish(BULK, self._topics.to_device(device, BlobGone.kind), payload)]
+            return [Publish(BULK, self._topics.to_device(device, BlobGone.kind), wrap(BlobGone(digest=want.digest)))]
         for start, stop in want.ranges:
             stop = min(stop, len(blob))
             for at in range(start, stop, self._chunk_bytes_max):
                 # Beyond the limits the device asks again, after its stall timer.
                 if len(self._wanted) >= QUEUED_MAX or self._wanted_by[device] >= QUEUED_PER_DEVICE_MAX:
                     return self._more()
-                self._wanted.append((device, want.digest, at, min(at + self._chunk_bytes_max, stop)))
+                self._wanted.append((wrap, device, want.digest, at, min(at + self._chunk_bytes_max, stop)))
                 self._wanted_by[device] += 1
         return self._more()
 
@@ -128,8 +154,8 @@ class Downloads:
 
     def clear_retained(self, topics: Iterable[str]) -> list[Effect]:
         """Removes every journalled retained piece that belongs to no blob served now."""
-        keep = {digest.hex() for digest in self._blobs}
-        self._retained = {digest: None for digest in self._retained if digest in self._blobs}
+        keep = {digest.hex() for digests in self._served.values() for digest in digests}
+        self._retained = {digest: None for digest in self._retained if self._is_served(digest)}
         for topic in topics:
             parts = self._topics.parse(topic)
             if topic not in self._stale and not (parts is not None and parts[0] == "blobs" and parts[1] in keep):
@@ -138,8 +164,7 @@ class Downloads:
         return self._more()
 
     def _pieces_of(self, digest: bytes) -> list[tuple[str, bytes, int]]:
-        size = len(self._blobs.get(digest, b""))
-        return [(self._topics.blob(digest, at), digest, at) for at in range(0, size, RETAINED_PIECE_BYTES)]
+        return [(self._topics.blob(digest, at), digest, at) for at in range(0, self.size(digest), RETAINED_PIECE_BYTES)]
 
     # --- sending ---
 
@@ -153,20 +178,20 @@ class Downloads:
                 effects += self._send_range(*self._wanted.popleft())
         return effects
 
-    def _send_range(self, device: str, digest: bytes, start: int, stop: int) -> list[Effect]:
+    def _send_range(self, wrap: Wrap, device: str, digest: bytes, start: int, stop: int) -> list[Effect]:
         self._wanted_by[device] -= 1
         if not self._wanted_by[device]:
             del self._wanted_by[device]
-        blob = self._blobs.get(digest)
+        blob = self._blob(digest)
         if blob is None:
             return []
         message = RangeData(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
-        return [self._publish(self._topics.to_device(device, RangeData.kind), self._wrap(message))]
+        return [self._publish(self._topics.to_device(device, RangeData.kind), wrap(message))]
 
     def _send_piece(self, topic: str, digest: bytes, offset: int) -> list[Effect]:
         if not digest:
             return [self._publish(topic, b"", retain=True, clears=topic)] if topic in self._stale else []
-        blob = self._blobs.get(digest)
+        blob = self._blob(digest)
         if blob is None or digest not in self._retained:
             return []
         return [self._publish(topic, blob[offset : offset + RETAINED_PIECE_BYTES], retain=True)]

@@ -28,8 +28,10 @@ __all__ = [
     "RoundCommitted",
     "RoundEnded",
     "StartJob",
+    "SteppedBack",
     "Subscribe",
     "Tick",
+    "Unsubscribe",
     "Workers",
 ]
 
@@ -86,28 +88,30 @@ class IngestResult:
 class Ingested:
     """The worker is through with some admitted updates; those with a ``seq`` are committed."""
 
+    task: str
     results: tuple[IngestResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """The worker committed the round's model (``parameters`` is its digest), or could not (``error``).
+    """The worker committed the round, or could not (``error``, for people).
 
-    ``published`` is the parameters blob that devices get, empty where it is the model's own.
+    ``parameters`` is the SHA-256 of the model, ``published`` of the parameters that devices get.
     """
 
+    task: str
     number: int
     parameters: bytes
-    blob: bytes
+    published: bytes
     metrics: dict[str, float]
     error: str = ""
-    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """The model of round ``number`` was evaluated; ``metrics`` by name, or ``error`` for people."""
 
+    task: str
     number: int
     metrics: dict[str, float]
     error: str = ""
@@ -126,6 +130,12 @@ Event = BrokerUp | BrokerDown | Arrived | Published | Ingested | RoundCommitted 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
+    channel: str
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
     channel: str
     filters: tuple[str, ...]
 
@@ -152,19 +162,29 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Training is over; ``reason`` says why. The service may end, or stay to answer check-ins."""
+    """Training of a task is over; ``reason`` says why. The service may end, or stay to answer check-ins."""
 
+    task: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class RoundEnded:
-    """Round ``number`` was committed and evaluated, or abandoned: its record is the newest one in the store."""
+class SteppedBack:
+    """Another coordinator serves a task of ours: this one is silent and asks again in ``seconds``."""
 
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """Round ``number`` was committed and evaluated, or abandoned: its record is the newest one of its task."""
+
+    task: str
     number: int
 
 
-Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
+Effect = Subscribe | Unsubscribe | Publish | Acknowledge | RoundEnded | Finished | SteppedBack
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -174,23 +194,21 @@ Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
 class StartJob:
     """Begin a round with empty sums, then add what its journal holds already (after a crash).
 
-    ``base`` is the SHA-256 of the parameters that the devices train from, ``parameters`` the model's blob, to which the
-    mean of their updates is added; ``published`` the blob that devices train from, empty where it is the same.
+    ``base`` is the SHA-256 of the parameters that the devices train from. The model and all that the worker remembers
+    are those of the task's newest checkpoint.
     """
 
     task: str
     number: int
     attempt: int
     base: bytes
-    parameters: bytes
-    server_state: bytes
-    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class IngestItem:
     """One admitted update: decode, validate, journal, accumulate. ``payload`` is None where its chunks are stored."""
 
+    task: str
     ticket: bytes
     digest: bytes
     payload: bytes | None
@@ -218,7 +236,9 @@ class Workers(Protocol):
 
     def close(self, job: CloseJob) -> None: ...
 
-    def evaluate(self, number: int, blob: bytes) -> None: ...
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        """Scores the model whose blob has the SHA-256 ``parameters``."""
+        ...
 
     def busy(self) -> bool:
         """Whether the queue of updates is full: refuse as busy, retryable (rule 14)."""

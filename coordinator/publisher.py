@@ -1,63 +1,64 @@
-"""What the coordinator says: envelopes, answers to one device, announcements, and retained JSON for people. PURE."""
+"""What a task says: envelopes, announcements, answers, the retained JSON of its round. PURE."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any, Final
 
 from coordinator.events import CONTROL, Publish
-from coordinator.schedules import synchronous as rounds
-from coordinator.schedules.synchronous import Round
-from coordinator.task import TaskSettings
-from edge_sdk.wire.messages import Announce, Envelope, Message, encode_message
+from coordinator.schedules.schedule import Schedule
+from coordinator.task_settings import TaskSettings
+from edge_sdk.wire.envelope import Envelope, encode_message
+from edge_sdk.wire.messages import Announce, Message
 from edge_sdk.wire.topics import Topics
 
-__all__ = ["RESULT_STATES", "Publisher", "round_summary", "rounded"]
+__all__ = ["Publisher"]
 
 ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
-RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
 
 
 class Publisher:
-    """Makes what is published, in the name of one incarnation of one federation's coordinator.
+    """Makes what is published, in the name of one incarnation of one task's coordinator.
 
     Args:
         settings: The task.
         lineage: The database's lineage.
         incarnation: This start's number.
+        shard: The uplink inbox that devices send their updates to.
     """
 
-    def __init__(self, settings: TaskSettings, lineage: bytes, incarnation: int) -> None:
+    def __init__(self, settings: TaskSettings, lineage: bytes, incarnation: int, shard: str) -> None:
         self.topics = Topics(settings.federation)
         self._settings = settings
-        self._lineage = lineage
         self._incarnation = incarnation
-        self._envelopes: dict[str, Envelope] = {}
+        self._plain = Envelope(federation=settings.federation, task=settings.task, lineage=lineage)
+        self._with_shard = Envelope(federation=settings.federation, task=settings.task, lineage=lineage, shard=shard)
 
-    def wrap(self, message: Message, shard: str = "") -> bytes:
+    def wrap(self, message: Message) -> bytes:
         """The message in its envelope."""
-        envelope = self._envelopes.get(shard)
-        if envelope is None:
-            s = self._settings
-            envelope = Envelope(federation=s.federation, task=s.task, lineage=self._lineage, shard=shard)
-            self._envelopes[shard] = envelope
-        return encode_message(envelope, message)
+        return encode_message(self._plain, message)
 
-    def to_device(self, device: str, message: Message, shard: str = "") -> Publish:
-        """An answer to one device."""
-        return Publish(CONTROL, self.topics.to_device(device, message.kind), self.wrap(message, shard))
+    def to_device(self, device: str, message: Message, *, names_shard: bool = False) -> Publish:
+        """An answer to one device; with ``names_shard`` it says where the update is to be sent."""
+        payload = encode_message(self._with_shard if names_shard else self._plain, message)
+        return Publish(CONTROL, self.topics.to_device(device, message.kind), payload)
 
     def announce(
-        self, number: int, attempt: int, machine: Round | None, finished: str | None, fraction: float, now: float
+        self,
+        number: int,
+        attempt: int,
+        schedule: Schedule | None,
+        finished: str | None,
+        fraction: float,
+        now: float,
     ) -> Publish:
         """What the coordinator is doing, to all."""
         phase, remaining = "waiting", 0.0
         if finished is not None:
             phase = "done"
-        elif machine is not None:
-            phase = "selection" if machine.phase == rounds.SELECTION else "working"
-            remaining = machine.seconds_remaining(now)
+        elif schedule is not None:
+            phase = "selection" if schedule.asks_for_devices else "working"
+            remaining = schedule.seconds_remaining(now)
         message = Announce(
             incarnation=self._incarnation,
             round=number,
@@ -73,54 +74,6 @@ class Publisher:
         topic = self.topics.announce(self._settings.task)
         return Publish(CONTROL, topic, self.wrap(message), retain=True, expiry_seconds=expiry)
 
-    def state(self, *, online: bool, incarnation: int | None = None) -> bytes:
-        """The payload of ``coordinator/state``, of this start or another; with ``online`` false it is the last will."""
-        number = self._incarnation if incarnation is None else incarnation
-        return json.dumps({"incarnation": number, "online": online, "federation": self._settings.federation}).encode()
-
-    def publish_state(self) -> Publish:
-        """Somebody is here."""
-        return Publish(CONTROL, self.topics.coordinator_state, self.state(online=True), retain=True)
-
-    def publish_round(self, summary: dict[str, Any]) -> Publish:
+    def round(self, summary: dict[str, Any]) -> Publish:
         """The round as it goes, for people and dashboards."""
-        return Publish(CONTROL, self.topics.coordinator_round, json.dumps(summary).encode(), retain=True)
-
-
-def round_summary(
-    counts: dict[str, int],
-    *,
-    bytes_up: int,
-    bytes_down: int,
-    bytes_down_dense: int,
-    dense_bytes: int,
-    phases: Iterable[tuple[str, float]],
-) -> dict[str, Any]:
-    """What is kept of a round: counts that partition, bytes, seconds by phase.
-
-    Args:
-        counts: As :meth:`coordinator.schedules.synchronous.Round.counts` gives them.
-        bytes_up: Payload bytes of chunks.
-        bytes_down: Payload bytes of downloads.
-        bytes_down_dense: The same, had every device that was given links fetched whole parameters.
-        dense_bytes: Bytes of one update as dense float32.
-        phases: Seconds by phase.
-    """
-    reported = counts["journalled"] + counts["counted"]
-    return {
-        "checked_in": counts["candidates"],
-        "invited": counts["tickets"],
-        "at_work": counts["accepted"] + counts["admitted"],
-        "committed": reported,
-        **{state: counts[state] for state in RESULT_STATES},
-        "bytes_up": bytes_up,
-        "bytes_down": bytes_down,
-        "bytes_down_dense": bytes_down_dense,
-        "bytes_up_dense": reported * dense_bytes,
-        "phase_seconds": {phase: round(seconds, 3) for phase, seconds in phases},
-    }
-
-
-def rounded(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics as people read them."""
-    return {name: round(value, 6) for name, value in metrics.items()}
+        return Publish(CONTROL, self.topics.round(self._settings.task), json.dumps(summary).encode(), retain=True)

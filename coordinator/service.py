@@ -1,8 +1,6 @@
-"""The coordinator as a service: two MQTT connections, one loop thread, two worker threads, one database.
+"""The coordinator as a service: the shell on a loop's thread, two worker threads, one database.
 
-A turn of the loop: whatever the connections, the workers and the clock have brought is handled inside one database
-transaction; after its commit the effects are performed. The connection for control and the one for bulk are apart so
-that a flood of updates cannot starve check-ins (rule 6).
+What a turn is stands in ``coordinator/shell.py``; here are sockets, threads, backups and the end.
 """
 
 from __future__ import annotations
@@ -10,82 +8,41 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from coordinator.core import Coordinator
-from coordinator.evaluation import Evaluator
-from coordinator.events import (
-    BULK,
-    CONTROL,
-    Acknowledge,
-    Arrived,
-    BrokerDown,
-    BrokerUp,
-    Effect,
-    Event,
-    Finished,
-    Publish,
-    Published,
-    RoundEnded,
-    Subscribe,
-    Tick,
-)
-from coordinator.ingest import Ingest
+from coordinator.events import Effect, Event, Finished, RoundEnded, SteppedBack
+from coordinator.router import Coordinator
+from coordinator.shell import Shell
 from coordinator.store import RoundRecord, Store
-from coordinator.task import TaskSettings
-from coordinator.workers import ThreadWorkers, WorkerFailed
-from edge_sdk.errors import ConnectionUnavailable, EdgeFedError, StateError
-from edge_sdk.mqtt import (
-    BrokerSettings,
-    Connected,
-    Delivery,
-    Disconnected,
-    PahoTransport,
-    Subscribed,
-    TransportEvent,
-    Will,
-)
-from edge_sdk.mqtt import Published as TransportPublished
-from edge_sdk.mqtt.loop import Backoff, EventLoop
+from coordinator.task_settings import TaskSettings
+from coordinator.workers import TaskWorker, ThreadWorkers, WorkerFailed
+from edge_sdk.errors import EdgeFedError, StateError
+from edge_sdk.mqtt import BrokerSettings, PahoTransport, Transport, TransportEvent, Will
+from edge_sdk.mqtt.loop import EventLoop
 
 __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
 
-RECONNECT_SECONDS: Final = 0.5
-RECONNECT_SECONDS_MAX: Final = 30.0
-TURN_EVENTS_MAX: Final = 512
 LEAVE_SECONDS_MAX: Final = 5.0
 BACKUP_SECONDS: Final = 300.0
 QUEUED_MESSAGES_MAX: Final = 200_000
 """Invites of a round leave in one turn: there may be as many as devices."""
-
-
-@dataclass(slots=True)
-class _Link:
-    """One connection, and when to try it again."""
-
-    transport: PahoTransport
-    backoff: Backoff
-    due: float | None = 0.0
-    up: bool = False
-    hears: bool = False
+CLIENT_ID_BYTES: Final = 4
 
 
 class Service:
-    """Runs one task until it is finished or stopped.
+    """Runs the tasks of one federation until they are finished or the service is stopped.
 
     Args:
-        settings: The task.
+        settings: The tasks.
         store: The open database.
-        ingest: The task's worker side.
-        evaluator: Scores models, None where there is no held-out data.
+        work: Each task's worker side, by its name.
         broker: How to reach the broker.
         new_id: Gives so many random bytes.
         rng: For jitter.
@@ -98,10 +55,9 @@ class Service:
 
     def __init__(
         self,
-        settings: TaskSettings,
+        settings: Sequence[TaskSettings],
         store: Store,
-        ingest: Ingest,
-        evaluator: Evaluator | None,
+        work: Mapping[str, TaskWorker],
         broker: BrokerSettings,
         *,
         new_id: Callable[[int], bytes],
@@ -113,17 +69,16 @@ class Service:
         backup: Path | None = None,
     ) -> None:
         self._store = store
-        self._task = settings.task
+        self._broker = broker
         self._on_round = on_round
         self._on_turn = on_turn
         self._backup = backup
         self._backup_due = float("-inf")
-        self._told = ""
         self._loop = EventLoop()
-        self._inbox: deque[Event | WorkerFailed] = deque()
-        self._workers = ThreadWorkers(ingest, evaluator, self._post)
+        self._workers = ThreadWorkers(work, self._post)
         self._linger_seconds = linger_seconds
         self._ends_at: float | None = None
+        self._failed: WorkerFailed | None = None
         self._stopping = threading.Event()
         self.core = Coordinator(
             settings,
@@ -134,8 +89,11 @@ class Service:
             wall=wall,
             incarnation=store.next_incarnation(),
         )
-        name = broker.client_id or f"edgefed-{settings.federation}-{settings.task}"
-        self._links = {channel: self._link(broker, name, channel, rng) for channel in (CONTROL, BULK)}
+        # Each start has its own name at the broker, unless it was given one: two coordinators never cut each other off.
+        self._name = broker.client_id or f"edgefed-{self.core.federation}-{new_id(CLIENT_ID_BYTES).hex()}"
+        self._shell = Shell(
+            self.core, store, self._connect, clock=self._loop.clock, rng=rng, on_effect=self._on_effect
+        )
 
     @property
     def finished(self) -> str | None:
@@ -157,165 +115,74 @@ class Service:
         gc.collect()
         gc.freeze()
         self._workers.run()
-        now = self._loop.clock()
-        with self._store.transaction():
-            self.core.start(now)
-            self.core.end_turn(now)
-        self._perform(self.core.take_effects())
-        if self.core.finished is not None:
-            self._finish(now)
-        for link in self._links.values():
-            self._loop.register(link.transport)
         try:
+            self._shell.start()
+            for transport in self._shell.transports():
+                self._loop.register(transport)  # type: ignore[arg-type]
             while not self._done():
                 self._wait()
-                self._turn()
+                self._shell.turn()
+                if self._failed is not None:
+                    raise _explained(self._failed.error)
                 if self._on_turn is not None:
                     self._on_turn()
-            self._say_goodbye()
+            self._leave()
         finally:
             gc.unfreeze()
             self._workers.stop()
             self._loop.close()
 
-    # --- one turn ---
-
     def _wait(self) -> None:
         now = self._loop.clock()
-        due = [link.due for link in self._links.values() if link.due is not None]
-        deadline = self.core.next_deadline()
-        if deadline is not None:
-            due.append(deadline)
-        if self._ends_at is not None:
-            due.append(self._ends_at)
+        due = [moment for moment in (self._shell.next_deadline(), self._ends_at) if moment is not None]
         earliest = min(due, default=now + 1.0)
-        self._loop.run_once(0.0 if self._inbox else max(0.0, min(earliest - now, 1.0)))
+        self._loop.run_once(0.0 if self._shell.waiting else max(0.0, min(earliest - now, 1.0)))
 
-    def _turn(self) -> None:
-        now = self._loop.clock()
-        for link in self._links.values():
-            if link.due is not None and link.due <= now:
-                link.due = None
-                link.transport.connect()
-        deadline = self.core.next_deadline()
-        ticking = deadline is not None and deadline <= now
-        if not self._inbox and not ticking:
-            return
-        with self._store.transaction():
-            for _ in range(min(len(self._inbox), TURN_EVENTS_MAX)):
-                event = self._inbox.popleft()
-                if isinstance(event, WorkerFailed):
-                    raise _explained(event.error)
-                self.core.handle(event, now)
-            if ticking:
-                self.core.handle(Tick(), now)
-            self.core.end_turn(now)
-        self._perform(self.core.take_effects())
+    def _on_effect(self, effect: Effect) -> None:
+        match effect:
+            case RoundEnded(task):
+                if self._on_round is not None:
+                    self._on_round(self._store.rounds(task, limit=1)[0])
+                self._save_backup()
+            case Finished():
+                if self.core.finished is not None:
+                    self._save_backup(at_once=True)
+                    if self._linger_seconds is not None:
+                        self._ends_at = self._loop.clock() + self._linger_seconds
+            case SteppedBack(reason, seconds):
+                logger.warning("%s; this one is silent and asks again in %.0f s", reason, seconds)
 
-    def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Publish():
-                    self._publish(effect)
-                case Acknowledge(channel, delivery):
-                    self._links[channel].transport.acknowledge(delivery)
-                case Subscribe(channel, filters):
-                    self._links[channel].transport.subscribe(filters)
-                case RoundEnded():
-                    self._round_ended(self._loop.clock())
-                case Finished():
-                    self._finish(self._loop.clock())
-
-    def _publish(self, effect: Publish) -> None:
-        try:
-            self._links[effect.channel].transport.publish(
-                effect.topic,
-                effect.payload,
-                qos=1,
-                retain=effect.retain,
-                expiry_seconds=effect.expiry_seconds,
-                token=effect.token,
-            )
-        except ConnectionUnavailable as error:
-            # The broker takes messages more slowly than they come. As if lost on the way: whoever misses it asks again.
-            logger.warning("a message was dropped: %s", error)
-            if effect.token:
-                self._inbox.append(Published(effect.channel, effect.token))
-
-    def _round_ended(self, now: float) -> None:
-        if self._on_round is not None:
-            self._on_round(self._store.rounds(self._task, limit=1)[0])
-        if now >= self._backup_due or self.core.finished is not None:
-            self._backup_due = now + BACKUP_SECONDS
-            self._save_backup()
-
-    def _save_backup(self) -> None:
+    def _save_backup(self, *, at_once: bool = False) -> None:
         """On a worker's thread; a turn that writes meanwhile waits for the copy (some ms a megabyte)."""
-        path = self._backup
-        if path is not None:
+        path, now = self._backup, self._loop.clock()
+        if path is not None and (at_once or now >= self._backup_due):
+            self._backup_due = now + BACKUP_SECONDS
             self._workers.aside(lambda: self._store.backup(path))
-
-    def _finish(self, now: float) -> None:
-        if self._linger_seconds is not None:
-            self._ends_at = now + self._linger_seconds
 
     def _done(self) -> bool:
         return self._stopping.is_set() or (self._ends_at is not None and self._loop.clock() >= self._ends_at)
 
     def _post(self, event: Event | WorkerFailed) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._inbox.append(event))
+        self._loop.call_soon_threadsafe(lambda: self._take(event))
 
-    # --- connections ---
+    def _take(self, event: Event | WorkerFailed) -> None:
+        if isinstance(event, WorkerFailed):
+            self._failed = event
+        else:
+            self._shell.post(event)
 
-    def _link(self, broker: BrokerSettings, name: str, channel: str, rng: np.random.Generator) -> _Link:
-        will = Will(*self.core.will()) if channel == CONTROL else None
-        settings = replace(broker, client_id=f"{name}-{channel}", will=will)
-        transport = PahoTransport(
-            settings,
-            lambda event: self._on_transport(channel, event),
+    def _connect(self, channel: str, on_event: Callable[[TransportEvent], None], will: Will | None) -> Transport:
+        return PahoTransport(
+            replace(self._broker, client_id=f"{self._name}-{channel}", will=will),
+            on_event,
             manual_ack=True,
             queue_messages_max=QUEUED_MESSAGES_MAX,
         )
-        return _Link(transport, Backoff(RECONNECT_SECONDS, RECONNECT_SECONDS_MAX, rng))
 
-    def _on_transport(self, channel: str, event: TransportEvent) -> None:
-        link = self._links[channel]
-        match event:
-            case Delivery(topic, payload):
-                self._inbox.append(Arrived(channel, topic, payload, event))
-            case TransportPublished(token):
-                if token:
-                    self._inbox.append(Published(channel, token))
-            case Connected(_, packet_bytes_max, _):
-                link.up, self._told = True, ""
-                link.backoff.reset()
-                self._inbox.append(BrokerUp(channel, packet_bytes_max))
-            case Disconnected(_, error):
-                was_up, link.up, link.hears = link.up, False, False
-                if was_up:
-                    self._inbox.append(BrokerDown(channel))
-                link.due = self._loop.clock() + link.backoff.next_seconds()
-                if error is not None and str(error) != self._told:  # both connections would say the same
-                    self._told = str(error)
-                    logger.warning("broker: %s; trying again until it works", error)
-            case Subscribed(_, refused):
-                if refused:
-                    logger.error("broker (%s): it refused to subscribe to %s: check its ACL", channel, refused)
-                if not link.hears:
-                    link.hears = True
-                    if all(each.hears for each in self._links.values()):  # only now does nothing get lost
-                        logger.info("broker: connected")
-
-    def _say_goodbye(self) -> None:
-        """``offline`` is published before a clean exit; a last will would say the same after a cut."""
-        control = self._links[CONTROL]
-        topic, payload = self.core.will()
-        if control.up:
-            control.transport.publish(topic, payload, qos=1, retain=True)
-        for link in self._links.values():
-            link.transport.disconnect()
+    def _leave(self) -> None:
+        self._shell.say_goodbye()
         until = self._loop.clock() + LEAVE_SECONDS_MAX
-        while any(link.up for link in self._links.values()) and self._loop.clock() < until:
+        while self._shell.connected and self._loop.clock() < until:
             self._loop.run_once(0.05)
 
 

@@ -41,7 +41,7 @@ from coordinator.setup_checks import (
     fixed_point,
 )
 from coordinator.store import RoundRecord, Store, backup_path
-from coordinator.task import TaskSettings
+from coordinator.task_settings import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings

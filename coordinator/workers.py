@@ -1,11 +1,14 @@
-"""The coordinator's threads behind the loop: one FIFO worker for updates, one for evaluation (rule 12)."""
+"""The coordinator's threads behind the loop: one FIFO worker for updates, one for evaluation (rule 12).
+
+All tasks of a coordinator share them; a job names its task.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +17,7 @@ from coordinator.events import CloseJob, Evaluated, Event, Ingested, IngestItem,
 from coordinator.ingest import Ingest
 from edge_sdk.errors import EdgeFedError
 
-__all__ = ["ThreadWorkers", "WorkerFailed"]
+__all__ = ["TaskWorker", "ThreadWorkers", "WorkerFailed"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +33,44 @@ class WorkerFailed:
     error: BaseException
 
 
+@dataclass(frozen=True, slots=True)
+class TaskWorker:
+    """The worker side of one task.
+
+    Attributes:
+        ingest: Its updates and sums.
+        evaluator: Scores its models; None where there is no held-out data.
+        parameters: Gives the bytes of a parameters blob by its SHA-256, None where it is gone.
+    """
+
+    ingest: Ingest
+    evaluator: Evaluator | None
+    parameters: Callable[[bytes], bytes | None]
+
+    def evaluate(self, task: str, number: int, digest: bytes) -> Evaluated:
+        """Scores the model of a round; what goes wrong is said in the event."""
+        blob = self.parameters(digest)
+        if self.evaluator is None or blob is None:
+            return Evaluated(task, number, {}, "" if blob is not None else "the model is not there any more")
+        try:
+            return Evaluated(task, number, self.evaluator.evaluate(blob))
+        except EdgeFedError as error:
+            return Evaluated(task, number, {}, str(error))
+
+
 class ThreadWorkers:
     """Runs jobs on two threads and hands their events to the loop.
 
     Args:
-        ingest: The task's worker side.
-        evaluator: Scores models; None where there is no held-out data.
+        work: The worker side of each task, by its name.
         post: Takes an event, from any thread.
     """
 
-    def __init__(
-        self, ingest: Ingest, evaluator: Evaluator | None, post: Callable[[Event | WorkerFailed], None]
-    ) -> None:
-        self._ingest = ingest
-        self._evaluator = evaluator
+    def __init__(self, work: Mapping[str, TaskWorker], post: Callable[[Event | WorkerFailed], None]) -> None:
+        self._work = work
         self._post = post
         self._queue: queue.Queue[StartJob | IngestItem | CloseJob | None] = queue.Queue()
-        self._models: queue.Queue[tuple[int, bytes] | Callable[[], None] | None] = queue.Queue()
+        self._models: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._threads = [
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
             for name, target in (("edgefed-ingest", self._run_queue), ("edgefed-evaluation", self._run_models))
@@ -73,8 +97,8 @@ class ThreadWorkers:
     def close(self, job: CloseJob) -> None:
         self._queue.put(job)
 
-    def evaluate(self, number: int, blob: bytes) -> None:
-        self._models.put((number, blob))
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        self._models.put(lambda: self._post(self._work[task].evaluate(task, number, parameters)))
 
     def aside(self, job: Callable[[], None]) -> None:
         """Runs a job behind the evaluations; that it fails is logged and harms nobody."""
@@ -97,13 +121,13 @@ class ThreadWorkers:
                 job = self._run_batch(job)
                 continue
             if isinstance(job, StartJob):
-                self._ingest.start(job)
+                self._work[job.task].ingest.start(job)
             else:
-                self._post(self._ingest.close(job))
+                self._post(self._work[job.record.task].ingest.close(job))
             job = self._queue.get()
 
     def _run_batch(self, first: IngestItem) -> StartJob | IngestItem | CloseJob | None:
-        """Whatever waits is journalled in one commit; returns the job behind the batch."""
+        """Whatever waits for the same task is journalled in one commit; returns the job behind the batch."""
         batch = [first]
         following: StartJob | IngestItem | CloseJob | None = None
         fetched = False
@@ -112,28 +136,16 @@ class ThreadWorkers:
                 following = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(following, IngestItem):
+            if not isinstance(following, IngestItem) or following.task != first.task:
                 fetched = True
                 break
             batch.append(following)
-        self._post(Ingested(self._ingest.process(batch)))
+        self._post(Ingested(first.task, self._work[first.task].ingest.process(batch)))
         return following if fetched else self._queue.get()
 
     def _run_models(self) -> None:
         while (job := self._models.get()) is not None:
-            if callable(job):
-                self._run_aside(job)
-                continue
-            number, blob = job
             try:
-                metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
-                self._post(Evaluated(number, metrics))
+                job()
             except EdgeFedError as error:
-                self._post(Evaluated(number, {}, str(error)))
-
-    @staticmethod
-    def _run_aside(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except EdgeFedError as error:
-            logger.warning("%s", error)
+                logger.warning("%s", error)

@@ -38,7 +38,7 @@ from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
-from coordinator.task import TaskSettings
+from coordinator.task_settings import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings

@@ -1,55 +1,52 @@
-"""One round: selection -> configuration -> reporting -> closing -> closed | abandoned. PURE: no MQTT, no SQL, no clock.
+"""Synchronous rounds: selection -> configuration -> reporting -> closing -> closed | abandoned. PURE.
 
-* **Selection.** Check-ins gather until there are enough; then a uniform sample is invited, each with a ticket, and the
-  others stay in reserve.
-* **Configuration.** Invited devices accept or decline; a decline, or silence past half of the time, is refilled from
-  the reserves. What reports early is taken at once.
+* **Selection.** Check-ins gather until there are enough; then a sample is invited, each with a ticket, and the others
+  stand by.
+* **Configuration.** Invited devices accept or decline; a decline, silence past half of the time, or a device that goes
+  away is made up for from those who stand by. What reports early is taken at once.
 * **Reporting.** Updates are admitted, decoded and journalled elsewhere, and counted here, up to the goal, the deadline,
-  or the moment when nobody is left who could report.
+  or the moment when nobody is left who could report. A device whose last will was published is not waited for once
+  the minimum is there.
 * **Closing.** No new admissions; those under way finish; then ``Close(last_seq)``. A round below its minimum is
   abandoned instead, and the model stays as it is.
-
-Each ticket has one terminal state, frozen at the end: counted, refused, declined, late or missing (rule 13). *Late* is
-a straggler that was still at work (it had offered, or the goal was reached without it); *missing* was never heard of
-again. Everything that must be durable comes out as an action before the action that makes it visible (rule 1).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from coordinator.schedules.schedule import (
+    Abandon,
+    Accepted,
+    Action,
+    Admit,
+    CheckedIn,
+    Close,
+    Declined,
+    Event,
+    HeardOf,
+    Issue,
+    Offered,
+    PhaseChanged,
+    Receipt,
+    Refuse,
+    Tick,
+    TicketChanged,
+    TurnAway,
+    UpdateArrived,
+    UpdateJournalled,
+    UpdateRefused,
+    WentAway,
+)
 from coordinator.schedules.selection import choose, wanted_count
+from coordinator.schedules.tickets import OPEN, Ticket, TicketTable
+from edge_sdk.wire.outcomes import VERDICTS
 
-__all__ = [
-    "Abandon",
-    "Accepted",
-    "Action",
-    "Admit",
-    "CheckedIn",
-    "Close",
-    "Declined",
-    "Event",
-    "Hold",
-    "Issue",
-    "Offered",
-    "PhaseChanged",
-    "Receipt",
-    "Refuse",
-    "Round",
-    "RoundSettings",
-    "Tick",
-    "Ticket",
-    "TicketChanged",
-    "TurnAway",
-    "UpdateArrived",
-    "UpdateJournalled",
-    "UpdateRefused",
-]
+__all__ = ["ABANDONED", "CLOSED", "CLOSING", "CONFIGURATION", "REPORTING", "SELECTION", "Round", "RoundSettings"]
 
 SELECTION: Final = "selection"
 CONFIGURATION: Final = "configuration"
@@ -57,17 +54,7 @@ REPORTING: Final = "reporting"
 CLOSING: Final = "closing"
 CLOSED: Final = "closed"
 ABANDONED: Final = "abandoned"
-
-TERMINAL: Final = ("counted", "refused", "declined", "late", "missing")
-OPEN: Final = ("invited", "accepted", "admitted", "journalled")
-NEXT: Final[dict[str, frozenset[str]]] = {
-    "invited": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "accepted": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "admitted": frozenset({"journalled", "refused", "accepted"}),  # accepted again: it could not be stored just now
-    "journalled": frozenset({"counted", "refused"}),
-    **{verdict: frozenset() for verdict in TERMINAL},
-}
-"""Which state of a ticket may follow which; a verdict is final."""
+NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,164 +82,6 @@ class RoundSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """One device's piece of work in this round; ``state`` is one of ``OPEN`` or ``TERMINAL``."""
-
-    ticket: bytes
-    device: str
-    instance: bytes
-    state: str = "invited"
-    reason: str = ""
-    digest: bytes = b""
-    seq: int | None = None
-    offered: bool = False
-
-
-# --- events ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedIn:
-    """A device that could work; its identity comes from the topic."""
-
-    device: str
-    instance: bytes
-    nonce: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    ticket: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    ticket: bytes
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """The device has an update for this ticket and asks what is stored."""
-
-    ticket: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateArrived:
-    """All bytes of an update are here."""
-
-    ticket: bytes
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateJournalled:
-    """An admitted update was decoded, found good and committed under ``seq``."""
-
-    ticket: bytes
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateRefused:
-    """An admitted update was found bad (``reason`` a short code), or could not be stored."""
-
-    ticket: bytes
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = CheckedIn | Accepted | Declined | Offered | UpdateArrived | UpdateJournalled | UpdateRefused | Tick
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseChanged:
-    phase: str
-
-
-@dataclass(frozen=True, slots=True)
-class Issue:
-    """Commit this ticket, then invite its device in answer to ``nonce``; also the answer to a repeated check-in."""
-
-    ticket: Ticket
-    nonce: bytes
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """The device is in reserve: answer its check-in later."""
-
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class TurnAway:
-    """Answer the check-in: not this time."""
-
-    device: str
-    nonce: bytes
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TicketChanged:
-    """Commit the ticket's new state."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """Decode, validate, journal this update."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The update is in the journal: tell the device."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Tell the device that this update will not be counted; ``outcome`` as in a verdict."""
-
-    ticket: Ticket
-    outcome: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """All that counts is journalled up to ``last_seq``: aggregate it. ``verdicts`` are final."""
-
-    last_seq: int
-    verdicts: dict[bytes, tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """The round ends without a model. ``verdicts`` are final."""
-
-    reason: str
-    verdicts: dict[bytes, tuple[str, str]]
-
-
-Action = PhaseChanged | Issue | Hold | TurnAway | TicketChanged | Admit | Receipt | Refuse | Close | Abandon
-
-
-@dataclass(slots=True)
 class _Candidate:
     device: str
     instance: bytes
@@ -260,13 +89,14 @@ class _Candidate:
 
 
 class Round:
-    """The state machine of one round.
+    """The state machine of one round (:class:`coordinator.schedules.schedule.Schedule`).
 
     Args:
         settings: See :class:`RoundSettings`.
         expected: Check-ins to be expected (known devices times the announced fraction), 0 if nobody knows.
-        rng: StableRandom the cohort.
+        rng: Draws the cohort.
         new_ticket: Makes 16 fresh random bytes.
+        base: SHA-256 of the parameters that this round's tickets train from.
         now: Monotonic time in seconds.
     """
 
@@ -277,24 +107,24 @@ class Round:
         expected: int,
         rng: np.random.Generator,
         new_ticket: Callable[[], bytes],
+        base: bytes,
         now: float,
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
-        self.tickets: dict[bytes, Ticket] = {}
+        self.tickets = TicketTable()
         self._expected = expected
         self._rng = rng
         self._new_ticket = new_ticket
+        self._base = base
         self._candidates: dict[str, _Candidate] = {}
-        self._reserves: list[str] = []
-        self._by_device: dict[str, bytes] = {}
-        self._states: Counter[str] = Counter()
+        self._standby: list[str] = []
         self._refilled = False
         self._goal_reached = False
-        self._last_seq = 0
         self._window_ends = now + settings.window_seconds
         self._deadline = now + settings.selection_seconds_max
-        self._refill_at = float("inf")
+        self._refill_at = NEVER
+        self._paused_at: float | None = None
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             CheckedIn: self._on_checked_in,
             Accepted: self._on_accepted,
@@ -303,6 +133,8 @@ class Round:
             UpdateArrived: self._on_arrived,
             UpdateJournalled: self._on_journalled,
             UpdateRefused: self._on_refused,
+            WentAway: self._on_went_away,
+            HeardOf: self._on_heard_of,
             Tick: self._on_tick,
         }
 
@@ -317,22 +149,22 @@ class Round:
         expected: int,
         rng: np.random.Generator,
         new_ticket: Callable[[], bytes],
+        base: bytes,
         now: float,
     ) -> Round:
         """The round as it was committed before a crash; downtime does not count (rule 11).
 
-        Candidates and reserves are forgotten: they will check in again. An update that was admitted but not journalled
-        was never acknowledged: its device offers it again.
+        Candidates and those who stood by are forgotten: they will check in again. An update that was admitted but not
+        journalled was never acknowledged: its device offers it again. A round that was closing is closed: what it was
+        to count is committed.
         """
-        machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, now=now)
-        machine.phase = phase
+        machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, base=base, now=now)
+        machine.phase = CLOSED if phase == CLOSING else phase
         machine._deadline = now + seconds_remaining
         if phase == CONFIGURATION:
             machine._refill_at = now + seconds_remaining / 2
         for ticket in tickets:
-            machine._put(ticket)
-            machine._by_device[ticket.device] = ticket.ticket
-            machine._last_seq = max(machine._last_seq, ticket.seq or 0)
+            machine.tickets.put(ticket)
         return machine
 
     # --- the interface ---
@@ -343,16 +175,32 @@ class Round:
         return actions + self._progress(now)
 
     def next_deadline(self) -> float | None:
-        """When ``Tick`` is due; None once only the worker is waited for."""
+        """When ``Tick`` is due; None once only the worker is waited for, and while the clock is stopped."""
+        if self._paused_at is not None:
+            return None
         if self.phase == SELECTION:
             return min(self._deadline, self._window_ends) if self._has_enough() else self._deadline
         if self.phase == CONFIGURATION:
             return min(self._deadline, self._refill_at)
         return self._deadline if self.phase == REPORTING else None
 
+    def pause(self, now: float) -> None:
+        """Stops the clock of the phase."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        """Lets the clock of the phase go on: every deadline is later by as long as it stood still."""
+        if self._paused_at is None:
+            return
+        stood_still, self._paused_at = now - self._paused_at, None
+        self._window_ends += stood_still
+        self._deadline += stood_still
+        self._refill_at += stood_still
+
     def seconds_remaining(self, now: float) -> float:
-        """Seconds left in the phase, at least 0; what is persisted with every commit."""
-        return max(0.0, self._deadline - now)
+        """Seconds left in the phase, at least 0."""
+        return max(0.0, self._deadline - (now if self._paused_at is None else self._paused_at))
 
     def report_seconds(self, now: float) -> float:
         """Seconds left for an update to arrive, seen from ``now``."""
@@ -360,151 +208,171 @@ class Round:
             return self.seconds_remaining(now) + self.settings.reporting_seconds_max
         return self.seconds_remaining(now)
 
+    @property
+    def asks_for_devices(self) -> bool:
+        """True in selection."""
+        return self.phase == SELECTION
+
+    @property
+    def takes_updates(self) -> bool:
+        """True until the round closes."""
+        return self.phase in (CONFIGURATION, REPORTING)
+
     def counts(self) -> dict[str, int]:
-        """Candidates, tickets, and how many tickets stand in each state; terminal ones partition the invited."""
+        """Candidates, tickets, and how many tickets stand in each state."""
         return {
             "candidates": len(self._candidates),
             "tickets": len(self.tickets),
-            **{state: self._states[state] for state in (*OPEN, *TERMINAL)},
+            **{state: self.tickets.count(state) for state in (*OPEN, *VERDICTS)},
         }
-
-    def ticket_of(self, device: str) -> Ticket | None:
-        """The device's ticket in this round."""
-        ticket = self._by_device.get(device)
-        return self.tickets[ticket] if ticket is not None else None
 
     # --- selection ---
 
     def _on_checked_in(self, event: CheckedIn, now: float) -> list[Action]:
-        held = self.ticket_of(event.device)
+        held = self.tickets.of(event.device)
         if held is not None:
             return self._answer_holder(held, event)
-        if self.phase == SELECTION or (self.phase == CONFIGURATION and event.device in self._reserves):
+        if self.phase == SELECTION:
             self._candidates[event.device] = _Candidate(event.device, event.instance, event.nonce)
-            return [Hold(event.device)]
+            return []
         if self.phase == CONFIGURATION:
-            # Whoever comes between selection and reporting is a reserve too.
+            # Whoever comes between selection and reporting stands by too.
+            if event.device not in self._standby:
+                self._standby.append(event.device)
             self._candidates[event.device] = _Candidate(event.device, event.instance, event.nonce)
-            self._reserves.append(event.device)
-            return [Hold(event.device), *self._refill(now)]
+            return self._refill()
         return [TurnAway(event.device, event.nonce, "round_full")]
 
     def _answer_holder(self, held: Ticket, event: CheckedIn) -> list[Action]:
         """A repeated check-in is answered idempotently: with the same ticket (rule 2)."""
         if held.instance != event.instance:
             return [TurnAway(event.device, event.nonce, "other_instance")]
-        if held.state in ("invited", "accepted") and self.phase in (CONFIGURATION, REPORTING):
+        held = self.tickets.mark(held, away=False)
+        if held.state in ("invited", "accepted") and self.takes_updates:
             return [Issue(held, event.nonce, again=True)]
         return [TurnAway(event.device, event.nonce, "reported")]
 
     def _has_enough(self) -> bool:
-        return len(self._candidates) >= self._enough()
-
-    def _enough(self) -> int:
         s = self.settings
-        return min(wanted_count(s.goal_count, s.over_selection), max(s.goal_count, self._expected))
+        enough = min(wanted_count(s.goal_count, s.over_selection), max(s.goal_count, self._expected))
+        return len(self._candidates) >= enough
 
     def _select(self, now: float) -> list[Action]:
         s = self.settings
-        chosen, self._reserves = choose(list(self._candidates), wanted_count(s.goal_count, s.over_selection), self._rng)
+        wanted = wanted_count(s.goal_count, s.over_selection)
+        chosen, self._standby = choose(list(self._candidates), wanted, self._rng)
         self.phase = CONFIGURATION
         self._deadline = now + s.configuration_seconds_max
         self._refill_at = now + s.configuration_seconds_max / 2
-        return [PhaseChanged(CONFIGURATION), *(self._issue(device) for device in chosen)]
+        return [PhaseChanged(CONFIGURATION, announce=True), *(self._issue(device) for device in chosen)]
 
     def _issue(self, device: str) -> Action:
         candidate = self._candidates[device]
-        ticket = Ticket(self._new_ticket(), device, candidate.instance)
-        self._put(ticket)
-        self._by_device[device] = ticket.ticket
+        ticket = Ticket(self._new_ticket(), device, candidate.instance, self._base)
+        self.tickets.put(ticket)
         return Issue(ticket, candidate.nonce)
 
     # --- configuration ---
 
     def _on_accepted(self, event: Accepted, now: float) -> list[Action]:
-        ticket = self.tickets.get(event.ticket)
+        ticket = self._present(event.ticket)
         if ticket is None or ticket.state != "invited":
             return []
-        return [self._change(ticket, state="accepted")]
+        return [TicketChanged(self.tickets.change(ticket, state="accepted"))]
 
     def _on_declined(self, event: Declined, now: float) -> list[Action]:
-        ticket = self.tickets.get(event.ticket)
+        ticket = self._present(event.ticket)
         if ticket is None or ticket.state not in ("invited", "accepted"):
             return []
-        return [self._change(ticket, state="declined", reason=event.reason), *self._refill(now)]
+        declined = self.tickets.change(ticket, state="declined", reason=event.reason)
+        return [TicketChanged(declined), *self._refill()]
 
-    def _refill(self, now: float) -> list[Action]:
-        """Invites reserves for those who declined, were refused or (after half of the time) kept silent."""
+    def _on_went_away(self, event: WentAway, now: float) -> list[Action]:
+        ticket = self.tickets.of(event.device)
+        if ticket is not None and ticket.state in ("invited", "accepted"):
+            self.tickets.mark(ticket, away=True)
+            return self._refill()
+        if ticket is None and event.device in self._candidates:
+            # It cannot hear an invite; it will check in again when it is back.
+            del self._candidates[event.device]
+            self._standby = [device for device in self._standby if device != event.device]
+        return []
+
+    def _on_heard_of(self, event: HeardOf, now: float) -> list[Action]:
+        self._present(event.ticket)
+        return []
+
+    def _present(self, ticket: bytes) -> Ticket | None:
+        """The ticket, whose device has just been heard of."""
+        held = self.tickets.get(ticket)
+        return self.tickets.mark(held, away=False) if held is not None and held.away else held
+
+    def _refill(self) -> list[Action]:
+        """Invites those who stand by for those who declined, were refused, went away or (in time) kept silent."""
         if self.phase != CONFIGURATION:
             return []
-        counted_on = self._states["accepted"] + self._states["admitted"] + self._states["journalled"]
+        counted_on = self.tickets.count("accepted", here=True) + self.tickets.count("admitted", "journalled")
         if not self._refilled:
-            counted_on += self._states["invited"]
+            counted_on += self.tickets.count("invited", here=True)
         s = self.settings
         short = wanted_count(s.goal_count, s.over_selection) - counted_on
         actions: list[Action] = []
-        while short > 0 and self._reserves:
-            actions.append(self._issue(self._reserves.pop(0)))
+        while short > 0 and self._standby:
+            actions.append(self._issue(self._standby.pop(0)))
             short -= 1
         return actions
 
-    def _release_reserves(self, reason: str) -> list[Action]:
-        reserves, self._reserves = self._reserves, []
-        return [TurnAway(device, self._candidates[device].nonce, reason) for device in reserves]
+    def _release_standby(self, reason: str) -> list[Action]:
+        standby, self._standby = self._standby, []
+        return [TurnAway(device, self._candidates[device].nonce, reason) for device in standby]
 
     # --- reporting ---
 
     def _on_offered(self, event: Offered, now: float) -> list[Action]:
-        ticket = self.tickets.get(event.ticket)
+        ticket = self._present(event.ticket)
         if ticket is None or ticket.state not in ("invited", "accepted"):
             return []
-        if self.phase not in (CONFIGURATION, REPORTING):
+        if not self.takes_updates:
             # Whether it has offered before or not: what it is told now must stand in the books.
-            return [self._change(ticket, state="late", reason="closed", offered=True)]
+            return [TicketChanged(self.tickets.change(ticket, state="late", reason="closed", offered=True))]
         if ticket.offered:
             return []
         if ticket.state == "accepted":
-            self._put(replace(ticket, offered=True))
+            self.tickets.change(ticket, offered=True)
             return []  # nothing that would have to be durable
         # An offer says "accepted" too: the acceptance may have been lost.
-        return [self._change(ticket, state="accepted", offered=True)]
+        return [TicketChanged(self.tickets.change(ticket, state="accepted", offered=True))]
 
     def _on_arrived(self, event: UpdateArrived, now: float) -> list[Action]:
-        ticket = self.tickets.get(event.ticket)
-        if ticket is None:
-            return []
-        if ticket.state == "admitted":
+        ticket = self._present(event.ticket)
+        if ticket is None or ticket.state == "admitted":
             return []
         if ticket.state == "journalled":
-            if ticket.digest == event.digest:
-                return [Receipt(ticket)]
-            return [Refuse(ticket, "refused", "spent")]
-        if ticket.state in TERMINAL:
+            return [Receipt(ticket)] if ticket.digest == event.digest else [Refuse(ticket, "refused", "spent")]
+        if ticket.state in VERDICTS:
             return [Refuse(ticket, ticket.state, ticket.reason)]
-        if self.phase not in (CONFIGURATION, REPORTING):
-            return [self._change(ticket, state="late", reason="closed"), Refuse(ticket, "late", "closed")]
+        if not self.takes_updates:
+            late = self.tickets.change(ticket, state="late", reason="closed")
+            return [TicketChanged(late), Refuse(ticket, "late", "closed")]
         # Not durable before it is journalled, and not visible either: no TicketChanged.
-        admitted = replace(ticket, state="admitted", digest=event.digest, offered=True)
-        self._put(admitted)
-        return [Admit(admitted)]
+        return [Admit(self.tickets.change(ticket, state="admitted", digest=event.digest, offered=True))]
 
     def _on_journalled(self, event: UpdateJournalled, now: float) -> list[Action]:
-        ticket = replace(self.tickets[event.ticket], state="journalled", seq=event.seq)
-        self._put(ticket)
-        self._last_seq = max(self._last_seq, event.seq)
-        return [Receipt(ticket)]
+        return [Receipt(self.tickets.change(self.tickets[event.ticket], state="journalled", seq=event.seq))]
 
     def _on_refused(self, event: UpdateRefused, now: float) -> list[Action]:
         ticket = self.tickets[event.ticket]
         if event.reason == "busy":  # retryable: the ticket is not spent
-            self._put(replace(ticket, state="accepted"))
+            self.tickets.change(ticket, state="accepted")
             return [Refuse(ticket, "busy", "busy")]
-        changed = self._change(ticket, state="refused", reason=event.reason)
-        return [changed, Refuse(self.tickets[event.ticket], "refused", event.reason), *self._refill(now)]
+        refused = self.tickets.change(ticket, state="refused", reason=event.reason)
+        return [TicketChanged(refused), Refuse(refused, "refused", event.reason), *self._refill()]
 
     # --- time and progress ---
 
     def _on_tick(self, event: Tick, now: float) -> list[Action]:
+        if self._paused_at is not None:
+            return []
         if self.phase == SELECTION and now >= self._deadline:
             if len(self._candidates) >= self.settings.minimum_count:
                 return self._select(now)
@@ -513,87 +381,73 @@ class Round:
             )
         if self.phase == CONFIGURATION and now >= self._refill_at and not self._refilled:
             self._refilled = True
-            self._refill_at = float("inf")
-            return self._refill(now)
+            self._refill_at = NEVER
+            return self._refill()
         if self.phase == CONFIGURATION and now >= self._deadline:
             return self._start_reporting(now)
         if self.phase == REPORTING and now >= self._deadline:
-            return self._end(now)
+            return self._end()
         return []
 
     def _progress(self, now: float) -> list[Action]:
         """What follows from the counts alone, after any event."""
         if self.phase == SELECTION and self._has_enough():
             everybody = 0 < self._expected <= len(self._candidates)
-            if now >= self._window_ends or everybody:
-                return self._select(now)
-            return []
+            window_over = self._paused_at is None and now >= self._window_ends
+            return self._select(now) if window_over or everybody else []
         actions: list[Action] = []
-        if self.phase == CONFIGURATION and not self._states["invited"]:
+        if self.phase == CONFIGURATION and not self.tickets.count("invited"):
             actions += self._start_reporting(now)
-        if self.phase in (CONFIGURATION, REPORTING):
-            if self._states["journalled"] >= self.settings.goal_count:
+        if self.takes_updates:
+            if self.tickets.count("journalled") >= self.settings.goal_count:
                 self._goal_reached = True
-                actions += self._end(now)
-            elif not self._outstanding():
-                actions += self._end(now)
-        elif self.phase == CLOSING and not self._states["admitted"]:
+                actions += self._end()
+            elif not self._waited_for():
+                actions += self._end()
+        elif self.phase == CLOSING and not self.tickets.count("admitted"):
             actions += self._close()
         return actions
 
-    def _outstanding(self) -> int:
-        return self._states["invited"] + self._states["accepted"] + self._states["admitted"] + len(self._reserves)
+    def _waited_for(self) -> int:
+        """How many may still report; those who went away are waited for only while the round needs them."""
+        open_states, standby = ("invited", "accepted", "admitted"), len(self._standby)
+        if self.tickets.count("journalled") >= self.settings.minimum_count:
+            return self.tickets.count(*open_states, here=True) + standby
+        return self.tickets.count(*open_states) + standby
 
     def _start_reporting(self, now: float) -> list[Action]:
         self.phase = REPORTING
         self._deadline = now + self.settings.reporting_seconds_max
-        return [PhaseChanged(REPORTING), *self._release_reserves("not_needed")]
+        return [PhaseChanged(REPORTING), *self._release_standby("not_needed")]
 
-    def _end(self, now: float) -> list[Action]:
+    def _end(self) -> list[Action]:
         """No more admissions; close once those under way are through, or abandon if it cannot be enough."""
-        actions = self._release_reserves("not_needed")
+        actions = self._release_standby("not_needed")
         self.phase = CLOSING
-        return actions + ([] if self._states["admitted"] else self._close())
+        return actions + ([] if self.tickets.count("admitted") else self._close())
 
     def _close(self) -> list[Action]:
-        if self._states["journalled"] < self.settings.minimum_count:
-            return self._abandon(f"{self._states['journalled']} updates, at least {self.settings.minimum_count} needed")
+        journalled = self.tickets.count("journalled")
+        if journalled < self.settings.minimum_count:
+            return self._abandon(f"{journalled} updates, at least {self.settings.minimum_count} needed")
         self._freeze(journalled="counted", reason="")
         self.phase = CLOSED
-        return [PhaseChanged(CLOSED), Close(self._last_seq, self._verdicts())]
+        return [PhaseChanged(CLOSED), Close(self.tickets.last_seq, self.tickets.verdicts())]
 
     def _abandon(self, reason: str) -> list[Action]:
         actions: list[Action] = [
-            TurnAway(c.device, c.nonce, "abandoned") for d, c in self._candidates.items() if d not in self._by_device
+            TurnAway(c.device, c.nonce, "abandoned") for c in self._candidates.values() if not self.tickets.of(c.device)
         ]
-        self._reserves.clear()
+        self._standby.clear()
         self._freeze(journalled="refused", reason="abandoned")
         self.phase = ABANDONED
-        return [*actions, PhaseChanged(ABANDONED), Abandon(reason, self._verdicts())]
+        return [*actions, PhaseChanged(ABANDONED), Abandon(reason, self.tickets.verdicts())]
 
     def _freeze(self, journalled: str, reason: str) -> None:
-        for ticket in list(self.tickets.values()):
+        for ticket in self.tickets:
             if ticket.state == "journalled":
-                self._put(replace(ticket, state=journalled, reason=reason))
+                self.tickets.change(ticket, state=journalled, reason=reason)
             elif ticket.state in ("invited", "accepted"):
                 at_work = ticket.offered or (ticket.state == "accepted" and self._goal_reached)
-                self._put(replace(ticket, state="late" if at_work else "missing"))
-
-    def _verdicts(self) -> dict[bytes, tuple[str, str]]:
-        verdicts = {t.ticket: (t.state, t.reason) for t in self.tickets.values()}
-        assert all(state in TERMINAL for state, _ in verdicts.values()), "verdicts partition the tickets"
-        return verdicts
-
-    def _change(self, ticket: Ticket, **changes: Any) -> TicketChanged:
-        changed = replace(ticket, **changes)
-        self._put(changed)
-        return TicketChanged(changed)
-
-    def _put(self, ticket: Ticket) -> None:
-        before = self.tickets.get(ticket.ticket)
-        if before is not None:
-            if ticket.state not in NEXT[before.state]:
-                raise RuntimeError(f"round: no way for a ticket from {before.state} to {ticket.state}")
-            self._states[before.state] -= 1
-        self._states[ticket.state] += 1
-        self.tickets[ticket.ticket] = ticket
+                state = "late" if at_work and not ticket.away else "missing"
+                self.tickets.change(ticket, state=state, reason="went_offline" if ticket.away else "")

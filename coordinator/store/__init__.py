@@ -10,7 +10,6 @@ from coordinator.store.opening import backup_path
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import (
     ENDED_PHASES,
-    PHASES,
     VERDICTS,
     Checkpoint,
     ChunkRefused,
@@ -27,7 +26,6 @@ from coordinator.store.store import Store
 
 __all__ = [
     "ENDED_PHASES",
-    "PHASES",
     "VERDICTS",
     "Checkpoint",
     "ChunkRefused",

@@ -20,8 +20,8 @@ _USED: Final = (
     "SELECT program FROM checkpoints",
     "SELECT published FROM checkpoints",
     "SELECT digest FROM model_deltas",
-    "SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
-    "SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
+    "SELECT base FROM rounds WHERE NOT ended",
+    "SELECT program FROM rounds WHERE NOT ended",
 )
 """Where a blob may be named that is still of use."""
 

@@ -131,9 +131,8 @@ class StoreReader:
         """All devices that ever checked in, by name."""
         return self._devices.all()
 
-    def population(self, task: str, seen_within_seconds: float) -> int:
-        """How many devices checked in lately (any of them may be asked for any task of the federation)."""
-        del task
+    def population(self, seen_within_seconds: float) -> int:
+        """How many devices checked in within so many seconds."""
         return self._devices.population(seen_within_seconds)
 
     def counters(self) -> dict[str, int]:

@@ -9,14 +9,13 @@ A ticket's life (the last five states are verdicts; a verdict is final):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from edge_sdk.errors import ProtocolError
 
 __all__ = [
     "ENDED_PHASES",
-    "PHASES",
     "VERDICTS",
     "Checkpoint",
     "ChunkRefused",
@@ -31,8 +30,9 @@ __all__ = [
     "may_follow",
 ]
 
-PHASES: Final = ("selection", "configuration", "reporting", "closing", "closed", "abandoned")
 ENDED_PHASES: Final = frozenset({"closed", "abandoned"})
+"""How a round can end. The phases before are words of its schedule, which the database keeps as they are."""
+
 VERDICTS: Final = ("counted", "refused", "declined", "late", "missing")
 
 Verdict = tuple[str, str]
@@ -59,7 +59,7 @@ class RoundRecord:
         task: The task's name.
         number: The round's number, from 1.
         attempt: Which attempt at this number, from 0; an abandoned round is tried again under the same number.
-        phase: One of ``PHASES``.
+        phase: A word of the schedule, or one of ``ENDED_PHASES``.
         seconds_remaining: Seconds left in the phase when it was saved (downtime does not count).
         base: SHA-256 of the parameters that the round starts from.
         program: SHA-256 of the program.
@@ -83,6 +83,17 @@ class RoundRecord:
     started_at: float | None = None
     ended_at: float | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was committed."""
+        return self.phase == "closed"
+
+    def abandoned(self, reason: str, summary: dict[str, Any], ended_at: float) -> RoundRecord:
+        """The record of its end without a model."""
+        return replace(
+            self, phase="abandoned", reason=reason, seconds_remaining=0.0, summary=summary, ended_at=ended_at
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TicketRecord:
@@ -95,6 +106,7 @@ class TicketRecord:
         attempt: The round's attempt.
         device: The device's name (its segment of the topic).
         instance: 16 bytes made with the device's state directory.
+        base: SHA-256 of the parameters that the device was asked to train from.
         state: ``invited``, ``accepted``, ``journalled`` or one of ``VERDICTS``.
         reason: A short code behind the state, or empty.
         digest: SHA-256 of the update's frame, once one was journalled or judged.
@@ -107,6 +119,7 @@ class TicketRecord:
     attempt: int
     device: str
     instance: bytes
+    base: bytes = b""
     state: str = "invited"
     reason: str = ""
     digest: bytes | None = None

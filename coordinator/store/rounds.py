@@ -13,7 +13,6 @@ from coordinator.store.journal import Journal, JournalEntry
 from coordinator.store.partials import Partials
 from coordinator.store.records import (
     ENDED_PHASES,
-    PHASES,
     VERDICTS,
     RoundRecord,
     TicketRecord,
@@ -31,7 +30,7 @@ _ROUND: Final = (
     "task, number, attempt, phase, seconds_remaining, base, program, last_seq, reason, summary, started_at, ended_at"
 )
 _TICKET: Final = (
-    "SELECT t.ticket, r.task, r.number, r.attempt, t.device, t.instance, t.state, t.reason, t.digest, t.seq "
+    "SELECT t.ticket, r.task, r.number, r.attempt, t.device, t.instance, t.base, t.state, t.reason, t.digest, t.seq "
     "FROM tickets t JOIN rounds r ON r.id = t.round"
 )
 
@@ -45,7 +44,7 @@ class Rounds:
 
     def open_round(self, task: str) -> RoundRecord | None:
         row = self._database.row(
-            f"SELECT {_ROUND} FROM rounds WHERE task = ? AND phase NOT IN ('closed', 'abandoned')", (task,)
+            f"SELECT {_ROUND} FROM rounds WHERE task = ? AND NOT ended", (task,)
         )
         return None if row is None else _round_record(row)
 
@@ -77,8 +76,8 @@ class Rounds:
     @staticmethod
     def _record(row: Sequence[Any], entries: Mapping[bytes, JournalEntry]) -> TicketRecord:
         entry = entries.get(row[0])
-        if entry is not None and row[6] not in VERDICTS:
-            row = (*row[:6], "journalled", row[7], entry.digest, entry.seq)
+        if entry is not None and row[7] not in VERDICTS:
+            row = (*row[:7], "journalled", row[8], entry.digest, entry.seq)
         return TicketRecord(*row)
 
 
@@ -95,8 +94,6 @@ class RoundWriter(Rounds):
 
     def save(self, record: RoundRecord) -> bool:
         """Insert or replace a round; returns whether it is a new one."""
-        if record.phase not in PHASES:
-            raise StateError(f"round {record.number}: phase {record.phase!r} is none of {', '.join(PHASES)}")
         with self._database.transaction():
             before = self._database.row(
                 "SELECT phase, started_at FROM rounds WHERE task = ? AND number = ? AND attempt = ?",
@@ -152,7 +149,7 @@ class RoundWriter(Rounds):
                     raise StateError(f"ticket {record.ticket.hex()}: a new one cannot be {record.state!r}")
             self._database.write_many(
                 "INSERT INTO tickets (ticket, round, device, instance, state, reason) VALUES (?, ?, ?, ?, ?, ?)",
-                [(t.ticket, ids[t.task, t.round, t.attempt], t.device, t.instance, t.state, t.reason) for t in records],
+                [(t.ticket, ids[t.task, t.round, t.attempt], t.device, t.instance, t.base, t.state, t.reason) for t in records],
             )
 
     def set_ticket(self, ticket: bytes, state: str, reason: str, digest: bytes | None, seq: int | None) -> None:

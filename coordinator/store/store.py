@@ -114,12 +114,17 @@ class Store(StoreReader):
         """
         return self._database.transaction()
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something is written that is not committed yet."""
+        return self._database.connection.in_transaction
+
     # -- lineage and incarnation -------------------------------------------------------------------------------------
 
     def new_lineage(self) -> bytes:
         """Begin a new lineage (the database was restored): open rounds are abandoned, their tickets end "restored"."""
         with self.transaction():
-            open_tasks = self._database.rows("SELECT task FROM rounds WHERE phase NOT IN ('closed', 'abandoned')")
+            open_tasks = self._database.rows("SELECT task FROM rounds WHERE NOT ended")
             for (task,) in open_tasks:
                 self._abandon_restored(task)
             return self._lineage.renew()

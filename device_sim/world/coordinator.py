@@ -1,23 +1,16 @@
-"""The coordinator in virtual time: the very core, store and worker code that ship, without threads and sockets."""
+"""The coordinator in virtual time: the very shell, core, store and worker code that ship, without threads and sockets."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from coordinator.core import Coordinator
 from coordinator.evaluation import Evaluator
 from coordinator.events import (
-    BULK,
-    CONTROL,
-    Acknowledge,
-    Arrived,
-    BrokerDown,
-    BrokerUp,
     CloseJob,
     Effect,
     Evaluated,
@@ -26,33 +19,35 @@ from coordinator.events import (
     Ingested,
     IngestItem,
     Publish,
-    Published,
     RoundCommitted,
     StartJob,
-    Subscribe,
-    Tick,
 )
 from coordinator.ingest import Ingest
+from coordinator.router import Coordinator
+from coordinator.shell import Shell
 from coordinator.store import Store
+from coordinator.workers import TaskWorker
 from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
 from device_sim.world.memory_transport import InMemoryTransport
-from device_sim.world.world import World
-from edge_sdk.mqtt import Connected, Delivery, Disconnected, TransportEvent, Will
-from edge_sdk.mqtt import Published as TransportPublished
-from edge_sdk.wire.messages import ComeBack, Invite, Verdict, decode_message
+from edge_sdk.mqtt import Transport, TransportEvent, Will
+from edge_sdk.wire.envelope import decode_message
+from edge_sdk.wire.messages import ComeBack, Invite, Verdict
 from edge_sdk.wire.topics import Topics
+
+if TYPE_CHECKING:
+    from device_sim.world.world import World
 
 __all__ = ["SimCoordinator"]
 
 logger = logging.getLogger(__name__)
 
 REBOOT_SECONDS: Final = 15.0
-RECONNECT_SECONDS: Final = 2.0
 JOB_SECONDS: Final = 0.01
 TURN_SECONDS: Final = 0.02
 """What comes within this time may be handled in one turn, as the service does."""
 BATCH_MAX: Final = 64
+QUEUED_MAX: Final = 512
 SPOKEN: Final = (Verdict.kind, Invite.kind, ComeBack.kind)
 
 
@@ -69,35 +64,33 @@ class SimCoordinator:
     def __init__(self, world: World, store: Store, ingest: Callable[[], Ingest], evaluator: Evaluator | None) -> None:
         self.world = world
         self.store = store
-        self.core: Coordinator | None = None
         self.life = 0
         self.metrics: dict[str, float] = {}
+        self._shell: Shell | None = None
         self._to_prefix = f"{Topics(world.scenario.federation).root}/to/"
         self._make_ingest = ingest
         self._evaluator = evaluator
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, 2])))
-        self._transports: dict[str, InMemoryTransport] = {}
-        self._inbox: list[Event] = []
+        self._transports: list[InMemoryTransport] = []
         self._turn_due = False
         self._jobs: deque[StartJob | IngestItem | CloseJob] = deque()
         self._job_due = False
         self._timer: Handle | None = None
-        self._ingest: Ingest
+        self._work: TaskWorker
 
     # --- power ---
 
     def boot(self) -> None:
         """Starts from what is in the database."""
         self.life += 1
-        life, world = self.life, self.world
-        self._inbox.clear()
+        world = self.world
         self._turn_due = False
         self._jobs.clear()
         self._job_due = False
-        self._ingest = self._make_ingest()
+        self._work = TaskWorker(self._make_ingest(), self._evaluator, self.store.get_blob)
         try:
-            self.core = Coordinator(
-                world.task,
+            core = Coordinator(
+                [world.task],
                 self.store,
                 self,
                 new_id=self._rng.bytes,
@@ -105,106 +98,74 @@ class SimCoordinator:
                 wall=lambda: world.clock.now,
                 incarnation=self.store.next_incarnation(),
             )
-            self._turn(lambda core: core.start(world.clock.now))
+            self._shell = Shell(
+                core,
+                self.store,
+                self._connect,
+                clock=lambda: world.clock.now,
+                rng=self._rng,
+                on_effect=self._on_effect,
+                reach=self.reach,
+            )
+            self._shell.start()
         except Crashed:
             self.crash()
             return
-        if self.life != life:
-            return
-        for channel in (CONTROL, BULK):
-            will = Will(*self.core.will()) if channel == CONTROL else None
-            self._transports[channel] = world.broker.transport(
-                f"coordinator-{channel}",
-                lambda event, channel=channel: self._on_transport(channel, event, life),  # type: ignore[misc]
-                will=will,
-                manual_ack=True,
-            )
-            self._transports[channel].connect()
+        self._take_turn(self.life)
 
     def crash(self) -> None:
         """The power fails: what is not committed is gone."""
         self.life += 1
-        self.core = None
+        self._shell = None
         if self._timer is not None:
             self.world.clock.cancel(self._timer)
             self._timer = None
-        for transport in self._transports.values():
+        for transport in self._transports:
             transport.vanish()
         self._transports.clear()
         self.world.crashes += 1
         self.world.clock.call_later(REBOOT_SECONDS * (0.5 + float(self._rng.random())), self.boot)
 
     def reach(self, point: str) -> None:
+        """A place where the power may fail."""
         self.world.points.reach("coordinator", "coordinator", point)
+
+    def _connect(self, channel: str, on_event: Callable[[TransportEvent], None], will: Will | None) -> Transport:
+        life = self.life
+
+        def take(event: TransportEvent) -> None:
+            if life == self.life:
+                on_event(event)
+                self._turn_soon()
+
+        transport = self.world.broker.transport(f"coordinator-{channel}", take, will=will, manual_ack=True)
+        self._transports.append(transport)
+        return transport
 
     # --- turns ---
 
-    def _handle(self, event: Event) -> None:
+    def _turn_soon(self) -> None:
         """Events wait for the next turn, which takes all that have come by then."""
-        self._inbox.append(event)
         if not self._turn_due:
             self._turn_due = True
-            self.world.clock.call_later(TURN_SECONDS * float(self._rng.random()), self._take_inbox, self.life)
+            self.world.clock.call_later(TURN_SECONDS * float(self._rng.random()), self._take_turn, self.life)
 
-    def _take_inbox(self, life: int) -> None:
-        if life != self.life:
+    def _take_turn(self, life: int) -> None:
+        if life != self.life or self._shell is None:
             return
         self._turn_due = False
-        events, self._inbox = self._inbox, []
-
-        def act(core: Coordinator) -> None:
-            for event in events:
-                core.handle(event, self.world.clock.now)
-
         try:
-            self._turn(act)
+            self._shell.turn()
         except Crashed:
             self.crash()
-
-    def _turn(self, act: Callable[[Coordinator], None]) -> None:
-        core, now = self.core, self.world.clock.now
-        if core is None:
             return
-        with self.store.transaction():
-            act(core)
-            core.end_turn(now)
-            self.reach("before commit")
-        self.reach("after commit")
-        for effect in core.take_effects():
-            self._perform(effect)
-            self.reach(f"after {type(effect).__name__}")
+        if self._shell.waiting:
+            self._turn_soon()
         self._reschedule()
-
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case Publish(channel, topic, payload, retain, expiry_seconds, token):
-                self._hear(topic, payload)
-                if channel in self._transports:
-                    self._transports[channel].publish(
-                        topic, payload, qos=1, retain=retain, expiry_seconds=expiry_seconds, token=token
-                    )
-            case Acknowledge(channel, delivery):
-                if channel in self._transports:
-                    self._transports[channel].acknowledge(delivery)
-            case Subscribe(channel, filters):
-                self._transports[channel].subscribe(filters)
-            case Finished(reason):
-                self.world.finished = reason
-
-    def _hear(self, topic: str, payload: bytes) -> None:
-        """The auditor compares what is said to a device with what is committed at this moment (rule 1)."""
-        device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
-        if topic.startswith(self._to_prefix) and kind in SPOKEN:
-            federation = self.world.scenario.federation
-            _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
-            for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
-                self.world.auditor.on_told(device, verdict, self.store.ticket(verdict.ticket))
-            if isinstance(message, Invite):
-                self.world.auditor.on_invited(device, message, self.store.ticket(message.ticket))
 
     def _reschedule(self) -> None:
         clock = self.world.clock
-        due = self.core.next_deadline() if self.core is not None else None
+        due = self._shell.next_deadline() if self._shell is not None else None
         if self._timer is not None:
             if self._timer.pending and due is not None and self._timer.time <= due:
                 return
@@ -215,28 +176,25 @@ class SimCoordinator:
 
     def _tick(self) -> None:
         self._timer = None
-        self._handle(Tick())  # its turn sets the next timer
+        self._turn_soon()  # the turn sets the next timer
 
-    def _on_transport(self, channel: str, event: TransportEvent, life: int) -> None:
-        if life != self.life:
-            return
-        match event:
-            case Delivery(topic, payload):
-                self._handle(Arrived(channel, topic, payload, event))
-            case TransportPublished(token):
-                if token:
-                    self._handle(Published(channel, token))
-            case Connected(_, packet_bytes_max, _):
-                self._handle(BrokerUp(channel, packet_bytes_max))
-            case Disconnected():
-                self._handle(BrokerDown(channel))
-                if life == self.life:
-                    seconds = RECONNECT_SECONDS * (0.5 + float(self._rng.random()))
-                    self.world.clock.call_later(seconds, self._reconnect, channel, life)
+    def _on_effect(self, effect: Effect) -> None:
+        if isinstance(effect, Publish):
+            self._hear(effect.topic, effect.payload)
+        elif isinstance(effect, Finished):
+            self.world.finished = effect.reason
 
-    def _reconnect(self, channel: str, life: int) -> None:
-        if life == self.life:
-            self._transports[channel].connect()
+    def _hear(self, topic: str, payload: bytes) -> None:
+        """The auditor compares what is said with what is committed at this moment (rule 1)."""
+        self.world.auditor.on_said(self.store.in_transaction, topic)
+        device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
+        if topic.startswith(self._to_prefix) and kind in SPOKEN:
+            federation = self.world.scenario.federation
+            _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
+            for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
+                self.world.auditor.on_told(device, verdict, self.store.ticket(verdict.ticket))
+            if isinstance(message, Invite):
+                self.world.auditor.on_invited(device, message, self.store.ticket(message.ticket))
 
     # --- workers: the same jobs, inline at a drawn time ---
 
@@ -250,16 +208,21 @@ class SimCoordinator:
         self._queue(job)
 
     def busy(self) -> bool:
-        return len(self._jobs) > 512
+        return len(self._jobs) > QUEUED_MAX
 
-    def evaluate(self, number: int, blob: bytes) -> None:
-        metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
-        self.metrics = metrics
-        self.world.clock.call_later(self._draw(), self._evaluated, number, metrics, self.life)
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        event = self._work.evaluate(task, number, parameters)
+        self.metrics = event.metrics
+        self.world.clock.call_later(self._draw(), self._evaluated, event, self.life)
 
-    def _evaluated(self, number: int, metrics: dict[str, float], life: int) -> None:
+    def _evaluated(self, event: Evaluated, life: int) -> None:
         if life == self.life:
-            self._handle(Evaluated(number, metrics))
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if self._shell is not None:
+            self._shell.post(event)
+            self._turn_soon()
 
     def _queue(self, job: StartJob | IngestItem | CloseJob) -> None:
         self._jobs.append(job)
@@ -288,7 +251,7 @@ class SimCoordinator:
     def _run_next(self) -> Event | None:
         job = self._jobs.popleft()
         if isinstance(job, StartJob):
-            self._ingest.start(job)
+            self._work.ingest.start(job)
             return None
         if isinstance(job, CloseJob):
             return self._commit(job)
@@ -298,18 +261,19 @@ class SimCoordinator:
             assert isinstance(following, IngestItem)
             batch.append(following)
         self.reach("before journal")
-        results = self._ingest.process(batch)
+        results = self._work.ingest.process(batch)
         self.reach("after journal")
-        return Ingested(results)
+        return Ingested(job.task, results)
 
     def _commit(self, job: CloseJob) -> RoundCommitted:
         record = job.record
         rows = self.store.journalled(record.task, record.number, record.attempt, job.last_seq)
         journalled = [(ticket, self.world.digest_of(payload)) for _, ticket, _, payload in rows]
         self.reach("before round commit")
-        result = self._ingest.close(job)
+        result = self._work.ingest.close(job)
         deltas = self.store.deltas(record.task)
-        model_delta = self.store.get_blob(deltas[-1].digest) if deltas and result.published else None
-        self.world.auditor.on_committed(job, journalled, result, model_delta)
+        compressed = not result.error and result.published != result.parameters
+        model_delta = self.store.get_blob(deltas[-1].digest) if deltas and compressed else None
+        self.world.auditor.on_committed(job, journalled, result, model_delta, self.store)
         self.reach("after round commit")
         return result

@@ -12,7 +12,7 @@ from coordinator.ingest import pack_state
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
-from coordinator.task import TaskSettings
+from coordinator.task_settings import TaskSettings
 from device_sim.auditors.rounds import Auditor
 from device_sim.profiles import FleetProfile
 from device_sim.world.clock import VirtualClock

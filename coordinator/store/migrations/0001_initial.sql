@@ -9,8 +9,9 @@ CREATE TABLE rounds (
     task TEXT NOT NULL,
     number INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
-    phase TEXT NOT NULL
-        CHECK (phase IN ('selection', 'configuration', 'reporting', 'closing', 'closed', 'abandoned')),
+    -- A word of the round's schedule, until it ends as one of these two.
+    phase TEXT NOT NULL,
+    ended INTEGER NOT NULL GENERATED ALWAYS AS (phase IN ('closed', 'abandoned')) VIRTUAL,
     seconds_remaining REAL NOT NULL,
     base BLOB NOT NULL,
     program BLOB NOT NULL,
@@ -22,7 +23,7 @@ CREATE TABLE rounds (
     UNIQUE (task, number, attempt)
 ) STRICT;
 
-CREATE UNIQUE INDEX rounds_one_open ON rounds (task) WHERE phase NOT IN ('closed', 'abandoned');
+CREATE UNIQUE INDEX rounds_one_open ON rounds (task) WHERE NOT ended;
 
 -- A ticket of an open round has day NULL; a tombstone has the day (since 1970) on which its round ended.
 -- 'journalled' is never stored here: a ticket is journalled while its row stands in updates. So a journalled update
@@ -33,8 +34,9 @@ CREATE TABLE tickets (
     round INTEGER NOT NULL REFERENCES rounds (id),
     device TEXT NOT NULL,
     instance BLOB NOT NULL,
-    state TEXT NOT NULL
-        CHECK (state IN ('invited', 'accepted', 'counted', 'refused', 'declined', 'late', 'missing')),
+    -- The parameters that the device was asked to train from.
+    base BLOB NOT NULL,
+    state TEXT NOT NULL,
     reason TEXT NOT NULL,
     digest BLOB,
     seq INTEGER,

@@ -1,0 +1,184 @@
+"""Answers to check-ins: an invite with a ticket, or when to come back; and verdicts on tickets that devices ask after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from coordinator.events import CONTROL, Effect, Subscribe, Unsubscribe
+from coordinator.publisher import Publisher
+from coordinator.round_life import RoundLife
+from coordinator.schedules import schedule as schedules
+from coordinator.schedules.selection import come_back_seconds
+from coordinator.schedules.tickets import Ticket
+from coordinator.serving import Serving
+from coordinator.status import TaskStatus
+from coordinator.store import Store
+from coordinator.task_settings import TaskSettings
+from edge_sdk.wire.messages import CheckIn, ComeBack, Invite, Message, Verdict
+
+__all__ = ["Invitations"]
+
+DONE_SECONDS: Final = 4 * 3600.0
+WATCHED_MAX: Final = 1024
+"""Invited devices whose last wills are heeded; in a larger round no single device matters so much."""
+
+
+class Invitations:
+    """Who is invited to a task's open round, and what the others are told.
+
+    Args:
+        settings: The task.
+        store: The open database.
+        life: The open round.
+        serving: What devices fetch.
+        status: What people see.
+        publisher: Makes what is said.
+        effects: Where the turn's effects are gathered.
+        say: Sends an answer to one device.
+        rng: For jitter.
+    """
+
+    def __init__(
+        self,
+        settings: TaskSettings,
+        store: Store,
+        life: RoundLife,
+        serving: Serving,
+        status: TaskStatus,
+        publisher: Publisher,
+        effects: list[Effect],
+        say: Callable[..., None],
+        rng: np.random.Generator,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._life = life
+        self._serving = serving
+        self._status = status
+        self._publisher = publisher
+        self._effects = effects
+        self._say = say
+        self._rng = rng
+        self._verdicts: dict[str, tuple[Verdict, ...]] = {}  # news for those whose check-in is not answered yet
+        self._holds: dict[str, tuple[bytes, ...]] = {}  # the parameters that they have
+        self._watched: set[str] = set()
+
+    def begin(self) -> None:
+        """A new round: nobody has checked in."""
+        self._verdicts.clear()
+        self._holds.clear()
+
+    # --- check-ins ---
+
+    def on_check_in(self, device: str, message: CheckIn) -> schedules.CheckedIn | None:
+        """Answers a check-in, or hands it to the schedule."""
+        verdicts = tuple(self.verdict_on(device, ticket) for ticket in message.unsettled)
+        life = self._life
+        if life.finished is not None:
+            self._come_back(device, message.nonce, DONE_SECONDS, "done: " + life.finished, verdicts)
+            return None
+        supported = message.capabilities.get("supports", [])
+        lacking = [r for r in self._settings.requires if r not in supported]
+        if lacking:
+            self._store.count("unsupported")
+            self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
+            return None
+        if life.schedule is None or any(verdict.outcome == "received" for verdict in verdicts):
+            self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
+            return None
+        if verdicts:
+            # The outcome is news to the device: it must settle before it trains, and the reply tells both.
+            self._verdicts[device] = verdicts
+        if message.holds:
+            self._holds[device] = message.holds
+        return schedules.CheckedIn(device, message.instance, message.nonce)
+
+    def turn_away(self, device: str, nonce: bytes, reason: str) -> None:
+        """Not this time."""
+        self._holds.pop(device, None)
+        self._come_back(device, nonce, self._come_back_time(), reason, self._verdicts.pop(device, ()))
+
+    def _come_back_time(self) -> float:
+        return come_back_seconds(self._settings.come_back_seconds, self._settings.jitter, self._rng)
+
+    def _come_back(
+        self, device: str, nonce: bytes, seconds: float, reason: str, verdicts: tuple[Verdict, ...], *, hold: bool = False
+    ) -> None:
+        message: Message = ComeBack(nonce=nonce, seconds=seconds, hold=hold, reason=reason, verdicts=verdicts)
+        self._say(device, message)
+
+    # --- invites ---
+
+    def invite(self, action: schedules.Issue, now: float) -> None:
+        """Answers a check-in with a ticket, and from then on heeds the device's last will."""
+        s, ticket = self._settings, action.ticket
+        record, schedule = self._life.record, self._life.schedule
+        assert record is not None and schedule is not None
+        way = self._serving.way_for(self._holds.pop(ticket.device, ()))
+        if not action.again:
+            self._life.issued(ticket)
+            self._status.figures.invited(
+                ticket.ticket,
+                whole=self._serving.parameters_bytes if way.fetched else 0,
+                fetched=way.fetched,
+                retained=self._serving.retains,
+            )
+        message: Message = Invite(
+            nonce=action.nonce,
+            ticket=ticket.ticket,
+            round=record.number,
+            attempt=record.attempt,
+            program=s.program_digest,
+            program_bytes=self._serving.program_bytes,
+            parameters=ticket.base,
+            parameters_bytes=self._serving.parameters_bytes,
+            plan=s.plan_for(self._life.participation),
+            report_seconds=schedule.report_seconds(now),
+            chunk_bytes_max=s.chunk_bytes_max,
+            blob_bytes=self._serving.piece_bytes,
+            requires=s.requires,
+            verdicts=self._verdicts.pop(ticket.device, ()),
+            base=way.base,
+            deltas=way.deltas,
+        )
+        self._say(ticket.device, message, names_shard=True)
+        self._watch(ticket)
+
+    def _watch(self, ticket: Ticket) -> None:
+        if ticket.device not in self._watched and len(self._watched) < WATCHED_MAX:
+            self._watched.add(ticket.device)
+            self._effects.append(Subscribe(CONTROL, (self._publisher.topics.status(ticket.device),)))
+
+    def unwatch(self, *, cut: bool = False) -> None:
+        """The round is over; or the connection is, and its subscriptions with it (``cut``)."""
+        if self._watched and not cut:
+            topics = tuple(self._publisher.topics.status(device) for device in sorted(self._watched))
+            self._effects.append(Unsubscribe(CONTROL, topics))
+        self._watched.clear()
+
+    # --- verdicts ---
+
+    def verdict_on(self, device: str, ticket: bytes) -> Verdict:
+        """What a device that asks after a ticket may be told."""
+        schedule = self._life.schedule
+        held = schedule.tickets.get(ticket) if schedule is not None else None
+        if held is not None and held.device == device:
+            return self.verdict(ticket, held.digest, held.state, held.reason)
+        known = self._store.ticket(ticket)
+        if known is None or known.device != device:
+            # Of another lineage, of another device, or older than the tombstones.
+            return Verdict(ticket=ticket, digest=b"", outcome="unknown", reason="no such ticket")
+        return self.verdict(ticket, known.digest or b"", known.state, known.reason)
+
+    def verdict(self, ticket: bytes, digest: bytes, state: str, reason: str) -> Verdict:
+        """The state of a ticket, in the words that devices know."""
+        # Until the commit a frozen "counted" is a receipt: nobody may settle on a model that is not there yet.
+        outcome = "received" if state in ("admitted", "journalled") else state
+        if outcome == "counted" and self._life.committing:
+            outcome = "received"
+        if outcome in ("invited", "accepted"):
+            outcome, reason = "unknown", "no update arrived for this ticket"
+        return Verdict(ticket=ticket, digest=digest, outcome=outcome, reason=reason)

@@ -1,0 +1,132 @@
+"""What a task's devices fetch: program, parameters, model deltas, further vectors; on request and as retained pieces.
+
+Only digests and sizes stand here. The bytes are read from the database when somebody asks for them
+(``coordinator/downloads.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
+from coordinator.events import Effect
+from coordinator.schedules.selection import wanted_count
+from coordinator.store import ModelDeltaRecord, Store
+from coordinator.task_settings import TaskSettings
+
+__all__ = ["Serving", "Way", "chain_from"]
+
+RETAIN_FROM_DEVICES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a device comes to the parameters of its ticket.
+
+    Attributes:
+        base: SHA-256 of the parameters that the deltas start from; empty without deltas.
+        deltas: SHA-256 and bytes of the model deltas, the oldest first.
+        fetched: Bytes of what the device fetches: the deltas, the whole parameters, or nothing.
+    """
+
+    base: bytes
+    deltas: tuple[tuple[bytes, int], ...]
+    fetched: int
+
+
+class Serving:
+    """The blobs of one task's newest round, and of the one before (its stragglers may still be fetching; rule 7).
+
+    Args:
+        settings: The task.
+        store: Holds the blobs.
+        downloads: Hands them out.
+        effects: Where the turn's effects are gathered.
+    """
+
+    def __init__(self, settings: TaskSettings, store: Store, downloads: Downloads, effects: list[Effect]) -> None:
+        self._settings = settings
+        self._store = store
+        self._downloads = downloads
+        self._effects = effects
+        self._deltas: list[ModelDeltaRecord] = []
+        self._before = b""
+        self.parameters = b""
+        self.parameters_bytes = 0
+        self.program_bytes = store.blob_bytes(settings.program_digest) or 0
+
+    @property
+    def retains(self) -> bool:
+        """Whether what is invited to is also published in retained pieces."""
+        s = self._settings
+        if s.retained_blobs == "auto":
+            return wanted_count(s.round.goal_count, s.round.over_selection) >= RETAIN_FROM_DEVICES
+        return s.retained_blobs == "always"
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of a retained piece, 0 where there are none."""
+        return RETAINED_PIECE_BYTES if self.retains else 0
+
+    def publish(self, parameters: bytes) -> None:
+        """From now on devices train from the parameters with this SHA-256."""
+        self._before, self.parameters = self.parameters, parameters
+        self.parameters_bytes = self._store.blob_bytes(parameters) or 0
+        self._deltas = self._store.deltas(self._settings.task)
+        current = {self._settings.program_digest, parameters, *(delta.digest for delta in self._deltas)}
+        if self._before:
+            current.add(self._before)
+        self._downloads.serve(self._settings.task, current)
+
+    def stop(self) -> None:
+        """Nothing more will be asked of anybody: the retained cache goes (rule 14)."""
+        self._downloads.serve(self._settings.task, ())
+        self.clear()
+
+    def clear(self) -> None:
+        """Clears retained pieces of blobs that are not served any more."""
+        self._effects += self._downloads.clear_retained(self._store.retained())
+
+    def retain(self, *digests: bytes) -> None:
+        """Publishes the program, and what those who are invited need beside it, in retained pieces."""
+        if self.retains:
+            for digest in (self._settings.program_digest, *digests):
+                self._effects += self._downloads.retain(digest)
+
+    def retain_all(self) -> None:
+        """The same for everything that a device of this round may need."""
+        self.retain(self.parameters, *(delta.digest for delta in self._deltas))
+
+    def way_for(self, holds: Collection[bytes]) -> Way:
+        """How a device that holds these parameters comes to the newest ones; what it will fetch is retained."""
+        base, chain = chain_from(self._deltas, holds)
+        deltas = tuple((delta.digest, delta.bytes) for delta in chain)
+        if deltas:
+            self.retain(*(digest for digest, _ in deltas))
+            return Way(base, deltas, sum(size for _, size in deltas))
+        if self.parameters in holds:
+            return Way(b"", (), 0)
+        self.retain(self.parameters)
+        return Way(b"", (), self.parameters_bytes)
+
+
+def chain_from(
+    deltas: Sequence[ModelDeltaRecord], holds: Collection[bytes]
+) -> tuple[bytes, tuple[ModelDeltaRecord, ...]]:
+    """The shortest chain from something that a device holds to the newest parameters, and where it starts.
+
+    Args:
+        deltas: The whole chain, the oldest first.
+        holds: Digests of the parameters that the device has.
+
+    Returns:
+        The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
+        has the newest ones.
+    """
+    if deltas and deltas[-1].target not in holds:
+        for at in range(len(deltas) - 1, -1, -1):
+            if deltas[at].base in holds:
+                return deltas[at].base, tuple(deltas[at:])
+    return b"", ()
