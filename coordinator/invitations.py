@@ -143,6 +143,7 @@ class Invitations:
             verdicts=self._verdicts.pop(ticket.device, ()),
             base=way.base,
             deltas=way.deltas,
+            vectors=self._serving.vectors,
         )
         self._say(ticket.device, message, names_shard=True)
         self._watch(ticket)

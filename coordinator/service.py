@@ -15,12 +15,14 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.evaluation import Evaluator
 from coordinator.events import Effect, Event, Finished, RoundEnded, SteppedBack
+from coordinator.pipeline import TaskWorker
 from coordinator.router import Coordinator
 from coordinator.shell import Shell
 from coordinator.store import RoundRecord, Store
 from coordinator.task_settings import TaskSettings
-from coordinator.workers import TaskWorker, ThreadWorkers, WorkerFailed
+from coordinator.workers import ThreadWorkers, WorkerFailed
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.mqtt import BrokerSettings, PahoTransport, Transport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop
@@ -43,6 +45,7 @@ class Service:
         settings: The tasks.
         store: The open database.
         work: Each task's worker side, by its name.
+        evaluators: What scores models, by the task's name; none where there is no held-out data.
         broker: How to reach the broker.
         new_id: Gives so many random bytes.
         rng: For jitter.
@@ -58,6 +61,7 @@ class Service:
         settings: Sequence[TaskSettings],
         store: Store,
         work: Mapping[str, TaskWorker],
+        evaluators: Mapping[str, Evaluator],
         broker: BrokerSettings,
         *,
         new_id: Callable[[int], bytes],
@@ -75,7 +79,7 @@ class Service:
         self._backup = backup
         self._backup_due = float("-inf")
         self._loop = EventLoop()
-        self._workers = ThreadWorkers(work, self._post)
+        self._workers = ThreadWorkers(work, evaluators, self._post)
         self._linger_seconds = linger_seconds
         self._ends_at: float | None = None
         self._failed: WorkerFailed | None = None

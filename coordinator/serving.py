@@ -52,8 +52,8 @@ class Serving:
         self._downloads = downloads
         self._effects = effects
         self._deltas: list[ModelDeltaRecord] = []
-        self._before = b""
         self.parameters = b""
+        self.vectors: tuple[tuple[str, bytes, int], ...] = ()
         self.parameters_bytes = 0
         self.program_bytes = store.blob_bytes(settings.program_digest) or 0
 
@@ -71,14 +71,14 @@ class Serving:
         return RETAINED_PIECE_BYTES if self.retains else 0
 
     def publish(self, parameters: bytes) -> None:
-        """From now on devices train from the parameters with this SHA-256."""
-        self._before, self.parameters = self.parameters, parameters
+        """From now on devices train from the parameters with this SHA-256, and get what goes with them."""
+        before = {self.parameters, *(digest for _, digest, _ in self.vectors)} - {b""}
+        self.parameters = parameters
         self.parameters_bytes = self._store.blob_bytes(parameters) or 0
+        self.vectors = self._store.broadcast(self._settings.task)
         self._deltas = self._store.deltas(self._settings.task)
-        current = {self._settings.program_digest, parameters, *(delta.digest for delta in self._deltas)}
-        if self._before:
-            current.add(self._before)
-        self._downloads.serve(self._settings.task, current)
+        beside = (*(delta.digest for delta in self._deltas), *(digest for _, digest, _ in self.vectors))
+        self._downloads.serve(self._settings.task, {self._settings.program_digest, parameters, *beside, *before})
 
     def stop(self) -> None:
         """Nothing more will be asked of anybody: the retained cache goes (rule 14)."""
@@ -90,9 +90,9 @@ class Serving:
         self._effects += self._downloads.clear_retained(self._store.retained())
 
     def retain(self, *digests: bytes) -> None:
-        """Publishes the program, and what those who are invited need beside it, in retained pieces."""
+        """Publishes the program and the vectors, and what those who are invited need beside, in retained pieces."""
         if self.retains:
-            for digest in (self._settings.program_digest, *digests):
+            for digest in (self._settings.program_digest, *(digest for _, digest, _ in self.vectors), *digests):
                 self._effects += self._downloads.retain(digest)
 
     def retain_all(self) -> None:

@@ -1,7 +1,4 @@
-"""The coordinator's threads behind the loop: one FIFO worker for updates, one for evaluation (rule 12).
-
-All tasks of a coordinator share them; a job names its task.
-"""
+"""The coordinator's threads behind the loop: one FIFO worker for updates, one for evaluation (rule 12)."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from typing import Final
 
 from coordinator.evaluation import Evaluator
 from coordinator.events import CloseJob, Evaluated, Event, Ingested, IngestItem, StartJob
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from edge_sdk.errors import EdgeFedError
 
-__all__ = ["TaskWorker", "ThreadWorkers", "WorkerFailed"]
+__all__ = ["ThreadWorkers", "WorkerFailed"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,44 +30,26 @@ class WorkerFailed:
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class TaskWorker:
-    """The worker side of one task.
-
-    Attributes:
-        ingest: Its updates and sums.
-        evaluator: Scores its models; None where there is no held-out data.
-        parameters: Gives the bytes of a parameters blob by its SHA-256, None where it is gone.
-    """
-
-    ingest: Ingest
-    evaluator: Evaluator | None
-    parameters: Callable[[bytes], bytes | None]
-
-    def evaluate(self, task: str, number: int, digest: bytes) -> Evaluated:
-        """Scores the model of a round; what goes wrong is said in the event."""
-        blob = self.parameters(digest)
-        if self.evaluator is None or blob is None:
-            return Evaluated(task, number, {}, "" if blob is not None else "the model is not there any more")
-        try:
-            return Evaluated(task, number, self.evaluator.evaluate(blob))
-        except EdgeFedError as error:
-            return Evaluated(task, number, {}, str(error))
-
-
 class ThreadWorkers:
     """Runs jobs on two threads and hands their events to the loop.
 
     Args:
-        work: The worker side of each task, by its name.
+        tasks: The worker side of each task, by its name.
+        evaluators: What scores models, by the task's name; none where there is no held-out data.
         post: Takes an event, from any thread.
     """
 
-    def __init__(self, work: Mapping[str, TaskWorker], post: Callable[[Event | WorkerFailed], None]) -> None:
-        self._work = work
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskWorker],
+        evaluators: Mapping[str, Evaluator],
+        post: Callable[[Event | WorkerFailed], None],
+    ) -> None:
+        self._tasks = tasks
+        self._evaluators = evaluators
         self._post = post
         self._queue: queue.Queue[StartJob | IngestItem | CloseJob | None] = queue.Queue()
-        self._models: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._models: queue.Queue[tuple[str, int, bytes] | Callable[[], None] | None] = queue.Queue()
         self._threads = [
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
             for name, target in (("edgefed-ingest", self._run_queue), ("edgefed-evaluation", self._run_models))
@@ -98,7 +77,7 @@ class ThreadWorkers:
         self._queue.put(job)
 
     def evaluate(self, task: str, number: int, parameters: bytes) -> None:
-        self._models.put(lambda: self._post(self._work[task].evaluate(task, number, parameters)))
+        self._models.put((task, number, parameters))
 
     def aside(self, job: Callable[[], None]) -> None:
         """Runs a job behind the evaluations; that it fails is logged and harms nobody."""
@@ -121,13 +100,13 @@ class ThreadWorkers:
                 job = self._run_batch(job)
                 continue
             if isinstance(job, StartJob):
-                self._work[job.task].ingest.start(job)
+                self._tasks[job.task].start(job)
             else:
-                self._post(self._work[job.record.task].ingest.close(job))
+                self._post(self._tasks[job.record.task].close(job))
             job = self._queue.get()
 
     def _run_batch(self, first: IngestItem) -> StartJob | IngestItem | CloseJob | None:
-        """Whatever waits for the same task is journalled in one commit; returns the job behind the batch."""
+        """Whatever waits is journalled in one commit; returns the job behind the batch."""
         batch = [first]
         following: StartJob | IngestItem | CloseJob | None = None
         fetched = False
@@ -140,12 +119,26 @@ class ThreadWorkers:
                 fetched = True
                 break
             batch.append(following)
-        self._post(Ingested(first.task, self._work[first.task].ingest.process(batch)))
+        self._post(Ingested(first.task, self._tasks[first.task].process(batch)))
         return following if fetched else self._queue.get()
 
     def _run_models(self) -> None:
         while (job := self._models.get()) is not None:
+            if callable(job):
+                self._run_aside(job)
+                continue
+            task, number, parameters = job
             try:
-                job()
+                metrics = {}
+                if task in self._evaluators:
+                    metrics = self._evaluators[task].evaluate(self._tasks[task].parameters(parameters))
+                self._post(Evaluated(task, number, metrics))
             except EdgeFedError as error:
-                logger.warning("%s", error)
+                self._post(Evaluated(task, number, {}, str(error)))
+
+    @staticmethod
+    def _run_aside(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except EdgeFedError as error:
+            logger.warning("%s", error)

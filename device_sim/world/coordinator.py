@@ -22,11 +22,10 @@ from coordinator.events import (
     RoundCommitted,
     StartJob,
 )
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from coordinator.router import Coordinator
 from coordinator.shell import Shell
 from coordinator.store import Store
-from coordinator.workers import TaskWorker
 from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
 from device_sim.world.memory_transport import InMemoryTransport
@@ -57,18 +56,20 @@ class SimCoordinator:
     Args:
         world: Clock, broker, auditor, crash points.
         store: The open database.
-        ingest: Makes a fresh worker side.
+        work: Makes a fresh worker side.
         evaluator: Scores models.
     """
 
-    def __init__(self, world: World, store: Store, ingest: Callable[[], Ingest], evaluator: Evaluator | None) -> None:
+    def __init__(
+        self, world: World, store: Store, work: Callable[[], TaskWorker], evaluator: Evaluator | None
+    ) -> None:
         self.world = world
         self.store = store
         self.life = 0
         self.metrics: dict[str, float] = {}
         self._shell: Shell | None = None
         self._to_prefix = f"{Topics(world.scenario.federation).root}/to/"
-        self._make_ingest = ingest
+        self._make_work = work
         self._evaluator = evaluator
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, 2])))
         self._transports: list[InMemoryTransport] = []
@@ -87,7 +88,7 @@ class SimCoordinator:
         self._turn_due = False
         self._jobs.clear()
         self._job_due = False
-        self._work = TaskWorker(self._make_ingest(), self._evaluator, self.store.get_blob)
+        self._work = self._make_work()
         try:
             core = Coordinator(
                 [world.task],
@@ -211,8 +212,9 @@ class SimCoordinator:
         return len(self._jobs) > QUEUED_MAX
 
     def evaluate(self, task: str, number: int, parameters: bytes) -> None:
-        event = self._work.evaluate(task, number, parameters)
-        self.metrics = event.metrics
+        blob = self._work.parameters(parameters)
+        self.metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
+        event = Evaluated(task, number, self.metrics)
         self.world.clock.call_later(self._draw(), self._evaluated, event, self.life)
 
     def _evaluated(self, event: Evaluated, life: int) -> None:
@@ -251,7 +253,7 @@ class SimCoordinator:
     def _run_next(self) -> Event | None:
         job = self._jobs.popleft()
         if isinstance(job, StartJob):
-            self._work.ingest.start(job)
+            self._work.start(job)
             return None
         if isinstance(job, CloseJob):
             return self._commit(job)
@@ -261,7 +263,7 @@ class SimCoordinator:
             assert isinstance(following, IngestItem)
             batch.append(following)
         self.reach("before journal")
-        results = self._work.ingest.process(batch)
+        results = self._work.process(batch)
         self.reach("after journal")
         return Ingested(job.task, results)
 
@@ -270,10 +272,10 @@ class SimCoordinator:
         rows = self.store.journalled(record.task, record.number, record.attempt, job.last_seq)
         journalled = [(ticket, self.world.digest_of(payload)) for _, ticket, _, payload in rows]
         self.reach("before round commit")
-        result = self._work.ingest.close(job)
+        result = self._work.close(job)
         deltas = self.store.deltas(record.task)
         compressed = not result.error and result.published != result.parameters
         model_delta = self.store.get_blob(deltas[-1].digest) if deltas and compressed else None
-        self.world.auditor.on_committed(job, journalled, result, model_delta, self.store)
+        self.world.auditor.on_committed(job, journalled, result, model_delta)
         self.reach("after round commit")
         return result
