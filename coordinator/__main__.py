@@ -45,6 +45,7 @@ app.add_typer(codec_app, name="codec")
 
 ConfigFile = Annotated[Path, typer.Argument(help="The configuration, federation.toml.", metavar="FEDERATION.TOML")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+TaskName = Annotated[str | None, typer.Option(help="Of this task, where the configuration has several.")]
 
 
 def main() -> None:
@@ -112,6 +113,7 @@ def check(config: ConfigFile, as_json: AsJson = False) -> None:
 def status(
     config: ConfigFile,
     as_json: AsJson = False,
+    task: TaskName = None,
     devices: Annotated[int, typer.Option(min=0, help="How many devices to list, those seen last first.")] = 10,
 ) -> None:
     """Show the round, tickets, devices, counters and bytes; from the database, also while it is served."""
@@ -119,7 +121,7 @@ def status(
     from coordinator.config import load_config
     from coordinator.reports import status_report
 
-    report = status_report(load_config(config), devices_max=devices)
+    report = status_report(load_config(config, task), devices_max=devices)
     if as_json:
         _print_json(report)
     else:
@@ -131,6 +133,7 @@ def rounds(
     config: ConfigFile,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead.")] = False,
+    task: TaskName = None,
     last: Annotated[int, typer.Option(min=0, help="Only so many of the newest rounds; 0 for all.")] = 0,
 ) -> None:
     """List the rounds that have ended: who reported, bytes, loss, metric, seconds."""
@@ -138,7 +141,7 @@ def rounds(
     from coordinator.config import load_config
     from coordinator.reports import rounds_report
 
-    rows = rounds_report(load_config(config), last or sys.maxsize)
+    rows = rounds_report(load_config(config, task), last or sys.maxsize)
     if as_json:
         _print_json(rows)
     elif as_csv:
@@ -156,6 +159,7 @@ def export(
     round_number: Annotated[
         int | None, typer.Option("--round", min=0, help="Of this round; the last by default.")
     ] = None,
+    task: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model, and prove it by running what was written."""
@@ -164,7 +168,7 @@ def export(
 
     if onnx is None and bundle is None and int8 is None:
         raise ConfigurationError("export: says nowhere to write to; give --onnx FILE, --int8 FILE or --bundle FILE")
-    report = export_model(load_config(config), onnx=onnx, bundle=bundle, int8=int8, round_number=round_number)
+    report = export_model(load_config(config, task), onnx=onnx, bundle=bundle, int8=int8, round_number=round_number)
     if as_json:
         _print_json(report)
     else:

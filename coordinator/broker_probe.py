@@ -38,15 +38,13 @@ class BrokerFound:
         address: ``host:port``.
         protocol: MQTT version spoken.
         echoed: Whether a message to ourselves came back.
-        online: Whether a coordinator of this federation says that it is online.
-        incarnation: Which start of it, 0 if none has ever been there.
+        online: Tasks that a coordinator says that it serves, each with the lineage of its database in hexadecimal.
     """
 
     address: str
     protocol: str
     echoed: bool
-    online: bool
-    incarnation: int
+    online: dict[str, str]
 
 
 def probe_broker(settings: BrokerSettings, federation: str) -> BrokerFound:
@@ -83,7 +81,7 @@ class _Probe:
         self._transport.connect()
         connected = self._expect(Connected, 3 * self._settings.connect_seconds_max)
         inboxes = (self._topics.from_device("+", "+"), self._topics.up("+", "+"))
-        self._transport.subscribe((*inboxes, self._echo, self._topics.coordinator_state), token=1)
+        self._transport.subscribe((*inboxes, self._echo, self._topics.lineage_states), token=1)
         refused = [topic for topic in self._expect(Subscribed, ANSWER_SECONDS_MAX).refused if topic in inboxes]
         if refused:
             raise ConnectionRefused(
@@ -98,8 +96,7 @@ class _Probe:
                 f"for user {self._settings.username!r} to the broker's ACL"
             )
         echoed = self._loop.run_until(lambda: self._delivered(self._echo) is not None, ECHO_SECONDS_MAX)
-        online, incarnation = self._coordinator()
-        return BrokerFound(self._settings.address, connected.protocol, echoed, online, incarnation)
+        return BrokerFound(self._settings.address, connected.protocol, echoed, self._served())
 
     def leave(self) -> None:
         self._transport.disconnect()
@@ -125,10 +122,17 @@ class _Probe:
         found = [event.payload for event in self._events if isinstance(event, Delivery) and event.topic == topic]
         return found[-1] if found else None
 
-    def _coordinator(self) -> tuple[bool, int]:
-        """What the retained state says; it is JSON of whoever may write there, so it may be anything."""
-        try:
-            state = json.loads(self._delivered(self._topics.coordinator_state) or b"{}")
-            return state.get("online") is True, int(state.get("incarnation", 0))
-        except (ValueError, TypeError, AttributeError):
-            return False, 0
+    def _served(self) -> dict[str, str]:
+        """What the retained states say; they are JSON of whoever may write there, so they may be anything."""
+        served: dict[str, str] = {}
+        for event in self._events:
+            parts = self._topics.parse(event.topic) if isinstance(event, Delivery) else None
+            if parts is None or parts[0] != "coordinator" or not isinstance(event, Delivery):
+                continue
+            try:
+                state = json.loads(event.payload)
+                if state.get("online") is True:
+                    served.update({str(task): parts[1] for task in state.get("tasks", [])})
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                continue
+        return served

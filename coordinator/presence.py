@@ -18,6 +18,7 @@ incarnation: the smaller pair goes on.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,7 +34,7 @@ ANSWER_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 5.0
 PAUSE_SECONDS_MAX: Final = 300.0
 PAYLOAD_BYTES_MAX: Final = 20_000
-WILLS_EXPECTED: Final = 8
+LINEAGE: Final = re.compile(r"(?:[0-9a-f]{2}){1,16}")
 
 AWAY: Final = "away"
 CLAIMING: Final = "claiming"
@@ -103,7 +104,7 @@ class Presence:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: this coordinator is gone."""
-        return self.topics.coordinator_state(self._lineage), self._payload(online=False)
+        return self.topics.lineage_state(bytes.fromhex(self._lineage)), self._payload(online=False)
 
     # --- the connection ---
 
@@ -170,7 +171,7 @@ class Presence:
         if self.state == ASKING:
             # Nobody has answered: what is retained was left behind by a coordinator that is gone.
             cleared: list[Effect] = [
-                Publish(CONTROL, self.topics.coordinator_state(lineage), b"", retain=True)
+                Publish(CONTROL, self.topics.lineage_state(bytes.fromhex(lineage)), b"", retain=True)
                 for lineage in self._others
                 if lineage != self._lineage
             ]
@@ -183,7 +184,7 @@ class Presence:
     def _claim(self, now: float) -> list[Effect]:
         self.state, self.due = CLAIMING, now + ANSWER_SECONDS
         self.reason = "asking whether another coordinator serves this task"
-        return [Publish(CONTROL, self.topics.coordinator_claim(self._lineage), self._payload(online=True))]
+        return [Publish(CONTROL, self.topics.lineage_claim(bytes.fromhex(self._lineage)), self._payload(online=True))]
 
     def _claim_is_back(self, now: float) -> list[Effect]:
         if not self._others:
@@ -218,7 +219,7 @@ class Presence:
         return other.lineage < self._lineage
 
     def _say(self) -> Publish:
-        topic = self.topics.coordinator_state(self._lineage)
+        topic, _ = self.will()
         return Publish(CONTROL, topic, self._payload(online=True), retain=True)
 
     def _payload(self, *, online: bool) -> bytes:
@@ -252,5 +253,6 @@ def _read(payload: bytes) -> _Other | None:
         and type(incarnation) is int
         and isinstance(tasks, list)
         and all(isinstance(task, str) for task in tasks)
+        and LINEAGE.fullmatch(lineage) is not None
     )
     return _Other(lineage, incarnation, session, online, frozenset(tasks)) if well_formed else None

@@ -76,4 +76,4 @@ class Publisher:
 
     def round(self, summary: dict[str, Any]) -> Publish:
         """The round as it goes, for people and dashboards."""
-        return Publish(CONTROL, self.topics.round(self._settings.task), json.dumps(summary).encode(), retain=True)
+        return Publish(CONTROL, self.topics.task_round(self._settings.task), json.dumps(summary).encode(), retain=True)

@@ -171,8 +171,8 @@ class Coordinator:
             self._effects.append(Subscribe(BULK, (self._topics.up(self._shard, "+"),)))
             self._effects += self._downloads.on_broker_up()
         else:
-            inbox = (self._topics.from_device("+", "+"), self._topics.coordinators)
-            self._effects.append(Subscribe(CONTROL, inbox))
+            others = (self._topics.lineage_states, self._topics.lineage_claims)
+            self._effects.append(Subscribe(CONTROL, (self._topics.from_device("+", "+"), *others)))
         if len(self._up) == 2:  # both inboxes are open: now devices may be told that somebody is here
             self._present(self.presence.on_up(now), now)
 

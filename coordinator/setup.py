@@ -5,7 +5,7 @@ What cannot work is refused here, before a device is asked for anything, with th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,7 @@ from edge_sdk.training.examples import load_examples
 
 __all__ = [
     "Prepared",
+    "PreparedTask",
     "build_bundle",
     "load_evaluator",
     "make_service",
@@ -66,63 +67,78 @@ EXAMPLES_CLAIMED_MAX: Final = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """Everything that one task is made of.
+
+    Attributes:
+        config: Its configuration.
+        settings: What the core must know.
+        program: Its program.
+        worker: The worker's side.
+        evaluator: Scores models; None without ``evaluation.data``.
+        is_new: Whether it has begun just now.
+    """
+
+    config: FederationConfig
+    settings: TaskSettings
+    program: Program
+    worker: TaskWorker
+    evaluator: Evaluator | None
+    is_new: bool
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.settings.task
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything that a service is made of.
 
     Attributes:
-        config: The configuration.
-        task: What the core must know.
-        store: The open database, with the task's checkpoint in it.
-        program: The task's program.
-        ingest: The worker's side.
-        evaluator: Scores models; None without ``evaluation.data``.
+        tasks: The tasks, in the order of the configuration.
+        store: The open database, with a checkpoint of each task in it.
         broker: How to reach the broker.
-        is_new: Whether the database was made just now.
     """
 
-    config: FederationConfig
-    task: TaskSettings
+    tasks: tuple[PreparedTask, ...]
     store: Store
-    program: Program
-    ingest: TaskWorker
-    evaluator: Evaluator | None
     broker: BrokerSettings
-    is_new: bool
 
 
 def prepare(
-    config: FederationConfig, *, wall: Callable[[], float], new_id: Callable[[int], bytes], engine: str = "auto"
+    configs: Sequence[FederationConfig],
+    *,
+    wall: Callable[[], float],
+    new_id: Callable[[int], bytes],
+    engine: str = "auto",
 ) -> Prepared:
     """Opens or makes the database, and joins what the configuration asks for.
 
     Args:
-        config: The configuration.
+        configs: The configuration of each task (:func:`coordinator.config.load_tasks`).
         wall: Wall time in seconds since 1970.
         new_id: Gives so many random bytes.
         engine: What evaluates: ``auto``, ``onnxruntime`` or ``numpy``.
 
     Raises:
         ConfigurationError: A file is missing, keys contradict each other, or the database was made for another model.
-        CompileError, BundleError: The model cannot be used.
+        CompileError, BundleError: A model cannot be used.
         StateError: The database cannot be used, or it is missing while a backup of it is there.
     """
-    check_files(config)
-    broker = broker_settings(config.broker)
-    database = database_path(config)
+    first = configs[0]
+    for config in configs:
+        check_files(config)
+    broker = broker_settings(first.broker)
+    database = database_path(first)
     check_not_lost(database)
     # Whatever is wrong with the configuration is said before a database is made.
-    bundle = build_bundle(config, verify=not database.exists())
-    program = bundle.program
-    task_settings(config, program)
-    parts = _Parts(
-        bundle,
-        broker,
-        pipeline_settings(config, program),
-        load_evaluator(config, program, engine),
-    )
-    store = Store(database, wall=wall, new_id=new_id, **store_limits(config))
+    parts = [_parts(config, engine, verify=not database.exists()) for config in configs]
+    store = Store(database, wall=wall, new_id=new_id, **store_limits(first))
     try:
-        return _joined(config, store, parts)
+        tasks = tuple(_joined(config, store, part) for config, part in zip(configs, parts, strict=True))
+        return Prepared(tasks, store, broker)
     except BaseException:
         store.close()
         raise
@@ -139,11 +155,12 @@ def make_service(
     on_turn: Callable[[], None] | None = None,
 ) -> Service:
     """The service over what was prepared; arguments as of :class:`coordinator.service.Service`."""
+    tasks = prepared.tasks
     return Service(
-        prepared.task,
+        [task.settings for task in tasks],
         prepared.store,
-        prepared.ingest,
-        prepared.evaluator,
+        {task.name: task.worker for task in tasks},
+        {task.name: task.evaluator for task in tasks if task.evaluator is not None},
         prepared.broker,
         new_id=new_id,
         rng=rng,
@@ -151,7 +168,7 @@ def make_service(
         linger_seconds=linger_seconds,
         on_round=on_round,
         on_turn=on_turn,
-        backup=backup_path(database_path(prepared.config)),
+        backup=backup_path(database_path(tasks[0].config)),
     )
 
 
@@ -303,23 +320,29 @@ def load_evaluator(config: FederationConfig, program: Program, engine: str = "au
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What the configuration alone gives."""
+    """What the configuration of a task alone gives."""
 
     bundle: Bundle
-    broker: BrokerSettings
     pipeline: PipelineSettings
     evaluator: Evaluator | None
 
 
-def _joined(config: FederationConfig, store: Store, parts: _Parts) -> Prepared:
+def _parts(config: FederationConfig, engine: str, *, verify: bool) -> _Parts:
+    bundle = build_bundle(config, verify=verify)
+    task_settings(config, bundle.program)
+    evaluator = load_evaluator(config, bundle.program, engine)
+    return _Parts(bundle, pipeline_settings(config, bundle.program), evaluator)
+
+
+def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTask:
     """With the database, in which the task may have begun long ago."""
     name = config.federation.task
     stored = stored_program(store, name)
     if stored is not None:
         check_same_model(config.model, parts.bundle.program, stored)
     program = stored or parts.bundle.program
-    task = task_settings(config, program)
-    aggregator = Aggregator(program, task.plan, parts.pipeline)
+    settings = task_settings(config, program)
+    aggregator = Aggregator(program, settings.plan, parts.pipeline)
     memory = aggregator.initial_memory()
     initial = parts.bundle.parameters
     checkpoint = store.put_initial(
@@ -331,13 +354,5 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> Prepared:
     )
     check_memory(config, memory, checkpoint.server_state)
     check_codec(config, store, program)
-    return Prepared(
-        config,
-        task,
-        store,
-        program,
-        TaskWorker(store, name, aggregator),
-        parts.evaluator,
-        parts.broker,
-        is_new=stored is None,
-    )
+    worker = TaskWorker(store, name, aggregator)
+    return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

@@ -123,7 +123,7 @@ def test_rule_01_closing_refuses_new_admissions_waits_for_the_admitted_ones_and_
     first = desk.jobs.queue.popleft()  # the round's start
     desk.jobs.ingest_side.start(first)  # type: ignore[arg-type]
     waiting = list(desk.jobs.queue)
-    assert len(waiting) == 2 and desk.core.round is not None and desk.core.round.phase in ("configuration", "reporting")
+    assert len(waiting) == 2 and desk.round is not None and desk.round.phase in ("configuration", "reporting")
     desk.work()
     closed = desk.store.rounds(TASK, limit=2)[-1]
     assert (closed.phase, closed.last_seq) == ("closed", 2)
@@ -529,11 +529,11 @@ def test_rule_11_downtime_does_not_count() -> None:
     desk = Desk()
     desk.begin("a", "b", "c")
     desk.wait(3.0)
-    assert desk.core.round is not None
-    left = desk.core.round.seconds_remaining(desk.now)
+    assert desk.round is not None
+    left = desk.round.seconds_remaining(desk.now)
     desk.crash(down_seconds=1e6)
-    assert desk.core.round is not None and desk.core.round.phase == "configuration"
-    assert desk.core.round.seconds_remaining(desk.now) >= left
+    assert desk.round is not None and desk.round.phase == "configuration"
+    assert desk.round.seconds_remaining(desk.now) >= left
 
 
 def test_rule_11_a_phase_runs_out_however_often_the_coordinator_dies() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.compile import build_zoo_model, compile_model
-from coordinator.core import Coordinator
 from coordinator.downlink import Downlink
 from coordinator.events import (
     BULK,
@@ -34,9 +33,13 @@ from coordinator.events import (
     Tick,
 )
 from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
+from coordinator.router import Coordinator
+from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
+from coordinator.shell import Shell
 from coordinator.store import Store
+from coordinator.task import Task
 from coordinator.task_settings import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.codecs import CodecSettings
@@ -60,7 +63,7 @@ from edge_sdk.device.session import (
 from edge_sdk.device.session import Published as SentPublished
 from edge_sdk.device.session import Subscribe as Listen
 from edge_sdk.device.session import Tick as SessionTick
-from edge_sdk.mqtt import Delivery
+from edge_sdk.mqtt import Delivery, Meter
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
@@ -178,6 +181,45 @@ class Jobs:
         return events
 
 
+class DeskTransport:
+    """Where the shell's words go: to the desk, at once; nothing is lost, and the broker takes everything."""
+
+    meter = Meter()
+    connected = True
+    waiting_bytes = 0
+
+    def __init__(self, desk: Desk, channel: str) -> None:
+        self._desk = desk
+        self._channel = channel
+
+    def connect(self) -> None:
+        """The desk says when a connection comes and goes."""
+
+    def disconnect(self, will: bool = False) -> None:
+        """Likewise."""
+
+    def subscribe(self, filters: Sequence[str], *, token: int = 0) -> None:
+        """What is subscribed to is read from the effects."""
+
+    def unsubscribe(self, filters: Sequence[str], *, token: int = 0) -> None:
+        """Likewise."""
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledgements are read from the effects."""
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_seconds: int | None = None,
+        token: int = 0,
+    ) -> None:
+        self._desk.published(Publish(self._channel, topic, payload, retain, expiry_seconds, token))
+
+
 class Desk:
     """One coordinator: the core, its store and its workers. ``crash()`` starts it again from the database."""
 
@@ -225,16 +267,23 @@ class Desk:
 
     def boot(self) -> None:
         self.jobs = Jobs(TaskWorker(self.store, TASK, self.aggregator()))
-        self.core = Coordinator(
-            self.settings,
+        self.shell = Shell(
+            Coordinator(
+                [self.settings],
+                self.store,
+                self.jobs,
+                new_id=self.ids.bytes,
+                rng=np.random.Generator(np.random.PCG64(self.seed)),
+                wall=lambda: self.now,
+                incarnation=self.store.next_incarnation(),
+            ),
             self.store,
-            self.jobs,
-            new_id=self.ids.bytes,
+            lambda channel, on_event, will: DeskTransport(self, channel),
+            clock=lambda: self.now,
             rng=np.random.Generator(np.random.PCG64(self.seed)),
-            wall=lambda: self.now,
-            incarnation=self.store.next_incarnation(),
+            on_effect=self.effects.append,
         )
-        self.turn(lambda: self.core.start(self.now))
+        self.shell.start()
         for channel in (CONTROL, BULK):
             self.play(BrokerUp(channel, 1 << 20))
 
@@ -243,32 +292,33 @@ class Desk:
         self.now += down_seconds
         self.boot()
 
-    # --- turns ---
+    @property
+    def core(self) -> Coordinator:
+        return self.shell.core
 
-    def turn(self, act: Callable[[], None]) -> list[Effect]:
-        with self.store.transaction():
-            act()
-            self.core.end_turn(self.now)
-        effects = self.core.take_effects()
-        self.effects += effects
-        done = list(effects)
-        for effect in effects:
-            if isinstance(effect, Publish):
-                if effect.retain:
-                    self.retained[effect.topic] = effect.payload
-                self.on_publish(effect)
-                if effect.token and self.auto_publish:
-                    done += self.play(Published(effect.channel, effect.token))
-        return done
+    @property
+    def task(self) -> Task:
+        return self.core.tasks[TASK]
+
+    @property
+    def round(self) -> Schedule | None:
+        return self.task.schedule
+
+    @property
+    def shard(self) -> str:
+        return self.store.lineage.hex()[:8]
+
+    # --- turns: those of the shipped shell ---
 
     def play(self, *events: Event) -> list[Effect]:
-        """Several events in one turn."""
-
-        def act() -> None:
-            for event in events:
-                self.core.handle(event, self.now)
-
-        return self.turn(act)
+        """Several events in one turn, and the turns that follow from what was published in it."""
+        before = len(self.effects)
+        for event in events:
+            self.shell.post(event)
+        self.shell.turn()
+        while self.shell.waiting:
+            self.shell.turn()
+        return self.effects[before:]
 
     def work(self) -> list[Effect]:
         """The workers do what waits, and the core hears of it, until nothing waits."""
@@ -288,6 +338,20 @@ class Desk:
         self.now = max(self.now, until)
         return done
 
+    def published(self, publish: Publish) -> None:
+        """The broker has a message: it keeps what is retained, and brings back what is for coordinators."""
+        if self.store.in_transaction:
+            raise AssertionError(f"{publish.topic}: spoken before the commit")
+        if publish.retain:
+            self.retained[publish.topic] = publish.payload
+        parts = TOPICS.parse(publish.topic)
+        if parts is not None and parts[0] == "coordinator":
+            delivery = Delivery(publish.topic, publish.payload, False, 0)
+            self.shell.post(Arrived(CONTROL, publish.topic, publish.payload, delivery))
+        self.on_publish(publish)
+        if publish.token and self.auto_publish:
+            self.shell.post(Published(publish.channel, publish.token))
+
     def lose_broker(self) -> None:
         self.play(BrokerDown(CONTROL), BrokerDown(BULK))
 
@@ -300,8 +364,8 @@ class Desk:
         """A message of a device on its way in."""
         self.number += 1
         bulk = message.kind == "chunk"
-        topic = TOPICS.up("0", device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard="0")
+        topic = TOPICS.up(self.shard, device) if bulk else TOPICS.from_device(device, message.kind)
+        envelope = Envelope(FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard)
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 
@@ -318,7 +382,7 @@ class Desk:
 
     def begin(self, *devices: str) -> dict[str, Invite]:
         """The round begins, these devices check in, and selection is over: their invites."""
-        if self.core.round is None:
+        if self.round is None:
             self.wait()
         for device in devices:
             self.check_in(device)

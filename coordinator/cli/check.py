@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.broker_probe import probe_broker
-from coordinator.config import FederationConfig, check_files, load_config
+from coordinator.config import FederationConfig, check_files, load_tasks
 from coordinator.config.settings import broker_settings, database_path
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reports import is_served
@@ -49,16 +49,20 @@ class _Checks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._configs: tuple[FederationConfig, ...] = ()
         self._config: FederationConfig | None = None
         self._bundle: Bundle | None = None
         self.outcomes: list[Outcome] = []
 
     def run(self) -> list[Outcome]:
         self._check("configuration", self._configuration)
-        self._check("files", self._files, needs=self._config)
-        self._check("model", self._model, needs=self._config)
-        self._check("held-out data", self._held_out, needs=self._bundle)
-        self._check("database", self._database, needs=self._bundle)
+        for config in self._configs or (None,):
+            self._config, self._bundle = config, None
+            of = f" of task {config.federation.task}" if config is not None and len(self._configs) > 1 else ""
+            self._check(f"files{of}", self._files, needs=config)
+            self._check(f"model{of}", self._model, needs=config)
+            self._check(f"held-out data{of}", self._held_out, needs=self._bundle)
+            self._check(f"database{of}", self._database, needs=self._bundle)
         self._check("broker", self._broker, needs=self._config)
         return self.outcomes
 
@@ -72,8 +76,10 @@ class _Checks:
             self.outcomes.append(Outcome(name, FAILED, str(error), error))
 
     def _configuration(self) -> Verdict:
-        self._config = load_config(self._path)
-        return OK, f"{self._path}: federation {self._config.federation.name}, task {self._config.federation.task}"
+        self._configs = load_tasks(self._path)
+        names = [config.federation.task for config in self._configs]
+        of = "task" if len(names) == 1 else "tasks"
+        return OK, f"{self._path}: federation {self._configs[0].federation.name}, {of} {', '.join(names)}"
 
     def _files(self) -> Verdict:
         check_files(self.config)
@@ -120,10 +126,11 @@ class _Checks:
     def _broker(self) -> Verdict:
         found = probe_broker(broker_settings(self.config.broker), self.config.federation.name)
         text = f"{found.address}: logged in, MQTT {found.protocol}, may subscribe and publish"
-        if found.online and not is_served(database_path(self.config)):
+        taken = [config.federation.task for config in self._configs if config.federation.task in found.online]
+        if taken and not is_served(database_path(self.config)):
             return WARNING, (
-                f"{text}; another coordinator (incarnation {found.incarnation}) serves this federation there, from "
-                "another database: stop it, or give this federation another name"
+                f"{text}; another coordinator serves {', '.join(taken)} there, from another database "
+                f"({found.online[taken[0]]}): stop it, or give the task another name"
             )
         if not found.echoed:
             return WARNING, (

@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.config import load_config
+from coordinator.config import load_tasks
 from coordinator.config.settings import database_path
-from coordinator.setup import Prepared, make_service, prepare
-from coordinator.store import RoundRecord
+from coordinator.setup import Prepared, PreparedTask, make_service, prepare
+from coordinator.store import RoundRecord, Store
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.errors import ConfigurationError
 
@@ -47,11 +47,14 @@ def serve(path: Path, *, linger_seconds: float | None, log_level: str, environme
         EdgeFedError: It cannot start, or cannot go on.
     """
     _configure_logging(log_level)
-    prepared = prepare(load_config(path), wall=time.time, new_id=os.urandom)
+    prepared = prepare(load_tasks(path), wall=time.time, new_id=os.urandom)
+    metrics = {task.name: task.program.metric for task in prepared.tasks}
     told = _Systemd(environment)
 
     def on_round(record: RoundRecord) -> None:
-        line = round_line(record, prepared.program.metric)
+        line = round_line(record, metrics[record.task])
+        if len(metrics) > 1:
+            line = f"task {record.task}: {line}"
         logger.info("%s", line)
         sd_notify(f"STATUS={line}", environment)
 
@@ -142,23 +145,29 @@ def round_line(record: RoundRecord, metric: str) -> str:
 
 
 def _introduction(prepared: Prepared) -> list[str]:
-    config, program, store = prepared.config, prepared.program, prepared.store
-    task, broker = prepared.task, prepared.broker
+    broker, config = prepared.broker, prepared.tasks[0].config
     lines = [
-        f"federation {task.federation}, task {task.task}",
-        f"model {program.name}: {program.spec.size} parameters, one dense update has {task.dense_bytes} bytes; "
-        f"codec {config.codec.name}",
+        f"federation {config.federation.name}",
         f"broker {broker.address}" + (" with TLS" if broker.tls is not None else ""),
+        f"database {database_path(config)}",
     ]
-    record, checkpoint = store.open_round(task.task), store.latest_checkpoint(task.task)
+    return lines + [line for task in prepared.tasks for line in _introduction_of(task, prepared.store)]
+
+
+def _introduction_of(task: PreparedTask, store: Store) -> list[str]:
+    record, checkpoint = store.open_round(task.name), store.latest_checkpoint(task.name)
     done = 0 if checkpoint is None else checkpoint.round
     if record is not None:
         where = f"goes on with round {record.number}, in {record.phase}"
     elif done:
         where = f"{done} rounds done, goes on with round {done + 1}"
     else:
-        where = "new, begins with round 1" if prepared.is_new else "begins with round 1"
-    return [*lines, f"database {database_path(config)}: {where}"]
+        where = "new, begins with round 1" if task.is_new else "begins with round 1"
+    program = task.program
+    return [
+        f"task {task.name}: model {program.name}, {program.spec.size} parameters, one dense update has "
+        f"{task.settings.dense_bytes} bytes; codec {task.config.codec.name}; {where}"
+    ]
 
 
 def _configure_logging(level: str) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from coordinator.config.loading import check_files, load_config
+from coordinator.config.loading import check_files, load_config, load_tasks
 from coordinator.config.reference import config_reference
 from coordinator.config.sections import (
     Aggregation,
@@ -42,4 +42,5 @@ __all__ = [
     "check_files",
     "config_reference",
     "load_config",
+    "load_tasks",
 ]

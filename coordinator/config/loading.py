@@ -14,7 +14,10 @@ from coordinator.config.fields import Section, allowed_text
 from coordinator.config.sections import FederationConfig
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["FILES", "check_files", "load_config", "sections"]
+__all__ = ["FILES", "check_files", "load_config", "load_tasks", "sections"]
+
+SHARED_TABLES: Final = ("federation", "broker", "transfer", "store")
+"""What a federation has once, however many tasks it has."""
 
 FILES: Final = (
     ("broker", "password_file"),
@@ -28,8 +31,31 @@ FILES: Final = (
 VALUE_CHARACTERS_MAX: Final = 60
 
 
-def load_config(path: Path) -> FederationConfig:
-    """Read and check the configuration.
+def load_config(path: Path, task: str | None = None) -> FederationConfig:
+    """Read and check the configuration of one task.
+
+    Args:
+        path: The TOML file; relative paths inside start at its directory.
+        task: The task's name; None for the only one.
+
+    Raises:
+        ConfigurationError: As of :func:`load_tasks`; or the file has several tasks, or none of that name.
+    """
+    configs = load_tasks(path)
+    names = [config.federation.task for config in configs]
+    if task is None and len(configs) > 1:
+        raise ConfigurationError(f"{path}: has the tasks {', '.join(names)}; say which with --task")
+    if task is not None and task not in names:
+        raise ConfigurationError(f"--task {task}: {path} has {', '.join(names)}")
+    return configs[0 if task is None else names.index(task)]
+
+
+def load_tasks(path: Path) -> tuple[FederationConfig, ...]:
+    """Read and check the configuration of every task, in the order of the file.
+
+    A file without ``[[task]]`` describes one. With them, each ``[[task]]`` is a ``name`` and tables of its own
+    (``[task.model]``, ``[task.training]``...), which stand in front of the file's tables of the same name: the model
+    as a whole, all others key by key.
 
     Args:
         path: The TOML file; relative paths inside start at its directory.
@@ -38,20 +64,60 @@ def load_config(path: Path) -> FederationConfig:
         ConfigurationError: The file cannot be read, or holds an unknown key, a wrong value or a contradiction; all that
             is wrong is listed, one line each.
     """
+    source = _read(path)
+    if "task" not in source:
+        return (_checked(path, source, ""),)
+    return tuple(_checked(path, merged, f"task {name}: ") for name, merged in _by_task(path, source))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            source = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise ConfigurationError(
             f"{path}: cannot be read ({error.strerror}); docs/federation.toml is an example to begin with"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _by_task(path: Path, source: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and whole configuration of each ``[[task]]``."""
+    shared = {name: table for name, table in source.items() if name != "task"}
+    entries = source["task"]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
+        raise ConfigurationError(f"{path}: task: each task is a table of its own, written [[task]]")
+    federation = shared.get("federation", {})
+    if isinstance(federation, dict) and "task" in federation:
+        raise ConfigurationError(f"{path}: federation.task: the tasks are named in [[task]]; remove this key")
+    found: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(entries, start=1):
+        name = entry.get("name")
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{path}: task {number}: name is missing; give each [[task]] a name")
+        if name in found:
+            raise ConfigurationError(f"{path}: task {name}: there are two of this name")
+        merged = {**shared, "federation": {**federation, "task": name}}
+        for table, value in entry.items():
+            if table == "name":
+                continue
+            if table in SHARED_TABLES:
+                raise ConfigurationError(f"{path}: task {name}: [{table}] belongs to all tasks; write it once, above")
+            before = merged.get(table)
+            if isinstance(value, dict) and isinstance(before, dict) and table != "model":
+                value = {**before, **value}
+            merged[table] = value
+        found[name] = merged
+    return list(found.items())
+
+
+def _checked(path: Path, source: dict[str, Any], where: str) -> FederationConfig:
     try:
         return FederationConfig.model_validate(source, context={"directory": path.absolute().parent})
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise ConfigurationError("\n".join(f"{path}: {_problem(problem)}" for problem in problems)) from None
+        raise ConfigurationError("\n".join(f"{path}: {where}{_problem(problem)}" for problem in problems)) from None
 
 
 def check_files(config: FederationConfig) -> None:

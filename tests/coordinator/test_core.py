@@ -335,7 +335,7 @@ def test_bytes_that_are_no_update_are_refused_with_a_reason_and_the_round_goes_o
     assert desk.told("a", Verdict)[0].outcome == "refused" and state_of(desk, invites["a"]) == "refused"
     upload(desk, "b", invites["b"])
     upload(desk, "c", invites["c"])
-    assert desk.core.record is None or desk.core.record.number == 2
+    assert desk.task.life.record is None or desk.task.life.record.number == 2
     assert desk.told("b", Verdict)[-1].outcome == "counted"
 
 
@@ -485,11 +485,11 @@ def test_after_a_crash_the_phase_has_as_much_time_left_as_when_it_was_written() 
     for device, invite in invites.items():
         desk.hear(device, Accept(ticket=invite.ticket))
     desk.wait(31.0)
-    assert desk.core.round is not None
-    left = desk.core.round.seconds_remaining(desk.now)
+    assert desk.round is not None
+    left = desk.round.seconds_remaining(desk.now)
     desk.crash(down_seconds=5000.0)
-    assert desk.core.round is not None and desk.core.round.phase == "reporting"
-    assert left <= desk.core.round.seconds_remaining(desk.now) <= left + 15.0
+    assert desk.round is not None and desk.round.phase == "reporting"
+    assert left <= desk.round.seconds_remaining(desk.now) <= left + 15.0
 
 
 def test_a_chunk_that_was_stored_before_a_crash_is_not_asked_for_again() -> None:
@@ -507,7 +507,7 @@ def test_an_update_that_was_admitted_but_not_journalled_is_taken_again_after_a_c
     invite = desk.begin("a", "b", "c")["a"]
     payload = make_update()
     desk.hear("a", *chunks_of(invite, payload))
-    assert desk.core.round is not None and desk.core.round.tickets[invite.ticket].state == "admitted"
+    assert desk.round is not None and desk.round.tickets[invite.ticket].state == "admitted"
     desk.crash()
     desk.hear("a", offer(invite, payload))
     desk.work()

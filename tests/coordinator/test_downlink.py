@@ -61,7 +61,7 @@ def latest(desk: Desk) -> Checkpoint:
 def play_round(desk: Desk, *devices: str, holds: Sequence[bytes] = (), seed: int = 0) -> dict[str, Invite]:
     """One whole round by hand; the devices' invites."""
     desk.work()  # after a start: the evaluation of the round before
-    while desk.core.round is None:
+    while desk.round is None:
         desk.wait()
     for device in devices:
         desk.check_in(device, holds=tuple(holds))

@@ -44,7 +44,7 @@ def play_round(desk: Desk, sizes: dict[str, float]) -> list[str]:
     """One round in which each device sends an update of that size; verdicts as the database has them."""
     invites = desk.begin(*sizes)
     send(desk, dict(invites), {device: make_update(size) for device, size in sizes.items()})
-    while desk.core.round is not None:
+    while desk.round is not None:
         desk.wait()
         desk.work()
     found = [desk.store.ticket(invite.ticket) for invite in invites.values()]
