@@ -29,7 +29,9 @@ from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, gro
 from edge_sdk.codecs.model_delta import buffer_spans
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.wire.messages import Plan, Update
+from edge_sdk.wire.messages import Update
+from edge_sdk.wire.outcomes import BUSY
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Ingest", "pack_state", "unpack_state"]
 
@@ -186,7 +188,7 @@ class Ingest:
         return _Admitted(item, payload, update, decoded, norm)
 
     def _decode(self, update: Update) -> DecodedParts:
-        parts = decode_frames(update.frame, update.buffers, self._plan.codec, self._program.spec, update.parts)
+        parts = decode_frames(update.frames(), self._plan.codec, self._program.spec)
         # What does not share the round's rotation is rotated back at once, so that its values are checked.
         return tuple(
             part if isinstance(part, Rotated) and part.seed == self._mean.rotation else part.plain() for part in parts
@@ -203,7 +205,7 @@ class Ingest:
             if len(admitted) > 1:
                 return [row for a in admitted for row in self._journal([a])]
             logger.error("an update could not be journalled: %s", error)
-            return [(admitted[0], 0, "busy", str(error))]
+            return [(admitted[0], 0, BUSY, str(error))]
 
     def _accumulate(self, update: Update, decoded: DecodedParts) -> None:
         weight = self._weight(update)
@@ -221,8 +223,8 @@ class Ingest:
             numbers["eval_loss"], numbers["eval_metric"] = loss_sum * share, metric_sum * share
             numbers["eval_count"] = count * share
         self._scalars.accumulate(numbers)
-        if self._plan.codec.name == "auto" and update.frame:
-            self._chosen[f"codec_{frame_codec(update.frame)}"] += 1
+        if self._plan.codec.name == "auto" and self._groups[0].kind == "main":
+            self._chosen[f"codec_{frame_codec(update.frames()[0])}"] += 1
 
     def _weight(self, update: Update) -> int:
         return 1 if self._plan.weighting == "uniform" else min(update.examples, self._plan.examples_max)

@@ -40,8 +40,7 @@ from edge_sdk.device.agent import BlobMemory
 from edge_sdk.device.work import EngineCache, spec_digest
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.training.examples import as_examples
-from edge_sdk.wire.messages import Plan
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]

@@ -19,7 +19,6 @@ import pytest
 from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, Pair, bundle, make_update
 
 from coordinator.events import BULK, CONTROL, Acknowledge, Publish
-from coordinator.schedules.synchronous import TERMINAL
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from device_sim.world.clock import VirtualClock
@@ -34,6 +33,7 @@ from edge_sdk.device.work import TrainedUpdate, TrainingJob
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
@@ -42,7 +42,6 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Offer,
@@ -50,9 +49,8 @@ from edge_sdk.wire.messages import (
     RangeRequest,
     Update,
     Verdict,
-    decode_message,
-    encode_message,
 )
+from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.topics import check_segment
 
 ROOT = Path(__file__).parent.parent
@@ -597,7 +595,7 @@ def test_rule_13_each_ticket_has_one_verdict_frozen_at_the_close() -> None:
     upload(desk, "a", invites["a"])
     upload(desk, "b", invites["b"])
     verdicts = [ticket.state for ticket in desk.store.tickets(TASK, 1, 0)]
-    assert sorted(verdicts) == ["counted", "counted", "declined"] and set(verdicts) <= set(TERMINAL)
+    assert sorted(verdicts) == ["counted", "counted", "declined"] and set(verdicts) <= set(VERDICTS)
     desk.hear("c", offer(invites["c"], make_update()), Accept(ticket=invites["c"].ticket))
     desk.hear("x", offer(invites["a"], make_update()))
     assert [ticket.state for ticket in desk.store.tickets(TASK, 1, 0)] == verdicts

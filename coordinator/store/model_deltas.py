@@ -27,7 +27,9 @@ class ModelDeltas:
                 (task, *chain[-1]),
             )
         gone = chain[: len(chain) - _kept(chain, published)]
-        self._database.write_many("DELETE FROM model_deltas WHERE task = ? AND round = ?", [(task, x.round) for x in gone])
+        self._database.write_many(
+            "DELETE FROM model_deltas WHERE task = ? AND round = ?", [(task, x.round) for x in gone]
+        )
         self._blobs.drop_unused([model_delta.digest for model_delta in gone])
 
     def all(self, task: str) -> list[ModelDeltaRecord]:

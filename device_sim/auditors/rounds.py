@@ -32,11 +32,12 @@ from edge_sdk.codecs.frames import buffer_mask, decode_frames, groups_of, shared
 from edge_sdk.codecs.model_delta import ModelDelta
 from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
+from edge_sdk.wire.messages import Invite, Update, Verdict
+from edge_sdk.wire.outcomes import VERDICTS
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Auditor", "InvariantBroken"]
 
-VERDICTS: Final = frozenset({"counted", "refused", "declined", "late", "missing"})
 CLOSE: Final = 2e-4
 
 
@@ -197,7 +198,7 @@ class Auditor:
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             update = Update.decode(training.payload)
-            parts = decode_frames(update.frame, update.buffers, self.plan.codec, self.program.spec, update.parts)
+            parts = decode_frames(update.frames(), self.plan.codec, self.program.spec)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
             scale = weight * 2.0**self.fixed_point.fraction_bits
             sent = np.zeros(self.program.spec.size, dtype=np.float32)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.errors import DecodeError, ProtocolError, VersionError
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     BODY_BYTES_MAX,
     MESSAGES,
-    OUTCOMES,
     RANGES_MAX,
     Accept,
     Announce,
@@ -27,20 +27,17 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Message,
     Offer,
-    Plan,
     RangeData,
     RangeRequest,
     Update,
     Verdict,
-    decode_message,
-    encode_message,
 )
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.outcomes import OUTCOMES
+from edge_sdk.wire.plan import Plan, TrainingPlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 ENVELOPE = Envelope(federation="garden", task="default", lineage=bytes(range(8)), phase="report", group="", shard="0")
