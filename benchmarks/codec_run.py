@@ -21,11 +21,11 @@ from edge_sdk.aggregation.grouped_mean import GroupedMean
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import decode_frames, encode_frames, groups_of, shared_seed
-from edge_sdk.codecs.model_delta import apply_model_deltas, encode_model_delta
 from edge_sdk.device.files import BytesLike
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
 from edge_sdk.training.local import train_locally
+from edge_sdk.training.model_delta import apply_model_deltas, encode_model_delta
 
 __all__ = ["Method", "Record", "run"]
 

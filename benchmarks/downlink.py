@@ -25,11 +25,11 @@ from coordinator.server_optimizers import make_server_optimizer
 from device_sim.datasets import load_dataset, split_held_out
 from device_sim.partitions import partition
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.codecs.model_delta import apply_model_deltas, encode_model_delta
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import as_examples
 from edge_sdk.training.local import train_locally
+from edge_sdk.training.model_delta import apply_model_deltas, encode_model_delta
 from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = ["measure"]

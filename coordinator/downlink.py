@@ -1,4 +1,4 @@
-"""What devices get after a round: the model itself, or a step towards it from what they hold (``edge_sdk/codecs/model_delta.py``).
+"""What devices get after a round: the model itself, or a step towards it from what they hold (``edge_sdk/training/model_delta.py``).
 
 The model is what is aggregated, evaluated and exported. What is *published* is what devices hold and train from. With
 a compressed downlink it lags behind: each model delta brings the most of what is missing, the rest comes with later ones.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from coordinator.store import ModelDeltaRecord, Published
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.model_delta import Span, encode_model_delta
 from edge_sdk.errors import TrainingError
+from edge_sdk.training.model_delta import Span, encode_model_delta
 
 __all__ = ["Downlink", "chain_from", "publish"]
 

@@ -26,9 +26,9 @@ from edge_sdk.aggregation.grouped_mean import GroupedMean
 from edge_sdk.aggregation.sums import FixedPoint, ScalarSums
 from edge_sdk.codecs import Rotated, frame_codec
 from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
-from edge_sdk.codecs.model_delta import buffer_spans
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.model_delta import buffer_spans
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.outcomes import BUSY
 from edge_sdk.wire.plan import Plan

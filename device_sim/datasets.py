@@ -1,4 +1,4 @@
-"""Data sets, and how their examples are split over devices.
+"""Data sets: features, labels, whose they are; how they are dealt to devices is in ``partitions``.
 
 A data set is features, labels, and, where the data has them, the key of the person or machine that each example came
 from and a mark on the examples that its publisher set aside for testing. Scaling is the least that training needs and
@@ -23,21 +23,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from device_sim.partitions import by_key, dirichlet, dirichlet_by_class, iid, partition, shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
 
-__all__ = [
-    "Dataset",
-    "by_key",
-    "dirichlet",
-    "dirichlet_by_class",
-    "iid",
-    "load_dataset",
-    "partition",
-    "shards",
-    "split_held_out",
-]
+__all__ = ["Dataset", "load_dataset", "split_held_out"]
 
 WINDOW_KEYS: Final = ("signals", "scale", "window_start", "window_len", "y", "subject")
 SPLIT_KEYS: Final = ("x_train", "y_train", "x_test", "y_test")

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_sim.datasets import Dataset
 from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from device_sim.datasets import Dataset
 
 __all__ = ["PARTITIONS", "Indices", "by_key", "dirichlet", "dirichlet_by_class", "iid", "partition", "shards"]
 

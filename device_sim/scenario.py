@@ -7,45 +7,34 @@ disk and power are simulated. The invariants of ``checkers`` are checked as it g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
 from coordinator.compile import build_zoo_model, compile_model
-from coordinator.downlink import Downlink
 from coordinator.evaluation import Evaluator
 from coordinator.ingest import Ingest, pack_state
-from coordinator.schedules.synchronous import RoundSettings
-from coordinator.server_optimizers import make_server_optimizer
-from coordinator.stopping import StoppingRule
 from coordinator.store import Store
-from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from device_sim.auditors.rounds import Auditor, InvariantBroken
+from device_sim.auditors.rounds import InvariantBroken
 from device_sim.datasets import Dataset, load_dataset, split_held_out
 from device_sim.partitions import partition
-from device_sim.profiles import FleetProfile, draw_profiles
-from device_sim.world.clock import VirtualClock
+from device_sim.profiles import draw_profiles
 from device_sim.world.coordinator import SimCoordinator
-from device_sim.world.crashes import CrashPlan, CrashPoints
-from device_sim.world.daily_usage import SECONDS_PER_DAY, DailyUsage
+from device_sim.world.daily_usage import SECONDS_PER_DAY
 from device_sim.world.device import SimDevice
-from device_sim.world.network import InMemoryBroker, NetworkFaults
-from edge_sdk.aggregation.sums import FixedPoint
-from edge_sdk.codecs import CodecSettings, keeps_residual
-from edge_sdk.codecs.frames import frames_bytes_max
-from edge_sdk.device.agent import BlobMemory
+from device_sim.world.network import NetworkFaults
+from device_sim.world.world import TASK, Scenario, World
+from edge_sdk.codecs import keeps_residual
 from edge_sdk.device.work import EngineCache, spec_digest
-from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.training.bundle import Bundle, encode_parameters
 from edge_sdk.training.examples import as_examples
-from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
 
-TASK: Final = "default"
 SETTLE_SECONDS_MAX: Final = 7200.0
 QUIET_SECONDS: Final = 60.0
 
@@ -57,65 +46,6 @@ FAULTY: Final = NetworkFaults(
     notice_seconds_max=20.0,
 )
 """A bad day: loss, duplicates, reordering, dropped connections; brokers' deaths are added by time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What is simulated.
-
-    Attributes:
-        devices: Size of the fleet.
-        rounds: Rounds to commit.
-        goal_count: Updates that close a round.
-        minimum_count: Updates below which it is abandoned.
-        split: How ``digits`` is split over the devices, as in ``edge-fleet run --split``.
-        codec: The update codec.
-        downlink: How the model travels to devices.
-        server_optimizer: Name of the server optimiser.
-        training: How devices train.
-        faults: The network.
-        profile: From what the devices are drawn.
-        crash: Where the power fails once; None for nowhere.
-        device_crashes_per_hour: Random power cuts of each device.
-        coordinator_crashes_per_hour: Random power cuts of the coordinator.
-        bytes_per_update_max: As in the plan; 0 for no limit.
-        bytes_per_device_per_day_max: As in the plan, and in each device's own configuration; 0 for no limit.
-        chunk_bytes_max: Small, so that even a toy model travels in several pieces.
-        retained_blobs: ``auto``, ``always`` or ``never``.
-        step_seconds: Virtual time of one training step at speed 1.
-        boot_seconds: Devices start within this time.
-        window_seconds: Check-ins spread over this time.
-        hours_max: Virtual time after which the scenario has failed.
-        federation: Its name.
-        replay: The command that plays it again; made up from the fields where empty.
-    """
-
-    devices: int = 20
-    rounds: int = 4
-    goal_count: int = 6
-    minimum_count: int = 2
-    split: str = "iid"
-    codec: CodecSettings = field(default_factory=lambda: CodecSettings("sparse", density=0.1))
-    downlink: Downlink = field(default_factory=Downlink)
-    server_optimizer: str = "fedavg"
-    training: TrainingPlan = field(
-        default_factory=lambda: TrainingPlan(epochs=1, batch_size=16, seconds_max=120.0, scalars={"lr": 0.5})
-    )
-    faults: NetworkFaults = field(default_factory=NetworkFaults)
-    profile: FleetProfile = field(default_factory=lambda: FleetProfile(dropout=0.05))
-    crash: CrashPlan | None = None
-    device_crashes_per_hour: float = 0.0
-    coordinator_crashes_per_hour: float = 0.0
-    bytes_per_update_max: int = 0
-    bytes_per_device_per_day_max: int = 0
-    chunk_bytes_max: int = 1024
-    retained_blobs: str = "auto"
-    step_seconds: float = 0.5
-    boot_seconds: float = 5.0
-    window_seconds: float = 5.0
-    hours_max: float = 24.0
-    federation: str = "scenario"
-    replay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,34 +81,6 @@ class Outcome:
     points: dict[str, int]
     died_at: str
     trace: bytes
-
-
-class World:
-    """What the parts of one run share."""
-
-    def __init__(self, scenario: Scenario, seed: int, bundle: Bundle) -> None:
-        self.scenario = scenario
-        self.seed = seed
-        self.clock = VirtualClock()
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0])))
-        self.broker = InMemoryBroker(self.clock, rng, scenario.faults)
-        self.points = CrashPoints(scenario.crash)
-        self.blobs = BlobMemory(16)
-        self.crashes = 0
-        self.finished = ""
-        self.daily_usage = DailyUsage(self.clock, scenario.bytes_per_device_per_day_max)
-        self.task = _task(scenario, seed, bundle)
-        self.fixed_point = FixedPoint()
-        self.optimizer = make_server_optimizer(scenario.server_optimizer)
-        self.auditor = Auditor(
-            bundle.program,
-            self.task.plan,
-            self.optimizer,
-            self.fixed_point,
-            encode_parameters(bundle.parameters),
-            pack_state(self.optimizer.init(bundle.program.spec.size)),
-        )
-        self.digest_of = digest_of
 
 
 def run(scenario: Scenario, seed: int, bundle: Bundle | None = None) -> Outcome:
@@ -335,36 +237,3 @@ def _bundle() -> Bundle:
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Dataset, Dataset]:
     return split_held_out(load_dataset("digits"), 0.2, 0)
-
-
-def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
-    program = bundle.program
-    return TaskSettings(
-        federation=scenario.federation,
-        task=TASK,
-        round=RoundSettings(
-            goal_count=scenario.goal_count,
-            minimum_count=scenario.minimum_count,
-            over_selection=1.3,
-            window_seconds=scenario.window_seconds,
-            selection_seconds_max=300.0,
-            configuration_seconds_max=60.0,
-            reporting_seconds_max=300.0,
-        ),
-        plan=Plan(
-            training=scenario.training,
-            codec=scenario.codec,
-            bytes_per_update_max=scenario.bytes_per_update_max,
-            bytes_per_device_per_day_max=scenario.bytes_per_device_per_day_max,
-        ),
-        stopping=StoppingRule(rounds_max=scenario.rounds),
-        program_digest=program.digest,
-        requires=(f"codec:{scenario.codec.name}",),
-        come_back_seconds=120.0,
-        retry_seconds=10.0,
-        chunk_bytes_max=scenario.chunk_bytes_max,
-        update_bytes_max=frames_bytes_max(program.spec, scenario.codec) + 4096,
-        retained_blobs=scenario.retained_blobs,
-        dense_bytes=4 * program.spec.size,
-        seed=seed,
-    )

@@ -43,7 +43,6 @@ from coordinator.validate import Validation
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
-from edge_sdk.codecs.model_delta import apply_model_deltas
 from edge_sdk.device.session import (
     ApplyModelDeltas,
     MarkReceived,
@@ -65,6 +64,7 @@ from edge_sdk.device.session import Subscribe as Listen
 from edge_sdk.device.session import Tick as SessionTick
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
 from edge_sdk.wire.plan import Plan, TrainingPlan

@@ -8,8 +8,8 @@
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
 7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
 8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
-9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and trains on
-   exactly these, however many rounds it has missed.
+9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and
+   trains on exactly these, however many rounds it has missed.
 10. When all is over, nothing is left: no payload, no chunk, no retained piece.
 """
 
@@ -29,9 +29,9 @@ from coordinator.store import Store, TicketRecord
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
 from edge_sdk.codecs.frames import buffer_mask, decode_frames, groups_of, shared_seed
-from edge_sdk.codecs.model_delta import ModelDelta
 from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.model_delta import ModelDelta
 from edge_sdk.wire.messages import Invite, Update, Verdict
 from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.plan import Plan

@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from device_sim.world.clock import Handle
-from device_sim.world.faults import NetworkFaults
+from device_sim.world.faults import LinkProfile, NetworkFaults
+from edge_sdk.errors import EdgeFedError
+from edge_sdk.mqtt import DisconnectReason, Will
 
-if TYPE_CHECKING:
-    from device_sim.world.memory_transport import InMemoryTransport
-
-__all__ = ["Chance", "Connection", "Lane", "Packet", "Window", "chance_from"]
+__all__ = ["Chance", "Client", "Connection", "Lane", "Packet", "Window", "chance_from"]
 
 Chance = Callable[[], float]
 Window = tuple[float, float]
@@ -79,6 +78,30 @@ class Lane:
         return arrival
 
 
+class Client(Protocol):
+    """The client's end of a connection: who it is, and where packets from the broker go."""
+
+    client_id: str
+    will: Will | None
+    link: LinkProfile
+    in_flight_max: int
+
+    def on_connack(self, connection: Connection) -> None:
+        """CONNACK comes in."""
+
+    def on_puback(self, connection: Connection, token: int) -> None:
+        """PUBACK comes in, or a QoS 0 message has left."""
+
+    def on_suback(self, connection: Connection, token: int, refused: tuple[str, ...]) -> None:
+        """SUBACK comes in."""
+
+    def on_delivery(self, connection: Connection, packet: Packet) -> None:
+        """A PUBLISH comes in."""
+
+    def on_closed(self, connection: Connection, reason: DisconnectReason, error: EdgeFedError) -> None:
+        """The connection is found to be gone, or none came about."""
+
+
 class Connection:
     """One attempt of a client to be connected, from CONNECT to the end.
 
@@ -109,7 +132,7 @@ class Connection:
 
     def __init__(
         self,
-        transport: InMemoryTransport,
+        transport: Client,
         faults: NetworkFaults,
         windows: tuple[Window, ...],
         window: int,

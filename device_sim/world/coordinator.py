@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -37,14 +37,12 @@ from coordinator.store import Store
 from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
 from device_sim.world.memory_transport import InMemoryTransport
+from device_sim.world.world import World
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, TransportEvent, Will
 from edge_sdk.mqtt import Published as TransportPublished
 from edge_sdk.wire.envelope import decode_message
 from edge_sdk.wire.messages import ComeBack, Invite, Verdict
 from edge_sdk.wire.topics import Topics
-
-if TYPE_CHECKING:
-    from device_sim.scenario import World
 
 __all__ = ["SimCoordinator"]
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from device_sim.profiles import DeviceProfile
 from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
+from device_sim.world.world import World
 from edge_sdk.device.agent import Agent, AgentSettings, Progress
-from edge_sdk.device.files import BytesLike, MemoryFiles
+from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import Action, ApplyModelDeltas, Event, MarkReceived, Settle, StartTraining
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt import TransportEvent
 from edge_sdk.training.bundle import digest_of
-
-if TYPE_CHECKING:
-    from device_sim.scenario import World
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["SimDevice"]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from device_sim.world.connection import Connection, Packet
-from device_sim.world.faults import LinkProfile
+from device_sim.counters import Traffic
+from device_sim.world.clock import VirtualClock
+from device_sim.world.connection import Client, Connection, Packet
+from device_sim.world.faults import LinkProfile, NetworkFaults
+from device_sim.world.subscriber_queues import SubscriberQueues
 from device_sim.world.topic_tree import is_filter
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable, EdgeFedError
 from edge_sdk.mqtt import (
@@ -31,16 +34,42 @@ from edge_sdk.mqtt.sizes import (
     subscribe_bytes,
 )
 
-if TYPE_CHECKING:
-    from device_sim.world.network import InMemoryBroker
-
-__all__ = ["InMemoryTransport"]
+__all__ = ["Broker", "InMemoryTransport"]
 
 PACKET_OVERHEAD_BYTES: Final = 20  # what the paho adapter allows for, so that both refuse the same packets
 CONTROL_BYTES: Final = 4
 PUBLISH_OVERHEAD_BYTES: Final = 8  # fixed header, topic length, packet identifier, properties
 QUEUE_MESSAGES_MAX: Final = 10_000
 QUEUE_BYTES_MAX: Final = 64 << 20
+
+
+class Broker(Protocol):
+    """The broker's end, as far as a client's packets need it."""
+
+    clock: VirtualClock
+    faults: NetworkFaults
+    desk: SubscriberQueues
+
+    def traffic(self, client_id: str) -> Traffic:
+        """Where a client's traffic is counted."""
+
+    def open(self, transport: Client) -> Connection:
+        """A client dials."""
+
+    def on_publish(self, connection: Connection, packet: Packet, retain: bool, token: int) -> None:
+        """A PUBLISH comes in."""
+
+    def on_subscribe(self, connection: Connection, filters: tuple[str, ...], token: int) -> None:
+        """A SUBSCRIBE comes in."""
+
+    def on_unsubscribe(self, connection: Connection, filters: tuple[str, ...]) -> None:
+        """An UNSUBSCRIBE comes in."""
+
+    def on_goodbye(self, connection: Connection, will: bool) -> None:
+        """A DISCONNECT comes in."""
+
+    def on_vanish(self, connection: Connection) -> None:
+        """The client's machine went dark."""
 
 
 class InMemoryTransport:
@@ -53,7 +82,7 @@ class InMemoryTransport:
 
     def __init__(
         self,
-        broker: InMemoryBroker,
+        broker: Broker,
         client_id: str,
         listener: Listener,
         *,

@@ -27,7 +27,7 @@ import numpy as np
 
 from device_sim.counters import Counters, Traffic
 from device_sim.world.clock import VirtualClock
-from device_sim.world.connection import Connection, Packet, Window, chance_from
+from device_sim.world.connection import Client, Connection, Packet, Window, chance_from
 from device_sim.world.faults import Crash, LinkProfile, NetworkFaults, Partition
 from device_sim.world.memory_transport import PUBLISH_OVERHEAD_BYTES, InMemoryTransport
 from device_sim.world.subscriber_queues import SubscriberQueues
@@ -157,7 +157,7 @@ class InMemoryBroker:
 
     # --- packets from clients ----------------------------------------------------------------------------------------
 
-    def open(self, transport: InMemoryTransport) -> Connection:
+    def open(self, transport: Client) -> Connection:
         """A client dials; the transport calls this."""
         clock, faults, client_id = self.clock, self.faults, transport.client_id
         windows = self._windows.get(client_id)

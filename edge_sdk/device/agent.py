@@ -18,7 +18,6 @@ import numpy as np
 
 from edge_sdk import __version__
 from edge_sdk.codecs import CODECS
-from edge_sdk.codecs.model_delta import apply_model_deltas
 from edge_sdk.device.data_quota import DataQuota
 from edge_sdk.device.diagnostics import Diagnostics
 from edge_sdk.device.session import (
@@ -55,6 +54,7 @@ from edge_sdk.device.work import Cancelled, OverBudget, TrainedUpdate, TrainingJ
 from edge_sdk.errors import ConnectionRefused, DecodeError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Meter, Published, Subscribed, Transport, TransportEvent
 from edge_sdk.mqtt.loop import Backoff
+from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.messages import Invite
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.wire_costs import Costs
@@ -620,7 +620,7 @@ class Agent:
             parameters=parameters,
             residual=self.state.residual,
             keeps_residual=self.state.keeps_residual,
-            seed=job_seed(start.ticket),
+            seed=job_seed(start.parameters, self.settings.device),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
             frames_bytes_max=self._quota.frames_bytes_max(start.plan),

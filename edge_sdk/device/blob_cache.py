@@ -11,8 +11,9 @@ import re
 import threading
 from typing import Final
 
-from edge_sdk.device.files import BytesLike, Files
+from edge_sdk.device.files import Files
 from edge_sdk.errors import StateError
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["KINDS", "PARAMETERS_KEPT", "BlobCache"]
 

@@ -15,15 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from edge_sdk.errors import StateError
+from edge_sdk.wire.safe_msgpack import BytesLike
 
-__all__ = ["BytesLike", "DirectoryFiles", "Files", "MemoryFiles", "owner_of"]
+__all__ = ["DirectoryFiles", "Files", "MemoryFiles", "owner_of"]
 
 logger = logging.getLogger(__name__)
 
-BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 LOCK_NAME: Final = "lock"
 TEMPORARY_SUFFIX: Final = ".tmp"

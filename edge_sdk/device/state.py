@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 
 from edge_sdk.device.blob_cache import BlobCache
 from edge_sdk.device.daily_traffic import DailyTraffic
-from edge_sdk.device.files import BytesLike, DirectoryFiles, Files, MemoryFiles
+from edge_sdk.device.files import DirectoryFiles, Files, MemoryFiles
 from edge_sdk.device.state_file import HEAD_BYTES_MAX, CorruptError, seal, unseal
 from edge_sdk.device.write_budget import WriteBudget
 from edge_sdk.errors import StateError
 from edge_sdk.parameters import ELEMENTS_MAX
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["DeviceState", "DirectoryFiles", "Files", "MemoryFiles", "OutboxEntry"]
 

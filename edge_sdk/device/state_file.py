@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
-from edge_sdk.device.files import BytesLike
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["HEAD_BYTES_MAX", "CorruptError", "seal", "unseal"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -231,7 +230,15 @@ def spec_digest(program: Program) -> bytes:
     return digest_of(msgpack.packb(program.spec.to_wire()))
 
 
-def job_seed(ticket: bytes) -> int:
-    """The seed of an order: a ticket's 16 random bytes, so that nobody has to agree on one."""
-    low, high = struct.unpack("<QQ", ticket)
-    return int(low ^ high)
+def job_seed(parameters: bytes, device: str) -> int:
+    """The seed of a piece of work, 64 bits: it shuffles, rounds and rotates.
+
+    It follows from what everybody may know, the digest of the parameters and the device's name, so that a simulation of
+    the same devices on the same parameters gives the same update. Noise that is to protect privacy must therefore never
+    be drawn from it: who knows the seed can subtract the noise.
+
+    Args:
+        parameters: SHA-256 of the parameters that the device trains from.
+        device: The device's name.
+    """
+    return int.from_bytes(digest_of(parameters + device.encode())[:8], "little")

@@ -10,13 +10,15 @@ That pass costs a microsecond or two a token. Nearly every message is small in o
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
 from edge_sdk.errors import DecodeError
 
-__all__ = ["unpack_checked"]
+__all__ = ["BytesLike", "unpack_checked"]
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 FEW_OBJECTS: Final = 256
 FEW_CHILDREN: Final = 32

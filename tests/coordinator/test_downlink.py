@@ -16,9 +16,9 @@ from coordinator.downlink import Downlink, chain_from, publish
 from coordinator.stopping import StoppingRule
 from coordinator.store import Checkpoint, ModelDeltaRecord, Store
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.model_delta import apply_model_deltas
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.messages import Accept, Chunk, Invite
 
 SPEC = larger_bundle().program.spec

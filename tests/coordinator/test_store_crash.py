@@ -35,7 +35,7 @@ while True:
             print("journalled", record.number, seq, t.ticket.hex(), flush=True)
     tickets = store.tickets(TASK, record.number, record.attempt)
     verdicts = {t.ticket: ("counted", "") if t.state == "journalled" else ("missing", "") for t in tickets}
-    published = Published(b"published %d" % record.number, b"link %d" % record.number, 3, 1 << 20)
+    published = Published(b"published %d" % record.number, b"delta %d" % record.number, 3, 1 << 20)
     last = closed(record, max(t.seq or 0 for t in tickets))
     commit(store, last, verdicts, parameters=b"after %d" % record.number, published=published)
     print("closed", record.number, flush=True)
@@ -98,9 +98,9 @@ def test_everything_reported_committed_survives_sigkill(tmp_path: Path) -> None:
             assert latest.round == max(finished)
             assert store.get_blob(latest.parameters_digest) == b"after %d" % latest.round
             assert store.get_blob(latest.published_digest) == b"published %d" % latest.round
-            links = store.links(TASK)
-            assert [link.round for link in links] == list(range(max(1, latest.round - 2), latest.round + 1))
-            assert links[-1].target == latest.published_digest
-            assert [store.get_blob(link.digest) for link in links] == [b"link %d" % link.round for link in links]
+            deltas = store.deltas(TASK)
+            assert [delta.round for delta in deltas] == list(range(max(1, latest.round - 2), latest.round + 1))
+            assert deltas[-1].target == latest.published_digest
+            assert [store.get_blob(delta.digest) for delta in deltas] == [b"delta %d" % delta.round for delta in deltas]
         store.close()
     assert len(journalled) > 50, "the writer was killed before it had written anything worth losing"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
 from test_store import PARAMETERS, TASK, a_round, closed, open_store
 
 from coordinator.store import Checkpoint, Published, Store
-from coordinator.store.migrations import load_migrations, migrate
 from edge_sdk.errors import StateError
 
 
@@ -128,33 +125,3 @@ def test_blobs_in_use_are_never_dropped() -> None:
     a_round(store, 2)
     assert store.drop_blobs(set()) == 0
     assert len(chain(store)) == 1 and store.get_blob(sha(b"one")) == b"one"
-
-
-def test_a_database_of_before_is_taken_over_and_what_it_left_behind_goes(tmp_path: Path) -> None:
-    path = tmp_path / "c.db"
-    store = open_store(path)
-    publish(store, 1, None)
-    store.put_blob(b"parameters that nobody names", "parameters")
-    store.close()
-    with sqlite3.connect(path) as connection:  # back to the first schema
-        connection.executescript(
-            "DROP INDEX checkpoints_published; DROP TABLE deltas; ALTER TABLE checkpoints DROP COLUMN published;"
-        )
-        connection.execute("PRAGMA user_version = 1")
-    connection.close()
-    store = open_store(path, seed=100)
-    latest = store.latest_checkpoint(TASK)
-    assert latest is not None and latest.published_digest == latest.parameters_digest == sha(b"model 1")
-    assert store.get_blob(sha(b"model 1")) == b"model 1" and store.deltas(TASK) == []
-    assert store.get_blob(sha(b"parameters that nobody names")) is None
-    publish(store, 2, b"two")
-    assert len(chain(store)) == 1
-    store.close()
-
-
-def test_the_first_schema_is_as_it_was_released() -> None:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    migrate(connection, load_migrations()[:1], "c.db")
-    columns = [row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")]
-    assert columns == ["id", "task", "round", "parameters", "program", "server_state", "metrics", "made_at"]
-    connection.close()

@@ -13,22 +13,26 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("edge_sdk", "coordinator", "device_sim")
 
 LAYERS = (
-    {"errors", "parameters", "topics", "packed", "plan", "files"},
-    {"update", "frames", "transfer", "messages", "bundle", "link", "program", "numpy_plan", "shared_bytes", "sealed"},
-    {"engine", "training", "examples"},
-    {"session", "state", "blob_cache", "wear", "traffic"},
-    {"work", "hints", "costs", "budget"},
-    {"agent"},
+    {"errors", "parameters"},
+    {"mqtt", "extension"},
+    {"wire", "codecs"},
+    {"training"},
+    {"aggregation", "device"},
     {"client"},
-    {"device_config", "cli_findings", "cli_broker", "cli_speed", "cli_check", "cli_run"},
+    {"cli"},
     {"__main__"},
 )
-"""Of ``edge_sdk``: a module imports from its own layer and those before."""
+"""Of ``edge_sdk``: a room imports from itself and from those before it."""
 
-APART = {"mqtt": {"errors"}, "loop": {"errors"}, "eligibility": set[str](), "sd_notify": set[str]()}
-"""Modules that know so little of the others that they stand beside the layers."""
-
-PURE = ("round", "selection", "reducers", "server_optimizers", "validate", "stopping")
+PURE = (
+    "coordinator.schedules",
+    "coordinator.server_optimizers",
+    "coordinator.stopping",
+    "coordinator.validate",
+    "edge_sdk.aggregation",
+    "edge_sdk.device.diagnostics",
+    "edge_sdk.device.session",
+)
 PURE_MAY_USE = {
     *PACKAGES,
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
@@ -106,7 +110,7 @@ def test_the_device_knows_no_coordinator_and_nobody_knows_the_simulator(package:
 
 
 def test_every_module_of_the_device_has_its_layer() -> None:
-    known = set().union(*LAYERS) | APART.keys() | {""}
+    known = set().union(*LAYERS) | {""}
     new = {room(name) for name in ALL if top(name) == "edge_sdk"} - known
     assert not new, f"give {sorted(new)} a place in LAYERS above"
 
@@ -122,21 +126,23 @@ def test_the_layers_of_the_device_are_kept() -> None:
             there = room(found.module)
             if top(found.module) != "edge_sdk" or there in ("", here):
                 continue
-            allowed = there in APART[here] if here in APART else there in APART or rank[there] <= rank[here]
-            if not allowed:
+            if rank[there] > rank[here]:
                 wrong.append(f"{path}:{found.line}: {here} imports {there}")
     assert not wrong
 
 
 def test_mqtt_is_known_to_the_shells_alone() -> None:
-    knowing = {room(name) for name, (_, all_imports) in ALL.items() for i in all_imports if room(i.module) == "mqtt"}
-    shells = {"agent", "client", "device_config", "cli_broker", "costs", "budget"}  # the last two weigh its packets
-    assert {r for r in knowing if (REPOSITORY / "edge_sdk" / f"{r}.py").exists()} <= shells | {"mqtt"}
+    knowing = {
+        name
+        for name, (_, all_imports) in ALL.items()
+        if top(name) == "edge_sdk" and room(name) in ("wire", "codecs", "training", "aggregation")
+        for found in all_imports
+        if room(found.module) == "mqtt"
+    }
+    assert knowing == {"edge_sdk.wire.wire_costs"}, "which weighs its packets"
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"coordinator.{module}" for module in PURE), "edge_sdk.device.session", "edge_sdk.device.diagnostics"]
-)
+@pytest.mark.parametrize("name", PURE)
 def test_pure_modules_touch_no_mqtt_no_sql_no_clock_and_no_chance(name: str) -> None:
     modules = [module for module in ALL if module == name or module.startswith(f"{name}.")]
     assert modules
@@ -149,16 +155,16 @@ def test_pure_modules_touch_no_mqtt_no_sql_no_clock_and_no_chance(name: str) -> 
         assert "default_rng(" not in path.read_text(), f"{path}: a generator is a parameter"
 
 
-@pytest.mark.parametrize("name", [f"coordinator.{module}" for module in PURE])
+@pytest.mark.parametrize("name", [name for name in PURE if top(name) == "coordinator"])
 def test_pure_modules_of_the_coordinator_import_no_shell_of_it(name: str) -> None:
-    reached, waiting = set[str](), [name]
+    reached, waiting = set[str](), [module for module in ALL if module == name or module.startswith(f"{name}.")]
     while waiting:
         module = waiting.pop()
         if module in reached or top(module) != "coordinator":
             continue
         reached.add(module)
         waiting += [found.module for found in ALL[module][1]] if module in ALL else []
-    assert reached <= {f"coordinator.{module}" for module in PURE}
+    assert {module for module in reached if not module.startswith(PURE)} <= {"coordinator"}
 
 
 def test_a_device_never_imports_what_only_the_coordinator_installs() -> None:

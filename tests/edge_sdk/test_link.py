@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings, decode_update
-from edge_sdk.codecs.model_delta import (
+from edge_sdk.errors import DecodeError, TrainingError, VersionError
+from edge_sdk.parameters import ParameterSpec
+from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
+from edge_sdk.training.model_delta import (
     MODEL_DELTA_CODECS,
     ModelDelta,
     apply_model_deltas,
     buffer_spans,
     encode_model_delta,
 )
-from edge_sdk.errors import DecodeError, TrainingError, VersionError
-from edge_sdk.parameters import ParameterSpec
-from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PLAIN = ParameterSpec([("w", (30, 10), "trainable"), ("b", (7,), "trainable")])

@@ -134,7 +134,7 @@ def test_a_length_of_five_bytes_is_malformed(pair: Pair) -> None:
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_every_identifier_comes_round(mosquitto_broker: PrivateBroker, make_client: MakeClient, protocol: str) -> None:
     client = make_client(mosquitto_broker, protocol=protocol).connected().subscribed("t")
-    link = client.transport._link
+    link = client.transport._connection
     assert link is not None
     link._identifier = 65_530
     for number in range(12):

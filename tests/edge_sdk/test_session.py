@@ -965,8 +965,8 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
             case "invite" if bench.said(CheckIn):
                 bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number))
             case "linked" if bench.said(CheckIn):
-                links = tuple((digest(link), len(link)) for link in LINKS)
-                bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number, base=BASE, links=links))
+                deltas = tuple((digest(delta), len(delta)) for delta in LINKS)
+                bench.hear(bench.invite(ticket=number.to_bytes(16, "big"), round=number, base=BASE, deltas=deltas))
             case "blob" if bench.said(RangeRequest):
                 want = bench.said(RangeRequest)[-1]
                 serve(bench, want, BLOBS[want.digest])

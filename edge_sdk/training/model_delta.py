@@ -30,12 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.device.files import BytesLike
 from edge_sdk.errors import DecodeError, TrainingError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, TENSORS_MAX, ParameterSpec
 from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
 from edge_sdk.wire import fields
-from edge_sdk.wire.safe_msgpack import unpack_checked
+from edge_sdk.wire.safe_msgpack import BytesLike, unpack_checked
 
 __all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "buffer_spans", "encode_model_delta"]
 
