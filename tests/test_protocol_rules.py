@@ -30,7 +30,7 @@ from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import MessageArrived, Offline, Online
 from edge_sdk.device.state import DeviceState, OutboxEntry
 from edge_sdk.device.work import TrainedUpdate, TrainingJob
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
@@ -221,9 +221,7 @@ def test_rule_03_a_repeated_check_in_is_answered_idempotently() -> None:
     first = desk.begin("a", "b", "c")["a"]
     for nonce in (b"second  ", b"third   "):
         again = desk.told("a", Invite, desk.check_in("a", nonce=nonce))[0]
-        assert replace(again, nonce=first.nonce, report_seconds=0.0, accept_seconds=0.0) == replace(
-            first, report_seconds=0.0, accept_seconds=0.0
-        )
+        assert replace(again, nonce=first.nonce, report_seconds=0.0) == replace(first, report_seconds=0.0)
     assert len(desk.store.tickets(TASK, 1, 0)) == 3
 
 
@@ -461,12 +459,14 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
     desk.begin("a", "b", "c")
     payload = next(e.payload for e in desk.effects if isinstance(e, Publish) and e.topic.endswith("/invite"))
     envelope = msgpack.unpackb(payload)
-    assert list(envelope) == [
-        *("version", "kind", "federation", "lineage", "task", "phase", "group", "shard", "body", "sig", "enc")
-    ]
-    assert isinstance(envelope["body"], bytes) and envelope["sig"] is None and envelope["enc"] is None
+    assert list(envelope) == ["version", "kind", "federation", "task", "lineage", "shard", "body"]
+    assert isinstance(envelope["body"], bytes)
     assert envelope["shard"] == "0", "the uplink inbox is named in the invite"
-    assert envelope["phase"] == "report"
+    later = {"phase": "masks", "group": "a", "sig": b"over the exact bytes of body"}
+    expected = {"federation": FEDERATION, "expected": ("invite",), "peer": "coordinator"}
+    assert decode_message(msgpack.packb(envelope | later), **expected) == decode_message(payload, **expected)
+    with pytest.raises(DecodeError, match="encrypted"):
+        decode_message(msgpack.packb(envelope | {"enc": "scheme"}), **expected)
 
 
 def test_rule_08_what_a_plan_requires_must_be_understood_or_declined() -> None:

@@ -104,7 +104,7 @@ def _joined(segments: list[Any], shared: list[bytes], where: str, bytes_max: int
 
 
 def _is_number(value: object) -> bool:
-    return is_integer(value, 0, 1 << 32)
+    return is_integer(value, -(1 << 63), 1 << 64)
 
 
 def _picked(shared: list[bytes], number: int) -> bytes:

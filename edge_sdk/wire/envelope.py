@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError, ProtocolError
-from edge_sdk.wire.fields import VERSION, check_version, from_map, octets_upto, pack_map, to_map, unpack_map
+from edge_sdk.wire.fields import octets_upto
 from edge_sdk.wire.messages import BODY_BYTES_MAX, MESSAGES, Message
+from edge_sdk.wire.records import VERSION, check_version, from_map, pack_map, to_map, unpack_map
 from edge_sdk.wire.topics import is_segment
 
 __all__ = ["ENVELOPE_BYTES_MAX", "Envelope", "decode_message", "encode_message"]

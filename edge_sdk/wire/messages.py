@@ -1,6 +1,6 @@
 """Every control message and the update: a frozen dataclass on this side, a msgpack map on the wire.
 
-Each field declares its check beside it (``fields.py``); encode and decode are made from the declarations. Unknown
+Each field declares its check beside it; encode and decode are made from the declarations (``records.py``). Unknown
 fields are ignored, so that a newer peer may say more; what must be *understood* is listed in an invite's ``requires``.
 Around every message stands an envelope (``envelope.py``).
 """
@@ -14,11 +14,8 @@ from typing import Any, ClassVar, Final
 from edge_sdk.codecs.settings import TENSOR_RULES_MAX
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire.fields import (
-    VERSION,
     boolean,
-    check_version,
     choice,
-    from_map,
     integer,
     list_of,
     map_of,
@@ -26,17 +23,13 @@ from edge_sdk.wire.fields import (
     number,
     octets,
     octets_upto,
-    on_wire,
     optional,
-    pack_map,
-    record,
     row_of,
     text,
-    to_map,
-    unpack_map,
 )
 from edge_sdk.wire.outcomes import OUTCOMES
 from edge_sdk.wire.plan import Plan
+from edge_sdk.wire.records import VERSION, check_version, from_map, on_wire, pack_map, record, to_map, unpack_map
 
 __all__ = [
     "BODY_BYTES_MAX",

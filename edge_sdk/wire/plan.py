@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from edge_sdk.codecs.settings import CodecSettings
-from edge_sdk.wire.fields import choice, from_map, integer, map_of, mapping, number, on_wire, record, text, to_map
+from edge_sdk.wire.fields import choice, integer, map_of, mapping, number, text
+from edge_sdk.wire.records import from_map, on_wire, record, to_map
 
 __all__ = ["PLAIN", "Plan", "TrainingPlan"]
 

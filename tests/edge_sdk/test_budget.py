@@ -76,8 +76,8 @@ def test_the_numbers_beside_the_frames_of_an_update_have_a_bound(
     examples: int, frame: int, buffers: int, loss: float
 ) -> None:
     update = Update(
-        examples, examples, loss, True, abs(loss) / 1e3, "onnxruntime", bytes(frame), (loss, loss, examples),
-        bytes(buffers) or None,
+        examples, examples, loss, True, abs(loss) / 1e3, "onnxruntime", {"delta": (bytes(frame), bytes(buffers))},
+        evaluation=(loss, loss, examples),
     )  # fmt: skip
     assert len(update.encode()) <= frame + buffers + UPDATE_HEAD_BYTES_MAX
 

@@ -179,7 +179,6 @@ class Bench:
                 parameters=digest(PARAMETERS),
                 parameters_bytes=len(PARAMETERS),
                 plan=PLAN,
-                accept_seconds=15.0,
                 report_seconds=100.0,
                 chunk_bytes_max=4096,
             ),
