@@ -22,10 +22,10 @@ from coordinator.schedules.tickets import Ticket
 from coordinator.store import ChunkRefused, Store
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.messages import Chunk, Have, Message, Offer, Verdict
+from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, BUSY, INVITED, LATE, REFUSED
 
 __all__ = ["BUSY", "BUSY_SECONDS", "Intake", "TicketDesk"]
 
-BUSY: Final = "busy"
 BUSY_SECONDS: Final = 15.0
 
 
@@ -33,7 +33,10 @@ class TicketDesk(Protocol):
     """Whoever knows the tickets of a task and speaks to its devices (``coordinator/task.py``)."""
 
     name: str
-    schedule: Schedule | None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The open round, None between rounds."""
 
     def holder(self, device: str, ticket: bytes) -> Ticket | None:
         """The ticket, if it is of the open round and the device's own."""
@@ -115,7 +118,7 @@ class Intake:
         held = self._desk.holder(device, chunk.ticket)
         assert held is not None
         stale = self._digests.get(chunk.ticket, chunk.digest) != chunk.digest
-        if held.state == "admitted" or stale:
+        if held.state == ADMITTED or stale:
             return False  # a duplicate of what the worker has already, or of what the device has given up
         why_not = self._why_not(chunk.total, chunk.offset, len(chunk.data))
         if why_not:
@@ -180,7 +183,7 @@ class Intake:
         self._store.count(reason)
         schedule = self._desk.schedule
         held = schedule.tickets.get(ticket) if schedule is not None else None
-        if held is not None and held.state in ("invited", "accepted"):
+        if held is not None and held.state in (INVITED, ACCEPTED):
             self._desk.advance(UpdateRefused(ticket, reason), now)
 
     def _refusal(self, device: str, ticket: bytes, digest: bytes, lineage: bytes, now: float) -> Verdict | None:
@@ -190,17 +193,17 @@ class Intake:
             verdict = self._desk.verdict_on(device, ticket)
             self._store.count(f"upload_{verdict.outcome}")
             return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
-        if held.state in ("invited", "accepted"):
+        if held.state in (INVITED, ACCEPTED):
             if schedule.takes_updates:
                 return None
             self._store.count("upload_late")
             self._desk.advance(Offered(ticket), now)
-            return Verdict(ticket=ticket, digest=digest, outcome="late", reason="closed")
-        if held.state == "admitted" and held.digest == digest:
+            return Verdict(ticket=ticket, digest=digest, outcome=LATE, reason="closed")
+        if held.state == ADMITTED and held.digest == digest:
             return None
         if held.digest not in (b"", digest):
             self._store.count("upload_spent")
-            return Verdict(ticket=ticket, digest=digest, outcome="refused", reason="spent")
+            return Verdict(ticket=ticket, digest=digest, outcome=REFUSED, reason="spent")
         self._store.count("upload_duplicate")
         verdict = self._desk.verdict_on(device, ticket)
         return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)

@@ -1,4 +1,4 @@
-"""Answers to check-ins: an invite with a ticket, or when to come back; and verdicts on tickets that devices ask after."""
+"""Answers to check-ins: an invite with a ticket, or when to come back; and what became of tickets."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from coordinator.status import TaskStatus
 from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.messages import CheckIn, ComeBack, Invite, Message, Verdict
+from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNALLED, RECEIVED, UNKNOWN
 
 __all__ = ["Invitations"]
 
@@ -86,7 +87,7 @@ class Invitations:
             self._store.count("unsupported")
             self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
             return None
-        if life.schedule is None or any(verdict.outcome == "received" for verdict in verdicts):
+        if life.schedule is None or any(verdict.outcome == RECEIVED for verdict in verdicts):
             self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
             return None
         if verdicts:
@@ -105,7 +106,14 @@ class Invitations:
         return come_back_seconds(self._settings.come_back_seconds, self._settings.jitter, self._rng)
 
     def _come_back(
-        self, device: str, nonce: bytes, seconds: float, reason: str, verdicts: tuple[Verdict, ...], *, hold: bool = False
+        self,
+        device: str,
+        nonce: bytes,
+        seconds: float,
+        reason: str,
+        verdicts: tuple[Verdict, ...],
+        *,
+        hold: bool = False,
     ) -> None:
         message: Message = ComeBack(nonce=nonce, seconds=seconds, hold=hold, reason=reason, verdicts=verdicts)
         self._say(device, message)
@@ -171,15 +179,15 @@ class Invitations:
         known = self._store.ticket(ticket)
         if known is None or known.device != device:
             # Of another lineage, of another device, or older than the tombstones.
-            return Verdict(ticket=ticket, digest=b"", outcome="unknown", reason="no such ticket")
+            return Verdict(ticket=ticket, digest=b"", outcome=UNKNOWN, reason="no such ticket")
         return self.verdict(ticket, known.digest or b"", known.state, known.reason)
 
     def verdict(self, ticket: bytes, digest: bytes, state: str, reason: str) -> Verdict:
         """The state of a ticket, in the words that devices know."""
         # Until the commit a frozen "counted" is a receipt: nobody may settle on a model that is not there yet.
-        outcome = "received" if state in ("admitted", "journalled") else state
-        if outcome == "counted" and self._life.committing:
-            outcome = "received"
-        if outcome in ("invited", "accepted"):
-            outcome, reason = "unknown", "no update arrived for this ticket"
+        outcome = RECEIVED if state in (ADMITTED, JOURNALLED) else state
+        if outcome == COUNTED and self._life.committing:
+            outcome = RECEIVED
+        if outcome in (INVITED, ACCEPTED):
+            outcome, reason = UNKNOWN, "no update arrived for this ticket"
         return Verdict(ticket=ticket, digest=digest, outcome=outcome, reason=reason)

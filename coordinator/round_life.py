@@ -24,6 +24,7 @@ from coordinator.status import TaskStatus
 from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
 from coordinator.task_settings import TaskSettings
+from edge_sdk.wire.outcomes import COUNTED, JOURNALLED, REFUSED
 
 __all__ = ["RoundLife"]
 
@@ -232,7 +233,7 @@ class RoundLife:
         assert self.record is not None and self.schedule is not None
         self.flush()
         for ticket, (state, reason) in verdicts.items():
-            if state != "counted":  # these stay journalled until the commit: their rows are the payloads
+            if state != COUNTED:  # these stay journalled until the commit: their rows are the payloads
                 self._store.set_ticket(ticket, state, reason)
         summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
         self.record = replace(self.record, phase=CLOSING, last_seq=last_seq, seconds_remaining=0.0, summary=summary)
@@ -242,7 +243,7 @@ class RoundLife:
     def _close(self, record: RoundRecord, last_seq: int, verdicts: dict[bytes, tuple[str, str]]) -> None:
         self.committing = True
         self._final = {
-            ticket: ("counted", "") if state == "journalled" else (state, reason)
+            ticket: (COUNTED, "") if state == JOURNALLED else (state, reason)
             for ticket, (state, reason) in verdicts.items()
         }
         self._workers.close(CloseJob(record, last_seq, self._final))
@@ -262,7 +263,7 @@ class RoundLife:
         """The worker could not make a model: the verdicts with which the round is abandoned."""
         self.committing = False
         return {
-            ticket: ("refused", "abandoned") if state == "counted" else (state, reason)
+            ticket: (REFUSED, "abandoned") if state == COUNTED else (state, reason)
             for ticket, (state, reason) in self._final.items()
         }
 

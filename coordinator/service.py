@@ -95,9 +95,7 @@ class Service:
         )
         # Each start has its own name at the broker, unless it was given one: two coordinators never cut each other off.
         self._name = broker.client_id or f"edgefed-{self.core.federation}-{new_id(CLIENT_ID_BYTES).hex()}"
-        self._shell = Shell(
-            self.core, store, self._connect, clock=self._loop.clock, rng=rng, on_effect=self._on_effect
-        )
+        self._shell = Shell(self.core, store, self._connect, clock=self._loop.clock, rng=rng, on_effect=self._on_effect)
 
     @property
     def finished(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The shell around the core: one turn, and the two connections. The service, the simulator and the tests drive this one.
+"""The shell around the core: one turn, and two connections. The service, the simulator and the tests drive this one.
 
 A turn: whatever the connections, the workers and the clock have brought is handled inside one database transaction.
 Only after its commit are the effects performed (rule 1). The connection for control and the one for bulk are apart, so
@@ -239,7 +239,7 @@ class Shell:
         channel.due = now + channel.backoff.next_seconds()
         text = "" if event.error is None else str(event.error)
         if event.reason == "taken_over":
-            text = "another client took over this connection's client id: give each coordinator its own (broker.client_id)"
+            text = "another client took over this client id: give each coordinator its own (broker.client_id)"
         if text and text != self._told:  # both connections would say the same
             self._told = text
             logger.warning("broker: %s; trying again until it works", text)

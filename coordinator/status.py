@@ -1,4 +1,4 @@
-"""What people see of a task, from one place: the record of a round, the retained JSON, the commands read these figures."""
+"""What people see of a task, from one place: for the record of a round and for the retained JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from coordinator.schedules.schedule import Schedule
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.outcomes import VERDICTS
+from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNALLED, VERDICTS
 
 __all__ = ["RoundFigures", "TaskStatus", "rounded"]
 
@@ -87,13 +87,13 @@ class TaskStatus:
             bytes_sent: Payload bytes of downloads since the start of the process.
         """
         counts, figures = schedule.counts(), self.figures
-        reported = counts["journalled"] + counts["counted"]
+        reported = counts[JOURNALLED] + counts[COUNTED]
         # Retained pieces are sent once, and the broker delivers them to each who asks.
         down = max(bytes_sent - figures.sent_before, figures.fanned_out)
         return {
             "checked_in": counts["candidates"],
-            "invited": counts["tickets"],
-            "at_work": counts["accepted"] + counts["admitted"],
+            INVITED: counts["tickets"],
+            "at_work": counts[ACCEPTED] + counts[ADMITTED],
             "committed": reported,
             **{verdict: counts[verdict] for verdict in VERDICTS},
             "bytes_up": figures.up,

@@ -29,6 +29,7 @@ from coordinator.task_settings import TaskSettings
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict
+from edge_sdk.wire.outcomes import COUNTED, JOURNALLED, LATE, MISSING, REFUSED
 
 __all__ = ["Task"]
 
@@ -279,7 +280,7 @@ class Task:
                     self.life.moved(ticket)
                     self._saves = True
                 case schedules.Receipt(ticket):
-                    self._tell(ticket, "journalled", "")
+                    self._tell(ticket, JOURNALLED, "")
                 case schedules.Refuse(ticket, outcome, reason):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
                     self.say(ticket.device, Verdict(ticket.ticket, ticket.digest, outcome, reason, retry))
@@ -313,7 +314,7 @@ class Task:
         self._invitations.unwatch()
         for ticket in tickets:
             state, why = verdicts[ticket.ticket]
-            if state in ("refused", "late", "missing"):
+            if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
         self._timers["next"] = now + self.settings.retry_seconds
         self._announce(now)
@@ -343,7 +344,7 @@ class Task:
         self._invitations.unwatch()
         for ticket in tickets:
             state, reason = final[ticket.ticket]
-            if state in ("counted", "late"):
+            if state in (COUNTED, LATE):
                 self._tell(ticket, state, reason)
         self._shows = True
         if not self.life.evaluate(event):

@@ -36,8 +36,8 @@ from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_
 from coordinator.router import Coordinator
 from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
-from coordinator.stopping import StoppingRule
 from coordinator.shell import Shell
+from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import Task
 from coordinator.task_settings import TaskSettings
@@ -66,8 +66,9 @@ from edge_sdk.device.session import Tick as SessionTick
 from edge_sdk.mqtt import Delivery, Meter
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
+from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -134,8 +135,7 @@ def make_update(
         complete=True,
         seconds=1.0,
         engine="n" * (1 + pad),
-        frame=frames.frame,
-        buffers=frames.buffers,
+        vectors={DELTA: frames.frames},
     ).encode()
 
 
@@ -365,7 +365,9 @@ class Desk:
         self.number += 1
         bulk = message.kind == "chunk"
         topic = TOPICS.up(self.shard, device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard)
+        envelope = Envelope(
+            FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard
+        )
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 

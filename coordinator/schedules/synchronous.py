@@ -43,8 +43,21 @@ from coordinator.schedules.schedule import (
     WentAway,
 )
 from coordinator.schedules.selection import choose, wanted_count
-from coordinator.schedules.tickets import OPEN, Ticket, TicketTable
-from edge_sdk.wire.outcomes import VERDICTS
+from coordinator.schedules.tickets import Ticket, TicketTable
+from edge_sdk.wire.outcomes import (
+    ACCEPTED,
+    ADMITTED,
+    BUSY,
+    COUNTED,
+    DECLINED,
+    INVITED,
+    JOURNALLED,
+    LATE,
+    MISSING,
+    OPEN,
+    REFUSED,
+    VERDICTS,
+)
 
 __all__ = ["ABANDONED", "CLOSED", "CLOSING", "CONFIGURATION", "REPORTING", "SELECTION", "Round", "RoundSettings"]
 
@@ -248,7 +261,7 @@ class Round:
         if held.instance != event.instance:
             return [TurnAway(event.device, event.nonce, "other_instance")]
         held = self.tickets.mark(held, away=False)
-        if held.state in ("invited", "accepted") and self.takes_updates:
+        if held.state in (INVITED, ACCEPTED) and self.takes_updates:
             return [Issue(held, event.nonce, again=True)]
         return [TurnAway(event.device, event.nonce, "reported")]
 
@@ -276,20 +289,20 @@ class Round:
 
     def _on_accepted(self, event: Accepted, now: float) -> list[Action]:
         ticket = self._present(event.ticket)
-        if ticket is None or ticket.state != "invited":
+        if ticket is None or ticket.state != INVITED:
             return []
-        return [TicketChanged(self.tickets.change(ticket, state="accepted"))]
+        return [TicketChanged(self.tickets.change(ticket, state=ACCEPTED))]
 
     def _on_declined(self, event: Declined, now: float) -> list[Action]:
         ticket = self._present(event.ticket)
-        if ticket is None or ticket.state not in ("invited", "accepted"):
+        if ticket is None or ticket.state not in (INVITED, ACCEPTED):
             return []
-        declined = self.tickets.change(ticket, state="declined", reason=event.reason)
+        declined = self.tickets.change(ticket, state=DECLINED, reason=event.reason)
         return [TicketChanged(declined), *self._refill()]
 
     def _on_went_away(self, event: WentAway, now: float) -> list[Action]:
         ticket = self.tickets.of(event.device)
-        if ticket is not None and ticket.state in ("invited", "accepted"):
+        if ticket is not None and ticket.state in (INVITED, ACCEPTED):
             self.tickets.mark(ticket, away=True)
             return self._refill()
         if ticket is None and event.device in self._candidates:
@@ -311,9 +324,9 @@ class Round:
         """Invites those who stand by for those who declined, were refused, went away or (in time) kept silent."""
         if self.phase != CONFIGURATION:
             return []
-        counted_on = self.tickets.count("accepted", here=True) + self.tickets.count("admitted", "journalled")
+        counted_on = self.tickets.count(ACCEPTED, here=True) + self.tickets.count(ADMITTED, JOURNALLED)
         if not self._refilled:
-            counted_on += self.tickets.count("invited", here=True)
+            counted_on += self.tickets.count(INVITED, here=True)
         s = self.settings
         short = wanted_count(s.goal_count, s.over_selection) - counted_on
         actions: list[Action] = []
@@ -330,43 +343,43 @@ class Round:
 
     def _on_offered(self, event: Offered, now: float) -> list[Action]:
         ticket = self._present(event.ticket)
-        if ticket is None or ticket.state not in ("invited", "accepted"):
+        if ticket is None or ticket.state not in (INVITED, ACCEPTED):
             return []
         if not self.takes_updates:
             # Whether it has offered before or not: what it is told now must stand in the books.
-            return [TicketChanged(self.tickets.change(ticket, state="late", reason="closed", offered=True))]
+            return [TicketChanged(self.tickets.change(ticket, state=LATE, reason="closed", offered=True))]
         if ticket.offered:
             return []
-        if ticket.state == "accepted":
+        if ticket.state == ACCEPTED:
             self.tickets.change(ticket, offered=True)
             return []  # nothing that would have to be durable
         # An offer says "accepted" too: the acceptance may have been lost.
-        return [TicketChanged(self.tickets.change(ticket, state="accepted", offered=True))]
+        return [TicketChanged(self.tickets.change(ticket, state=ACCEPTED, offered=True))]
 
     def _on_arrived(self, event: UpdateArrived, now: float) -> list[Action]:
         ticket = self._present(event.ticket)
-        if ticket is None or ticket.state == "admitted":
+        if ticket is None or ticket.state == ADMITTED:
             return []
-        if ticket.state == "journalled":
-            return [Receipt(ticket)] if ticket.digest == event.digest else [Refuse(ticket, "refused", "spent")]
+        if ticket.state == JOURNALLED:
+            return [Receipt(ticket)] if ticket.digest == event.digest else [Refuse(ticket, REFUSED, "spent")]
         if ticket.state in VERDICTS:
             return [Refuse(ticket, ticket.state, ticket.reason)]
         if not self.takes_updates:
-            late = self.tickets.change(ticket, state="late", reason="closed")
-            return [TicketChanged(late), Refuse(ticket, "late", "closed")]
+            late = self.tickets.change(ticket, state=LATE, reason="closed")
+            return [TicketChanged(late), Refuse(ticket, LATE, "closed")]
         # Not durable before it is journalled, and not visible either: no TicketChanged.
-        return [Admit(self.tickets.change(ticket, state="admitted", digest=event.digest, offered=True))]
+        return [Admit(self.tickets.change(ticket, state=ADMITTED, digest=event.digest, offered=True))]
 
     def _on_journalled(self, event: UpdateJournalled, now: float) -> list[Action]:
-        return [Receipt(self.tickets.change(self.tickets[event.ticket], state="journalled", seq=event.seq))]
+        return [Receipt(self.tickets.change(self.tickets[event.ticket], state=JOURNALLED, seq=event.seq))]
 
     def _on_refused(self, event: UpdateRefused, now: float) -> list[Action]:
         ticket = self.tickets[event.ticket]
-        if event.reason == "busy":  # retryable: the ticket is not spent
-            self.tickets.change(ticket, state="accepted")
-            return [Refuse(ticket, "busy", "busy")]
-        refused = self.tickets.change(ticket, state="refused", reason=event.reason)
-        return [TicketChanged(refused), Refuse(refused, "refused", event.reason), *self._refill()]
+        if event.reason == BUSY:  # retryable: the ticket is not spent
+            self.tickets.change(ticket, state=ACCEPTED)
+            return [Refuse(ticket, BUSY, BUSY)]
+        refused = self.tickets.change(ticket, state=REFUSED, reason=event.reason)
+        return [TicketChanged(refused), Refuse(refused, REFUSED, event.reason), *self._refill()]
 
     # --- time and progress ---
 
@@ -396,22 +409,22 @@ class Round:
             window_over = self._paused_at is None and now >= self._window_ends
             return self._select(now) if window_over or everybody else []
         actions: list[Action] = []
-        if self.phase == CONFIGURATION and not self.tickets.count("invited"):
+        if self.phase == CONFIGURATION and not self.tickets.count(INVITED):
             actions += self._start_reporting(now)
         if self.takes_updates:
-            if self.tickets.count("journalled") >= self.settings.goal_count:
+            if self.tickets.count(JOURNALLED) >= self.settings.goal_count:
                 self._goal_reached = True
                 actions += self._end()
             elif not self._waited_for():
                 actions += self._end()
-        elif self.phase == CLOSING and not self.tickets.count("admitted"):
+        elif self.phase == CLOSING and not self.tickets.count(ADMITTED):
             actions += self._close()
         return actions
 
     def _waited_for(self) -> int:
         """How many may still report; those who went away are waited for only while the round needs them."""
-        open_states, standby = ("invited", "accepted", "admitted"), len(self._standby)
-        if self.tickets.count("journalled") >= self.settings.minimum_count:
+        open_states, standby = (INVITED, ACCEPTED, ADMITTED), len(self._standby)
+        if self.tickets.count(JOURNALLED) >= self.settings.minimum_count:
             return self.tickets.count(*open_states, here=True) + standby
         return self.tickets.count(*open_states) + standby
 
@@ -424,13 +437,13 @@ class Round:
         """No more admissions; close once those under way are through, or abandon if it cannot be enough."""
         actions = self._release_standby("not_needed")
         self.phase = CLOSING
-        return actions + ([] if self.tickets.count("admitted") else self._close())
+        return actions + ([] if self.tickets.count(ADMITTED) else self._close())
 
     def _close(self) -> list[Action]:
-        journalled = self.tickets.count("journalled")
+        journalled = self.tickets.count(JOURNALLED)
         if journalled < self.settings.minimum_count:
             return self._abandon(f"{journalled} updates, at least {self.settings.minimum_count} needed")
-        self._freeze(journalled="counted", reason="")
+        self._freeze(journalled=COUNTED, reason="")
         self.phase = CLOSED
         return [PhaseChanged(CLOSED), Close(self.tickets.last_seq, self.tickets.verdicts())]
 
@@ -439,15 +452,15 @@ class Round:
             TurnAway(c.device, c.nonce, "abandoned") for c in self._candidates.values() if not self.tickets.of(c.device)
         ]
         self._standby.clear()
-        self._freeze(journalled="refused", reason="abandoned")
+        self._freeze(journalled=REFUSED, reason="abandoned")
         self.phase = ABANDONED
         return [*actions, PhaseChanged(ABANDONED), Abandon(reason, self.tickets.verdicts())]
 
     def _freeze(self, journalled: str, reason: str) -> None:
         for ticket in self.tickets:
-            if ticket.state == "journalled":
+            if ticket.state == JOURNALLED:
                 self.tickets.change(ticket, state=journalled, reason=reason)
-            elif ticket.state in ("invited", "accepted"):
-                at_work = ticket.offered or (ticket.state == "accepted" and self._goal_reached)
-                state = "late" if at_work and not ticket.away else "missing"
+            elif ticket.state in (INVITED, ACCEPTED):
+                at_work = ticket.offered or (ticket.state == ACCEPTED and self._goal_reached)
+                state = LATE if at_work and not ticket.away else MISSING
                 self.tickets.change(ticket, state=state, reason="went_offline" if ticket.away else "")

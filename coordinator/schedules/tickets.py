@@ -13,21 +13,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
-from edge_sdk.wire.outcomes import VERDICTS
+from edge_sdk.wire.outcomes import INVITED, NEXT_STATES, VERDICTS
 
-__all__ = ["NEXT", "OPEN", "Ticket", "TicketTable"]
-
-OPEN: Final = ("invited", "accepted", "admitted", "journalled")
-NEXT: Final[dict[str, frozenset[str]]] = {
-    "invited": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "accepted": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "admitted": frozenset({"journalled", "refused", "accepted"}),  # accepted again: it could not be stored just now
-    "journalled": frozenset({"counted", "refused"}),
-    **{verdict: frozenset() for verdict in VERDICTS},
-}
-"""Which state of a ticket may follow which."""
+__all__ = ["Ticket", "TicketTable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,7 @@ class Ticket:
     device: str
     instance: bytes
     base: bytes
-    state: str = "invited"
+    state: str = INVITED
     reason: str = ""
     digest: bytes = b""
     seq: int | None = None
@@ -102,7 +92,7 @@ class TicketTable:
         """
         before = self._tickets.get(ticket.ticket)
         if before is not None:
-            if ticket.state not in NEXT[before.state]:
+            if ticket.state not in NEXT_STATES[before.state]:
                 raise RuntimeError(f"no way for a ticket from {before.state} to {ticket.state}")
             self._states[before.state] -= 1
             self._away[before.state] -= before.away

@@ -10,7 +10,6 @@ from coordinator.store.opening import backup_path
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import (
     ENDED_PHASES,
-    VERDICTS,
     Checkpoint,
     ChunkRefused,
     DeviceRecord,
@@ -26,7 +25,6 @@ from coordinator.store.store import Store
 
 __all__ = [
     "ENDED_PHASES",
-    "VERDICTS",
     "Checkpoint",
     "ChunkRefused",
     "DeviceRecord",

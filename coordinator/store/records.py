@@ -13,10 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from edge_sdk.errors import ProtocolError
+from edge_sdk.wire.outcomes import (
+    ACCEPTED,
+    BUSY,
+    COUNTED,
+    DECLINED,
+    INVITED,
+    JOURNALLED,
+    LATE,
+    MISSING,
+    REFUSED,
+    VERDICTS,
+)
 
 __all__ = [
     "ENDED_PHASES",
-    "VERDICTS",
     "Checkpoint",
     "ChunkRefused",
     "DeviceRecord",
@@ -33,15 +44,13 @@ __all__ = [
 ENDED_PHASES: Final = frozenset({"closed", "abandoned"})
 """How a round can end. The phases before are words of its schedule, which the database keeps as they are."""
 
-VERDICTS: Final = ("counted", "refused", "declined", "late", "missing")
-
 Verdict = tuple[str, str]
 """A final state out of ``VERDICTS`` and a short reason code (may be empty)."""
 
 _NEXT: Final[Mapping[str, frozenset[str]]] = {
-    "invited": frozenset({"invited", "accepted", "refused", "declined", "late", "missing"}),
-    "accepted": frozenset({"accepted", "refused", "declined", "late", "missing"}),
-    "journalled": frozenset({"journalled", "counted", "refused", "late", "missing"}),
+    INVITED: frozenset({INVITED, ACCEPTED, REFUSED, DECLINED, LATE, MISSING}),
+    ACCEPTED: frozenset({ACCEPTED, REFUSED, DECLINED, LATE, MISSING}),
+    JOURNALLED: frozenset({JOURNALLED, COUNTED, REFUSED, LATE, MISSING}),
     **{verdict: frozenset({verdict}) for verdict in VERDICTS},
 }
 
@@ -120,7 +129,7 @@ class TicketRecord:
     device: str
     instance: bytes
     base: bytes = b""
-    state: str = "invited"
+    state: str = INVITED
     reason: str = ""
     digest: bytes | None = None
     seq: int | None = None
@@ -152,7 +161,7 @@ class Checkpoint:
 
 
 class ModelDeltaRecord(NamedTuple):
-    """The model delta of one round: SHA-256 of the parameters that it leads from and to, its own, and its length in bytes."""
+    """The model delta of one round: SHA-256 of the parameters that it leads from and to, its own, its bytes."""
 
     round: int
     base: bytes
@@ -211,4 +220,4 @@ class QuotaExceeded(ChunkRefused):
     """A byte quota is full: refused as "busy", and the device may try again later."""
 
     def __init__(self, message: str, *, tickets: frozenset[bytes]) -> None:
-        super().__init__(message, tickets=tickets, reason="busy")
+        super().__init__(message, tickets=tickets, reason=BUSY)

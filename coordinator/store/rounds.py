@@ -13,18 +13,18 @@ from coordinator.store.journal import Journal, JournalEntry
 from coordinator.store.partials import Partials
 from coordinator.store.records import (
     ENDED_PHASES,
-    VERDICTS,
     RoundRecord,
     TicketRecord,
     Verdict,
     may_follow,
 )
 from edge_sdk.errors import StateError
+from edge_sdk.wire.outcomes import ACCEPTED, INVITED, VERDICTS
 
 __all__ = ["SECONDS_PER_DAY", "RoundWriter", "Rounds"]
 
 SECONDS_PER_DAY: Final = 86_400
-OPEN_STATES: Final = ("invited", "accepted")
+OPEN_STATES: Final = (INVITED, ACCEPTED)
 
 _ROUND: Final = (
     "task, number, attempt, phase, seconds_remaining, base, program, last_seq, reason, summary, started_at, ended_at"
@@ -43,9 +43,7 @@ class Rounds:
         self._journal = journal
 
     def open_round(self, task: str) -> RoundRecord | None:
-        row = self._database.row(
-            f"SELECT {_ROUND} FROM rounds WHERE task = ? AND NOT ended", (task,)
-        )
+        row = self._database.row(f"SELECT {_ROUND} FROM rounds WHERE task = ? AND NOT ended", (task,))
         return None if row is None else _round_record(row)
 
     def rounds(self, task: str, limit: int) -> list[RoundRecord]:
@@ -145,11 +143,14 @@ class RoundWriter(Rounds):
                 key = (record.task, record.round, record.attempt)
                 if key not in ids:
                     ids[key] = self._open_id(*key)
-                if record.state not in ("invited", "accepted"):
+                if record.state not in OPEN_STATES:
                     raise StateError(f"ticket {record.ticket.hex()}: a new one cannot be {record.state!r}")
             self._database.write_many(
-                "INSERT INTO tickets (ticket, round, device, instance, state, reason) VALUES (?, ?, ?, ?, ?, ?)",
-                [(t.ticket, ids[t.task, t.round, t.attempt], t.device, t.instance, t.base, t.state, t.reason) for t in records],
+                "INSERT INTO tickets (ticket, round, device, instance, base, state, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (t.ticket, ids[t.task, t.round, t.attempt], t.device, t.instance, t.base, t.state, t.reason)
+                    for t in records
+                ],
             )
 
     def set_ticket(self, ticket: bytes, state: str, reason: str, digest: bytes | None, seq: int | None) -> None:

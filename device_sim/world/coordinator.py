@@ -1,4 +1,4 @@
-"""The coordinator in virtual time: the very shell, core, store and worker code that ship, without threads and sockets."""
+"""The coordinator in virtual time: the shell, core, store and worker code that ship, without threads and sockets."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class SimCoordinator:
         evaluator: Scores models.
     """
 
-    def __init__(
-        self, world: World, store: Store, work: Callable[[], TaskWorker], evaluator: Evaluator | None
-    ) -> None:
+    def __init__(self, world: World, store: Store, work: Callable[[], TaskWorker], evaluator: Evaluator | None) -> None:
         self.world = world
         self.store = store
         self.life = 0
@@ -187,7 +185,7 @@ class SimCoordinator:
 
     def _hear(self, topic: str, payload: bytes) -> None:
         """The auditor compares what is said with what is committed at this moment (rule 1)."""
-        self.world.auditor.on_said(self.store.in_transaction, topic)
+        self.world.auditor.on_said(topic, committed=not self.store.in_transaction)
         device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
         if topic.startswith(self._to_prefix) and kind in SPOKEN:
             federation = self.world.scenario.federation

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.schedules.synchronous import (
-    NEXT,
-    OPEN,
-    TERMINAL,
+from coordinator.schedules.schedule import (
     Abandon,
     Accepted,
     Action,
@@ -22,24 +19,26 @@ from coordinator.schedules.synchronous import (
     Close,
     Declined,
     Event,
-    Hold,
+    HeardOf,
     Issue,
     Offered,
     PhaseChanged,
     Receipt,
     Refuse,
-    Round,
-    RoundSettings,
     Tick,
-    Ticket,
     TicketChanged,
     TurnAway,
     UpdateArrived,
     UpdateJournalled,
     UpdateRefused,
+    WentAway,
 )
+from coordinator.schedules.synchronous import Round, RoundSettings
+from coordinator.schedules.tickets import Ticket
+from edge_sdk.wire.outcomes import NEXT_STATES, OPEN, VERDICTS
 
 A = TypeVar("A")
+BASE = b"b" * 32
 SETTINGS = RoundSettings(
     goal_count=3,
     minimum_count=2,
@@ -63,6 +62,7 @@ class Table:
             expected=expected,
             rng=np.random.Generator(np.random.PCG64(seed)),
             new_ticket=self.new_ticket,
+            base=BASE,
             now=0.0,
         )
 
@@ -73,7 +73,7 @@ class Table:
         self.now = self.now if at is None else at
         actions = self.round.handle(event, self.now)
         counts = self.round.counts()
-        assert sum(counts[state] for state in (*OPEN, *TERMINAL)) == len(self.round.tickets)
+        assert sum(counts[state] for state in (*OPEN, *VERDICTS)) == len(self.round.tickets)
         return actions
 
     def check_in(self, *devices: str, at: float | None = None) -> list[Action]:
@@ -113,7 +113,7 @@ def of(actions: list[Action], kind: type[A]) -> list[A]:
 
 def test_nobody_is_chosen_before_the_window_ends() -> None:
     table = Table()
-    assert all(isinstance(action, Hold) for action in table.check_in("a", "b", "c", "d", "e"))
+    assert table.check_in("a", "b", "c", "d", "e") == [], "they stand by"
     assert table.round.next_deadline() == 10.0
     assert not table.play(Tick(), at=9.9)
     chosen = of(table.play(Tick(), at=10.0), Issue)
@@ -204,7 +204,7 @@ def test_silence_past_half_of_the_time_is_refilled_once() -> None:
 def test_who_comes_during_configuration_is_a_reserve() -> None:
     table = Table()
     tickets = table.configured(devices=4)
-    assert of(table.check_in("late"), Hold)
+    assert table.check_in("late") == [], "it stands by"
     (refill,) = of(table.play(Declined(tickets[0].ticket, "")), Issue)
     assert refill.ticket.device == "late"
 
@@ -379,7 +379,7 @@ def test_a_transition_that_is_not_in_the_table_raises() -> None:
     table.play(UpdateRefused(tickets[0].ticket, "norm"))
     with pytest.raises(RuntimeError, match="from refused to journalled"):
         table.play(UpdateJournalled(tickets[0].ticket, 1))
-    assert all(not NEXT[verdict] for verdict in TERMINAL)
+    assert all(not NEXT_STATES[verdict] for verdict in VERDICTS)
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -394,18 +394,19 @@ def restored(phase: str, tickets: list[Ticket], seconds: float = 7.0) -> Round:
         expected=0,
         rng=np.random.Generator(np.random.PCG64(0)),
         new_ticket=lambda: b"n" * 16,
+        base=BASE,
         now=1000.0,
     )
 
 
 def test_downtime_does_not_count() -> None:
-    machine = restored("reporting", [Ticket(b"t" * 16, "a", b"i" * 16, "accepted")])
+    machine = restored("reporting", [Ticket(b"t" * 16, "a", b"i" * 16, BASE, "accepted")])
     assert machine.next_deadline() == 1007.0 and machine.seconds_remaining(1003.0) == 4.0
 
 
 def test_a_restored_round_goes_on_where_it_was() -> None:
-    held = [Ticket(bytes([i]) * 16, f"d{i}", b"i" * 16, "journalled", digest=b"d" * 32, seq=i) for i in (1, 2)]
-    open_one = Ticket(b"o" * 16, "open", b"i" * 16, "accepted")
+    held = [Ticket(bytes([i]) * 16, f"d{i}", b"i" * 16, BASE, "journalled", digest=b"d" * 32, seq=i) for i in (1, 2)]
+    open_one = Ticket(b"o" * 16, "open", b"i" * 16, BASE, "accepted")
     machine = restored("reporting", [*held, open_one])
     (again,) = machine.handle(CheckedIn("open", b"i" * 16, b"nonce   "), 1001.0)
     assert isinstance(again, Issue) and again.ticket == open_one
@@ -415,7 +416,7 @@ def test_a_restored_round_goes_on_where_it_was() -> None:
 
 
 def test_silence_is_refilled_after_a_restart_too() -> None:
-    machine = restored("configuration", [Ticket(b"t" * 16, "silent", b"i" * 16)], seconds=10.0)
+    machine = restored("configuration", [Ticket(b"t" * 16, "silent", b"i" * 16, BASE)], seconds=10.0)
     assert machine.next_deadline() == 1005.0
     machine.handle(CheckedIn("fresh", b"i" * 16, b"nonce   "), 1001.0)
     assert {action.ticket.device for action in of(machine.handle(Tick(), 1005.0), Issue)} <= {"fresh"}
@@ -440,7 +441,7 @@ def test_whatever_happens_the_counters_partition_and_the_round_ends(moves: list[
     admitted: list[bytes] = []
     ended: list[Action] = []
     for move, number, seconds in moves:
-        tickets = list(table.round.tickets)
+        tickets = [ticket.ticket for ticket in table.round.tickets]
         ticket = tickets[number % len(tickets)] if tickets else b"nothing"
         at = table.now + seconds
         actions: list[Action] = []
@@ -473,11 +474,74 @@ def test_whatever_happens_the_counters_partition_and_the_round_ends(moves: list[
         ended += [a for a in actions if isinstance(a, Close | Abandon)]
     (end,) = ended
     assert isinstance(end, Close | Abandon)
-    assert end.verdicts.keys() == table.round.tickets.keys()
-    assert all(state in TERMINAL for state, _ in end.verdicts.values())
+    assert end.verdicts.keys() == {ticket.ticket for ticket in table.round.tickets}
+    assert all(state in VERDICTS for state, _ in end.verdicts.values())
     counts = table.round.counts()
-    assert counts["tickets"] == sum(counts[state] for state in TERMINAL)
+    assert counts["tickets"] == sum(counts[state] for state in VERDICTS)
     if isinstance(end, Close):
         assert counts["counted"] >= SETTINGS.minimum_count
     else:
         assert counts["counted"] == 0
+
+
+# --- devices that go away, and a clock that stands still --------------------------------------------------------------
+
+
+def test_a_device_that_goes_away_is_made_up_for_by_one_that_stands_by() -> None:
+    table = Table()
+    tickets = table.configured(6)
+    assert len(tickets) == 4
+    (substitute,) = of(table.play(WentAway(tickets[0].device)), Issue)
+    assert substitute.ticket.device not in {ticket.device for ticket in tickets}
+    assert table.state(tickets[0]) == "invited", "its ticket stays its own"
+
+
+def test_with_the_minimum_there_nobody_waits_for_a_device_that_is_away() -> None:
+    table = Table()
+    tickets = table.reporting()
+    for ticket in tickets[:2]:
+        table.journal(ticket)
+    assert not of(table.play(WentAway(tickets[2].device)), Close)
+    (close,) = of(table.play(WentAway(tickets[3].device)), Close)
+    assert close.verdicts[tickets[2].ticket] == ("missing", "went_offline")
+
+
+def test_below_the_minimum_a_device_that_is_away_is_waited_for() -> None:
+    table = Table()
+    tickets = table.reporting()
+    table.journal(tickets[0])
+    for ticket in tickets[1:]:
+        assert not of(table.play(WentAway(ticket.device)), Close) and table.round.phase == "reporting"
+    (again,) = of(table.check_in(tickets[1].device), Issue)
+    assert again.again and again.ticket.ticket == tickets[1].ticket
+    (close,) = of(table.journal(tickets[1]), Close)
+    assert sorted(state for state, _ in close.verdicts.values()) == ["counted", "counted", "missing", "missing"]
+
+
+@pytest.mark.parametrize("sign", ["check-in", "heard of", "offer", "accept"])
+def test_whoever_is_heard_of_again_is_waited_for_again(sign: str) -> None:
+    table = Table()
+    tickets = table.reporting()
+    table.journal(tickets[0])
+    table.play(WentAway(tickets[3].device))
+    ticket = tickets[3].ticket
+    if sign == "check-in":
+        table.check_in(tickets[3].device)
+    else:
+        table.play({"heard of": HeardOf(ticket), "offer": Offered(ticket), "accept": Accepted(ticket)}[sign])
+    table.journal(tickets[1])
+    table.play(WentAway(tickets[2].device))
+    assert table.round.phase == "reporting", "tickets[3] is still at work"
+
+
+def test_a_clock_that_stood_still_gives_back_the_time() -> None:
+    table = Table()
+    table.reporting()
+    deadline = table.round.next_deadline()
+    assert deadline is not None
+    table.round.pause(table.now + 5.0)
+    assert table.round.next_deadline() is None
+    assert not table.play(Tick(), at=deadline + 1000.0), "no deadline passes while nobody can be heard"
+    assert table.round.seconds_remaining(deadline + 1000.0) == SETTINGS.reporting_seconds_max - 5.0
+    table.round.resume(deadline + 1000.0)
+    assert table.round.next_deadline() == deadline + 1000.0 + SETTINGS.reporting_seconds_max - 5.0

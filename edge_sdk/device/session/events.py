@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = [
     "Action",
@@ -171,7 +171,7 @@ class StoreBlob:
 
 @dataclass(frozen=True, slots=True)
 class ApplyModelDeltas:
-    """Make the parameters ``target`` out of those of ``base`` and ``deltas``, keep them, and say ``ModelDeltasApplied``."""
+    """Make the parameters ``target`` out of ``base`` and ``deltas``, keep them, and say ``ModelDeltasApplied``."""
 
     base: bytes
     deltas: tuple[memoryview, ...]
