@@ -12,6 +12,7 @@ from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, make_update
 from coordinator.events import BULK, CONTROL, Acknowledge, Arrived, BrokerDown, BrokerUp, Evaluated, Finished, Publish
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
@@ -19,15 +20,12 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Offer,
     RangeData,
     RangeRequest,
     Verdict,
-    decode_message,
-    encode_message,
 )
 
 
@@ -470,7 +468,7 @@ def test_an_evaluation_that_fails_does_not_stop_the_rounds() -> None:
         if not isinstance(event, Evaluated):
             desk.play(event)
     desk.jobs.evaluations.clear()
-    desk.play(Evaluated(1, {}, "no memory"))
+    desk.play(Evaluated(TASK, 1, {}, "no memory"))
     desk.wait()
     record = desk.store.open_round(TASK)
     assert record is not None and record.number == 2

@@ -19,11 +19,11 @@ from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.upload import Upload
 from edge_sdk.wire.messages import Have, Verdict
+from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED
 from edge_sdk.wire.ranges import ChunkSize
 
-__all__ = ["FINAL_OUTCOMES", "Deliver"]
+__all__ = ["Deliver"]
 
-FINAL_OUTCOMES: Final = ("counted", "refused", "late", "missing", "abandoned", "declined", "unknown")
 NEVER: Final = float("inf")
 
 
@@ -112,18 +112,18 @@ class Deliver:
         update = upload.update
         if verdict.digest not in (b"", update.digest):
             return []
-        if verdict.outcome == "busy":
+        if verdict.outcome == BUSY:
             upload.postpone(verdict.retry_seconds, now)
             return [Notify(ProgressKind.BUSY, verdict.reason, update.round)]
         self._upload = None
-        if verdict.outcome == "received":
+        if verdict.outcome == RECEIVED:
             self.unsettled = update.without_payload()
             return [MarkReceived(update.ticket), Notify(ProgressKind.RECEIVED, "", update.round)]
         return self._settle(update, verdict)
 
     def _settle(self, update: PendingUpdate, verdict: Verdict) -> list[Action]:
         self.unsettled = None
-        counted = verdict.outcome == "counted"
+        counted = verdict.outcome == COUNTED
         detail = verdict.reason or verdict.outcome
         what = ProgressKind.COUNTED if counted else ProgressKind.NOT_COUNTED
         return [Settle(update.ticket, counted, detail), Notify(what, detail, update.round)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.progress import ProgressKind
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = [
     "Action",

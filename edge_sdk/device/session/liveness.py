@@ -117,7 +117,7 @@ class Liveness:
         self.live = False
         self.deadline = NEVER
         self._task = task
-        self._retained = (topics.coordinator_states, topics.announce(task))
+        self._retained = (topics.lineage_states, topics.announce(task))
         self._inbox = topics.to_device(device, "+")
         self._rng = rng
         self._listen_seconds = LISTEN_SECONDS

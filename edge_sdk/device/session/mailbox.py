@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
 
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.device.session.events import Action, Send
 from edge_sdk.device.session.settings import SessionSettings
-from edge_sdk.wire.messages import (
-    Announce,
-    Chunk,
-    Envelope,
-    Message,
-    RangeRequest,
-    decode_message,
-    encode_message,
-)
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import Announce, Chunk, Message, RangeRequest
 from edge_sdk.wire.topics import Topics
 
-__all__ = ["ENVELOPE_BYTES_MAX", "Mailbox", "decode_announcement"]
-
-ENVELOPE_BYTES_MAX: Final = 600
-"""Beside the data of a chunk, at most: topic, envelope, ticket and digest."""
-
+__all__ = ["Mailbox", "decode_announcement"]
 
 @lru_cache(maxsize=16)
 def decode_announcement(payload: bytes, federation: str) -> tuple[Envelope, Message]:

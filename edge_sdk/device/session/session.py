@@ -23,7 +23,7 @@ import numpy as np
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.checkin import CheckingIn
-from edge_sdk.device.session.deliver import FINAL_OUTCOMES, Deliver
+from edge_sdk.device.session.deliver import Deliver
 from edge_sdk.device.session.events import (
     Action,
     Event,
@@ -42,12 +42,14 @@ from edge_sdk.device.session.events import (
 )
 from edge_sdk.device.session.fetch import Blobs, Fetch
 from edge_sdk.device.session.liveness import Change, Liveness, decode_state
-from edge_sdk.device.session.mailbox import ENVELOPE_BYTES_MAX, Mailbox, decode_announcement
+from edge_sdk.device.session.mailbox import Mailbox, decode_announcement
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.stages import CHECKING_IN, FETCHING, HEEDED, IDLE, UPLOADING, Stage
 from edge_sdk.device.session.work import Refusal, Work
 from edge_sdk.errors import ProtocolError
-from edge_sdk.wire.messages import Announce, BlobGone, ComeBack, Envelope, Have, Invite, RangeData, Verdict
+from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope
+from edge_sdk.wire.messages import Announce, BlobGone, ComeBack, Have, Invite, RangeData, Verdict
+from edge_sdk.wire.outcomes import FINAL_OUTCOMES
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR, CHUNK_BYTES_MAX, ChunkSize
 
 __all__ = ["Session"]

@@ -16,7 +16,8 @@ from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.stages import FETCHING, TRAINING, Stage
-from edge_sdk.wire.messages import Accept, Announce, Decline, Envelope, Invite
+from edge_sdk.wire.envelope import Envelope
+from edge_sdk.wire.messages import Accept, Announce, Decline, Invite
 
 __all__ = ["Refusal", "Work"]
 
