@@ -16,14 +16,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_sdk.device.agent import Agent, AgentSettings, Progress, Status
+from edge_sdk.device.agent import AgentSettings
 from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
 from edge_sdk.device.files import DirectoryFiles
+from edge_sdk.device.progress import Progress, Status
 from edge_sdk.device.session import Event
+from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, EdgeFedError
-from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
+from edge_sdk.mqtt import BrokerSettings, PahoTransport, Will
 from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.topics import check_segment
@@ -146,7 +148,7 @@ class EdgeClient:
             trainer=trainer,
             examples_min=self.limits.examples_min,
         )
-        self._jobs: queue.SimpleQueue[Callable[[], Event] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Event], None]] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -155,21 +157,25 @@ class EdgeClient:
         # From here on there is something to give back.
         self._files = DirectoryFiles(Path(state_dir))
         try:
-            self._agent = Agent(
+            self._loop = EventLoop()
+            self._timer = _NextCall(self._loop.clock)
+            self._shell = DeviceShell(
                 settings,
+                timers=self._timer,
+                connect=lambda listener, will: PahoTransport(
+                    self._with_identity(device_id, will), listener, manual_ack=True
+                ),
+                run_job=lambda job, done: self._jobs.put((job, done)),
                 state=self._open_state(),
                 work=work,
-                run_job=self._jobs.put,
                 rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
                 eligible=eligible,
                 on_progress=on_progress,
             )
-            self._transport = PahoTransport(self._with_identity(device_id), self._on_transport, manual_ack=True)
-            self._loop = EventLoop()
         except BaseException:
             self._files.close()
             raise
-        self._agent.attach(self._transport)
+        self._agent = self._shell.agent
 
     def _open_state(self) -> DeviceState:
         return DeviceState(
@@ -278,7 +284,7 @@ class EdgeClient:
         try:
             while not self._stopping.is_set():
                 self._turn()
-            self._agent.stop(self._loop.clock())
+            self._shell.stop()
             self._drain()
         finally:
             self._jobs.put(None)
@@ -288,12 +294,8 @@ class EdgeClient:
 
     def _turn(self) -> None:
         self._turned_at = time.monotonic()
-        now = self._loop.clock()
-        deadline = self._agent.next_deadline()
-        if deadline is not None and deadline <= now:
-            self._agent.tick(now)
-            deadline = self._agent.next_deadline()
-        self._loop.run_once(None if deadline is None else max(0.0, deadline - now))
+        self._timer.make_due()
+        self._loop.run_once(max(0.0, self._timer.when - self._loop.clock()))
 
     def _drain(self) -> None:
         """Gives the last words time to leave, but not for ever."""
@@ -301,11 +303,7 @@ class EdgeClient:
         while (self._agent.status.connected or self._agent.busy) and self._loop.clock() < until:
             self._loop.run_once(0.1)
 
-    def _on_transport(self, event: TransportEvent) -> None:
-        self._agent.on_transport(event, self._loop.clock())
-
-    def _with_identity(self, device_id: str) -> BrokerSettings:
-        will = self._agent.will()
+    def _with_identity(self, device_id: str, will: tuple[str, bytes] | None) -> BrokerSettings:
         return replace(
             self._broker,
             client_id=self._broker.client_id or device_id,
@@ -315,9 +313,34 @@ class EdgeClient:
     # --- the training thread ---
 
     def _run_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (entry := self._jobs.get()) is not None:
+            job, done = entry
             event = job()
-            self._loop.call_soon_threadsafe(lambda event=event: self._agent.handle(event, self._loop.clock()))  # type: ignore[misc]
+            self._loop.call_soon_threadsafe(lambda done=done, event=event: done(event))  # type: ignore[misc]
+
+
+class _NextCall:
+    """The one timer of a client. Its thread looks at it between turns, so that a mistake in the call ends the client."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.when = float("inf")
+        self._call: Callable[[], None] | None = None
+
+    def call_at(self, when: float, call: Callable[[], None]) -> _NextCall:
+        self.when, self._call = when, call
+        return self
+
+    def cancel(self) -> None:
+        self.when, self._call = float("inf"), None
+
+    def make_due(self) -> None:
+        """Makes the call if it is due."""
+        if self.when <= self.clock():
+            call = self._call
+            self.cancel()
+            if call is not None:
+                call()
 
 
 def _check_callables(trainer: object, eligible: object, on_progress: object) -> None:

@@ -23,7 +23,7 @@ from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.algorithm import make_algorithm
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
-from edge_sdk.device.agent import BlobMemory
+from edge_sdk.device.blobs import BlobMemory
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan, TrainingPlan
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from edge_sdk.codecs import CodecSettings, fitted, frame_bytes_max
 from edge_sdk.device.daily_traffic import DailyTraffic
+from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
@@ -36,7 +37,7 @@ PARAMETERS_HEAD_BYTES: Final = 16
 
 
 class DataQuota:
-    """The budgets of one device.
+    """The quotas of one device.
 
     Args:
         traffic: The count of today, with the daily limit.
@@ -114,8 +115,8 @@ class DataQuota:
         """With its program at hand an update was found to be too large, whatever the size of the model had promised."""
         self._unfit = (program, plan.codec, self.frames_bytes_max(plan))
 
-    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[str, str] | None:
-        """Code and explanation where the work of an invite is beyond a budget; None where it fits.
+    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
+        """Code and explanation where the work of an invite is beyond a quota; None where it fits.
 
         Args:
             invite: The invite; its daily limit is in force from now on.
@@ -131,7 +132,7 @@ class DataQuota:
         size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
         settings = fitted(plan.codec, size, frames_max)
         if settings is None or self._unfit == (invite.program, plan.codec, frames_max):
-            return "bytes_per_update", (
+            return ProgressKind.BYTES_PER_UPDATE, (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
                 "have the coordinator use codec auto, sparse or eden"
             )
@@ -142,7 +143,7 @@ class DataQuota:
         if self.affords(work):
             return None
         used, limit = self.traffic.bytes_today, self.traffic.bytes_max
-        return "bytes_per_day", (
+        return ProgressKind.BYTES_PER_DAY, (
             f"{used} of {limit} bytes are used today and this round may need {work} (a reserve of {RESERVE_BYTES} is "
             "kept): not before tomorrow, and never unless bytes_per_device_per_day_max is above both together"
         )

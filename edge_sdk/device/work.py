@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames, fitted_frames, shared_seed
+from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import StartTraining
-from edge_sdk.device.state import OutboxEntry
+from edge_sdk.device.state import Vectors
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import as_examples
 from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
 from edge_sdk.wire.messages import DELTA, Update
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = [
     "Cancelled",
     "EngineCache",
-    "OverBudget",
+    "OverQuota",
     "TrainedUpdate",
     "TrainingJob",
     "TrainingWork",
@@ -34,13 +36,16 @@ __all__ = [
 ]
 
 ENGINES_KEPT: Final = 2
+RESIDUAL: Final = "residual"
+VELOCITY: Final = "velocity"
+LOCAL: Final = "local."
 
 
 class Cancelled(EdgeFedError):
     """The work was called off; nothing of it is kept."""
 
 
-class OverBudget(EdgeFedError):
+class OverQuota(EdgeFedError):
     """No update would be small enough; found out before anything is trained."""
 
 
@@ -52,38 +57,41 @@ class TrainingJob:
         start: The session's action: ticket, plan, digests.
         program: The program's bytes.
         parameters: The parameters' bytes.
-        residual: Gives float32[trainable elements] or None for the digest of a spec: what earlier updates did not send.
-        keeps_residual: Tells whether a residual of so many bytes can be kept.
+        vectors: Gives the named vectors that this device keeps for the digest of a spec: what earlier updates did not
+            send (``residual``), a ``velocity``, and what local algorithms keep (``local.<name>``).
+        keeps_vectors: Tells whether vectors of so many bytes can be kept.
         seed: Seeds shuffling and stochastic rounding.
         stop: Whether the work was called off; asked at each step, or each run of a few short ones.
         progress: Told steps done and loss, as often.
         frames_bytes_max: Bytes that the update's frames may have together, 0 for no limit.
+        received: Bytes of the further vectors that the invite has named, by name.
     """
 
     start: StartTraining
-    program: bytes | memoryview
-    parameters: bytes | memoryview
-    residual: Callable[[bytes], NDArray[np.float32] | None]
-    keeps_residual: Callable[[int], bool]
+    program: BytesLike
+    parameters: BytesLike
+    vectors: Callable[[bytes], Vectors]
+    keeps_vectors: Callable[[int], bool]
     seed: int
     stop: Callable[[], bool]
     progress: Callable[[int, float], None]
     frames_bytes_max: int = 0
+    received: Mapping[str, BytesLike] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """A finished update: what goes into the outbox, the residual if it counts, and how training went."""
+    """A finished update: what goes into the outbox, what is kept if it counts, and how training went."""
 
-    entry: OutboxEntry
-    residual_after: NDArray[np.float32] | None
+    update: PendingUpdate
+    vectors_after: Vectors
     result: TrainResult
 
 
 class Work(Protocol):
-    """How a device turns an order into an update."""
+    """How a device turns a job into an update."""
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
+    def run(self, job: TrainingJob) -> TrainedUpdate:
         """Raises EdgeFedError where there will be no update."""
         ...
 
@@ -96,7 +104,7 @@ class EngineCache:
         self._threads = threads
         self._engines: OrderedDict[bytes, tuple[Program, Engine | None]] = OrderedDict()
 
-    def get(self, digest: bytes, data: bytes | memoryview) -> tuple[Program, Engine | None]:
+    def get(self, digest: bytes, data: BytesLike) -> tuple[Program, Engine | None]:
         """The program of these bytes and its engine; the engine is None for a program of kind ``trainer``."""
         found = self._engines.get(digest)
         if found is None:
@@ -113,7 +121,7 @@ class TrainingWork:
     """Trains for real: on the device's engine, or with the user's own trainer.
 
     Args:
-        load_examples: Gives the local examples, in any form that ``as_examples`` takes; called once per order.
+        load_examples: Gives the local examples, in any form that ``as_examples`` takes; called once per job.
         engines: Where engines are kept.
         trainer: Replaces the engine where given.
         examples_min: Fewer local examples than this are no basis for an update.
@@ -135,22 +143,22 @@ class TrainingWork:
         self._examples_min = examples_min
         self._clock = clock
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
+    def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
-        program, engine = self._engines.get(order.start.program, order.program)
-        job_codec(order, program)
-        vector = decode_parameters(order.parameters, program.spec)
+        program, engine = self._engines.get(job.start.program, job.program)
+        job_codec(job, program)
+        vector = decode_parameters(job.parameters, program.spec)
         plan = replace(
-            order.start.plan.training, seconds_max=min(order.start.plan.training.seconds_max, order.start.seconds_max)
+            job.start.plan.training, seconds_max=min(job.start.plan.training.seconds_max, job.start.seconds_max)
         )
         examples = as_examples(self._load_examples(), program)
         if len(examples) < self._examples_min:
             raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
         options: dict[str, Any] = {
-            "rng": np.random.Generator(np.random.PCG64(order.seed)),
+            "rng": np.random.Generator(np.random.PCG64(job.seed)),
             "clock": self._clock,
-            "stop": order.stop,
-            "progress": order.progress,
+            "stop": job.stop,
+            "progress": job.progress,
         }
         if self._trainer is not None:
             result = train_with_trainer(self._trainer, program, vector, examples, plan, **options)
@@ -158,29 +166,30 @@ class TrainingWork:
             result = train_locally(engine, vector, examples, plan, **options)
         else:
             raise TrainingError("this program brings no graph: give EdgeClient a trainer=...")
-        if order.stop():
+        if job.stop():
             raise Cancelled("training was called off")
         name = "trainer" if self._trainer is not None or engine is None else engine.name
-        return make_update(order, program, result, name)
+        return make_update(job, program, result, name)
 
 
-def make_update(order: TrainingJob, program: Program, result: TrainResult, engine: str) -> TrainedUpdate:
-    """Encodes a training result with the residual, into an outbox entry.
+def make_update(job: TrainingJob, program: Program, result: TrainResult, engine: str) -> TrainedUpdate:
+    """Encodes a training result with what is kept, into the update that waits in the outbox.
 
     Raises:
-        OverBudget: The frames may not be as large as they would be.
+        OverQuota: The frames may not be as large as they would be.
     """
-    start = order.start
+    start = job.start
     spec = spec_digest(program)
-    codec = job_codec(order, program)
+    codec = job_codec(job, program)
+    before = job.vectors(spec)
     encoded = encode_frames(
         result.delta,
-        order.residual(spec),
+        _feedback(before),
         codec,
         program.spec,
-        seed=order.seed,
+        seed=job.seed,
         shared_seed=shared_seed(start.parameters),
-        keeps_residual=order.keeps_residual(result.delta.nbytes),
+        keeps_residual=job.keeps_vectors(result.delta.nbytes),
     )
     evaluation = result.evaluation
     payload = Update(
@@ -193,32 +202,51 @@ def make_update(order: TrainingJob, program: Program, result: TrainResult, engin
         vectors={DELTA: encoded.frames},
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
     ).encode()
-    entry = OutboxEntry(
+    update = PendingUpdate(
         ticket=start.ticket,
+        digest=digest_of(payload),
         lineage=start.lineage,
         task=start.task,
         round=start.round,
         shard=start.shard,
-        digest=digest_of(payload),
         base=start.parameters,
         spec=spec,
         payload=payload,
     )
-    return TrainedUpdate(entry, encoded.residual, result)
+    local = {name: values for name, values in before.items() if name.startswith(LOCAL)}
+    return TrainedUpdate(update, local | _named_feedback(encoded.residual, program), result)
 
 
-def job_codec(order: TrainingJob, program: Program) -> CodecSettings:
+def _feedback(vectors: Vectors) -> NDArray[np.float32] | None:
+    """What the codecs take: the residual, with the velocity behind it where there is one."""
+    residual, velocity = vectors.get(RESIDUAL), vectors.get(VELOCITY)
+    if residual is None or velocity is None or residual.size != velocity.size:
+        return residual
+    return np.concatenate([residual, velocity])
+
+
+def _named_feedback(values: NDArray[np.float32] | None, program: Program) -> dict[str, NDArray[np.float32]]:
+    """The inverse, after encoding."""
+    if values is None:
+        return {}
+    trainable = sum(tensor.size for tensor in program.spec if tensor.kind == "trainable")
+    if values.size == trainable:
+        return {RESIDUAL: values}
+    return {RESIDUAL: values[:trainable], VELOCITY: values[trainable:]}
+
+
+def job_codec(job: TrainingJob, program: Program) -> CodecSettings:
     """The plan's codec, made to fit where an update may have only so many bytes.
 
     Raises:
-        OverBudget: It cannot be.
+        OverQuota: It cannot be.
     """
-    asked = order.start.plan.codec
-    codec = fitted_frames(program.spec, asked, order.frames_bytes_max)
+    asked = job.start.plan.codec
+    codec = fitted_frames(program.spec, asked, job.frames_bytes_max)
     if codec is None:
-        raise OverBudget(
+        raise OverQuota(
             f"an update of {program.spec.size} elements with codec {asked.name} has more than the "
-            f"{order.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
+            f"{job.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
         )
     return codec
 

@@ -155,7 +155,8 @@ class Send:
 class StartTraining:
     """Train, encode, save to the outbox, and come back with ``TrainingFinished`` or ``TrainingFailed``.
 
-    ``seconds_max`` is what is left for training, in seconds. ``lineage`` and ``round`` go into the outbox entry.
+    ``seconds_max`` is what is left for training, in seconds. ``vectors`` are the further blobs that the invite named, as
+    ``(name, digest)``; they are here, like ``program`` and ``parameters``.
     """
 
     ticket: bytes
@@ -168,6 +169,7 @@ class StartTraining:
     parameters: bytes
     plan: Plan
     seconds_max: float
+    vectors: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

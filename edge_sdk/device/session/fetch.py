@@ -1,4 +1,4 @@
-"""Fetching what a ticket needs: the program and the parameters, by digest, unless they are here already.
+"""Fetching what a ticket needs: the program, the parameters and further vectors, by digest, unless they are here.
 
 PURE, a part of the session. Where the invite names deltas that lead from parameters that are here, the deltas are
 fetched and followed; whatever goes wrong with that, the parameters come whole. What has arrived goes to the blobs at
@@ -110,7 +110,7 @@ class Fetch:
         if not self._blobs.has(invite.parameters):
             deltas = self._usable_deltas(invite)
             sizes += [invite.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
-        return tuple(sizes)
+        return (*sizes, *(size for _, digest, size in invite.vectors if not self._blobs.has(digest)))
 
     def begin(self, ticket: Ticket, now: float) -> list[Action]:
         """Takes up a ticket."""
@@ -187,6 +187,9 @@ class Fetch:
                 if self._deltas[digest] is None:
                     return self._start(MODEL_DELTA, digest, total, s.parameters_bytes_max, now)
             return self._follow(invite, now)
+        for _, digest, total in invite.vectors:
+            if not self._blobs.has(digest):
+                return self._start("vector", digest, total, s.parameters_bytes_max, now)
         self.complete = True
         return []
 
@@ -198,8 +201,8 @@ class Fetch:
             kind,
             digest,
             total,
-            # An invite with deltas promises that these are retained; the whole parameters must then be asked for.
-            blob_bytes=0 if kind == "parameters" and invite.deltas else invite.blob_bytes,
+            # Retained are the program, and the deltas where the invite names any, or else the whole parameters.
+            blob_bytes=0 if kind == "vector" or (kind == "parameters" and invite.deltas) else invite.blob_bytes,
             bytes_max=bytes_max,
             chunk=lambda: self.chunk,
             range_bytes_max=invite.chunk_bytes_max,

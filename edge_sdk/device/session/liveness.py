@@ -103,6 +103,7 @@ class Liveness:
     Attributes:
         online: Whether the broker has taken the connection.
         live: Whether a coordinator can be spoken to.
+        known: Whether a coordinator of the task has been heard of in this connection, live or not.
         deadline: When ``on_deadline`` is due.
 
     Args:
@@ -115,6 +116,7 @@ class Liveness:
     def __init__(self, topics: Topics, task: str, device: str, rng: np.random.Generator) -> None:
         self.online = False
         self.live = False
+        self.known = False
         self.deadline = NEVER
         self._task = task
         self._retained = (topics.lineage_states, topics.announce(task))
@@ -133,7 +135,7 @@ class Liveness:
 
     def on_online(self, now: float) -> list[Action]:
         """A new connection: nothing is known before the retained messages come."""
-        self.online, self.live = True, False
+        self.online, self.live, self.known = True, False, False
         self._followed = None
         self._others.clear()
         self._listen(now, LISTEN_SECONDS)
@@ -159,6 +161,7 @@ class Liveness:
     def on_state(self, state: CoordinatorState, retained: bool, now: float) -> Change:
         """A coordinator has said, or left behind, that it is there or not."""
         followed = self._followed
+        self.known |= self._task in state.tasks
         if followed is None or state.lineage != followed[0]:
             return self._on_other(state, retained, now)
         if state.incarnation < followed[1]:

@@ -155,6 +155,11 @@ class Session:
         return self._liveness.live
 
     @property
+    def coordinator_known(self) -> bool:
+        """Whether a coordinator of this task, live or not, has been heard of in this connection."""
+        return self._liveness.known
+
+    @property
     def unsettled(self) -> tuple[bytes, ...]:
         """Tickets whose outcome is not known yet."""
         left = self._deliver.unsettled

@@ -68,7 +68,7 @@ class Work:
             return ProgressKind.UNSUPPORTED, f"the plan requires {unknown}: upgrade edgefed on this device"
         for what, size, limit in (
             ("program", invite.program_bytes, s.program_bytes_max),
-            ("parameters", invite.parameters_bytes, s.parameters_bytes_max),
+            ("parameters", max([invite.parameters_bytes, *(size for _, _, size in invite.vectors)]), s.parameters_bytes_max),
         ):
             if size > limit:
                 detail = f"the {what} has {size} bytes, this device takes {limit}: raise limits.{what}_bytes_max"
@@ -130,6 +130,7 @@ class Work:
             parameters=invite.parameters,
             plan=invite.plan,
             seconds_max=min(seconds, invite.plan.training.seconds_max),
+            vectors=tuple((name, digest) for name, digest, _ in invite.vectors),
         )
         return [start, _notice(ProgressKind.TRAINING, "", invite)]
 
