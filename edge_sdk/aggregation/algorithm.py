@@ -41,6 +41,7 @@ DELTA: Final = "delta"
 ALGORITHMS: Final[Mapping[str, str]] = {
     "mean": "edge_sdk.aggregation.mean:Mean",
     "median": "edge_sdk.aggregation.median:Median",
+    "trimmed_mean": "edge_sdk.aggregation.trimmed_mean:TrimmedMean",
 }
 
 
