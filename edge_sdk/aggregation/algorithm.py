@@ -42,6 +42,7 @@ ALGORITHMS: Final[Mapping[str, str]] = {
     "mean": "edge_sdk.aggregation.mean:Mean",
     "median": "edge_sdk.aggregation.median:Median",
     "trimmed_mean": "edge_sdk.aggregation.trimmed_mean:TrimmedMean",
+    "fednova": "edge_sdk.aggregation.fednova:FedNova",
 }
 
 
