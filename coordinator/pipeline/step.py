@@ -23,7 +23,9 @@ from edge_sdk.wire.messages import Update
 
 __all__ = ["STEPS", "Counted", "DecodedUpdate", "Step", "make_step"]
 
-STEPS: Final[Mapping[str, str]] = {}
+STEPS: Final[Mapping[str, str]] = {
+    "clip": "coordinator.pipeline.clip:Clip",
+}
 """Dotted names of the steps' classes, by the name in the configuration."""
 
 
