@@ -14,6 +14,7 @@ averaged as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_sdk.aggregation.algorithm import DELTA, Algorithm, Contribution, State
@@ -45,6 +46,14 @@ class FedNova(Algorithm):
             raise ConfigurationError(f"aggregation.options.momentum is {self.momentum}, expected 0 <= momentum < 1")
         if type(self.steps_max) is not int or not 1 <= self.steps_max <= 1 << 22:
             raise ConfigurationError(f"aggregation.options.steps_max is {self.steps_max}, expected 1..{1 << 22}")
+
+    def suits(self, scalars: Mapping[str, float]) -> None:
+        """See :class:`Algorithm`."""
+        if scalars.get("momentum", 0.0) != self.momentum:
+            raise ConfigurationError(
+                f"aggregation.options.momentum = {self.momentum:g}: the devices' optimiser has momentum "
+                f"{scalars.get('momentum', 0.0):g}, and FedNova must know it; write the same number in both places"
+            )
 
     def check(self, update: Contribution) -> None:
         """See :class:`Algorithm`."""

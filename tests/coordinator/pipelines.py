@@ -45,8 +45,7 @@ def update(
         complete=True,
         seconds=1.0,
         engine="numpy",
-        frame=frames.frame,
-        buffers=frames.buffers,
+        vectors={"delta": frames.frames},
     ).encode()
 
 

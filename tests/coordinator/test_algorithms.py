@@ -163,7 +163,7 @@ def test_what_an_algorithm_remembers_goes_on_and_is_broadcast() -> None:
 def test_partial_sums_of_gateways_merge_to_the_same_bits() -> None:
     groups = {"delta": groups_of(SPEC, EDEN)}
     updates = [Update.decode(update(delta, 5 + i, codec=EDEN, seed=i)) for i, delta in enumerate(drawn(6))]
-    decoded = [decode_frames(u.frame, u.buffers, EDEN, SPEC, u.parts) for u in updates]
+    decoded = [decode_frames(u.frames(), EDEN, SPEC) for u in updates]
     rotation = decoded[0][0].seed  # type: ignore[union-attr]
 
     def summed(numbers: range) -> PartialSums:
@@ -188,7 +188,7 @@ def test_partial_sums_of_gateways_merge_to_the_same_bits() -> None:
 def test_a_scale_that_could_overflow_is_refused_and_buffers_are_not_scaled() -> None:
     groups = {"delta": groups_of(SPEC, DENSE)}
     said = Update.decode(update(np.ones(SPEC.size, dtype=np.float32)))
-    parts = decode_frames(said.frame, said.buffers, DENSE, SPEC, said.parts)
+    parts = decode_frames(said.frames(), DENSE, SPEC)
     sums = PartialSums(groups, FixedPoint())
     with pytest.raises(ValueError, match="at most 1"):
         sums.add("delta", parts, 1, scale=1.5)
