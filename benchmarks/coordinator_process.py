@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.processes import peak_bytes, tell
 from coordinator.config import load_config
 from coordinator.events import BULK, Arrived, CloseJob, Event, IngestItem, IngestResult, RoundCommitted, StartJob
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from coordinator.service import Service
 from coordinator.setup import make_service, prepare
 from coordinator.store import RoundRecord
@@ -31,7 +31,7 @@ __all__ = ["main"]
 class Observed:
     """Stands before the worker's side of the task and marks times: CPU of the whole process, all its threads."""
 
-    def __init__(self, inner: Ingest) -> None:
+    def __init__(self, inner: TaskWorker) -> None:
         self._inner = inner
         self.marks: dict[str, float] = {}
         self.waiting = True
@@ -66,7 +66,7 @@ def main() -> None:
     prepared = prepare(load_config(Path(settings["config"])), wall=time.time, new_id=os.urandom)
     observed = Observed(prepared.ingest)
     service = make_service(
-        replace(prepared, ingest=cast(Ingest, observed)),
+        replace(prepared, ingest=cast(TaskWorker, observed)),
         new_id=os.urandom,
         rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
         wall=time.time,

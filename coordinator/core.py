@@ -199,8 +199,8 @@ class Coordinator:
         checkpoint = self.store.latest_checkpoint(self.settings.task)
         if checkpoint is None:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
-        self._take_checkpoint(checkpoint, self.store.get_blob(checkpoint.parameters_digest) or b"")
-        self._previous: tuple[bytes, bytes] | None = None
+        self._take_checkpoint(checkpoint)
+        self._previous: dict[bytes, bytes] | None = None
         self._completed = checkpoint.round
         self.metrics = dict(checkpoint.metrics)
         record = self.store.open_round(self.settings.task)
@@ -216,7 +216,7 @@ class Coordinator:
             self._restore(record, now)
         elif evaluating:
             self.finished = None
-            self._workers.evaluate(self._completed, self._model)
+            self._workers.evaluate(self.settings.task, self._completed, checkpoint.parameters_digest)
         elif self.finished is not None:
             self._finish(self.finished)
         else:
@@ -523,7 +523,7 @@ class Coordinator:
         admitted = any(isinstance(action, rounds.Admit) for action in actions)
         self._perform([a for a in actions if not isinstance(a, rounds.Admit)], now)
         if admitted:
-            self._workers.ingest(IngestItem(ticket, digest, payload, acknowledgement))
+            self._workers.ingest(IngestItem(self.settings.task, ticket, digest, payload, acknowledgement))
         elif acknowledgement is not None:
             self._effects.append(Acknowledge(BULK, acknowledgement))
 
@@ -607,9 +607,6 @@ class Coordinator:
                 self.record.number,
                 self.record.attempt,
                 self.record.base,
-                self._model,
-                self._server_state,
-                self._parameters,
             )
         )
 
@@ -804,10 +801,10 @@ class Coordinator:
         self.round, self.record = None, None
         self._completed = number
         self.metrics = dict(event.metrics)
-        self._previous = (self._parameters_digest, self._parameters)
+        self._previous = {self._parameters_digest: self._parameters, **self._vector_blobs}
         checkpoint = self.store.latest_checkpoint(self.settings.task)
         assert checkpoint is not None
-        self._take_checkpoint(checkpoint, event.blob, event.published)
+        self._take_checkpoint(checkpoint)
         self._serve()
         self._effects += self._downloads.clear_retained(self.store.retained())
         for ticket in tickets.values():
@@ -815,7 +812,7 @@ class Coordinator:
             if state in ("counted", "late"):
                 self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, reason))
         if self._is_evaluated(number):
-            self._workers.evaluate(number, event.blob)
+            self._workers.evaluate(event.task, number, event.parameters)
             self._pending.round = True
         else:
             self._round_over(number, now)
@@ -850,15 +847,12 @@ class Coordinator:
         self._effects += self._downloads.clear_retained(self.store.retained())
         self._effects.append(Finished(reason))
 
-    def _take_checkpoint(self, checkpoint: Checkpoint, model: bytes, published: bytes = b"") -> None:
-        """The model, and what devices get of it: ``_parameters`` and the deltas that lead there."""
-        self._model = model
-        self._server_state = checkpoint.server_state
+    def _take_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """What devices get of the model: ``_parameters``, the deltas that lead there, the vectors beside."""
         self._parameters_digest = checkpoint.published_digest
-        if checkpoint.published_digest == checkpoint.parameters_digest:
-            self._parameters = model
-        else:
-            self._parameters = published or self.store.get_blob(checkpoint.published_digest) or b""
+        self._parameters = self.store.get_blob(checkpoint.published_digest) or b""
+        self._vectors = self.store.broadcast(self.settings.task)
+        self._vector_blobs = {digest: self.store.get_blob(digest) or b"" for _, digest, _ in self._vectors}
         self._deltas = self.store.deltas(self.settings.task)
         self._delta_blobs = {
             model_delta.digest: self._delta_blobs.get(model_delta.digest)
@@ -873,9 +867,10 @@ class Coordinator:
             self.settings.program_digest: self._program,
             self._parameters_digest: self._parameters,
             **self._delta_blobs,
+            **self._vector_blobs,
         }
         if self._previous is not None:
-            blobs[self._previous[0]] = self._previous[1]
+            blobs.update(self._previous)
         self._downloads.serve(blobs)
 
     # --- time ---

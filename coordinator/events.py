@@ -86,28 +86,31 @@ class IngestResult:
 class Ingested:
     """The worker is through with some admitted updates; those with a ``seq`` are committed."""
 
+    task: str
     results: tuple[IngestResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """The worker committed the round's model (``parameters`` is its digest), or could not (``error``).
+    """The worker committed the round's model, or could not (``error``).
 
-    ``published`` is the parameters blob that devices get, empty where it is the model's own.
+    ``parameters`` is the SHA-256 of the model's parameters, ``published`` that of what devices get: the same, or what
+    follows from their model delta.
     """
 
+    task: str
     number: int
     parameters: bytes
-    blob: bytes
+    published: bytes
     metrics: dict[str, float]
     error: str = ""
-    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """The model of round ``number`` was evaluated; ``metrics`` by name, or ``error`` for people."""
 
+    task: str
     number: int
     metrics: dict[str, float]
     error: str = ""
@@ -174,23 +177,21 @@ Effect = Subscribe | Publish | Acknowledge | RoundEnded | Finished
 class StartJob:
     """Begin a round with empty sums, then add what its journal holds already (after a crash).
 
-    ``base`` is the SHA-256 of the parameters that the devices train from, ``parameters`` the model's blob, to which the
-    mean of their updates is added; ``published`` the blob that devices train from, empty where it is the same.
+    ``base`` is the SHA-256 of the parameters that the devices train from. The worker has these, and the model to which
+    the mean of their updates is added, from the latest checkpoint.
     """
 
     task: str
     number: int
     attempt: int
     base: bytes
-    parameters: bytes
-    server_state: bytes
-    published: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class IngestItem:
     """One admitted update: decode, validate, journal, accumulate. ``payload`` is None where its chunks are stored."""
 
+    task: str
     ticket: bytes
     digest: bytes
     payload: bytes | None
@@ -209,7 +210,7 @@ class CloseJob:
 class Workers(Protocol):
     """Where jobs run: threads in the service, inline at a drawn virtual time in the simulator.
 
-    ``start``, ``ingest`` and ``close`` share one FIFO; ``evaluate`` has its own.
+    Each job names its task. ``start``, ``ingest`` and ``close`` share one FIFO; ``evaluate`` has its own.
     """
 
     def start(self, job: StartJob) -> None: ...
@@ -218,7 +219,9 @@ class Workers(Protocol):
 
     def close(self, job: CloseJob) -> None: ...
 
-    def evaluate(self, number: int, blob: bytes) -> None: ...
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        """Scores the model of a round; ``parameters`` is the SHA-256 of its parameters."""
+        ...
 
     def busy(self) -> bool:
         """Whether the queue of updates is full: refuse as busy, retryable (rule 14)."""

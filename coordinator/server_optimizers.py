@@ -27,12 +27,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ConfigurationError, StateError, TrainingError
+from edge_sdk.extension import is_dotted, make
 
 __all__ = [
     "SERVER_OPTIMIZERS",
@@ -44,6 +45,7 @@ __all__ = [
     "ServerOptimizer",
     "ServerState",
     "make_server_optimizer",
+    "server_settings",
 ]
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -227,23 +229,31 @@ SERVER_OPTIMIZERS: Final[Mapping[str, type[FedAvg | FedAvgM | FedAdagrad | FedAd
 }
 
 
-def make_server_optimizer(name: str, **settings: float) -> ServerOptimizer:
-    """The optimiser of that name.
+def make_server_optimizer(name: str, **settings: Any) -> ServerOptimizer:
+    """The optimiser of that name, or the user's own class by its dotted name.
 
     Args:
-        name: A key of ``SERVER_OPTIMIZERS``.
+        name: A key of ``SERVER_OPTIMIZERS`` or ``"package.module:Class"``.
         settings: Its fields; those left out keep their defaults.
 
     Raises:
         ConfigurationError: The name or a setting is unknown, or a value is out of range.
     """
+    if is_dotted(name):
+        made = make("aggregation.server_optimizer", name, settings, methods=("init", "apply"))
+        return cast(ServerOptimizer, made)
     if name not in SERVER_OPTIMIZERS:
         raise ConfigurationError(f"server optimizer {name!r} is unknown: choose one of {', '.join(SERVER_OPTIMIZERS)}")
-    allowed = [field.name for field in dataclasses.fields(SERVER_OPTIMIZERS[name])]
+    allowed = server_settings(name)
     for setting in settings:
         if setting not in allowed:
             raise ConfigurationError(f"{name} has no setting {setting!r}: it has {', '.join(allowed)}")
     return SERVER_OPTIMIZERS[name](**settings)
+
+
+def server_settings(name: str) -> tuple[str, ...]:
+    """The settings of the optimiser with that name, a key of ``SERVER_OPTIMIZERS``."""
+    return tuple(field.name for field in dataclasses.fields(SERVER_OPTIMIZERS[name]))
 
 
 def _adaptive_state(size: int, tau: float) -> ServerState:

@@ -36,7 +36,7 @@ from coordinator.events import (
     Subscribe,
     Tick,
 )
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from coordinator.store import RoundRecord, Store
 from coordinator.task import TaskSettings
 from coordinator.workers import ThreadWorkers, WorkerFailed
@@ -100,7 +100,7 @@ class Service:
         self,
         settings: TaskSettings,
         store: Store,
-        ingest: Ingest,
+        ingest: TaskWorker,
         evaluator: Evaluator | None,
         broker: BrokerSettings,
         *,
@@ -121,7 +121,9 @@ class Service:
         self._told = ""
         self._loop = EventLoop()
         self._inbox: deque[Event | WorkerFailed] = deque()
-        self._workers = ThreadWorkers(ingest, evaluator, self._post)
+        self._workers = ThreadWorkers(
+            {settings.task: ingest}, {} if evaluator is None else {settings.task: evaluator}, self._post
+        )
         self._linger_seconds = linger_seconds
         self._ends_at: float | None = None
         self._stopping = threading.Event()

@@ -14,11 +14,13 @@ import numpy as np
 from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, read_onnx, zoo_loss
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
+    algorithm,
     broker_settings,
     codec_settings,
     database_path,
     downlink,
     piece_bytes_max,
+    pipeline_steps,
     plan,
     round_settings,
     server_optimizer,
@@ -27,23 +29,20 @@ from coordinator.config.settings import (
     validation_bounds,
 )
 from coordinator.evaluation import Evaluator
-from coordinator.ingest import Ingest, pack_state
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.server_optimizers import ServerOptimizer
+from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
 from coordinator.service import Service
 from coordinator.setup_checks import (
     check_codec,
+    check_memory,
     check_not_lost,
     check_quotas,
-    check_server_state,
     check_target,
     check_update_budget,
     fixed_point,
 )
 from coordinator.store import RoundRecord, Store, backup_path
 from coordinator.task import TaskSettings
-from coordinator.validate import Validation
-from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
@@ -85,7 +84,7 @@ class Prepared:
     task: TaskSettings
     store: Store
     program: Program
-    ingest: Ingest
+    ingest: TaskWorker
     evaluator: Evaluator | None
     broker: BrokerSettings
     is_new: bool
@@ -118,9 +117,7 @@ def prepare(
     parts = _Parts(
         bundle,
         broker,
-        server_optimizer(config.aggregation),
-        fixed_point(config),
-        validation_bounds(config.validation, size=program.spec.size, examples_max=EXAMPLES_CLAIMED_MAX),
+        pipeline_settings(config, program),
         load_evaluator(config, program, engine),
     )
     store = Store(database, wall=wall, new_id=new_id, **store_limits(config))
@@ -228,6 +225,23 @@ def compile_onnx(model: Model, *, verify: bool = True, onnx: bytes | None = None
     )
 
 
+def pipeline_settings(config: FederationConfig, program: Program) -> PipelineSettings:
+    """What the task's pipeline is made of.
+
+    Raises:
+        ConfigurationError: A name or a setting in [aggregation] is wrong, or a bound cannot be kept.
+    """
+    return PipelineSettings(
+        validation=validation_bounds(config.validation, size=program.spec.size, examples_max=EXAMPLES_CLAIMED_MAX),
+        algorithm=algorithm(config),
+        optimizer=server_optimizer(config.aggregation),
+        fixed_point=fixed_point(config),
+        downlink=downlink(config.downlink),
+        steps=pipeline_steps(config.aggregation),
+        directory=str(config.federation.state_dir),
+    )
+
+
 def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     """What the core must know of the task.
 
@@ -294,9 +308,7 @@ class _Parts:
 
     bundle: Bundle
     broker: BrokerSettings
-    optimizer: ServerOptimizer
-    fixed_point: FixedPoint
-    bounds: Validation
+    pipeline: PipelineSettings
     evaluator: Evaluator | None
 
 
@@ -307,21 +319,25 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> Prepared:
     if stored is not None:
         check_same_model(config.model, parts.bundle.program, stored)
     program = stored or parts.bundle.program
+    task = task_settings(config, program)
+    aggregator = Aggregator(program, task.plan, parts.pipeline)
+    memory = aggregator.initial_memory()
+    initial = parts.bundle.parameters
     checkpoint = store.put_initial(
         name,
         program.encode(),
-        encode_parameters(parts.bundle.parameters),
-        pack_state(parts.optimizer.init(program.spec.size)),
+        encode_parameters(initial),
+        pack_memory(memory),
+        aggregator.broadcast(initial, memory),
     )
-    check_server_state(config, parts.optimizer, checkpoint.server_state, program)
+    check_memory(config, memory, checkpoint.server_state)
     check_codec(config, store, program)
-    task = task_settings(config, program)
     return Prepared(
         config,
         task,
         store,
         program,
-        Ingest(store, program, task.plan, parts.bounds, parts.optimizer, parts.fixed_point, downlink(config.downlink)),
+        TaskWorker(store, name, aggregator),
         parts.evaluator,
         parts.broker,
         is_new=stored is None,

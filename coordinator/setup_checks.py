@@ -9,9 +9,8 @@ from typing import Final
 
 from coordinator.config import FederationConfig
 from coordinator.config.settings import codec_settings, piece_bytes_max
-from coordinator.ingest import unpack_state
+from coordinator.pipeline.memory import Memory, unpack_memory
 from coordinator.schedules.selection import wanted_count
-from coordinator.server_optimizers import ServerOptimizer
 from coordinator.store import Store, backup_path
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
@@ -25,9 +24,9 @@ from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = [
     "check_codec",
+    "check_memory",
     "check_not_lost",
     "check_quotas",
-    "check_server_state",
     "check_target",
     "check_update_budget",
     "fixed_point",
@@ -134,20 +133,32 @@ def check_target(config: FederationConfig, program: Program) -> None:
         raise ConfigurationError(f"stopping.target_metric = {target:g}: an accuracy is above 0 and at most 1")
 
 
-def check_server_state(config: FederationConfig, optimizer: ServerOptimizer, stored: bytes, program: Program) -> None:
-    """The stored state must be one that the configured optimiser can go on with.
+def check_memory(config: FederationConfig, wanted: Memory, stored: bytes) -> None:
+    """What the task remembers must be something that algorithm and server optimiser can go on with.
+
+    A step that is new begins with nothing.
+
+    Args:
+        config: The configuration.
+        wanted: What the configured parts remember before the first round.
+        stored: The memory of the newest checkpoint.
 
     Raises:
-        ConfigurationError: It is that of another optimiser.
+        ConfigurationError: It is that of another algorithm or server optimiser.
     """
-    wanted = {name: vector.size for name, vector in optimizer.init(program.spec.size).items()}
-    found = {name: vector.size for name, vector in unpack_state(stored).items()}
-    if wanted != found:
-        raise ConfigurationError(
-            f"aggregation.server_optimizer = {config.aggregation.server_optimizer!r}: keeps "
-            f"{', '.join(wanted) or 'no state'}, and the task was trained with one that keeps "
-            f"{', '.join(found) or 'no state'}; put the former one back, or give the task a new name (federation.task)"
-        )
+    found = unpack_memory(stored)
+    aggregation = config.aggregation
+    for part, key, value in (
+        ("optimizer", "server_optimizer", aggregation.server_optimizer),
+        ("algorithm", "algorithm", aggregation.algorithm),
+    ):
+        needs, has = wanted[part], found.get(part, {})
+        if {name: vector.size for name, vector in needs.items()} != {name: vector.size for name, vector in has.items()}:
+            raise ConfigurationError(
+                f"aggregation.{key} = {value!r}: keeps {', '.join(needs) or 'no state'}, and the task was trained with "
+                f"one that keeps {', '.join(has) or 'no state'}; put the former one back, or give the task a new name "
+                "(federation.task)"
+            )
 
 
 def check_codec(config: FederationConfig, store: Store, program: Program) -> None:

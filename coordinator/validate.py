@@ -3,8 +3,8 @@
 A device may be broken, misconfigured or hostile. Whatever it claims is checked against the round's bounds; a refusal
 carries a reason code under which it is counted, and never disturbs the round.
 
-The bounds on single values make the fixed-point sums of :mod:`edge_sdk.aggregation.sums` safe. The bound on the norm is what
-limits the harm of one bad update. With an adaptive bound it is a multiple of the median norm of earlier accepted
+The bounds on single values make the fixed-point sums of :mod:`edge_sdk.aggregation.sums` safe. The bound on the norm is
+what limits the harm of one bad update. With an adaptive bound it is a multiple of the median norm of earlier accepted
 updates, which one device cannot move far. It is computed once a round, from rounds that are closed, so that a replay
 after a crash decides the same. A codec whose decoded updates are mostly noise (EDEN below one bit) has larger norms
 than its deltas, though all of them alike: the adaptive bound copes, a fixed one must be set for it.
@@ -118,16 +118,24 @@ class Validation:
         if evaluation is not None and metric_max is not None and not 0.0 <= evaluation[1] <= metric_max * evaluation[2]:
             impossible = f"update: a metric of {evaluation[1]!r} over {evaluation[2]} examples is not possible"
             raise ProtocolError(impossible, reason="evaluation")
+        norm = self.measure(parts, groups)
+        bound = self.norm_bound(()) if norm_bound is None else norm_bound
+        if norm > bound:
+            raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")
+        return norm
+
+    def measure(self, parts: DecodedParts, groups: Sequence[Group] | None = None) -> float:
+        """The L2 norm of one vector whose shape and values are within bounds; arguments as of :meth:`check`.
+
+        Raises:
+            ProtocolError: They are not: with the reason ``shape``, ``nan`` or ``value``.
+        """
         squares = 0.0
         divided = [(self.size, "main")] if groups is None else [(group.size, group.kind) for group in groups]
         for decoded, (size, kind) in zip(parts, divided, strict=True):
             part_norm = self._check_part(decoded, size)
             squares += part_norm * part_norm if kind != "buffers" else 0.0
-        norm = math.sqrt(squares)
-        bound = self.norm_bound(()) if norm_bound is None else norm_bound
-        if norm > bound:
-            raise ProtocolError(f"update: its norm {norm:.6g} is above this round's bound {bound:.6g}", reason="norm")
-        return norm
+        return math.sqrt(squares)
 
     def _check_part(self, decoded: Decoded | Rotated, size: int) -> float:
         """The norm of one part whose shape and values are within bounds."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from coordinator.evaluation import Evaluator
 from coordinator.events import CloseJob, Evaluated, Event, Ingested, IngestItem, StartJob
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from edge_sdk.errors import EdgeFedError
 
 __all__ = ["ThreadWorkers", "WorkerFailed"]
@@ -34,19 +34,22 @@ class ThreadWorkers:
     """Runs jobs on two threads and hands their events to the loop.
 
     Args:
-        ingest: The task's worker side.
-        evaluator: Scores models; None where there is no held-out data.
+        tasks: The worker side of each task, by its name.
+        evaluators: What scores models, by the task's name; none where there is no held-out data.
         post: Takes an event, from any thread.
     """
 
     def __init__(
-        self, ingest: Ingest, evaluator: Evaluator | None, post: Callable[[Event | WorkerFailed], None]
+        self,
+        tasks: Mapping[str, TaskWorker],
+        evaluators: Mapping[str, Evaluator],
+        post: Callable[[Event | WorkerFailed], None],
     ) -> None:
-        self._ingest = ingest
-        self._evaluator = evaluator
+        self._tasks = tasks
+        self._evaluators = evaluators
         self._post = post
         self._queue: queue.Queue[StartJob | IngestItem | CloseJob | None] = queue.Queue()
-        self._models: queue.Queue[tuple[int, bytes] | Callable[[], None] | None] = queue.Queue()
+        self._models: queue.Queue[tuple[str, int, bytes] | Callable[[], None] | None] = queue.Queue()
         self._threads = [
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
             for name, target in (("edgefed-ingest", self._run_queue), ("edgefed-evaluation", self._run_models))
@@ -73,8 +76,8 @@ class ThreadWorkers:
     def close(self, job: CloseJob) -> None:
         self._queue.put(job)
 
-    def evaluate(self, number: int, blob: bytes) -> None:
-        self._models.put((number, blob))
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        self._models.put((task, number, parameters))
 
     def aside(self, job: Callable[[], None]) -> None:
         """Runs a job behind the evaluations; that it fails is logged and harms nobody."""
@@ -97,9 +100,9 @@ class ThreadWorkers:
                 job = self._run_batch(job)
                 continue
             if isinstance(job, StartJob):
-                self._ingest.start(job)
+                self._tasks[job.task].start(job)
             else:
-                self._post(self._ingest.close(job))
+                self._post(self._tasks[job.record.task].close(job))
             job = self._queue.get()
 
     def _run_batch(self, first: IngestItem) -> StartJob | IngestItem | CloseJob | None:
@@ -112,11 +115,11 @@ class ThreadWorkers:
                 following = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(following, IngestItem):
+            if not isinstance(following, IngestItem) or following.task != first.task:
                 fetched = True
                 break
             batch.append(following)
-        self._post(Ingested(self._ingest.process(batch)))
+        self._post(Ingested(first.task, self._tasks[first.task].process(batch)))
         return following if fetched else self._queue.get()
 
     def _run_models(self) -> None:
@@ -124,12 +127,14 @@ class ThreadWorkers:
             if callable(job):
                 self._run_aside(job)
                 continue
-            number, blob = job
+            task, number, parameters = job
             try:
-                metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
-                self._post(Evaluated(number, metrics))
+                metrics = {}
+                if task in self._evaluators:
+                    metrics = self._evaluators[task].evaluate(self._tasks[task].parameters(parameters))
+                self._post(Evaluated(task, number, metrics))
             except EdgeFedError as error:
-                self._post(Evaluated(number, {}, str(error)))
+                self._post(Evaluated(task, number, {}, str(error)))
 
     @staticmethod
     def _run_aside(job: Callable[[], None]) -> None:

@@ -15,9 +15,8 @@ import numpy as np
 
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.evaluation import Evaluator
-from coordinator.ingest import Ingest, pack_state
+from coordinator.pipeline import Aggregator, TaskWorker, pack_memory
 from coordinator.store import Store
-from coordinator.validate import Validation
 from device_sim.auditors.rounds import InvariantBroken
 from device_sim.datasets import Dataset, load_dataset, split_held_out
 from device_sim.partitions import partition
@@ -118,18 +117,18 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     clock, program = world.clock, bundle.program
     chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
     store = Store(":memory:", wall=lambda: clock.now, new_id=chance.bytes)
+    aggregator = Aggregator(program, world.task.plan, world.pipeline)
+    memory = aggregator.initial_memory()
     store.put_initial(
         TASK,
         program.encode(),
         encode_parameters(bundle.parameters),
-        pack_state(world.optimizer.init(program.spec.size)),
+        pack_memory(memory),
+        aggregator.broadcast(bundle.parameters, memory),
     )
 
-    def make_ingest() -> Ingest:
-        validation = Validation(size=program.spec.size)
-        return Ingest(
-            store, program, world.task.plan, validation, world.optimizer, world.fixed_point, scenario.downlink
-        )
+    def make_ingest() -> TaskWorker:
+        return TaskWorker(store, TASK, Aggregator(program, world.task.plan, world.pipeline))
 
     evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine="numpy")
     coordinator = SimCoordinator(world, store, make_ingest, evaluator)

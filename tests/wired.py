@@ -33,14 +33,12 @@ from coordinator.events import (
     Subscribe,
     Tick,
 )
-from coordinator.ingest import Ingest, pack_state
+from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
 from coordinator.schedules.synchronous import RoundSettings
-from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import TaskSettings
 from coordinator.validate import Validation
-from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.device.session import (
@@ -141,7 +139,7 @@ def make_update(
 class Jobs:
     """The workers' queue; a test runs it when it likes."""
 
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: TaskWorker) -> None:
         self.ingest_side = ingest
         self.queue: deque[StartJob | IngestItem | CloseJob] = deque()
         self.evaluations: deque[tuple[int, bytes]] = deque()
@@ -156,8 +154,9 @@ class Jobs:
     def close(self, job: CloseJob) -> None:
         self.queue.append(job)
 
-    def evaluate(self, number: int, blob: bytes) -> None:
-        self.evaluations.append((number, blob))
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        assert self.ingest_side.parameters(parameters)
+        self.evaluations.append((number, parameters))
 
     def busy(self) -> bool:
         return self.full
@@ -172,10 +171,10 @@ class Jobs:
             elif isinstance(job, CloseJob):
                 events.append(self.ingest_side.close(job))
             else:
-                events.append(Ingested(self.ingest_side.process([job])))
+                events.append(Ingested(job.task, self.ingest_side.process([job])))
         while self.evaluations:
             number, _ = self.evaluations.popleft()
-            events.append(Evaluated(number, {"accuracy": 0.5}))
+            events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
         return events
 
 
@@ -189,23 +188,31 @@ class Desk:
         seed: int = 0,
         made: Bundle | None = None,
         downlink: Downlink | None = None,
+        pipeline: dict[str, Any] | None = None,
         **changes: Any,
     ) -> None:
         self.made = made or bundle()
-        self.downlink = downlink
         self.settings = task(**{"program_digest": self.made.program.digest, **changes})
+        self.pipeline = PipelineSettings(
+            **{
+                "validation": Validation(size=self.made.program.spec.size),
+                "downlink": downlink or Downlink(),
+                **(pipeline or {}),
+            }
+        )
         self.now = 0.0
         self.seed = seed
         self.number = 0
         self.ids = np.random.Generator(np.random.PCG64(seed))
         self.store = store or Store(":memory:", wall=lambda: self.now, new_id=self.ids.bytes)
-        self.optimizer = make_server_optimizer("fedavg")
-        made = self.made
+        aggregator = self.aggregator()
+        memory = aggregator.initial_memory()
         self.store.put_initial(
             TASK,
-            made.program.encode(),
-            encode_parameters(made.parameters),
-            pack_state(self.optimizer.init(made.program.spec.size)),
+            self.made.program.encode(),
+            encode_parameters(self.made.parameters),
+            pack_memory(memory),
+            aggregator.broadcast(self.made.parameters, memory),
         )
         self.effects: list[Effect] = []
         self.retained: dict[str, bytes] = {}
@@ -213,19 +220,11 @@ class Desk:
         self.on_publish: Callable[[Publish], None] = lambda publish: None
         self.boot()
 
+    def aggregator(self) -> Aggregator:
+        return Aggregator(self.made.program, self.settings.plan, self.pipeline)
+
     def boot(self) -> None:
-        made = self.made
-        self.jobs = Jobs(
-            Ingest(
-                self.store,
-                made.program,
-                self.settings.plan,
-                Validation(size=made.program.spec.size),
-                self.optimizer,
-                FixedPoint(),
-                self.downlink,
-            )
-        )
+        self.jobs = Jobs(TaskWorker(self.store, TASK, self.aggregator()))
         self.core = Coordinator(
             self.settings,
             self.store,

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from coordinator.broker_probe import probe_broker
 from coordinator.config import FederationConfig, check_files, load_config
-from coordinator.config.settings import broker_settings, database_path, server_optimizer
+from coordinator.config.settings import broker_settings, database_path
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reports import is_served
-from coordinator.setup import build_bundle, load_evaluator, task_settings
-from coordinator.setup_checks import check_not_lost, fixed_point
+from coordinator.setup import build_bundle, load_evaluator, pipeline_settings, task_settings
+from coordinator.setup_checks import check_not_lost
 from coordinator.store import Store
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.training.bundle import Bundle, encode_parameters
@@ -82,8 +82,7 @@ class _Checks:
     def _model(self) -> Verdict:
         bundle = build_bundle(self.config)
         task = task_settings(self.config, bundle.program)
-        server_optimizer(self.config.aggregation)
-        fixed_point(self.config)
+        pipeline_settings(self.config, bundle.program)
         self._bundle = bundle
         spec = bundle.program.spec
         return OK, (

@@ -6,6 +6,7 @@ Error messages and the reference in ``docs/configuration.md`` are both made from
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -27,6 +28,8 @@ __all__ = [
     "allowed_text",
     "default_text",
     "key",
+    "named",
+    "to_tuple",
     "unit_text",
 ]
 
@@ -58,6 +61,12 @@ def key(
     )
 
 
+def named(choices: Iterable[str]) -> str:
+    """What is allowed where one of some names is given, or the dotted name of the user's own class."""
+    quoted = "".join(f'"{choice}", ' for choice in choices)
+    return f'one of {quoted}or "package.module:Class"'
+
+
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     directory = (info.context or {}).get("directory")
     return path if directory is None else Path(directory) / path
@@ -67,7 +76,8 @@ def _to_path(value: object) -> object:
     return Path(value) if isinstance(value, str) and value else value
 
 
-def _to_tuple(value: object) -> object:
+def to_tuple(value: object) -> object:
+    """A list of TOML as the tuple that a frozen table holds."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -94,13 +104,13 @@ def _check_switch(value: object) -> object:
 LocalPath = Annotated[Path, BeforeValidator(_to_path), AfterValidator(_resolve)]
 """A path; a relative one starts at the directory of the configuration file."""
 
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_to_tuple)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(to_tuple)]
 """A list of whole numbers from 1."""
 
-Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_to_tuple)]
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(to_tuple)]
 """A list of patterns of parameter names, such as ``fc*``."""
 
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_to_tuple)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(to_tuple)]
 """A list of factors."""
 
 Segment = Annotated[str, AfterValidator(_check_segment)]

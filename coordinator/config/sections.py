@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
-from coordinator.config.fields import LocalPath, Patterns, Section, Segment, Share, Sizes, Switch, Weights, key
+from coordinator.config.fields import (
+    LocalPath,
+    Patterns,
+    Section,
+    Segment,
+    Share,
+    Sizes,
+    Switch,
+    Weights,
+    key,
+    named,
+    to_tuple,
+)
+from coordinator.pipeline.step import STEPS
+from coordinator.server_optimizers import SERVER_OPTIMIZERS, server_settings
+from edge_sdk.aggregation.algorithm import ALGORITHMS
 from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
 
 __all__ = [
@@ -31,13 +47,8 @@ __all__ = [
 
 LINEAR: Final = ("linear_regression", "logistic_regression", "softmax_regression", "linear_svm")
 
-SERVER_SETTINGS: Final = {
-    "fedavg": ("learning_rate",),
-    "fedavgm": ("learning_rate", "momentum"),
-    "fedadagrad": ("learning_rate", "beta1", "tau"),
-    "fedadam": ("learning_rate", "beta1", "beta2", "tau"),
-    "fedyogi": ("learning_rate", "beta1", "beta2", "tau"),
-}
+OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
+"""Keys of [aggregation], and the settings of server optimisers that they set."""
 
 OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
 OF_ONNX: Final = (
@@ -323,11 +334,56 @@ class Selection(Section):
         return self
 
 
-class Aggregation(Section):
-    """How updates become the next model."""
+class StepTable(Section):
+    """One step of the pipeline: its name, and its own settings beside."""
 
-    server_optimizer: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = key(
-        "Server optimiser.", "fedavg"
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    name: str = key("Which step.", min_length=1)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The step's own settings."""
+        return dict(self.model_extra or {})
+
+
+Steps = Annotated[tuple[StepTable, ...], BeforeValidator(to_tuple)]
+Options = dict[str, bool | int | float | str]
+
+
+class Aggregation(Section):
+    """How updates become the next model.
+
+    `algorithm` makes one delta out of all updates, and `server_optimizer` moves the model by it. Either may be the
+    user's own class, named `package.module:Class` (see extend.md). Each `[[aggregation.step]]` is a step that
+    updates pass before they are added, in order: `clip` scales an update whose L2 norm is above `norm` down to it.
+    Median and trimmed mean count every update alike, whatever its number of examples, and need codecs that send every
+    coordinate.
+    """
+
+    algorithm: str = key(
+        "How updates become one delta: their mean, or a rule that bears some hostile ones (median, trimmed_mean), or "
+        "one for devices that do unequal numbers of steps (fednova).",
+        "mean",
+        allowed=named(ALGORITHMS),
+    )
+    options: Options = key(
+        "The algorithm's own settings.", {}, shown="its own defaults", allowed="a table of the algorithm's settings"
+    )
+    step: Steps = key(
+        "Steps that updates pass, each a table `[[aggregation.step]]` with its name and its settings.",
+        (),
+        shown="none",
+        allowed=f"tables with a name, {named(STEPS)}",
+        max_length=16,
+    )
+    server_optimizer: str = key(
+        "Server optimiser.",
+        "fedavg",
+        allowed=named(SERVER_OPTIMIZERS),
+    )
+    server_options: Options = key(
+        "Settings of a server optimiser of one's own.", {}, shown="its own defaults", allowed="a table of its settings"
     )
     learning_rate: float | None = key(
         "Learning rate of the server.", None, shown="fedavg, fedavgm 1.0; fedadagrad 0.1; others 0.01", gt=0, le=1000
@@ -343,12 +399,33 @@ class Aggregation(Section):
         "Largest number of examples that an update may claim as its weight.", 100_000, unit="examples", ge=1, le=1 << 27
     )
 
+    @property
+    def server_settings(self) -> dict[str, Any]:
+        """The settings of the server optimiser, by its own names."""
+        given = {own: getattr(self, written) for written, own in OPTIMIZER_KEYS.items()}
+        return {**{name: value for name, value in given.items() if value is not None}, **self.server_options}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        allowed = SERVER_SETTINGS[self.server_optimizer]
-        for name in ("momentum", "beta1", "beta2", "tau"):
-            if getattr(self, name) is not None and name not in allowed:
-                raise ValueError(f"aggregation.{name}: {self.server_optimizer} has only {', '.join(allowed)}")
+        name = self.server_optimizer
+        if is_dotted(name):
+            for written in OPTIMIZER_KEYS:
+                if getattr(self, written) is not None:
+                    raise ValueError(f"aggregation.{written}: {name} is your own; use [aggregation.server_options]")
+            return self
+        if name not in SERVER_OPTIMIZERS:
+            raise ValueError(
+                f"aggregation.server_optimizer = {name!r}: must be one of {', '.join(SERVER_OPTIMIZERS)}, or the name "
+                'of your own class, "package.module:Class"'
+            )
+        if self.server_options:
+            raise ValueError(
+                f"aggregation.server_options: are for a server optimiser of your own; {name} has keys in [aggregation]"
+            )
+        allowed = [written for written, own in OPTIMIZER_KEYS.items() if own in server_settings(name)]
+        for written in OPTIMIZER_KEYS:
+            if getattr(self, written) is not None and written not in allowed:
+                raise ValueError(f"aggregation.{written}: {name} has only {', '.join(allowed)}")
         return self
 
 

@@ -17,10 +17,12 @@ from coordinator.config.sections import (
     Validation,
 )
 from coordinator.downlink import Downlink
+from coordinator.pipeline.step import Step, make_step
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.validate import Validation as Bounds
+from edge_sdk.aggregation.algorithm import Algorithm, make_algorithm
 from edge_sdk.codecs import BITS, CodecSettings
 from edge_sdk.codecs.auto import bits_for
 from edge_sdk.errors import ConfigurationError
@@ -29,11 +31,13 @@ from edge_sdk.wire.messages import Plan
 from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = [
+    "algorithm",
     "broker_settings",
     "codec_settings",
     "database_path",
     "downlink",
     "piece_bytes_max",
+    "pipeline_steps",
     "plan",
     "round_settings",
     "server_optimizer",
@@ -142,17 +146,55 @@ def round_settings(selection: Selection) -> RoundSettings:
     )
 
 
+def algorithm(config: FederationConfig) -> Algorithm:
+    """How updates become one delta.
+
+    Raises:
+        ConfigurationError: The name or an option is wrong, or it cannot work with the other tables.
+    """
+    aggregation = config.aggregation
+    name = aggregation.algorithm
+    made = make_algorithm(name, aggregation.options)
+    if not made.uses_weights and "weighting" in aggregation.model_fields_set and aggregation.weighting == "examples":
+        raise ConfigurationError(
+            f'aggregation.weighting = "examples": {name} counts every update alike; leave the key out'
+        )
+    sparse = [where for where, codec in _codecs(config) if codec == "sparse"]
+    if made.every_coordinate and sparse:
+        raise ConfigurationError(
+            f'{sparse[0]} = "sparse": with aggregation.algorithm = {name!r} most coordinates would be those of devices '
+            "that did not send them, which are zero; choose a codec that sends every coordinate"
+        )
+    return made
+
+
+def _codecs(config: FederationConfig) -> list[tuple[str, str]]:
+    """Every codec that the configuration names, and where."""
+    rules = [(f'codec.tensors."{pattern}".name', rule.name) for pattern, rule in config.codec.tensors.items()]
+    return [("codec.name", config.codec.name), *rules]
+
+
+def pipeline_steps(aggregation: Aggregation) -> tuple[tuple[str, Step], ...]:
+    """The steps that updates pass, each under the name that it remembers by.
+
+    Raises:
+        ConfigurationError: A name or a setting is wrong.
+    """
+    steps: dict[str, Step] = {}
+    for table in aggregation.step:
+        made = make_step(table.name, table.settings)
+        same = sum(name.split("#")[0] == table.name for name in steps)
+        steps[f"{table.name}#{same + 1}" if same else table.name] = made
+    return tuple(steps.items())
+
+
 def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
-    """The server optimiser; what the configuration leaves open is its own default."""
-    given: dict[str, Any] = {
-        "eta": aggregation.learning_rate,
-        "momentum": aggregation.momentum,
-        "beta1": aggregation.beta1,
-        "beta2": aggregation.beta2,
-        "tau": aggregation.tau,
-    }
-    set_ones = {name: value for name, value in given.items() if value is not None}
-    return make_server_optimizer(aggregation.server_optimizer, **set_ones)
+    """The server optimiser; what the configuration leaves open is its own default.
+
+    Raises:
+        ConfigurationError: It is the user's own, and cannot be made.
+    """
+    return make_server_optimizer(aggregation.server_optimizer, **aggregation.server_settings)
 
 
 def stopping_rule(stopping: Stopping, metric: str) -> StoppingRule:

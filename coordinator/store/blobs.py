@@ -20,6 +20,7 @@ _USED: Final = (
     "SELECT program FROM checkpoints",
     "SELECT published FROM checkpoints",
     "SELECT digest FROM model_deltas",
+    "SELECT digest FROM broadcasts",
     "SELECT base FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
     "SELECT program FROM rounds WHERE phase NOT IN ('closed', 'abandoned')",
 )
@@ -111,13 +112,16 @@ class Checkpoints:
         server_state: bytes,
         metrics: Mapping[str, Any],
         published: bytes | None = None,
+        broadcast: Mapping[str, bytes] | None = None,
     ) -> None:
         """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones.
 
-        ``published`` is what devices get (bytes), None for the parameters themselves.
+        ``published`` is what devices get (bytes), None for the parameters themselves; ``broadcast`` what they get
+        beside it (bytes by name), in place of what they got before.
         """
         with self._database.transaction():
             self._retire(task, program)
+            self._broadcast(task, broadcast or {})
             self._database.write(
                 "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at, published) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -143,12 +147,46 @@ class Checkpoints:
         self._database.write("UPDATE checkpoints SET published = NULL WHERE task = ? AND published NOT NULL", (task,))
         self._blobs.drop_unused(digest for (digest,) in gone if digest != program)
 
-    def put_initial(self, task: str, program: bytes, parameters: bytes, server_state: bytes) -> Checkpoint:
+    def _broadcast(self, task: str, vectors: Mapping[str, bytes]) -> None:
+        before = self.broadcast(task)
+        if not vectors and not before:
+            return
+        self._database.write("DELETE FROM broadcasts WHERE task = ?", (task,))
+        for name, data in vectors.items():
+            row = (task, name, self._blobs.put(data, "vector"))
+            self._database.write("INSERT INTO broadcasts (task, name, digest) VALUES (?, ?, ?)", row)
+        self._blobs.drop_unused(digest for _, digest, _ in before)
+
+    def broadcast(self, task: str) -> tuple[tuple[str, bytes, int], ...]:
+        """``(name, digest, bytes)`` of what devices get beside the newest parameters, by name."""
+        rows = self._database.rows(
+            "SELECT v.name, v.digest, b.bytes FROM broadcasts v JOIN blobs b ON b.digest = v.digest "
+            "WHERE v.task = ? ORDER BY v.name",
+            (task,),
+        )
+        return tuple((name, digest, size) for name, digest, size in rows)
+
+    def put_initial(
+        self,
+        task: str,
+        program: bytes,
+        parameters: bytes,
+        server_state: bytes,
+        broadcast: Mapping[str, bytes] | None = None,
+    ) -> Checkpoint:
         with self._database.transaction():
             standing = self.latest(task)
             digest = self._blobs.put(program, "program")
             if standing is None:
-                self.put(task, 0, program=digest, parameters=parameters, server_state=server_state, metrics={})
+                self.put(
+                    task,
+                    0,
+                    program=digest,
+                    parameters=parameters,
+                    server_state=server_state,
+                    metrics={},
+                    broadcast=broadcast,
+                )
                 standing = self.latest(task)
             if standing is None or standing.program_digest != digest:
                 raise StateError(

@@ -111,6 +111,10 @@ class StoreReader:
         """The chain of deltas that leads to the newest published parameters, the oldest first."""
         return self._deltas.all(task)
 
+    def broadcast(self, task: str) -> tuple[tuple[str, bytes, int], ...]:
+        """``(name, digest, bytes)`` of the vectors that devices get beside the newest parameters, by name."""
+        return self._checkpoints.broadcast(task)
+
     def get_blob(self, digest: bytes) -> bytes | None:
         """The bytes with this SHA-256, or None."""
         return self._blobs.get(digest)

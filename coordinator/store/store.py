@@ -226,16 +226,18 @@ class Store(StoreReader):
         verdicts: Mapping[bytes, Verdict],
         metrics: Mapping[str, Any],
         published: Published | None = None,
+        broadcast: Mapping[str, bytes] | None = None,
     ) -> Checkpoint:
         """Close a round: checkpoint, model delta, verdicts and the end of all its payloads, in one transaction.
 
         Args:
             record: The round in phase "closed".
             parameters: The new parameters blob.
-            server_state: The server optimizer's state.
+            server_state: What the pipeline remembers.
             verdicts: One (state, reason) for every ticket of the round that has none yet.
             metrics: JSON values kept with the checkpoint.
             published: What devices get, None for the parameters themselves.
+            broadcast: Blobs of the vectors that devices get beside, by name.
 
         Returns:
             The new checkpoint.
@@ -256,6 +258,7 @@ class Store(StoreReader):
                 server_state=server_state,
                 metrics=metrics,
                 published=None if published is None else published.blob,
+                broadcast=broadcast,
             )
             made = self.latest_checkpoint(record.task)
             assert made is not None
@@ -287,8 +290,17 @@ class Store(StoreReader):
             self._writer.set_metrics(task, round, metrics)
             self._checkpoints.set_metrics(task, round, metrics)
 
-    def put_initial(self, task: str, program: bytes, parameters: bytes, server_state: bytes) -> Checkpoint:
+    def put_initial(
+        self,
+        task: str,
+        program: bytes,
+        parameters: bytes,
+        server_state: bytes,
+        broadcast: Mapping[str, bytes] | None = None,
+    ) -> Checkpoint:
         """Store program and parameters as the checkpoint of round 0, unless the task was started before.
+
+        ``broadcast`` are blobs of the vectors that devices get beside the parameters, by name.
 
         Returns:
             The task's latest checkpoint.
@@ -296,7 +308,7 @@ class Store(StoreReader):
         Raises:
             StateError: The task was started with another program.
         """
-        return self._checkpoints.put_initial(task, program, parameters, server_state)
+        return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast)
 
     # -- blobs, devices, counters, retained topics -----------------------------------------------------------------
 

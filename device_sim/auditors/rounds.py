@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,13 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.events import CloseJob, RoundCommitted
-from coordinator.ingest import pack_state, unpack_state
-from coordinator.server_optimizers import ServerOptimizer
+from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
-from edge_sdk.aggregation.sums import FixedPoint
+from device_sim.auditors.models import REFERENCES, Layout, Sent, clipped, norm_of
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
-from edge_sdk.codecs.frames import buffer_mask, decode_frames, groups_of, shared_seed
-from edge_sdk.codecs.rotation import hadamard_exactly, rotated_size, signs, spans_of
+from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import ModelDelta
 from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
@@ -64,10 +63,12 @@ class Auditor:
     Attributes:
         program: The task's program.
         plan: What devices are asked to do.
-        optimizer: The server optimiser.
-        fixed_point: Scale of the sums.
+        pipeline: What the coordinator's pipeline is made of.
         parameters: The parameters blob of the last committed round.
+        algorithm: The algorithm's name.
+        clip_norm: What the coordinator clips to, 0 for nothing.
         state: The optimiser's state after it.
+        norms: Norms of all counted updates.
         trainings: Every update that a device has finished, by ticket and digest.
         receipts: Tickets for which a device was told "received", with the digest.
         counted: Every counted ticket with its round's number.
@@ -82,10 +83,12 @@ class Auditor:
 
     program: Program
     plan: Plan
-    optimizer: ServerOptimizer
-    fixed_point: FixedPoint
+    pipeline: PipelineSettings
     parameters: bytes
-    state: bytes = b""
+    algorithm: str = "mean"
+    clip_norm: float = 0.0
+    state: dict[str, NDArray[np.float32]] = field(init=False)
+    norms: list[float] = field(default_factory=list)
     trainings: dict[tuple[bytes, bytes], _Training] = field(default_factory=dict)
     receipts: dict[bytes, bytes] = field(default_factory=dict)
     counted: dict[bytes, int] = field(default_factory=dict)
@@ -97,6 +100,9 @@ class Auditor:
     invited: dict[bytes, bytes] = field(default_factory=dict)
     followed: int = 0
     not_followed: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = dict(self.pipeline.optimizer.init(self.program.spec.size))
 
     # --- what devices do ---
 
@@ -175,9 +181,9 @@ class Auditor:
             self.counted[ticket] = result.number
         self._check_verdicts(job.verdicts)
         before = self.published or self.parameters
-        self._check_model(journalled, result)
+        self._check_model(job, journalled, result)
         self.published = b"" if model_delta is None else self._follow(before, model_delta)
-        if result.published != self.published:
+        if result.published != digest_of(self.published or self.parameters):
             raise InvariantBroken(f"round {result.number}: what is published does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
@@ -188,44 +194,61 @@ class Auditor:
             if verdict not in VERDICTS:
                 raise InvariantBroken(f"ticket {ticket.hex()} ended as {verdict!r}")
 
-    def _check_model(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
-        """Sums once more, in Python's own integers and another order, from what the devices say that they sent."""
-        groups = groups_of(self.program.spec, self.plan.codec)
-        rotation = shared_seed(digest_of(self.published or self.parameters)) & 0xFFFF_FFFF
-        sums = [np.zeros(group.size, dtype=object) for group in groups]
-        rotated_sums = [np.zeros(rotated_size(group.size), dtype=object) for group in groups]
-        total = 0
+    def _check_model(self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """The model once more, from what the devices say that they sent."""
+        groups, pipeline = groups_of(self.program.spec, self.plan.codec), self.pipeline
+        base = digest_of(self.published or self.parameters)
+        layout = Layout(
+            groups, shared_seed(base) & 0xFFFF_FFFF, pipeline.fixed_point.fraction_bits, self.program.spec.size
+        )
+        counted: list[Sent] = []
+        norms: list[tuple[bytes, float]] = []
         for ticket, digest in sorted(journalled, reverse=True):
             training = self.trainings.get((ticket, digest))
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
-            update = Update.decode(training.payload)
-            parts = decode_frames(update.frame, update.buffers, self.plan.codec, self.program.spec, update.parts)
+            parts, update = self._decoded(training.payload, layout)
+            norms.append((digest, norm_of(parts, groups)))
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-            scale = weight * 2.0**self.fixed_point.fraction_bits
-            sent = np.zeros(self.program.spec.size, dtype=np.float32)
-            for number, (group, decoded) in enumerate(zip(groups, parts, strict=True)):
-                dense = decoded.dense()
-                group.put(sent, dense)
-                if isinstance(decoded, Rotated) and decoded.seed == rotation:
-                    rotated_sums[number] += _integers(_rotated_coordinates(decoded), scale)
-                else:
-                    sums[number] += _integers(dense.astype(np.float64), scale)
-            total += weight
-            self._count(training, sent.astype(np.float64))
-        divisor = total * 2.0**self.fixed_point.fraction_bits
-        mean = np.zeros(self.program.spec.size, dtype=np.float32)
-        for group, plain, rotated in zip(groups, sums, rotated_sums, strict=True):
-            group.put(mean, _mean(plain, rotated, divisor, rotation))
-        vector, state = self.optimizer.apply(
+            self._count(training, layout.whole([part.dense() for part in parts]).astype(np.float64))
+            if self.clip_norm:
+                parts = clipped(parts, groups, self.clip_norm)
+            counted.append(Sent(parts, weight, update.steps))
+        self._check_norms(job, norms, layout)
+        vector, state = pipeline.optimizer.apply(
             decode_parameters(self.parameters, self.program.spec),
-            mean,
-            unpack_state(self.state),
+            REFERENCES[self.algorithm](counted, layout),
+            self.state,
             buffer_mask(self.program.spec),
         )
-        self.parameters, self.state = encode_parameters(vector), pack_state(state)
+        self.parameters, self.state = encode_parameters(vector), dict(state)
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _decoded(self, payload: bytes, layout: Layout) -> tuple[DecodedParts, Update]:
+        update = Update.decode(payload)
+        parts = decode_frames(update.frame, update.buffers, self.plan.codec, self.program.spec, update.parts)
+        summed = not self.pipeline.algorithm.needs_all
+        return tuple(
+            part if summed and isinstance(part, Rotated) and part.seed == layout.rotation else part.plain()
+            for part in parts
+        ), update
+
+    def _check_norms(self, job: CloseJob, norms: list[tuple[bytes, float]], layout: Layout) -> None:
+        """What the bound on norms let in and what it refused follows from the norms of the rounds before alone."""
+        validation = self.pipeline.validation
+        bound = math.inf
+        if validation.norm_median_factor is not None and len(self.norms) >= validation.norms_needed:
+            bound = validation.norm_median_factor * float(np.median(self.norms[-200:])) or math.inf
+        refused = {ticket for ticket, verdict in job.verdicts.items() if verdict == ("refused", "norm")}
+        large = [
+            norm_of(self._decoded(training.payload, layout)[0], layout.groups)
+            for (ticket, _), training in self.trainings.items()
+            if ticket in refused
+        ]
+        if any(norm > bound for _, norm in norms) or any(norm <= bound for norm in large):
+            raise InvariantBroken(f"round {job.record.number}: the norms do not agree with the bound {bound:g}")
+        self.norms += [norm for _, norm in sorted(norms)]
 
     def _follow(self, before: bytes, data: bytes) -> bytes:
         """The step of a model delta once more, one coordinate after the other."""
@@ -294,35 +317,6 @@ class Auditor:
         gap = float(np.abs(books.sent + left - books.deltas).max())
         if gap > CLOSE * max(1.0, float(np.abs(books.deltas).max())):
             raise InvariantBroken(f"{device}: counted + residual misses the counted deltas by {gap:.3g}")
-
-
-def _integers(values: NDArray[np.float64], scale: float) -> NDArray[np.object_]:
-    """Python's own integers, which cannot overflow."""
-    return np.array([int(v) for v in np.rint(values * scale)], dtype=object)
-
-
-def _rotated_coordinates(decoded: Rotated) -> NDArray[np.float64]:
-    """All coordinates of the rotated vector, float64, zero where nothing was sent."""
-    coordinates = np.zeros(rotated_size(decoded.size))
-    for part in decoded.parts:
-        for number, (levels, scale) in enumerate(zip(part.levels, part.scales, strict=True)):
-            coordinates[part.span.start + number * part.span.block + part.places] = levels * np.float64(scale)
-    return coordinates
-
-
-def _mean(
-    plain: NDArray[np.object_], rotated: NDArray[np.object_], divisor: float, rotation: int
-) -> NDArray[np.float32]:
-    mean: NDArray[np.float32] = np.array([float(v) / divisor for v in plain], dtype=np.float64).astype(np.float32)
-    if not rotated.any():
-        return mean
-    coordinates = np.array([float(v) / divisor for v in rotated])
-    for span in spans_of(mean.size):
-        blocks = coordinates[span.start : span.stop].reshape(span.count, span.block)
-        hadamard_exactly(blocks)
-    coordinates *= signs(rotation, 0, coordinates.size)
-    mean += coordinates[: mean.size]
-    return mean
 
 
 def _tally(verdicts: dict[bytes, tuple[str, str]]) -> dict[str, int]:

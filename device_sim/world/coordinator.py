@@ -32,7 +32,7 @@ from coordinator.events import (
     Subscribe,
     Tick,
 )
-from coordinator.ingest import Ingest
+from coordinator.pipeline import TaskWorker
 from coordinator.store import Store
 from device_sim.world.clock import Handle
 from device_sim.world.crashes import Crashed
@@ -66,7 +66,9 @@ class SimCoordinator:
         evaluator: Scores models.
     """
 
-    def __init__(self, world: World, store: Store, ingest: Callable[[], Ingest], evaluator: Evaluator | None) -> None:
+    def __init__(
+        self, world: World, store: Store, ingest: Callable[[], TaskWorker], evaluator: Evaluator | None
+    ) -> None:
         self.world = world
         self.store = store
         self.core: Coordinator | None = None
@@ -82,7 +84,7 @@ class SimCoordinator:
         self._jobs: deque[StartJob | IngestItem | CloseJob] = deque()
         self._job_due = False
         self._timer: Handle | None = None
-        self._ingest: Ingest
+        self._ingest: TaskWorker
 
     # --- power ---
 
@@ -252,14 +254,15 @@ class SimCoordinator:
     def busy(self) -> bool:
         return len(self._jobs) > 512
 
-    def evaluate(self, number: int, blob: bytes) -> None:
+    def evaluate(self, task: str, number: int, parameters: bytes) -> None:
+        blob = self._ingest.parameters(parameters)
         metrics = self._evaluator.evaluate(blob) if self._evaluator is not None else {}
         self.metrics = metrics
-        self.world.clock.call_later(self._draw(), self._evaluated, number, metrics, self.life)
+        self.world.clock.call_later(self._draw(), self._evaluated, task, number, metrics, self.life)
 
-    def _evaluated(self, number: int, metrics: dict[str, float], life: int) -> None:
+    def _evaluated(self, task: str, number: int, metrics: dict[str, float], life: int) -> None:
         if life == self.life:
-            self._handle(Evaluated(number, metrics))
+            self._handle(Evaluated(task, number, metrics))
 
     def _queue(self, job: StartJob | IngestItem | CloseJob) -> None:
         self._jobs.append(job)
@@ -300,7 +303,7 @@ class SimCoordinator:
         self.reach("before journal")
         results = self._ingest.process(batch)
         self.reach("after journal")
-        return Ingested(results)
+        return Ingested(job.task, results)
 
     def _commit(self, job: CloseJob) -> RoundCommitted:
         record = job.record
@@ -309,7 +312,9 @@ class SimCoordinator:
         self.reach("before round commit")
         result = self._ingest.close(job)
         deltas = self.store.deltas(record.task)
-        model_delta = self.store.get_blob(deltas[-1].digest) if deltas and result.published else None
+        model_delta = (
+            self.store.get_blob(deltas[-1].digest) if deltas and result.published != result.parameters else None
+        )
         self.world.auditor.on_committed(job, journalled, result, model_delta)
         self.reach("after round commit")
         return result

@@ -8,18 +8,19 @@ from typing import Final
 import numpy as np
 
 from coordinator.downlink import Downlink
-from coordinator.ingest import pack_state
+from coordinator.pipeline import PipelineSettings, make_step
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.task import TaskSettings
+from coordinator.validate import Validation
 from device_sim.auditors.rounds import Auditor
 from device_sim.profiles import FleetProfile
 from device_sim.world.clock import VirtualClock
 from device_sim.world.crashes import CrashPlan, CrashPoints
 from device_sim.world.daily_usage import DailyUsage
 from device_sim.world.network import InMemoryBroker, NetworkFaults
-from edge_sdk.aggregation.sums import FixedPoint
+from edge_sdk.aggregation.algorithm import make_algorithm
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.device.agent import BlobMemory
@@ -30,6 +31,8 @@ from edge_sdk.wire.plan import TrainingPlan
 __all__ = ["TASK", "Scenario", "World"]
 
 TASK: Final = "default"
+NORMS_NEEDED: Final = 3
+"""Scenarios are short: a bound that follows from norms is there from the second round on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class Scenario:
         split: How ``digits`` is split over the devices, as in ``edge-fleet run --split``.
         codec: The update codec.
         downlink: How the model travels to devices.
+        algorithm: Name of the algorithm.
+        clip_norm: L2 norm that updates are scaled down to by the coordinator; 0 for no such step.
+        norm_median_factor: Largest norm of an update as a multiple of the median of recent ones; None for no bound.
+        weighting: ``examples`` or ``uniform``.
         server_optimizer: Name of the server optimiser.
         training: How devices train.
         faults: The network.
@@ -70,6 +77,10 @@ class Scenario:
     split: str = "iid"
     codec: CodecSettings = field(default_factory=lambda: CodecSettings("sparse", density=0.1))
     downlink: Downlink = field(default_factory=Downlink)
+    algorithm: str = "mean"
+    clip_norm: float = 0.0
+    norm_median_factor: float | None = None
+    weighting: str = "examples"
     server_optimizer: str = "fedavg"
     training: TrainingPlan = field(
         default_factory=lambda: TrainingPlan(epochs=1, batch_size=16, seconds_max=120.0, scalars={"lr": 0.5})
@@ -106,17 +117,29 @@ class World:
         self.finished = ""
         self.daily_usage = DailyUsage(self.clock, scenario.bytes_per_device_per_day_max)
         self.task = _task(scenario, seed, bundle)
-        self.fixed_point = FixedPoint()
-        self.optimizer = make_server_optimizer(scenario.server_optimizer)
+        self.pipeline = _pipeline(scenario, bundle)
         self.auditor = Auditor(
             bundle.program,
             self.task.plan,
-            self.optimizer,
-            self.fixed_point,
+            self.pipeline,
             encode_parameters(bundle.parameters),
-            pack_state(self.optimizer.init(bundle.program.spec.size)),
+            algorithm=scenario.algorithm,
+            clip_norm=scenario.clip_norm,
         )
         self.digest_of = digest_of
+
+
+def _pipeline(scenario: Scenario, bundle: Bundle) -> PipelineSettings:
+    bounds = Validation(
+        size=bundle.program.spec.size, norm_median_factor=scenario.norm_median_factor, norms_needed=NORMS_NEEDED
+    )
+    return PipelineSettings(
+        bounds,
+        make_algorithm(scenario.algorithm),
+        make_server_optimizer(scenario.server_optimizer),
+        downlink=scenario.downlink,
+        steps=(("clip", make_step("clip", {"norm": scenario.clip_norm})),) if scenario.clip_norm else (),
+    )
 
 
 def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
@@ -136,6 +159,7 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         plan=Plan(
             training=scenario.training,
             codec=scenario.codec,
+            weighting=scenario.weighting,
             bytes_per_update_max=scenario.bytes_per_update_max,
             bytes_per_device_per_day_max=scenario.bytes_per_device_per_day_max,
         ),

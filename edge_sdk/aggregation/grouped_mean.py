@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.aggregation.sums import ROTATION_MASK, FixedPoint, WeightedMean
+from edge_sdk.aggregation.sums import ROTATION_MASK, FixedPoint, WeightedMean, pack_parts, unpack_parts
 from edge_sdk.codecs.frames import DecodedParts, Group
 
 __all__ = ["GroupedMean"]
@@ -25,31 +25,62 @@ class GroupedMean:
     def __init__(self, groups: Sequence[Group], fixed_point: FixedPoint, rotation: int = 0) -> None:
         self._groups = tuple(groups)
         self.rotation = rotation & ROTATION_MASK
-        self._fixed_point = fixed_point
         self._means = [WeightedMean(group.size, fixed_point, rotation) for group in groups]
 
-    def zero(self, rotation: int) -> GroupedMean:
-        """New, empty sums of the same groups."""
-        return GroupedMean(self._groups, self._fixed_point, rotation)
+    @property
+    def weight_sum(self) -> int:
+        """The sum of all weights."""
+        return self._means[0].weight_sum
 
     def fits(self, weight: int) -> bool:
         """Whether an update of this weight can be added."""
         return self._means[0].fits(weight)
 
-    def accumulate(self, parts: DecodedParts, weight: int) -> None:
-        """Adds one update; arguments and errors as of :meth:`WeightedMean.accumulate`."""
-        for mean, decoded in zip(self._means, parts, strict=True):
-            mean.accumulate(decoded, weight)
+    def accumulate(self, parts: DecodedParts, weight: int, scale: float = 1.0) -> None:
+        """Adds one update; arguments and errors as of :meth:`WeightedMean.accumulate`.
 
-    def report(self) -> NDArray[np.float32]:
-        """The weighted mean of all updates, float32[P].
+        Buffers are added without the scale: they are no step.
+        """
+        for group, mean, decoded in zip(self._groups, self._means, parts, strict=True):
+            mean.accumulate(decoded, weight, 1.0 if group.kind == "buffers" else scale)
+
+    def merge(self, other: GroupedMean) -> None:
+        """Adds another partial sum of the same groups; errors as of :meth:`WeightedMean.merge`."""
+        for mean, theirs in zip(self._means, other._means, strict=True):
+            mean.merge(theirs)
+
+    def report(self, factor: float = 1.0) -> NDArray[np.float32]:
+        """The weighted mean of all updates, float32[P], times ``factor`` but for the buffers.
 
         Raises:
             ValueError: Nothing has been accumulated.
         """
-        if len(self._groups) == 1:
-            return self._means[0].report()
+        means = [
+            mean.report() if factor == 1.0 or group.kind == "buffers" else np.float32(factor) * mean.report()
+            for group, mean in zip(self._groups, self._means, strict=True)
+        ]
+        if len(means) == 1:
+            return means[0]
         vector = np.empty(sum(group.size for group in self._groups), dtype=np.float32)
-        for group, mean in zip(self._groups, self._means, strict=True):
-            group.put(vector, mean.report())
+        for group, values in zip(self._groups, means, strict=True):
+            group.put(vector, values)
         return vector
+
+    def to_bytes(self) -> bytes:
+        """The whole partial sum, for another process."""
+        return pack_parts([mean.to_bytes() for mean in self._means])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, groups: Sequence[Group]) -> GroupedMean:
+        """The inverse of :meth:`to_bytes`.
+
+        Raises:
+            StateError: A sum is torn, flipped, or of another version.
+            ValueError: The sums are not those of ``groups``.
+        """
+        means = [WeightedMean.from_bytes(part) for part in unpack_parts(data)]
+        if [mean.size for mean in means] != [group.size for group in groups]:
+            raise ValueError("partial sums of other groups")
+        made = cls(groups, means[0].fixed_point, means[0].rotation)
+        made._means = means
+        return made

@@ -470,7 +470,7 @@ def test_an_evaluation_that_fails_does_not_stop_the_rounds() -> None:
         if not isinstance(event, Evaluated):
             desk.play(event)
     desk.jobs.evaluations.clear()
-    desk.play(Evaluated(1, {}, "no memory"))
+    desk.play(Evaluated(TASK, 1, {}, "no memory"))
     desk.wait()
     record = desk.store.open_round(TASK)
     assert record is not None and record.number == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,12 +225,12 @@ def test_without_links_devices_get_the_model_itself(downlink: Downlink | None) -
 def test_the_codec_may_be_changed_between_starts() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
-    desk.downlink = Downlink()
+    desk.pipeline = replace(desk.pipeline, downlink=Downlink())
     desk.crash()
     invite = play_round(desk, "a", "b", holds=[held[1]])["a"]
     assert len(invite.deltas) == 1, "the chain that is there still leads to the round's parameters"
     assert latest(desk).published_digest == latest(desk).parameters_digest and desk.store.deltas(TASK) == []
-    desk.downlink = SPARSE
+    desk.pipeline = replace(desk.pipeline, downlink=SPARSE)
     desk.crash()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
     assert play_round(desk, "a", "b", holds=[held[1]])["a"].deltas

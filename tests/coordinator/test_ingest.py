@@ -9,7 +9,7 @@ import pytest
 from wired import TASK, Desk, bundle, make_update
 
 from coordinator.events import CloseJob, IngestItem, StartJob
-from coordinator.ingest import pack_state, unpack_state
+from coordinator.pipeline import pack_memory, unpack_memory
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.store import Store
 from edge_sdk.errors import StateError
@@ -35,10 +35,10 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        self.ingest.start(StartJob(TASK, 1, 0, bytes(32), encode_parameters(bundle().parameters), b""))
+        self.ingest.start(StartJob(TASK, 1, 0, digest_of(encode_parameters(bundle().parameters))))
 
     def item(self, number: int, payload: bytes, digest: bytes | None = None) -> IngestItem:
-        return IngestItem(self.tickets[number], digest or digest_of(payload), payload)
+        return IngestItem(TASK, self.tickets[number], digest or digest_of(payload), payload)
 
     def close(self) -> bytes:
         record = self.store.open_round(TASK)
@@ -47,7 +47,7 @@ class Worker:
         verdicts = {ticket: ("counted", "") if ticket in held else ("missing", "") for ticket in self.tickets}
         result = self.ingest.close(CloseJob(replace(record, phase="closing"), 1 << 40, verdicts))
         assert not result.error
-        return result.blob
+        return self.ingest.parameters(result.parameters)
 
 
 def deltas(count: int) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
@@ -144,13 +144,13 @@ def test_an_update_whose_chunks_are_stored_is_put_together_from_them() -> None:
         for at in range(0, len(payload), 50)
     ]
     worker.store.put_chunks(rows)
-    (result,) = worker.ingest.process([IngestItem(worker.tickets[0], digest_of(payload), None)])
+    (result,) = worker.ingest.process([IngestItem(TASK, worker.tickets[0], digest_of(payload), None)])
     assert result.seq and worker.store.partial_bytes == 0
 
 
 def test_an_update_with_missing_chunks_is_refused() -> None:
     worker = Worker()
-    (result,) = worker.ingest.process([IngestItem(worker.tickets[0], b"d" * 32, None)])
+    (result,) = worker.ingest.process([IngestItem(TASK, worker.tickets[0], b"d" * 32, None)])
     assert (result.seq, result.reason) == (0, "incomplete")
 
 
@@ -168,15 +168,26 @@ def test_metrics_are_weighted_means_of_what_devices_reported() -> None:
         replace(Update.decode(make_update(0.1, 30)), loss=2.0),
     ]
     worker.ingest.process([worker.item(i, update.encode()) for i, update in enumerate(losses)])
-    metrics = worker.ingest.metrics()
+    worker.close()
+    checkpoint = worker.store.latest_checkpoint(TASK)
+    assert checkpoint is not None
+    metrics = checkpoint.metrics
     assert metrics["train_loss"] == pytest.approx(1.75) and metrics["examples"] == 40
     assert "loss" not in metrics, "nobody evaluated"
 
 
-def test_the_optimisers_state_survives_and_nonsense_is_told() -> None:
-    state = {"m": np.arange(3, dtype=np.float32), "v": np.zeros(2, dtype=np.float32)}
-    again = unpack_state(pack_state(state))
-    assert again.keys() == state.keys() and all(np.array_equal(again[name], state[name]) for name in state)
-    assert unpack_state(b"") == {}
-    with pytest.raises(StateError, match="optimiser"):
-        unpack_state(b"\xc1nonsense")
+def test_what_is_remembered_survives_and_nonsense_is_told() -> None:
+    memory = {
+        "optimizer": {"m": np.arange(3, dtype=np.float32), "v": np.zeros(2, dtype=np.float32)},
+        "gate": {"norms": np.array([0.1, 1e300])},
+        "algorithm": {},
+    }
+    again = unpack_memory(pack_memory(memory))
+    assert again.keys() == memory.keys()
+    for part, own in memory.items():
+        assert again[part].keys() == own.keys() and all(again[part][n].tobytes() == own[n].tobytes() for n in own)
+    assert unpack_memory(b"") == {}
+    with pytest.raises(StateError, match="remembers"):
+        unpack_memory(b"\xc1nonsense")
+    with pytest.raises(StateError, match="clip wants to remember x"):
+        pack_memory({"clip": {"x": np.zeros((2, 2))}})

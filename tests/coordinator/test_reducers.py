@@ -217,14 +217,6 @@ def test_scalar_sums_do_not_depend_on_order_or_split(devices: list[dict[str, flo
         assert abs(Fraction(value) - exact) <= len(devices) * Fraction(1, 1 << 41) + abs(exact) * Fraction(1, 1 << 52)
 
 
-def test_ratios_are_means_over_the_examples() -> None:
-    sums = ScalarSums(["loss_sum", "count"])
-    assert sums.ratio("loss_sum", "count") is None
-    sums.accumulate({"loss_sum": 3.0, "count": 4})
-    sums.accumulate({"loss_sum": np.float32(1.0), "count": 4})
-    assert sums.ratio("loss_sum", "count") == 0.5
-
-
 @pytest.mark.parametrize(
     "numbers", [{"loss_sum": math.nan}, {"loss_sum": math.inf}, {"loss_sum": 2e15}, {"other": 1.0}]
 )

@@ -119,6 +119,16 @@ CREATE TABLE model_deltas (
 
 CREATE INDEX model_deltas_digest ON model_deltas (digest);
 
+-- Vectors that devices get beside the newest parameters, by the name that the algorithm gives them.
+CREATE TABLE broadcasts (
+    task TEXT NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL REFERENCES blobs (digest),
+    PRIMARY KEY (task, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX broadcasts_digest ON broadcasts (digest);
+
 CREATE TABLE devices (
     device TEXT NOT NULL PRIMARY KEY,
     instance BLOB NOT NULL,

@@ -1,0 +1,165 @@
+"""The pipeline with the database: one task's updates are journalled, added up, and committed as the next model.
+
+Everything here runs on one FIFO worker (rule 12: threads). An update is added to the sums only after its journal entry
+is committed, and the sums are exact, so a restart that replays the journal finds the same bits (rule 9). A hostile or
+broken update costs its own refusal and nothing else.
+
+The worker keeps model, published parameters and memory itself, from the latest checkpoint on: only digests go to the
+core and come from it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
+from coordinator.pipeline.aggregator import Aggregator
+from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
+from coordinator.pipeline.step import DecodedUpdate
+from coordinator.store import JournalRow, QuotaExceeded, Store
+from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
+from edge_sdk.training.bundle import digest_of
+
+__all__ = ["TaskWorker"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """One update that was decoded and found good."""
+
+    item: IngestItem
+    payload: bytes
+    update: DecodedUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the latest checkpoint says: the model, what devices train from, what the pipeline remembers."""
+
+    base: bytes
+    parameters: bytes
+    published: bytes
+    memory: Memory
+
+
+class TaskWorker:
+    """One task's updates and sums.
+
+    Args:
+        store: The database, with the task's first checkpoint in it.
+        task: The task's name.
+        aggregator: The task's pipeline.
+    """
+
+    def __init__(self, store: Store, task: str, aggregator: Aggregator) -> None:
+        self.task = task
+        self._store = store
+        self._aggregator = aggregator
+        self._held: _Held | None = None
+        self._round: tuple[int, int] | None = None
+
+    def start(self, job: StartJob) -> None:
+        """Begins a round: empty sums, then whatever its journal holds (after a crash).
+
+        Raises:
+            StateError: The checkpoint is not the one that the round begins from, or an update of its journal cannot be
+                used any more.
+        """
+        self._round = job.number, job.attempt
+        held = self._held
+        if held is None or held.base != job.base:
+            held = self._held = self._load(job.base)
+        self._aggregator.begin(held.parameters, held.memory, held.published, held.base)
+        for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
+            self._aggregator.add(self._aggregator.again(payload))
+
+    def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
+        """Takes some admitted updates in one group commit; what comes back with a ``seq`` is durable and summed."""
+        results: dict[bytes, IngestResult] = {}
+        admitted: list[_Admitted] = []
+        weight = 0
+        for item in items:
+            try:
+                good = self._examine(item, weight)
+            except ProtocolError as error:
+                results[item.ticket] = IngestResult(item.ticket, 0, error.reason, str(error), item.acknowledgement)
+            else:
+                admitted.append(good)
+                weight += good.update.weight
+        for good, seq, reason, detail in self._journal(admitted):
+            if seq:
+                self._aggregator.add(good.update)
+            item = good.item
+            results[item.ticket] = IngestResult(item.ticket, seq, reason, detail, item.acknowledgement)
+        return tuple(results[item.ticket] for item in items)
+
+    def close(self, job: CloseJob) -> RoundCommitted:
+        """Turns the sums into the next model and commits the round, in one transaction."""
+        record, number = job.record, job.record.number
+        assert self._round == (number, record.attempt)
+        try:
+            done = self._aggregator.finish()
+        except (EdgeFedError, ValueError) as error:
+            logger.error("round %d cannot be aggregated: %s", number, error)
+            return RoundCommitted(self.task, number, b"", b"", {}, f"cannot be aggregated: {error}")
+        metrics = done.metrics
+        made = self._store.commit_round(
+            replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
+            parameters=done.parameters,
+            server_state=pack_memory(done.memory),
+            verdicts=job.verdicts,
+            metrics=metrics,
+            published=done.published,
+            broadcast=done.broadcast,
+        )
+        published = b"" if done.published is None else done.published.blob
+        self._held = _Held(made.published_digest, done.parameters, published, done.memory)
+        return RoundCommitted(self.task, number, made.parameters_digest, made.published_digest, metrics)
+
+    def parameters(self, digest: bytes) -> bytes:
+        """The parameters blob of a committed model; may be called on any thread.
+
+        Raises:
+            StateError: The database does not have it.
+        """
+        blob = self._store.get_blob(digest)
+        if blob is None:
+            raise StateError(f"task {self.task}: the parameters {digest.hex()[:16]} are not in the database")
+        return blob
+
+    def _load(self, base: bytes) -> _Held:
+        checkpoint = self._store.latest_checkpoint(self.task)
+        if checkpoint is None or checkpoint.published_digest != base:
+            raise StateError(
+                f"task {self.task}: the round begins from {base.hex()[:16]}, which is not the latest model"
+            )
+        same = checkpoint.published_digest == checkpoint.parameters_digest
+        return _Held(
+            base,
+            self.parameters(checkpoint.parameters_digest),
+            b"" if same else self.parameters(checkpoint.published_digest),
+            unpack_memory(checkpoint.server_state),
+        )
+
+    def _examine(self, item: IngestItem, pending_weight: int) -> _Admitted:
+        payload = item.payload if item.payload is not None else self._store.assemble(item.ticket, item.digest)
+        if digest_of(payload) != item.digest:
+            raise ProtocolError("update: its SHA-256 is not the digest that it was offered under", reason="digest")
+        return _Admitted(item, payload, self._aggregator.examine(payload, item.digest, pending_weight))
+
+    def _journal(self, admitted: list[_Admitted]) -> list[tuple[_Admitted, int, str, str]]:
+        """One commit for all; where that fails, one for each, so that only the culprit pays."""
+        if not admitted:
+            return []
+        try:
+            seqs = self._store.journal([JournalRow(a.item.ticket, a.item.digest, a.payload) for a in admitted])
+            return [(a, seq, "", "") for a, seq in zip(admitted, seqs, strict=True)]
+        except (QuotaExceeded, StateError) as error:
+            if len(admitted) > 1:
+                return [row for a in admitted for row in self._journal([a])]
+            logger.error("an update could not be journalled: %s", error)
+            return [(admitted[0], 0, "busy", str(error))]
