@@ -13,7 +13,8 @@ from coordinator.config import FederationConfig
 from coordinator.config.settings import plan as plan_of
 from coordinator.config.settings import stopping_rule
 from coordinator.evaluation import Evaluator
-from coordinator.schedules.selection import wanted_count
+from coordinator.pipeline import Step
+from coordinator.schedules.selection import Candidate, SelectionRule, make_rule, select, wanted_count
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.stopping import Stopping
 from device_sim.simulation.clients import AUTO, Clients, clients_from
@@ -22,8 +23,9 @@ from device_sim.simulation.model import source_of
 from device_sim.simulation.progress import Progress, progress_for
 from device_sim.simulation.server import Server
 from device_sim.simulation.settings import configured, tables_from
+from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.device.session import StartTraining
-from edge_sdk.device.work import EngineCache, TrainingJob, TrainingWork, job_seed
+from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, job_seed
 from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
 from edge_sdk.extension import make
 from edge_sdk.training.bundle import Bundle, Program
@@ -48,6 +50,7 @@ def simulate(
     downlink: Any = None,
     selection: Any = None,
     server_optimizer: Any = None,
+    steps: Sequence[Any] = (),
     eta: float | None = None,
     goal_count: int | None = None,
     epochs: int | None = None,
@@ -83,6 +86,7 @@ def simulate(
         downlink: How the model travels down, likewise; ``"none"`` for the model itself.
         selection: Who takes part; ``uniform``, ``"package.module:Rule"``, or an object.
         server_optimizer: A name, ``"package.module:Class"``, or an object.
+        steps: What updates pass between decoding and sum, ``["clip"]``: names, tables of their settings, or objects.
         eta: The server's learning rate, ``aggregation.learning_rate``.
         goal_count: Clients in a round; 20, or all where there are fewer.
         epochs: Passes over a client's examples in a round.
@@ -114,11 +118,18 @@ def simulate(
         TrainingError: Training has diverged, or not one update of a round could be used.
     """
     dealt = clients_from(clients, evaluation, split=split, devices=devices, seed=seed)
+    own_steps = [step for step in steps if not isinstance(step, str | Mapping)]
     tables = tables_from(
         settings,
         {
             "training": _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum),
-            "aggregation": _given(learning_rate=eta, server_optimizer=_name_of_ours(server_optimizer)),
+            "aggregation": _given(
+                algorithm=_name(algorithm),
+                learning_rate=eta,
+                server_optimizer=_name(server_optimizer),
+                step=[_table(step) for step in steps if isinstance(step, str | Mapping)] or None,
+            ),
+            "selection": _table(_name(selection) or (selection if isinstance(selection, Mapping) else None), "rule"),
             "codec": _table(codec),
             "downlink": _table(downlink, "codec"),
             "evaluation": _given(held_out=held_out, every_rounds=every_rounds),
@@ -140,9 +151,15 @@ def simulate(
         clients=dealt,
         examples=dealt.checked(bundle.program),
         evaluator=_evaluator(dealt, bundle.program, engine),
-        trainer=_made("trainer", trainer, ("fit",)),
+        trainer=make("simulate: trainer", trainer, methods=("fit",))
+        if isinstance(trainer, str)
+        else _made("trainer", trainer, ("fit",)),
         engine=engine,
+        algorithm=_made("algorithm", algorithm, ("report", "apply")),
         server_optimizer=_made("server_optimizer", server_optimizer, ("init", "apply")),
+        steps=tuple((f"step {n}", _made("steps", s, ("admit", "finish"))) for n, s in enumerate(own_steps, start=1)),
+        rule=_made("selection", None if isinstance(selection, Mapping) else selection, ("choose",))
+        or make_rule(config.selection.rule, config.selection.rule_options),
         cohorts=_cohorts(cohorts, list(dealt), rounds),
     )
     return _Simulation(parts).run(progress_for(progress, bundle.program.metric))
@@ -159,7 +176,10 @@ class _Parts:
     evaluator: Evaluator | None
     trainer: Any
     engine: str
+    algorithm: Algorithm | None
     server_optimizer: ServerOptimizer | None
+    steps: tuple[tuple[str, Step], ...]
+    rule: SelectionRule
     cohorts: list[tuple[str, ...]] | None
 
 
@@ -182,7 +202,7 @@ class _Simulation:
         self._program = program
         self._program_bytes = program.encode()
         self._plan = plan_of(config, dict(program.scalars))
-        self._server = Server(parts.bundle, self._plan, config, parts.server_optimizer)
+        self._server = Server(parts.bundle, self._plan, config, parts.algorithm, parts.server_optimizer, parts.steps)
         self._clients = {name: _Client(data, ClientCounts(len(data))) for name, data in parts.examples.items()}
         self._engines = EngineCache(parts.engine)
         self._stopping = Stopping(stopping_rule(config.stopping, program.metric))
@@ -204,6 +224,7 @@ class _Simulation:
                 if progress is not None:
                     progress(number, self._rounds, reported)
         finally:
+            self._server.close()
             close: Callable[[], None] | None = getattr(progress, "close", None)
             if close is not None:
                 close()
@@ -221,7 +242,7 @@ class _Simulation:
     def _round(self, number: int) -> tuple[RoundResult, dict[str, float]]:
         server, cohort = self._server, self._cohort(number)
         plan = self._plan_of(number)
-        server.begin(plan)
+        server.begin()
         start = self._start(number, plan)
         bytes_up = bytes_down = 0
         refused: dict[str, str] = {}
@@ -230,13 +251,14 @@ class _Simulation:
             down = server.bytes_down(client.holds)
             client.holds = (server.base,)
             try:
-                payload, kept = self._train(name, client, start)
-                server.take(payload)
+                made = self._train(name, client, start)
+                payload = made.entry.payload or b""
+                server.take(payload, made.entry.digest)
             except (TrainingError, ProtocolError) as error:
                 refused[name] = str(error)
                 client.counts.refused += 1
             else:
-                client.residual = kept
+                client.residual = made.residual_after
                 client.counts.rounds += 1
                 client.counts.bytes_up += len(payload)
                 bytes_up += len(payload)
@@ -250,8 +272,8 @@ class _Simulation:
         digest = server.model_digest
         return RoundResult(number, cohort, {}, counted, refused, bytes_up, bytes_down, digest), reported
 
-    def _train(self, name: str, client: _Client, start: StartTraining) -> tuple[bytes, NDArray[np.float32] | None]:
-        """A client's piece of work, as its device does it; the update's bytes, and what it keeps if they count."""
+    def _train(self, name: str, client: _Client, start: StartTraining) -> TrainedUpdate:
+        """A client's piece of work, as its device does it."""
         job = TrainingJob(
             start=start,
             program=self._program_bytes,
@@ -265,9 +287,7 @@ class _Simulation:
         work = TrainingWork(
             lambda: client.examples, engines=self._engines, trainer=self._parts.trainer, clock=_stands_still
         )
-        made = work.run(job)
-        assert made.entry.payload is not None
-        return made.entry.payload, made.residual_after
+        return work.run(job)
 
     def _start(self, number: int, plan: Plan) -> StartTraining:
         return StartTraining(
@@ -297,9 +317,11 @@ class _Simulation:
             return self._parts.cohorts[number - 1]
         config = self._parts.config
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.federation.seed, number, 0])))
-        from coordinator.schedules.selection import choose
-
-        return tuple(choose(list(self._clients), config.selection.goal_count, rng)[0])
+        candidates = [
+            Candidate(name, counted=client.counts.rounds, refused=client.counts.refused)
+            for name, client in self._clients.items()
+        ]
+        return tuple(select(self._parts.rule, candidates, config.selection.goal_count, rng)[0])
 
 
 def _stands_still() -> float:
@@ -318,8 +340,9 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _name_of_ours(value: Any) -> str | None:
-    return value if isinstance(value, str) and ":" not in value else None
+def _name(value: Any) -> str | None:
+    """A name for the configuration; an object or a class of the caller's own goes past it."""
+    return value if isinstance(value, str) else None
 
 
 def _table(value: Any, name: str = "name") -> dict[str, Any]:
@@ -373,11 +396,9 @@ def _evaluator(clients: Clients, program: Program, engine: str) -> Evaluator | N
 
 
 def _made(argument: str, given: Any, methods: tuple[str, ...]) -> Any:
-    """An object of the user's own: named, as a class, or as it is; None where a name is one of ours, or nothing."""
-    if given is None:
+    """An object of the caller's own, or of his class; None where a name was given, or nothing."""
+    if given is None or isinstance(given, str):
         return None
-    if isinstance(given, str):
-        return make(f"simulate: {argument}", given, methods=methods) if ":" in given else None
     made = given() if isinstance(given, type) else given
     missing = [method for method in methods if not callable(getattr(made, method, None))]
     if missing:
