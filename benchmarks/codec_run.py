@@ -144,11 +144,11 @@ class _State:
         seed = int(seeds.generate_state(1, np.uint64)[0])
         residual = self._residuals.get(client)
         sent = encode_frames(trained.delta, residual, codec, spec, seed=seed, shared_seed=shared)
-        decoded = decode_frames(sent.frame, sent.buffers, codec, spec, sent.parts)
+        decoded = decode_frames(sent.frames, codec, spec)
         self._validation.check(decoded, self._groups, examples=trained.examples, steps=trained.steps, loss=trained.loss)
         total.accumulate(decoded, trained.examples)
         self._residuals[client] = sent.residual
-        self.up.append(len(sent.frame) + sum(map(len, sent.parts)) + len(sent.buffers or b""))
+        self.up.append(sum(map(len, sent.frames)))
 
     def _send(self) -> None:
         """What devices hold next, by the coordinator's link and the device's way of applying it."""

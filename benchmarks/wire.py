@@ -13,7 +13,8 @@ from benchmarks.wire_count import measure_count
 from edge_sdk.codecs import CodecSettings, encode_update
 from edge_sdk.mqtt.sizes import publish_bytes
 from edge_sdk.training.bundle import digest_of
-from edge_sdk.wire.messages import Chunk, Envelope, Offer, Update, encode_message
+from edge_sdk.wire.envelope import Envelope, encode_message
+from edge_sdk.wire.messages import DELTA, Chunk, Offer, Update
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX, plan_chunks
 from edge_sdk.wire.topics import Topics
 
@@ -50,7 +51,9 @@ def measure() -> list[Figure]:
 def packets(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) -> list[int]:
     """Bytes of the offer's PUBLISH packet, then of each chunk's."""
     frame = encode_update(delta, residual, CodecSettings("sparse", density=DENSITY), seed=0).frame
-    payload = Update(examples=600, steps=19, loss=0.25, complete=True, seconds=1.5, engine="numpy", frame=frame)
+    payload = Update(
+        examples=600, steps=19, loss=0.25, complete=True, seconds=1.5, engine="numpy", vectors={DELTA: (frame,)}
+    )
     data = payload.encode()
     ticket, digest = bytes(range(16)), digest_of(data)
     envelope = Envelope("federation", "default", lineage=bytes(8))

@@ -63,7 +63,7 @@ class _Watch:
             outbox = self.client._agent.state.outbox
             assert outbox is not None and outbox.payload is not None
             self.update_bytes = len(outbox.payload)
-            self.frame_bytes = len(Update.decode(outbox.payload).frame)
+            self.frame_bytes = sum(map(len, Update.decode(outbox.payload).frames()))
         if progress.what == "counted" and progress.round == ROUNDS:
             self.ended.set()
 

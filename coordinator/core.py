@@ -46,31 +46,42 @@ from coordinator.schedules.synchronous import Round, Ticket
 from coordinator.stopping import Stopping
 from coordinator.store import Checkpoint, ModelDeltaRecord, RoundRecord, Store, TicketRecord
 from coordinator.task import TaskSettings
-from coordinator.uploads import BUSY, Uploads
+from coordinator.uploads import Uploads
 from edge_sdk.errors import ProtocolError
 from edge_sdk.mqtt import Delivery
+from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope, decode_message
 from edge_sdk.wire.messages import (
     Accept,
     CheckIn,
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Invite,
     Message,
     Offer,
-    Plan,
     RangeRequest,
     Verdict,
-    decode_message,
 )
+from edge_sdk.wire.outcomes import (
+    ACCEPTED,
+    ADMITTED,
+    BUSY,
+    COUNTED,
+    INVITED,
+    JOURNALLED,
+    LATE,
+    MISSING,
+    RECEIVED,
+    REFUSED,
+    UNKNOWN,
+)
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
 SHARD: Final = "0"
-ENVELOPE_BYTES_MAX: Final = 600
 ROUND_SECONDS_MIN: Final = 0.25
 DONE_SECONDS: Final = 4 * 3600.0
 POPULATION_SECONDS: Final = 7 * 86_400.0
@@ -344,7 +355,7 @@ class Coordinator:
             self.store.count("unsupported")
             self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
             return
-        if self.round is None or any(v.outcome == "received" for v in verdicts):
+        if self.round is None or any(v.outcome == RECEIVED for v in verdicts):
             self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
             return
         if verdicts:
@@ -395,16 +406,16 @@ class Coordinator:
         known = self.store.ticket(ticket)
         if known is None or known.device != device:
             # Of another lineage, of another device, or older than the tombstones.
-            return Verdict(ticket=ticket, digest=b"", outcome="unknown", reason="no such ticket")
+            return Verdict(ticket=ticket, digest=b"", outcome=UNKNOWN, reason="no such ticket")
         return self._verdict(ticket, known.digest or b"", known.state, known.reason)
 
     def _verdict(self, ticket: bytes, digest: bytes, state: str, reason: str) -> Verdict:
         # Until the commit a frozen "counted" is a receipt: nobody may settle on a model that is not there yet.
-        outcome = "received" if state in ("admitted", "journalled") else state
-        if outcome == "counted" and self._committing:
-            outcome = "received"
-        if outcome in ("invited", "accepted"):
-            outcome, reason = "unknown", "no update arrived for this ticket"
+        outcome = RECEIVED if state in (ADMITTED, JOURNALLED) else state
+        if outcome == COUNTED and self._committing:
+            outcome = RECEIVED
+        if outcome in (INVITED, ACCEPTED):
+            outcome, reason = UNKNOWN, "no update arrived for this ticket"
         return Verdict(ticket=ticket, digest=digest, outcome=outcome, reason=reason)
 
     def _on_accept(self, device: str, message: Accept, envelope: Envelope, now: float) -> None:
@@ -450,7 +461,7 @@ class Coordinator:
     def _refuse_update(self, ticket: bytes, reason: str, now: float) -> None:
         """Ends a ticket whose update cannot be taken, unless a whole one is under way already."""
         self.store.count(reason)
-        if self.round is not None and self.round.tickets[ticket].state in ("invited", "accepted"):
+        if self.round is not None and self.round.tickets[ticket].state in (INVITED, ACCEPTED):
             self._perform(self.round.handle(rounds.UpdateRefused(ticket, reason), now), now)
 
     def _refusal(self, device: str, ticket: bytes, digest: bytes, envelope: Envelope, now: float) -> Verdict | None:
@@ -460,18 +471,18 @@ class Coordinator:
             verdict = self._verdict_on(device, ticket, envelope.lineage)
             self.store.count(f"upload_{verdict.outcome}")
             return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
-        if held.state in ("invited", "accepted"):
+        if held.state in (INVITED, ACCEPTED):
             if self.round is not None and self.round.phase in (rounds.CONFIGURATION, rounds.REPORTING):
                 return None
             self.store.count("upload_late")
             if self.round is not None:
                 self._perform(self.round.handle(rounds.Offered(ticket), now), now)
-            return Verdict(ticket=ticket, digest=digest, outcome="late", reason="closed")
-        if held.state == "admitted" and held.digest == digest:
+            return Verdict(ticket=ticket, digest=digest, outcome=LATE, reason="closed")
+        if held.state == ADMITTED and held.digest == digest:
             return None
         if held.digest not in (b"", digest):
             self.store.count("upload_spent")
-            return Verdict(ticket=ticket, digest=digest, outcome="refused", reason="spent")
+            return Verdict(ticket=ticket, digest=digest, outcome=REFUSED, reason="spent")
         self.store.count("upload_duplicate")
         return self._verdict(ticket, digest, held.state, held.reason)
 
@@ -483,7 +494,7 @@ class Coordinator:
             self._to(device, answer)
             return False
         assert self.round is not None
-        if self.round.tickets[chunk.ticket].state == "admitted" or self._uploads.stale(chunk):
+        if self.round.tickets[chunk.ticket].state == ADMITTED or self._uploads.stale(chunk):
             return False  # a duplicate of what the worker has already, or of what the device has given up
         why_not = self._uploads.why_not(chunk.total, chunk.offset, len(chunk.data))
         if why_not:
@@ -645,7 +656,7 @@ class Coordinator:
                     self._pending.moved.append((ticket.ticket, ticket.state, ticket.reason))
                     self._pending.record = True
                 case rounds.Receipt(ticket):
-                    self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, "journalled", ""))
+                    self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, JOURNALLED, ""))
                 case rounds.Refuse(ticket, outcome, reason):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
                     self._to(
@@ -711,7 +722,6 @@ class Coordinator:
             parameters=self._parameters_digest,
             parameters_bytes=len(self._parameters),
             plan=self._plan(),
-            accept_seconds=min(s.round.configuration_seconds_max / 2, report_seconds),
             report_seconds=report_seconds,
             chunk_bytes_max=s.chunk_bytes_max,
             blob_bytes=RETAINED_PIECE_BYTES if self._retains() else 0,
@@ -745,7 +755,7 @@ class Coordinator:
         assert self.record is not None
         self._flush_tickets()
         for ticket, (state, reason) in verdicts.items():
-            if state != "counted":  # these stay journalled until the commit: their rows are the payloads
+            if state != COUNTED:  # these stay journalled until the commit: their rows are the payloads
                 self.store.set_ticket(ticket, state, reason)
         self.record = replace(
             self.record, phase=rounds.CLOSING, last_seq=last_seq, seconds_remaining=0.0, summary=self._summary()
@@ -757,7 +767,7 @@ class Coordinator:
         assert self.record is not None
         self._committing = True
         self._final = {
-            ticket: ("counted", "") if state == "journalled" else (state, reason)
+            ticket: (COUNTED, "") if state == JOURNALLED else (state, reason)
             for ticket, (state, reason) in verdicts.items()
         }
         self._workers.close(CloseJob(self.record, last_seq, self._final))
@@ -780,7 +790,7 @@ class Coordinator:
         tickets, self.round, self.record = self.round.tickets, None, None
         for ticket in tickets.values():
             state, why = verdicts[ticket.ticket]
-            if state in ("refused", "late", "missing"):
+            if state in (REFUSED, LATE, MISSING):
                 self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, why))
         self._timers["next"] = now + self.settings.retry_seconds
         self._announce(now)
@@ -791,7 +801,7 @@ class Coordinator:
         self._committing = False
         if event.error:
             verdicts = {
-                ticket: ("refused", "abandoned") if state == "counted" else (state, reason)
+                ticket: (REFUSED, "abandoned") if state == COUNTED else (state, reason)
                 for ticket, (state, reason) in self._final.items()
             }
             self._abandon(event.error, verdicts, now)
@@ -809,7 +819,7 @@ class Coordinator:
         self._effects += self._downloads.clear_retained(self.store.retained())
         for ticket in tickets.values():
             state, reason = self._final[ticket.ticket]
-            if state in ("counted", "late"):
+            if state in (COUNTED, LATE):
                 self._to(ticket.device, self._verdict(ticket.ticket, ticket.digest, state, reason))
         if self._is_evaluated(number):
             self._workers.evaluate(event.task, number, event.parameters)

@@ -10,13 +10,14 @@ from coordinator.events import CONTROL, Publish
 from coordinator.schedules import synchronous as rounds
 from coordinator.schedules.synchronous import Round
 from coordinator.task import TaskSettings
-from edge_sdk.wire.messages import Announce, Envelope, Message, encode_message
+from edge_sdk.wire.envelope import Envelope, encode_message
+from edge_sdk.wire.messages import Announce, Message
+from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, JOURNALLED, VERDICTS
 from edge_sdk.wire.topics import Topics
 
-__all__ = ["RESULT_STATES", "Publisher", "round_summary", "rounded"]
+__all__ = ["Publisher", "round_summary", "rounded"]
 
 ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
-RESULT_STATES: Final = ("counted", "refused", "declined", "late", "missing")
 
 
 class Publisher:
@@ -106,13 +107,13 @@ def round_summary(
         dense_bytes: Bytes of one update as dense float32.
         phases: Seconds by phase.
     """
-    reported = counts["journalled"] + counts["counted"]
+    reported = counts[JOURNALLED] + counts[COUNTED]
     return {
         "checked_in": counts["candidates"],
         "invited": counts["tickets"],
-        "at_work": counts["accepted"] + counts["admitted"],
+        "at_work": counts[ACCEPTED] + counts[ADMITTED],
         "committed": reported,
-        **{state: counts[state] for state in RESULT_STATES},
+        **{state: counts[state] for state in VERDICTS},
         "bytes_up": bytes_up,
         "bytes_down": bytes_down,
         "bytes_down_dense": bytes_down_dense,

@@ -15,10 +15,10 @@ from coordinator.config.settings import database_path, stopping_rule
 from coordinator.model_identity import stored_program
 from coordinator.stopping import Stopping
 from coordinator.store import DeviceRecord, RoundRecord, Store, StoreReader
+from edge_sdk.wire.outcomes import VERDICTS
 
-__all__ = ["VERDICTS", "finite", "is_served", "rounds_report", "status_report"]
+__all__ = ["finite", "is_served", "rounds_report", "status_report"]
 
-VERDICTS: Final = ("counted", "late", "declined", "missing", "refused")
 TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense")
 
 

@@ -43,7 +43,6 @@ from coordinator.setup_checks import (
 )
 from coordinator.store import RoundRecord, Store, backup_path
 from coordinator.task import TaskSettings
-from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.mqtt import BrokerSettings
@@ -254,14 +253,15 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     check_update_budget(config, codec, program)
     check_target(config, program)
     selection = config.selection
+    asked = plan(config, dict(program.scalars))
     return TaskSettings(
         federation=config.federation.name,
         task=config.federation.task,
         round=round_settings(selection),
-        plan=plan(config, dict(program.scalars)),
+        plan=asked,
         stopping=stopping_rule(config.stopping, program.metric),
         program_digest=program.digest,
-        requires=(*_codec_requires(codec), *program.requires),
+        requires=(*asked.requires, *program.requires),
         fraction=None if selection.fraction == "auto" else float(selection.fraction),
         come_back_seconds=selection.come_back_seconds,
         jitter=selection.jitter,
@@ -275,11 +275,6 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         dense_bytes=4 * program.spec.size,
         seed=config.federation.seed,
     )
-
-
-def _codec_requires(codec: CodecSettings) -> tuple[str, ...]:
-    """What a device must know to encode as the plan asks."""
-    return tuple(f"codec:{name}" for name in dict.fromkeys([codec.name, *(rule.name for _, rule in codec.tensors)]))
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:

@@ -177,7 +177,7 @@ def check_codec(config: FederationConfig, store: Store, program: Program) -> Non
         return
     try:
         update = Update.decode(first[3])
-        decode_frames(update.frame, update.buffers, codec_settings(config), program.spec, update.parts)
+        decode_frames(update.frames(), codec_settings(config), program.spec)
     except ProtocolError as error:
         raise ConfigurationError(
             f"codec: round {record.number} is open and holds updates of other codec settings ({error}); put the former "

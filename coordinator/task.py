@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["TaskSettings"]
 

@@ -5,8 +5,6 @@ Which ranges are held is said by the store alone, so that what is called complet
 
 from __future__ import annotations
 
-from typing import Final
-
 from coordinator.store import ChunkRefused, Store
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.messages import Chunk, Have
@@ -14,7 +12,6 @@ from edge_sdk.wire.messages import Chunk, Have
 __all__ = ["Uploads"]
 
 Buffered = tuple[str, Chunk, Delivery]
-BUSY: Final = "busy"
 
 
 class Uploads:

@@ -19,11 +19,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from edge_sdk.wire.outcomes import VERDICTS
+
 __all__ = ["View", "human_bytes"]
 
 ROWS: Final = 12
 PICTURE_COLUMNS: Final = 116
-STATES: Final = ("late", "declined", "missing", "refused")
+STATES: Final = VERDICTS[1:]
 
 
 def human_bytes(count: float) -> str:

@@ -19,7 +19,6 @@ import pytest
 from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, Pair, bundle, make_update
 
 from coordinator.events import BULK, CONTROL, Acknowledge, Publish
-from coordinator.schedules.synchronous import TERMINAL
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from device_sim.world.clock import VirtualClock
@@ -31,9 +30,10 @@ from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.session import MessageArrived, Offline, Online
 from edge_sdk.device.state import DeviceState, OutboxEntry
 from edge_sdk.device.work import TrainedUpdate, TrainingJob
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
@@ -42,7 +42,6 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Offer,
@@ -50,9 +49,8 @@ from edge_sdk.wire.messages import (
     RangeRequest,
     Update,
     Verdict,
-    decode_message,
-    encode_message,
 )
+from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.topics import check_segment
 
 ROOT = Path(__file__).parent.parent
@@ -223,9 +221,7 @@ def test_rule_03_a_repeated_check_in_is_answered_idempotently() -> None:
     first = desk.begin("a", "b", "c")["a"]
     for nonce in (b"second  ", b"third   "):
         again = desk.told("a", Invite, desk.check_in("a", nonce=nonce))[0]
-        assert replace(again, nonce=first.nonce, report_seconds=0.0, accept_seconds=0.0) == replace(
-            first, report_seconds=0.0, accept_seconds=0.0
-        )
+        assert replace(again, nonce=first.nonce, report_seconds=0.0) == replace(first, report_seconds=0.0)
     assert len(desk.store.tickets(TASK, 1, 0)) == 3
 
 
@@ -463,12 +459,14 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
     desk.begin("a", "b", "c")
     payload = next(e.payload for e in desk.effects if isinstance(e, Publish) and e.topic.endswith("/invite"))
     envelope = msgpack.unpackb(payload)
-    assert list(envelope) == [
-        *("version", "kind", "federation", "lineage", "task", "phase", "group", "shard", "body", "sig", "enc")
-    ]
-    assert isinstance(envelope["body"], bytes) and envelope["sig"] is None and envelope["enc"] is None
+    assert list(envelope) == ["version", "kind", "federation", "task", "lineage", "shard", "body"]
+    assert isinstance(envelope["body"], bytes)
     assert envelope["shard"] == "0", "the uplink inbox is named in the invite"
-    assert envelope["phase"] == "report"
+    later = {"phase": "masks", "group": "a", "sig": b"over the exact bytes of body"}
+    expected = {"federation": FEDERATION, "expected": ("invite",), "peer": "coordinator"}
+    assert decode_message(msgpack.packb(envelope | later), **expected) == decode_message(payload, **expected)
+    with pytest.raises(DecodeError, match="encrypted"):
+        decode_message(msgpack.packb(envelope | {"enc": "scheme"}), **expected)
 
 
 def test_rule_08_what_a_plan_requires_must_be_understood_or_declined() -> None:
@@ -597,7 +595,7 @@ def test_rule_13_each_ticket_has_one_verdict_frozen_at_the_close() -> None:
     upload(desk, "a", invites["a"])
     upload(desk, "b", invites["b"])
     verdicts = [ticket.state for ticket in desk.store.tickets(TASK, 1, 0)]
-    assert sorted(verdicts) == ["counted", "counted", "declined"] and set(verdicts) <= set(TERMINAL)
+    assert sorted(verdicts) == ["counted", "counted", "declined"] and set(verdicts) <= set(VERDICTS)
     desk.hear("c", offer(invites["c"], make_update()), Accept(ticket=invites["c"].ticket))
     desk.hear("x", offer(invites["a"], make_update()))
     assert [ticket.state for ticket in desk.store.tickets(TASK, 1, 0)] == verdicts

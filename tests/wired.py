@@ -63,8 +63,9 @@ from edge_sdk.device.session import Tick as SessionTick
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import CheckIn, Envelope, Invite, Message, Plan, Update, decode_message, encode_message
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
+from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -131,8 +132,7 @@ def make_update(
         complete=True,
         seconds=1.0,
         engine="n" * (1 + pad),
-        frame=frames.frame,
-        buffers=frames.buffers,
+        vectors={DELTA: frames.frames},
     ).encode()
 
 

@@ -22,13 +22,13 @@ from coordinator.setup import Prepared, make_service, prepare
 from coordinator.store import RoundRecord
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["RateLimitFilter", "round_line", "serve"]
 
 logger = logging.getLogger(__name__)
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-VERDICTS: Final = ("counted", "late", "declined", "missing", "refused")
 
 
 def serve(path: Path, *, linger_seconds: float | None, log_level: str, environment: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.reports import VERDICTS
+from edge_sdk.wire.outcomes import VERDICTS
 
 if TYPE_CHECKING:
     from coordinator.cli.check import Outcome

@@ -164,7 +164,7 @@ def scaled_nmse(true: NDArray[np.float64], decoded: NDArray[np.float64]) -> floa
 def decoded_vector(frames: EncodedFrames, settings: CodecSettings, spec: ParameterSpec) -> NDArray[np.float64]:
     """float64[P]: what the frames of an update say, zero where nothing was sent."""
     vector = np.zeros(spec.size, dtype=np.float32)
-    parts = decode_frames(frames.frame, frames.buffers, settings, spec, frames.parts)
+    parts = decode_frames(frames.frames, settings, spec)
     for group, part in zip(groups_of(spec, settings), parts, strict=True):
         group.put(vector, part.plain().dense())
     return vector.astype(np.float64)
@@ -193,9 +193,9 @@ class _Sums:
     ) -> None:
         self.energy += wanted * wanted
         self.error += error * error
-        groups, all_frames = groups_of(spec, settings), _in_order(frames)
-        self.bytes += sum(map(len, all_frames))
-        for group, frame in zip(groups, all_frames, strict=True):
+        groups = groups_of(spec, settings)
+        self.bytes += sum(map(len, frames.frames))
+        for group, frame in zip(groups, frames.frames, strict=True):
             place = slice(None) if group.positions is None else group.positions
             self.spent[place] += bytes_by_element(frame, group.size, group.settings)
             cost = sparse_cost(frame, group.size, group.settings)
@@ -219,12 +219,6 @@ class _Sums:
                 TensorCost(float(self.spent[part].sum()) / clients, nmse, float(self.sent[part].sum()) / clients)
             )
         return tuple(costs)
-
-
-def _in_order(frames: EncodedFrames) -> list[bytes]:
-    """In the order of the groups."""
-    main = [frames.frame] if frames.frame else []
-    return [*main, *frames.parts, *([] if frames.buffers is None else [frames.buffers])]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

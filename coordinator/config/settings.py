@@ -27,8 +27,8 @@ from edge_sdk.codecs import BITS, CodecSettings
 from edge_sdk.codecs.auto import bits_for
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
-from edge_sdk.wire.messages import Plan
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX
+from edge_sdk.wire.plan import Plan, TrainingPlan
 
 __all__ = [
     "algorithm",
@@ -47,7 +47,6 @@ __all__ = [
     "validation_bounds",
 ]
 
-ENVELOPE_BYTES_MAX: Final = 600
 ADAPTIVE_OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
 MODEL_DELTA_BLOCK: Final = 64
 """Elements that share a scale in a quantised model delta: what is rounded off comes again, so the step may be fine."""

@@ -12,7 +12,7 @@ the four in a loop. The same updates give the same bits in any order.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, cast
 
@@ -37,7 +37,8 @@ from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, gro
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError, TrainingError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import buffer_spans
-from edge_sdk.wire.messages import Plan, Update
+from edge_sdk.wire.messages import Update
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Aggregator", "Finished", "PipelineSettings"]
 
@@ -224,9 +225,9 @@ class Aggregator:
             self._algorithm.accumulate(self._sums, _contribution(update))
         else:
             rows = {name: self._whole(parts) for name, parts in update.vectors.items()}
-            self._rows.append(update.digest, rows, Facts(update.weight, said.steps, _numbers(said)))
+            self._rows.append(update.digest, rows, Facts(update.weight, said.steps, said.numbers))
         self._weight_sum += update.weight
-        self._metrics.add(said, update.weight, said.frame)
+        self._metrics.add(said, update.weight, said.frames()[0] if self._groups[0].kind == "main" else b"")
         self._counted.append(Counted(update.digest, update.weight, update.norm))
 
     def finish(self) -> Finished:
@@ -276,20 +277,17 @@ class Aggregator:
 
     def _decoded(self, payload: bytes, digest: bytes | None) -> DecodedUpdate:
         update = Update.decode(payload)
-        sent = {DELTA: (update.frame, update.buffers, update.parts)}
+        sent = update.vectors
         if sent.keys() != set(self._names):
             raise ProtocolError(
                 f"update: brings {', '.join(sorted(sent))}, the algorithm needs {', '.join(self._names)}",
                 reason="vectors",
             )
-        missing = [name for name in self._algorithm.numbers if name not in _numbers(update)]
+        missing = [name for name in self._algorithm.numbers if name not in update.numbers]
         if missing:
             raise ProtocolError(f"update: lacks the numbers {', '.join(missing)}", reason="numbers")
         spec, codec = self.program.spec, self.plan.codec
-        vectors = {
-            name: self._summable(decode_frames(frame, buffers, codec, spec, parts))
-            for name, (frame, buffers, parts) in sent.items()
-        }
+        vectors = {name: self._summable(decode_frames(frames, codec, spec)) for name, frames in sent.items()}
         weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
         return DecodedUpdate(digest or digest_of(payload), update, vectors, self._groups, weight)
 
@@ -318,9 +316,5 @@ class Aggregator:
         return vector
 
 
-def _numbers(update: Update) -> Mapping[str, float]:
-    return {}
-
-
 def _contribution(update: DecodedUpdate) -> Contribution:
-    return Contribution(update.vectors, update.weight, update.update.steps, _numbers(update.update))
+    return Contribution(update.vectors, update.weight, update.update.steps, update.update.numbers)

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from edge_sdk.aggregation.sums import ScalarSums
 from edge_sdk.codecs import frame_codec
-from edge_sdk.wire.messages import Plan, Update
+from edge_sdk.wire.messages import Update
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["RoundMetrics"]
 

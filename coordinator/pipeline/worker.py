@@ -21,6 +21,7 @@ from coordinator.pipeline.step import DecodedUpdate
 from coordinator.store import JournalRow, QuotaExceeded, Store
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.outcomes import BUSY
 
 __all__ = ["TaskWorker"]
 
@@ -162,4 +163,4 @@ class TaskWorker:
             if len(admitted) > 1:
                 return [row for a in admitted for row in self._journal([a])]
             logger.error("an update could not be journalled: %s", error)
-            return [(admitted[0], 0, "busy", str(error))]
+            return [(admitted[0], 0, BUSY, str(error))]

@@ -24,6 +24,21 @@ from typing import Any, Final
 import numpy as np
 
 from coordinator.schedules.selection import choose, wanted_count
+from edge_sdk.wire.outcomes import (
+    ACCEPTED,
+    ADMITTED,
+    BUSY,
+    COUNTED,
+    DECLINED,
+    INVITED,
+    JOURNALLED,
+    LATE,
+    MISSING,
+    NEXT_STATES,
+    OPEN,
+    REFUSED,
+    VERDICTS,
+)
 
 __all__ = [
     "Abandon",
@@ -58,17 +73,6 @@ CLOSING: Final = "closing"
 CLOSED: Final = "closed"
 ABANDONED: Final = "abandoned"
 
-TERMINAL: Final = ("counted", "refused", "declined", "late", "missing")
-OPEN: Final = ("invited", "accepted", "admitted", "journalled")
-NEXT: Final[dict[str, frozenset[str]]] = {
-    "invited": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "accepted": frozenset({"accepted", "admitted", "refused", "declined", "late", "missing"}),
-    "admitted": frozenset({"journalled", "refused", "accepted"}),  # accepted again: it could not be stored just now
-    "journalled": frozenset({"counted", "refused"}),
-    **{verdict: frozenset() for verdict in TERMINAL},
-}
-"""Which state of a ticket may follow which; a verdict is final."""
-
 
 @dataclass(frozen=True, slots=True)
 class RoundSettings:
@@ -96,12 +100,12 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One device's piece of work in this round; ``state`` is one of ``OPEN`` or ``TERMINAL``."""
+    """One device's piece of work in this round; ``state`` is one of ``OPEN`` or ``VERDICTS``."""
 
     ticket: bytes
     device: str
     instance: bytes
-    state: str = "invited"
+    state: str = INVITED
     reason: str = ""
     digest: bytes = b""
     seq: int | None = None
@@ -365,7 +369,7 @@ class Round:
         return {
             "candidates": len(self._candidates),
             "tickets": len(self.tickets),
-            **{state: self._states[state] for state in (*OPEN, *TERMINAL)},
+            **{state: self._states[state] for state in (*OPEN, *VERDICTS)},
         }
 
     def ticket_of(self, device: str) -> Ticket | None:
@@ -393,7 +397,7 @@ class Round:
         """A repeated check-in is answered idempotently: with the same ticket (rule 2)."""
         if held.instance != event.instance:
             return [TurnAway(event.device, event.nonce, "other_instance")]
-        if held.state in ("invited", "accepted") and self.phase in (CONFIGURATION, REPORTING):
+        if held.state in (INVITED, ACCEPTED) and self.phase in (CONFIGURATION, REPORTING):
             return [Issue(held, event.nonce, again=True)]
         return [TurnAway(event.device, event.nonce, "reported")]
 
@@ -423,23 +427,23 @@ class Round:
 
     def _on_accepted(self, event: Accepted, now: float) -> list[Action]:
         ticket = self.tickets.get(event.ticket)
-        if ticket is None or ticket.state != "invited":
+        if ticket is None or ticket.state != INVITED:
             return []
-        return [self._change(ticket, state="accepted")]
+        return [self._change(ticket, state=ACCEPTED)]
 
     def _on_declined(self, event: Declined, now: float) -> list[Action]:
         ticket = self.tickets.get(event.ticket)
-        if ticket is None or ticket.state not in ("invited", "accepted"):
+        if ticket is None or ticket.state not in (INVITED, ACCEPTED):
             return []
-        return [self._change(ticket, state="declined", reason=event.reason), *self._refill(now)]
+        return [self._change(ticket, state=DECLINED, reason=event.reason), *self._refill(now)]
 
     def _refill(self, now: float) -> list[Action]:
         """Invites reserves for those who declined, were refused or (after half of the time) kept silent."""
         if self.phase != CONFIGURATION:
             return []
-        counted_on = self._states["accepted"] + self._states["admitted"] + self._states["journalled"]
+        counted_on = self._states[ACCEPTED] + self._states[ADMITTED] + self._states[JOURNALLED]
         if not self._refilled:
-            counted_on += self._states["invited"]
+            counted_on += self._states[INVITED]
         s = self.settings
         short = wanted_count(s.goal_count, s.over_selection) - counted_on
         actions: list[Action] = []
@@ -456,51 +460,51 @@ class Round:
 
     def _on_offered(self, event: Offered, now: float) -> list[Action]:
         ticket = self.tickets.get(event.ticket)
-        if ticket is None or ticket.state not in ("invited", "accepted"):
+        if ticket is None or ticket.state not in (INVITED, ACCEPTED):
             return []
         if self.phase not in (CONFIGURATION, REPORTING):
             # Whether it has offered before or not: what it is told now must stand in the books.
-            return [self._change(ticket, state="late", reason="closed", offered=True)]
+            return [self._change(ticket, state=LATE, reason="closed", offered=True)]
         if ticket.offered:
             return []
-        if ticket.state == "accepted":
+        if ticket.state == ACCEPTED:
             self._put(replace(ticket, offered=True))
             return []  # nothing that would have to be durable
-        # An offer says "accepted" too: the acceptance may have been lost.
-        return [self._change(ticket, state="accepted", offered=True)]
+        # An offer says ACCEPTED too: the acceptance may have been lost.
+        return [self._change(ticket, state=ACCEPTED, offered=True)]
 
     def _on_arrived(self, event: UpdateArrived, now: float) -> list[Action]:
         ticket = self.tickets.get(event.ticket)
         if ticket is None:
             return []
-        if ticket.state == "admitted":
+        if ticket.state == ADMITTED:
             return []
-        if ticket.state == "journalled":
+        if ticket.state == JOURNALLED:
             if ticket.digest == event.digest:
                 return [Receipt(ticket)]
-            return [Refuse(ticket, "refused", "spent")]
-        if ticket.state in TERMINAL:
+            return [Refuse(ticket, REFUSED, "spent")]
+        if ticket.state in VERDICTS:
             return [Refuse(ticket, ticket.state, ticket.reason)]
         if self.phase not in (CONFIGURATION, REPORTING):
-            return [self._change(ticket, state="late", reason="closed"), Refuse(ticket, "late", "closed")]
+            return [self._change(ticket, state=LATE, reason="closed"), Refuse(ticket, LATE, "closed")]
         # Not durable before it is journalled, and not visible either: no TicketChanged.
-        admitted = replace(ticket, state="admitted", digest=event.digest, offered=True)
+        admitted = replace(ticket, state=ADMITTED, digest=event.digest, offered=True)
         self._put(admitted)
         return [Admit(admitted)]
 
     def _on_journalled(self, event: UpdateJournalled, now: float) -> list[Action]:
-        ticket = replace(self.tickets[event.ticket], state="journalled", seq=event.seq)
+        ticket = replace(self.tickets[event.ticket], state=JOURNALLED, seq=event.seq)
         self._put(ticket)
         self._last_seq = max(self._last_seq, event.seq)
         return [Receipt(ticket)]
 
     def _on_refused(self, event: UpdateRefused, now: float) -> list[Action]:
         ticket = self.tickets[event.ticket]
-        if event.reason == "busy":  # retryable: the ticket is not spent
-            self._put(replace(ticket, state="accepted"))
-            return [Refuse(ticket, "busy", "busy")]
-        changed = self._change(ticket, state="refused", reason=event.reason)
-        return [changed, Refuse(self.tickets[event.ticket], "refused", event.reason), *self._refill(now)]
+        if event.reason == BUSY:  # retryable: the ticket is not spent
+            self._put(replace(ticket, state=ACCEPTED))
+            return [Refuse(ticket, BUSY, BUSY)]
+        changed = self._change(ticket, state=REFUSED, reason=event.reason)
+        return [changed, Refuse(self.tickets[event.ticket], REFUSED, event.reason), *self._refill(now)]
 
     # --- time and progress ---
 
@@ -529,20 +533,20 @@ class Round:
                 return self._select(now)
             return []
         actions: list[Action] = []
-        if self.phase == CONFIGURATION and not self._states["invited"]:
+        if self.phase == CONFIGURATION and not self._states[INVITED]:
             actions += self._start_reporting(now)
         if self.phase in (CONFIGURATION, REPORTING):
-            if self._states["journalled"] >= self.settings.goal_count:
+            if self._states[JOURNALLED] >= self.settings.goal_count:
                 self._goal_reached = True
                 actions += self._end(now)
             elif not self._outstanding():
                 actions += self._end(now)
-        elif self.phase == CLOSING and not self._states["admitted"]:
+        elif self.phase == CLOSING and not self._states[ADMITTED]:
             actions += self._close()
         return actions
 
     def _outstanding(self) -> int:
-        return self._states["invited"] + self._states["accepted"] + self._states["admitted"] + len(self._reserves)
+        return self._states[INVITED] + self._states[ACCEPTED] + self._states[ADMITTED] + len(self._reserves)
 
     def _start_reporting(self, now: float) -> list[Action]:
         self.phase = REPORTING
@@ -553,35 +557,35 @@ class Round:
         """No more admissions; close once those under way are through, or abandon if it cannot be enough."""
         actions = self._release_reserves("not_needed")
         self.phase = CLOSING
-        return actions + ([] if self._states["admitted"] else self._close())
+        return actions + ([] if self._states[ADMITTED] else self._close())
 
     def _close(self) -> list[Action]:
-        if self._states["journalled"] < self.settings.minimum_count:
+        if self._states[JOURNALLED] < self.settings.minimum_count:
             return self._abandon(f"{self._states['journalled']} updates, at least {self.settings.minimum_count} needed")
-        self._freeze(journalled="counted", reason="")
+        self._freeze(journalled=COUNTED, reason="")
         self.phase = CLOSED
         return [PhaseChanged(CLOSED), Close(self._last_seq, self._verdicts())]
 
     def _abandon(self, reason: str) -> list[Action]:
         actions: list[Action] = [
-            TurnAway(c.device, c.nonce, "abandoned") for d, c in self._candidates.items() if d not in self._by_device
+            TurnAway(c.device, c.nonce, ABANDONED) for d, c in self._candidates.items() if d not in self._by_device
         ]
         self._reserves.clear()
-        self._freeze(journalled="refused", reason="abandoned")
+        self._freeze(journalled=REFUSED, reason=ABANDONED)
         self.phase = ABANDONED
         return [*actions, PhaseChanged(ABANDONED), Abandon(reason, self._verdicts())]
 
     def _freeze(self, journalled: str, reason: str) -> None:
         for ticket in list(self.tickets.values()):
-            if ticket.state == "journalled":
+            if ticket.state == JOURNALLED:
                 self._put(replace(ticket, state=journalled, reason=reason))
-            elif ticket.state in ("invited", "accepted"):
-                at_work = ticket.offered or (ticket.state == "accepted" and self._goal_reached)
-                self._put(replace(ticket, state="late" if at_work else "missing"))
+            elif ticket.state in (INVITED, ACCEPTED):
+                at_work = ticket.offered or (ticket.state == ACCEPTED and self._goal_reached)
+                self._put(replace(ticket, state=LATE if at_work else MISSING))
 
     def _verdicts(self) -> dict[bytes, tuple[str, str]]:
         verdicts = {t.ticket: (t.state, t.reason) for t in self.tickets.values()}
-        assert all(state in TERMINAL for state, _ in verdicts.values()), "verdicts partition the tickets"
+        assert all(state in VERDICTS for state, _ in verdicts.values()), "verdicts partition the tickets"
         return verdicts
 
     def _change(self, ticket: Ticket, **changes: Any) -> TicketChanged:
@@ -592,7 +596,7 @@ class Round:
     def _put(self, ticket: Ticket) -> None:
         before = self.tickets.get(ticket.ticket)
         if before is not None:
-            if ticket.state not in NEXT[before.state]:
+            if ticket.state not in NEXT_STATES[before.state]:
                 raise RuntimeError(f"round: no way for a ticket from {before.state} to {ticket.state}")
             self._states[before.state] -= 1
         self._states[ticket.state] += 1

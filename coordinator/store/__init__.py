@@ -11,7 +11,6 @@ from coordinator.store.reader import StoreReader
 from coordinator.store.records import (
     ENDED_PHASES,
     PHASES,
-    VERDICTS,
     Checkpoint,
     ChunkRefused,
     DeviceRecord,
@@ -28,7 +27,6 @@ from coordinator.store.store import Store
 __all__ = [
     "ENDED_PHASES",
     "PHASES",
-    "VERDICTS",
     "Checkpoint",
     "ChunkRefused",
     "DeviceRecord",

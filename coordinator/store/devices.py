@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from coordinator.store.database import Database
 from coordinator.store.records import DeviceRecord
+from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["DeviceRow", "Devices"]
 
@@ -17,8 +18,7 @@ DeviceRow = tuple[str, bytes, Mapping[str, Any]]
 CAPABILITIES_CHARACTERS_MAX: Final = 8192
 
 _COLUMNS: Final = (
-    "device, instance, instance_before, instance_changes, capabilities, first_seen, last_seen, "
-    "counted, refused, declined, late, missing"
+    f"device, instance, instance_before, instance_changes, capabilities, first_seen, last_seen, {', '.join(VERDICTS)}"
 )
 
 

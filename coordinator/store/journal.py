@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 from coordinator.store.database import Database
 from coordinator.store.partials import Partials
-from coordinator.store.records import VERDICTS, JournalRow, QuotaExceeded
+from coordinator.store.records import JournalRow, QuotaExceeded
 from edge_sdk.errors import StateError
+from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["Journal", "JournalEntry"]
 

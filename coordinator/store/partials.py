@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from coordinator.store.database import Database
-from coordinator.store.records import VERDICTS, ChunkRefused, QuotaExceeded
+from coordinator.store.records import ChunkRefused, QuotaExceeded
 from edge_sdk.errors import ProtocolError
+from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["ChunkRow", "Partials"]
 

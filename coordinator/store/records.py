@@ -13,11 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from edge_sdk.errors import ProtocolError
+from edge_sdk.wire.outcomes import (
+    ACCEPTED,
+    BUSY,
+    COUNTED,
+    DECLINED,
+    INVITED,
+    JOURNALLED,
+    LATE,
+    MISSING,
+    REFUSED,
+    VERDICTS,
+)
 
 __all__ = [
     "ENDED_PHASES",
     "PHASES",
-    "VERDICTS",
     "Checkpoint",
     "ChunkRefused",
     "DeviceRecord",
@@ -33,15 +44,14 @@ __all__ = [
 
 PHASES: Final = ("selection", "configuration", "reporting", "closing", "closed", "abandoned")
 ENDED_PHASES: Final = frozenset({"closed", "abandoned"})
-VERDICTS: Final = ("counted", "refused", "declined", "late", "missing")
 
 Verdict = tuple[str, str]
 """A final state out of ``VERDICTS`` and a short reason code (may be empty)."""
 
 _NEXT: Final[Mapping[str, frozenset[str]]] = {
-    "invited": frozenset({"invited", "accepted", "refused", "declined", "late", "missing"}),
-    "accepted": frozenset({"accepted", "refused", "declined", "late", "missing"}),
-    "journalled": frozenset({"journalled", "counted", "refused", "late", "missing"}),
+    INVITED: frozenset({INVITED, ACCEPTED, REFUSED, DECLINED, LATE, MISSING}),
+    ACCEPTED: frozenset({ACCEPTED, REFUSED, DECLINED, LATE, MISSING}),
+    JOURNALLED: frozenset({JOURNALLED, COUNTED, REFUSED, LATE, MISSING}),
     **{verdict: frozenset({verdict}) for verdict in VERDICTS},
 }
 
@@ -107,7 +117,7 @@ class TicketRecord:
     attempt: int
     device: str
     instance: bytes
-    state: str = "invited"
+    state: str = INVITED
     reason: str = ""
     digest: bytes | None = None
     seq: int | None = None
@@ -198,4 +208,4 @@ class QuotaExceeded(ChunkRefused):
     """A byte quota is full: refused as "busy", and the device may try again later."""
 
     def __init__(self, message: str, *, tickets: frozenset[bytes]) -> None:
-        super().__init__(message, tickets=tickets, reason="busy")
+        super().__init__(message, tickets=tickets, reason=BUSY)

@@ -14,18 +14,18 @@ from coordinator.store.partials import Partials
 from coordinator.store.records import (
     ENDED_PHASES,
     PHASES,
-    VERDICTS,
     RoundRecord,
     TicketRecord,
     Verdict,
     may_follow,
 )
 from edge_sdk.errors import StateError
+from edge_sdk.wire.outcomes import ACCEPTED, INVITED, VERDICTS
 
 __all__ = ["SECONDS_PER_DAY", "RoundWriter", "Rounds"]
 
 SECONDS_PER_DAY: Final = 86_400
-OPEN_STATES: Final = ("invited", "accepted")
+OPEN_STATES: Final = (INVITED, ACCEPTED)
 
 _ROUND: Final = (
     "task, number, attempt, phase, seconds_remaining, base, program, last_seq, reason, summary, started_at, ended_at"
@@ -148,7 +148,7 @@ class RoundWriter(Rounds):
                 key = (record.task, record.round, record.attempt)
                 if key not in ids:
                     ids[key] = self._open_id(*key)
-                if record.state not in ("invited", "accepted"):
+                if record.state not in OPEN_STATES:
                     raise StateError(f"ticket {record.ticket.hex()}: a new one cannot be {record.state!r}")
             self._database.write_many(
                 "INSERT INTO tickets (ticket, round, device, instance, state, reason) VALUES (?, ?, ?, ?, ?, ?)",

@@ -31,11 +31,12 @@ from edge_sdk.codecs import CodecSettings, Rotated, decode_update
 from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import ModelDelta
-from edge_sdk.wire.messages import Invite, Plan, Update, Verdict
+from edge_sdk.wire.messages import Invite, Update, Verdict
+from edge_sdk.wire.outcomes import VERDICTS
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Auditor", "InvariantBroken"]
 
-VERDICTS: Final = frozenset({"counted", "refused", "declined", "late", "missing"})
 CLOSE: Final = 2e-4
 
 
@@ -227,7 +228,7 @@ class Auditor:
 
     def _decoded(self, payload: bytes, layout: Layout) -> tuple[DecodedParts, Update]:
         update = Update.decode(payload)
-        parts = decode_frames(update.frame, update.buffers, self.plan.codec, self.program.spec, update.parts)
+        parts = decode_frames(update.frames(), self.plan.codec, self.program.spec)
         summed = not self.pipeline.algorithm.needs_all
         return tuple(
             part if summed and isinstance(part, Rotated) and part.seed == layout.rotation else part.plain()

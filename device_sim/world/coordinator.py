@@ -40,7 +40,8 @@ from device_sim.world.memory_transport import InMemoryTransport
 from device_sim.world.world import World
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, TransportEvent, Will
 from edge_sdk.mqtt import Published as TransportPublished
-from edge_sdk.wire.messages import ComeBack, Invite, Verdict, decode_message
+from edge_sdk.wire.envelope import decode_message
+from edge_sdk.wire.messages import ComeBack, Invite, Verdict
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["SimCoordinator"]

@@ -25,8 +25,7 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.device.agent import BlobMemory
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
-from edge_sdk.wire.messages import Plan
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.plan import Plan, TrainingPlan
 
 __all__ = ["TASK", "Scenario", "World"]
 

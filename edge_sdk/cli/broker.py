@@ -26,7 +26,8 @@ from edge_sdk.mqtt import (
     TransportEvent,
 )
 from edge_sdk.mqtt.loop import EventLoop
-from edge_sdk.wire.messages import Announce, decode_message
+from edge_sdk.wire.envelope import decode_message
+from edge_sdk.wire.messages import Announce
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["check_broker"]

@@ -18,7 +18,7 @@ from edge_sdk.codecs.codec import MAGNITUDE_MAX, Context, Decoded, Encoded, Rota
 from edge_sdk.codecs.codecs import CODECS
 from edge_sdk.codecs.feedback import add_residual
 from edge_sdk.codecs.fit import fitted
-from edge_sdk.codecs.frame import HEADER_BYTES_MAX, VERSION, pack_frame, unpack_frame
+from edge_sdk.codecs.frame import CODEC_OFFSET, HEADER_BYTES_MAX, VERSION, pack_frame, unpack_frame
 from edge_sdk.codecs.index_coding import Matrix
 from edge_sdk.codecs.settings import BITS, ROUNDINGS, TENSOR_RULES_MAX, CodecSettings
 from edge_sdk.errors import ConfigurationError, DecodeError
@@ -132,8 +132,7 @@ def frame_bytes_max(size: int, settings: CodecSettings) -> int:
 
 def frame_codec(frame: bytes) -> str:
     """The name of the codec that a frame says it is in; "unknown" for one that is not known, or no frame."""
-    at = 5 if frame[:1] == bytes((VERSION,)) else 13
-    return _NAMES.get(frame[at] if len(frame) > at else -1, "unknown")
+    return _NAMES.get(frame[CODEC_OFFSET] if len(frame) > CODEC_OFFSET else -1, "unknown")
 
 
 def keeps_residual(settings: CodecSettings) -> bool:

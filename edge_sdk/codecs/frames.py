@@ -90,16 +90,12 @@ class EncodedFrames:
     """The frames of an update.
 
     Attributes:
-        frame: The main group's, empty where patterns match everything.
-        buffers: The dense one over the buffers, None where the specification has none.
-        parts: Those of the patterns' groups.
+        frames: One for each group, in the order of the groups.
         residual: float32[trainable elements] for the next update, twice as many with a velocity behind it; None where
             no codec keeps one.
     """
 
-    frame: bytes
-    buffers: bytes | None
-    parts: tuple[bytes, ...]
+    frames: tuple[bytes, ...]
     residual: NDArray[np.float32] | None
 
 
@@ -127,7 +123,7 @@ def encode_frames(
     """
     groups = groups_of(spec, settings)
     before = _spread(residual, spec)
-    frames: dict[str, list[bytes]] = {"main": [], "part": [], "buffers": []}
+    frames: list[bytes] = []
     left: NDArray[np.float32] | None = None
     for number, group in enumerate(groups):
         kept = None
@@ -142,7 +138,7 @@ def encode_frames(
             matrices=group.matrices,
             keeps_residual=keeps_residual,
         )
-        frames[group.kind].append(encoded.frame)
+        frames.append(encoded.frame)
         if encoded.residual is not None:
             rows = encoded.residual.reshape(-1, group.size)
             if left is None:
@@ -154,37 +150,26 @@ def encode_frames(
                     group.put(row, values)
     mask = buffer_mask(spec)
     return EncodedFrames(
-        frame=frames["main"][0] if frames["main"] else b"",
-        buffers=frames["buffers"][0] if frames["buffers"] else None,
-        parts=tuple(frames["part"]),
+        frames=tuple(frames),
         residual=None if left is None else np.ascontiguousarray(left if mask is None else left[:, ~mask]).reshape(-1),
     )
 
 
 def decode_frames(
-    frame: bytes,
-    buffers: bytes | None,
+    frames: Sequence[bytes],
     settings: CodecSettings,
     spec: ParameterSpec,
-    parts: Sequence[bytes] = (),
 ) -> DecodedParts:
     """What frames that nobody vouches for say, in the order of ``groups_of(spec, settings)``.
 
     Raises:
-        DecodeError: A frame is damaged, missing, or there although the groups have no place for it.
+        DecodeError: A frame is damaged, or there are more or fewer of them than groups.
         VersionError: A frame's version is not ours.
     """
     groups = groups_of(spec, settings)
-    kinds = [group.kind for group in groups]
-    if (buffers is None) == ("buffers" in kinds):
-        lacks = "has no frame of buffers" if buffers is None else "has a frame of buffers, the model has none"
-        raise DecodeError(f"update: {lacks}", reason="buffers")
-    if len(parts) != kinds.count("part"):
-        raise DecodeError(f"update: {len(parts)} frames of parts, the plan makes {kinds.count('part')}", reason="parts")
-    if frame and "main" not in kinds:
-        raise DecodeError("update: a main frame, but all tensors belong to parts", reason="parts")
-    sent = [*([frame] if "main" in kinds else []), *parts, *([] if buffers is None else [buffers])]
-    return tuple(decode_update(data, group.size, group.settings) for data, group in zip(sent, groups, strict=True))
+    if len(frames) != len(groups):
+        raise DecodeError(f"update: {len(frames)} frames, the plan makes {len(groups)}", reason="frames")
+    return tuple(decode_update(data, group.size, group.settings) for data, group in zip(frames, groups, strict=True))
 
 
 def frames_bytes_max(spec: ParameterSpec, settings: CodecSettings) -> int:

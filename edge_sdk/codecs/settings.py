@@ -8,7 +8,7 @@ from typing import Any, Final
 from edge_sdk.codecs.codecs import CODECS
 from edge_sdk.codecs.eden import WIDTH_MAX
 from edge_sdk.errors import ConfigurationError, DecodeError, VersionError
-from edge_sdk.wire.plan import checked_float, checked_int, checked_map, checked_text
+from edge_sdk.wire import fields
 
 __all__ = ["BITS", "ROUNDINGS", "TENSOR_RULES_MAX", "CodecSettings"]
 
@@ -90,7 +90,7 @@ class CodecSettings:
                 )
 
     def to_wire(self) -> dict[str, Any]:
-        """The settings as a msgpack map; what only later codecs read is there for them alone."""
+        """The settings as a msgpack map; what is as by default is left out where another codec reads it."""
         wire: dict[str, Any] = {
             "name": self.name,
             "density": float(self.density),
@@ -115,28 +115,25 @@ class CodecSettings:
             VersionError: The codec is one that this side does not know.
         """
         where = "plan.codec"
-        source = checked_map(value, where)
-        name = checked_text(source, "name", NAME_CHARACTERS_MAX, where)
+        source = fields.mapping(value, where)
+        name = fields.text(NAME_CHARACTERS_MAX)(source.get("name"), f"{where}.name")
         if name not in CODECS:
             raise VersionError(
                 f"{where}.name: this side knows {', '.join(CODECS)} and not {name!r}: upgrade this side, "
                 "or configure one of these codecs on the other"
             )
-        rounding = checked_text(source, "rounding", NAME_CHARACTERS_MAX, where)
-        if rounding not in ROUNDINGS:
-            raise DecodeError(f"{where}.rounding: {rounding!r} is not one of {', '.join(ROUNDINGS)}")
         bits = source.get("bits", BITS)
         if not _are_bits(bits):
             raise DecodeError(f"{where}.bits: {str(bits)[:40]!r} is not {BITS_WANTED}")
         return cls(
             name=name,
-            density=checked_float(source, "density", DENSITY_MIN, 1.0, where),
-            block_size=checked_int(source, "block_size", BLOCK_SIZE_MIN, BLOCK_SIZE_MAX, where),
-            rounding=rounding,
+            density=fields.number(DENSITY_MIN, 1.0)(source.get("density"), f"{where}.density"),
+            block_size=fields.integer(BLOCK_SIZE_MIN, BLOCK_SIZE_MAX)(source.get("block_size"), f"{where}.block_size"),
+            rounding=fields.choice(*ROUNDINGS)(source.get("rounding"), f"{where}.rounding"),
             bits=float(bits),
-            momentum=checked_float({"momentum": 0.0, **source}, "momentum", 0.0, SHARES["momentum"], where),
-            participation=checked_float(
-                {"participation": 0.0, **source}, "participation", 0.0, SHARES["participation"], where
+            momentum=fields.number(0.0, SHARES["momentum"])(source.get("momentum", 0.0), f"{where}.momentum"),
+            participation=fields.number(0.0, SHARES["participation"])(
+                source.get("participation", 0.0), f"{where}.participation"
             ),
             tensors=cls._rules_from_wire(source.get("tensors", []), where),
         )
@@ -149,9 +146,9 @@ class CodecSettings:
         for entry in value:
             if not isinstance(entry, list) or len(entry) != 2:
                 raise DecodeError(f"{where}.tensors: expected [pattern, settings]")
-            pattern = checked_text({"pattern": entry[0]}, "pattern", PATTERN_CHARACTERS_MAX, f"{where}.tensors")
-            if not pattern or (isinstance(entry[1], dict) and entry[1].get("tensors")):
-                raise DecodeError(f"{where}.tensors: an empty pattern, or rules inside of a rule")
+            pattern = fields.text(PATTERN_CHARACTERS_MAX, 1)(entry[0], f"{where}.tensors")
+            if isinstance(entry[1], dict) and entry[1].get("tensors"):
+                raise DecodeError(f"{where}.tensors: rules inside of a rule")
             rules.append((pattern, cls.from_wire(entry[1])))
         return tuple(rules)
 

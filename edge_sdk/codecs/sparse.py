@@ -9,9 +9,6 @@ What is not sent, and the rounding error of what is, stays in the residual and i
     signs       a bit per coordinate, 1 for negative
     quotients   per coordinate q in unary (``rice.py``); all q together are at most k
 
-Frames of the first form (codec 3) are read too: there k has four bytes, and the indices are as ``first_indices.py``
-has them.
-
 The magnitude of a coordinate is base + q * step in float32: a product, rounded, and a sum, rounded.
 The encoder takes as step the mean excess of the magnitudes over the smallest one, q = floor(excess / step), and as base
 what makes the mean error zero. Excesses of such tails are close to exponential, for which unary codes of steps of the
@@ -34,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.codec import MAGNITUDE_MAX, Codec, Context, Decoded
-from edge_sdk.codecs.first_indices import decode_first_indices
 from edge_sdk.codecs.index_coding import decode_indices, encode_indices, indices_bytes_max
 from edge_sdk.codecs.leb128 import pack_number, unpack_number
 from edge_sdk.codecs.rice import bytes_for_bits, pack_unary, unpack_terminators
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SPARSE", "largest_count"]
 
-_COUNT: Final = struct.Struct("<I")
+_COUNT_BYTES_MAX: Final = 4  # of a number up to 2^28 in LEB128
 _LEVELS: Final = struct.Struct("<ff")
 _SIGN_BIT: Final = 1 << 31
 _STEP_MIN: Final = 2.0**-126  # the smallest normal float32: a denormal step would be zero where these are flushed
@@ -136,19 +132,6 @@ def _decode(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
     return Decoded(size, indices, values) if order is None else Decoded(size, indices[order], values[order])
 
 
-def _decode_first(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
-    if len(body) < _COUNT.size:
-        raise DecodeError("update frame: ends before the number of coordinates sent", reason="length")
-    (count,) = _COUNT.unpack_from(body)
-    count_max = _count_max(size, settings)
-    if count > count_max:
-        raise DecodeError(f"update frame: {count} coordinates sent, at most {count_max} are allowed", reason="count")
-    if count == 0:
-        return _nothing(body[_COUNT.size :], size)
-    indices, rest = decode_first_indices(body[_COUNT.size :], count, size)
-    return Decoded(size, indices, _decode_values(rest, count))
-
-
 def _nothing(rest: memoryview, size: int) -> Decoded:
     if len(rest):
         raise DecodeError("update frame: bytes behind an update of no coordinates", reason="length")
@@ -188,14 +171,18 @@ def _body_bytes_max(size: int, settings: CodecSettings) -> int:
 
 def _bytes_max(count: int, size: int) -> int:
     return (
-        _COUNT.size + indices_bytes_max(count, size) + _LEVELS.size + bytes_for_bits(count) + bytes_for_bits(2 * count)
+        _COUNT_BYTES_MAX
+        + indices_bytes_max(count, size)
+        + _LEVELS.size
+        + bytes_for_bits(count)
+        + bytes_for_bits(2 * count)
     )
 
 
 SPARSE: Final = Codec(
-    wire_id=7,
+    wire_id=3,
     keeps_residual=True,
     encode=_encode,
-    decoders={7: _decode, 3: _decode_first},
+    decoders={3: _decode},
     body_bytes_max=_body_bytes_max,
 )

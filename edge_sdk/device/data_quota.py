@@ -16,7 +16,8 @@ from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.wire.messages import Invite, Plan
+from edge_sdk.wire.messages import Invite
+from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = ["BYTES_PER_DAY_MIN", "RESERVE_BYTES", "DataQuota"]

@@ -20,7 +20,7 @@ from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import as_examples
 from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
-from edge_sdk.wire.messages import Update
+from edge_sdk.wire.messages import DELTA, Update
 
 __all__ = [
     "Cancelled",
@@ -190,10 +190,8 @@ def make_update(order: TrainingJob, program: Program, result: TrainResult, engin
         complete=result.complete,
         seconds=round(result.seconds, 3),
         engine=engine,
-        frame=encoded.frame,
+        vectors={DELTA: encoded.frames},
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
-        buffers=encoded.buffers,
-        parts=encoded.parts,
     ).encode()
     entry = OutboxEntry(
         ticket=start.ticket,

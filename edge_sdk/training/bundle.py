@@ -17,7 +17,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import msgpack
 import numpy as np
@@ -27,6 +27,7 @@ from edge_sdk.errors import BundleError, DecodeError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, ParameterSpec
 from edge_sdk.training.numpy_plan import Node, NumpyPlan
 from edge_sdk.training.program import PROGRAM_BYTES_MAX, Input, Program, digest_of
+from edge_sdk.wire.fields import integer
 from edge_sdk.wire.safe_msgpack import unpack_checked
 
 __all__ = [
@@ -222,9 +223,7 @@ def _part(file: BinaryIO, length: int, manifest: dict[str, Any], name: str) -> b
 
 def _length(manifest: object, name: str, most: int) -> int:
     value = manifest.get(name) if isinstance(manifest, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DecodeError(f"manifest.{name}: {str(value)[:40]!r} is not an integer in 0..{most}")
-    return value
+    return cast(int, integer(0, most)(value, f"manifest.{name}"))
 
 
 def _check_version(what: str, version: int, spoken: int) -> None:

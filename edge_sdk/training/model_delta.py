@@ -5,9 +5,9 @@ each round it encodes what the model is ahead of the published ones, once for al
 
     next published = published + what the model delta says
 
-so that what a model delta leaves out is still ahead, and goes with a later one (error feedback without a buffer of its own).
-A device that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded with integers and
-elementwise float32 operations alone, and the SHA-256 of the result decides. It depends on no program:
+so that what a model delta leaves out is still ahead, and goes with a later one (error feedback without a buffer of its
+own). A device that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded
+with integers and elementwise float32 operations alone, and the SHA-256 of the result decides. It depends on no program:
 
     b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, buffers, frame, values}
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 import numpy as np
@@ -33,7 +33,7 @@ from edge_sdk.codecs import CodecSettings, decode_update, encode_update
 from edge_sdk.errors import DecodeError, TrainingError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, TENSORS_MAX, ParameterSpec
 from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
-from edge_sdk.wire.plan import checked_int, checked_map
+from edge_sdk.wire import fields
 from edge_sdk.wire.safe_msgpack import BytesLike, unpack_checked
 
 __all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "buffer_spans", "encode_model_delta"]
@@ -50,6 +50,12 @@ _MAGIC: Final = b"EFLK"
 _DIGEST_BYTES: Final = 32
 _OBJECTS_MAX: Final = 3 * TENSORS_MAX + 64
 _DENSE: Final = CodecSettings("dense")
+_SIZE: Final = fields.integer(1, ELEMENTS_MAX)
+_DIGEST: Final = fields.octets(_DIGEST_BYTES)
+_FRAME: Final = fields.octets_upto(8 * ELEMENTS_MAX)
+_SPANS: Final = fields.list_of(
+    fields.row_of(start=fields.integer(0, ELEMENTS_MAX), stop=fields.integer(1, ELEMENTS_MAX)), TENSORS_MAX
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +82,7 @@ class ModelDelta:
 
     def encode(self) -> bytes:
         """The model delta as bytes; their SHA-256 names it."""
-        fields = {
+        told = {
             "base": self.base,
             "target": self.target,
             "size": self.size,
@@ -85,7 +91,7 @@ class ModelDelta:
             "frame": self.frame,
             "values": self.values,
         }
-        packed: bytes = msgpack.packb(fields)
+        packed: bytes = msgpack.packb(told)
         return _HEADER.pack(_MAGIC, VERSION, 0) + packed
 
     @classmethod
@@ -104,22 +110,22 @@ class ModelDelta:
             raise VersionError(f"model delta: version {version}, this side reads {VERSION}: upgrade the older side")
         if zero:
             raise DecodeError(f"model delta: header field is {zero}, expected 0")
-        fields = unpack_checked(view[_HEADER.size :], objects_max=_OBJECTS_MAX, depth_max=3, where="model_delta")
-        source = checked_map(fields, "model_delta")
+        unpacked = unpack_checked(view[_HEADER.size :], objects_max=_OBJECTS_MAX, depth_max=3, where="model delta")
+        source = fields.mapping(unpacked, "model delta")
         codec = CodecSettings.from_wire(source.get("codec"))
         if codec.name not in MODEL_DELTA_CODECS:
             raise VersionError(
                 f"model delta.codec: {codec.name!r} is not one of {MODEL_DELTA_CODECS}: upgrade this side"
             )
-        size = checked_int(source, "size", 1, ELEMENTS_MAX, "model_delta")
+        size = _SIZE(source.get("size"), "model delta.size")
         return cls(
-            base=_data(source, "base", _DIGEST_BYTES),
-            target=_data(source, "target", _DIGEST_BYTES),
+            base=_DIGEST(source.get("base"), "model delta.base"),
+            target=_DIGEST(source.get("target"), "model delta.target"),
             size=size,
             codec=codec,
             buffers=_spans(source.get("buffers"), size),
-            frame=_data(source, "frame"),
-            values=_data(source, "values"),
+            frame=_FRAME(source.get("frame"), "model delta.frame"),
+            values=_FRAME(source.get("values"), "model delta.values"),
         )
 
 
@@ -141,8 +147,8 @@ def encode_model_delta(
         base_digest: SHA-256 of ``base``, where it is known.
 
     Returns:
-        The model delta and the next parameters blob. The latter is the model in the buffers; elsewhere it lacks what the
-        codec left out.
+        The model delta and the next parameters blob. The latter is the model in the buffers; elsewhere it lacks what
+        the codec left out.
 
     Raises:
         TrainingError: The step cannot be encoded: it is too large, or the result is not finite.
@@ -270,22 +276,11 @@ def _places(indices: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.int
     return places
 
 
-def _data(source: dict[str, Any], name: str, length: int | None = None) -> bytes:
-    value = source.get(name)
-    if not isinstance(value, bytes) or (length is not None and len(value) != length):
-        raise DecodeError(f"model delta.{name}: expected bytes{'' if length is None else f', {length} of them'}")
-    return value
-
-
 def _spans(value: object, size: int) -> tuple[Span, ...]:
-    if not isinstance(value, list) or len(value) > TENSORS_MAX:
-        raise DecodeError(f"model delta.buffers: expected a list of at most {TENSORS_MAX} [start, stop]")
-    spans: list[Span] = []
-    for pair in value:
-        if not isinstance(pair, list) or len(pair) != 2 or any(type(edge) is not int for edge in pair):
-            raise DecodeError("model delta.buffers: a span is not a pair [start, stop]")
-        start, stop = pair
-        if not (spans[-1][1] + 1 if spans else 0) <= start < stop <= size:
-            raise DecodeError(f"model delta.buffers: {str(pair)[:60]} is out of order or not within 0..{size}")
-        spans.append((start, stop))
-    return tuple(spans)
+    spans: tuple[Span, ...] = _SPANS(value, "model delta.buffers")
+    behind = -1
+    for start, stop in spans:
+        if not behind < start < stop <= size:
+            raise DecodeError(f"model delta.buffers: {start}..{stop} is out of order or not within 0..{size}")
+        behind = stop
+    return spans

@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.parameters import ELEMENTS_MAX, RANK_MAX
+from edge_sdk.wire.fields import is_integer, mapping, plain_list, text
 
 __all__ = ["Attribute", "Node", "NumpyPlan", "check_plan", "plan_from_wire", "plan_to_wire"]
 
 NAME_MAX: Final = 512
 ENTRIES_MAX: Final = 10_000
 NODES_MAX: Final = 50_000
+_NAME: Final = text(NAME_MAX)
 CONSTANT_DTYPES: Final = frozenset(
     ["bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 )
@@ -130,28 +132,22 @@ def plan_from_wire(value: object, where: str, *, nested: bool = False) -> NumpyP
 
 def as_map(value: object, where: str) -> dict[str, Any]:
     """``value`` as a map with text keys, or a DecodeError that names ``where``."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise DecodeError(f"program.{where}: expected a map with text keys, got {type(value).__name__}")
-    return value
+    return mapping(value, f"program.{where}")
 
 
 def as_list(value: object, where: str, length_max: int) -> list[Any]:
     """``value`` as a list of at most ``length_max``, or a DecodeError that names ``where``."""
-    if not isinstance(value, list) or len(value) > length_max:
-        raise DecodeError(f"program.{where}: expected a list of at most {length_max}, got {type(value).__name__}")
-    return value
+    return plain_list(value, f"program.{where}", length_max)
 
 
 def as_text(value: object, where: str) -> str:
     """``value`` as text, or a DecodeError that names ``where``."""
-    if not isinstance(value, str) or len(value) > NAME_MAX:
-        raise DecodeError(f"program.{where}: expected text of at most {NAME_MAX} characters, got {str(value)[:40]!r}")
-    return value
+    return cast(str, _NAME(value, f"program.{where}"))
 
 
 def is_count(value: object, low: int) -> bool:
     """Whether ``value`` is a plain integer in ``low..ELEMENTS_MAX``."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= ELEMENTS_MAX
+    return is_integer(value, low, ELEMENTS_MAX)
 
 
 def _names(value: object, where: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgpack
 
@@ -34,6 +34,7 @@ from edge_sdk.training.numpy_plan import (
     plan_to_wire,
 )
 from edge_sdk.training.shared_bytes import share, unshare
+from edge_sdk.wire.fields import is_integer, number, octets_upto
 from edge_sdk.wire.safe_msgpack import unpack_checked
 
 __all__ = ["ANCHOR", "NEW", "PROGRAM_BYTES_MAX", "Input", "Program", "digest_of"]
@@ -63,6 +64,8 @@ NEW: Final = "new/"
 
 _MAGIC: Final = b"EFPG"
 _HEADER: Final = struct.Struct("<4sHH")
+_GRAPH: Final = octets_upto(PROGRAM_BYTES_MAX)
+_SCALAR: Final = number(-math.inf, math.inf)
 _OBJECTS_MAX: Final = 400_000
 _DEPTH_MAX: Final = 13  # a node of a plan, and in it a node of a body that holds an array
 
@@ -247,9 +250,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
 
 
 def _bytes(value: object, where: str) -> bytes:
-    if not isinstance(value, bytes):
-        raise DecodeError(f"program.{where}: expected bytes, got {type(value).__name__}")
-    return value
+    return cast(bytes, _GRAPH(value, f"program.{where}"))
 
 
 def _input(value: object, where: str) -> Input:
@@ -285,7 +286,7 @@ def _check_program(program: Program) -> None:
     if not is_count(program.classes, 0):
         raise DecodeError(f"program.classes: {str(program.classes)[:40]!r} is not a number of classes")
     ignored = program.ignore_index
-    if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int) or abs(ignored) >> 62):
+    if ignored is not None and not is_integer(ignored, 1 - (1 << 62), (1 << 62) - 1):
         raise DecodeError(f"program.ignore_index: {str(ignored)[:40]!r} is not a label")
     if program.mask:
         _check_mask(program)
@@ -324,8 +325,7 @@ def _check_scalars(scalars: Mapping[str, Any]) -> None:
     if len(scalars) > SCALARS_MAX:
         raise DecodeError(f"program.scalars: more than {SCALARS_MAX}")
     for name, value in scalars.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DecodeError(f"program.scalars[{name[:40]!r}]: {str(value)[:40]!r} is not a finite number")
+        _SCALAR(value, f"program.scalars[{name[:40]!r}]")
 
 
 def _check_state(state: tuple[tuple[str, tuple[int, ...]], ...]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError
+from edge_sdk.wire.fields import is_integer
 
 __all__ = ["share", "unshare"]
 
@@ -103,7 +104,7 @@ def _joined(segments: list[Any], shared: list[bytes], where: str, bytes_max: int
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_integer(value, -(1 << 63), 1 << 64)
 
 
 def _picked(shared: list[bytes], number: int) -> bytes:

@@ -1,58 +1,28 @@
 """What a round asks of a device: how to train, how to encode, what its update may weigh.
 
 A plan travels inside the invite. It holds only values that may change from round to round without a new program
-(rule 10 of the protocol); everything structural is in the program.
+(rule 10 of the protocol: only parameters change between rounds); everything structural is in the program.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
-from edge_sdk.errors import DecodeError
+from edge_sdk.codecs.settings import CodecSettings
+from edge_sdk.wire.fields import choice, integer, map_of, mapping, number, text
+from edge_sdk.wire.records import from_map, on_wire, record, to_map
 
-__all__ = ["TrainingPlan", "checked_float", "checked_int", "checked_map", "checked_text"]
+__all__ = ["PLAIN", "Plan", "TrainingPlan"]
 
 SCALARS_MAX: Final = 32
-_TEXT: Final = frozenset({str})
+LOCAL_SETTINGS_MAX: Final = 32
+BYTE_LIMIT_MAX: Final = 1 << 50
+PLAIN: Final = "plain"
+"""The local algorithm that every device has: train, then send what has changed."""
 
-
-def checked_map(value: object, where: str) -> dict[str, Any]:
-    """``value`` as a map with text keys, or a DecodeError that names ``where``."""
-    if not isinstance(value, dict) or not _TEXT.issuperset(map(type, value)):
-        raise DecodeError(f"{where}: expected a map with text keys, got {type(value).__name__}")
-    return value
-
-
-def checked_int(source: Mapping[str, Any], name: str, low: int, high: int, where: str) -> int:
-    """The integer ``source[name]`` within ``low..high``, or a DecodeError that names field and value."""
-    value = source.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DecodeError(f"{where}.{name}: {str(value)[:40]!r} is not an integer in {low}..{high}")
-    return value
-
-
-def checked_float(source: Mapping[str, Any], name: str, low: float, high: float, where: str) -> float:
-    """The finite number ``source[name]`` within ``low..high``, or a DecodeError that names field and value."""
-    value = source.get(name)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not low <= value <= high
-    ):
-        raise DecodeError(f"{where}.{name}: {str(value)[:40]!r} is not a finite number in {low:g}..{high:g}")
-    return float(value)
-
-
-def checked_text(source: Mapping[str, Any], name: str, length_max: int, where: str) -> str:
-    """The text ``source[name]`` of at most ``length_max`` characters, or a DecodeError that names the field."""
-    value = source.get(name)
-    if not isinstance(value, str) or len(value) > length_max:
-        raise DecodeError(f"{where}.{name}: expected text of at most {length_max} characters")
-    return value
+_NAME: Final = text(64)
+_NUMBER: Final = number(-1e9, 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +39,20 @@ class TrainingPlan:
         clip_norm: L2 norm to which the whole delta is scaled down, 0 for no clipping.
     """
 
-    epochs: int = 1
-    batch_size: int = 32
-    steps_max: int = 0
-    seconds_max: float = 600.0
-    scalars: dict[str, float] = field(default_factory=lambda: {"lr": 0.1})
-    held_out: float = 0.0
-    clip_norm: float = 0.0
+    kind: ClassVar[str] = "plan.training"
+    epochs: int = on_wire(integer(1, 10_000), 1, required=True)
+    batch_size: int = on_wire(integer(1, 1 << 20), 32, required=True)
+    steps_max: int = on_wire(integer(0, 1 << 31), 0, required=True)
+    seconds_max: float = on_wire(number(0.0, 1e7), 600.0, required=True)
+    scalars: dict[str, float] = on_wire(
+        map_of(_NUMBER, SCALARS_MAX, _NAME), default_factory=lambda: {"lr": 0.1}, required=True
+    )
+    held_out: float = on_wire(number(0.0, 0.9), 0.0, required=True)
+    clip_norm: float = on_wire(number(0.0, 1e9), 0.0, required=True)
 
     def to_wire(self) -> dict[str, Any]:
         """The plan as a msgpack map."""
-        return {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "steps_max": self.steps_max,
-            "seconds_max": self.seconds_max,
-            "scalars": dict(self.scalars),
-            "held_out": self.held_out,
-            "clip_norm": self.clip_norm,
-        }
+        return to_map(self)
 
     @classmethod
     def from_wire(cls, value: object) -> TrainingPlan:
@@ -96,17 +61,58 @@ class TrainingPlan:
         Raises:
             DecodeError: A field is missing or out of range.
         """
-        where = "plan.training"
-        source = checked_map(value, where)
-        scalars = checked_map(source.get("scalars"), f"{where}.scalars")
-        if len(scalars) > SCALARS_MAX:
-            raise DecodeError(f"{where}.scalars: more than {SCALARS_MAX} scalars")
-        return cls(
-            epochs=checked_int(source, "epochs", 1, 10_000, where),
-            batch_size=checked_int(source, "batch_size", 1, 1 << 20, where),
-            steps_max=checked_int(source, "steps_max", 0, 1 << 31, where),
-            seconds_max=checked_float(source, "seconds_max", 0.0, 1e7, where),
-            scalars={name: checked_float(scalars, name, -1e9, 1e9, f"{where}.scalars") for name in scalars},
-            held_out=checked_float(source, "held_out", 0.0, 0.9, where),
-            clip_norm=checked_float(source, "clip_norm", 0.0, 1e9, where),
-        )
+        return from_map(cls, mapping(value, cls.kind))
+
+
+def _codec(value: object, where: str) -> CodecSettings:
+    return CodecSettings.from_wire(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round asks of a device.
+
+    Attributes:
+        training: How to train.
+        codec: How to encode the delta.
+        examples_max: The largest weight, in examples, that one update may claim.
+        weighting: ``examples`` (weight = number of examples) or ``uniform`` (weight 1).
+        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit.
+        bytes_per_device_per_day_max: Bytes on the wire that a device may send and receive in a day, 0 for no limit.
+        local: Name of the local algorithm.
+        local_settings: Its numbers, by name.
+    """
+
+    kind: ClassVar[str] = "plan"
+    training: TrainingPlan = on_wire(record(TrainingPlan))
+    codec: CodecSettings = on_wire(_codec)
+    examples_max: int = on_wire(integer(1, 1 << 40), 100_000, required=True)
+    weighting: str = on_wire(choice("examples", "uniform"), "examples", required=True)
+    bytes_per_update_max: int = on_wire(integer(0, BYTE_LIMIT_MAX), 0, brief=True)
+    bytes_per_device_per_day_max: int = on_wire(integer(0, BYTE_LIMIT_MAX), 0, brief=True)
+    local: str = on_wire(text(64, 1), PLAIN, brief=True)
+    local_settings: dict[str, float] = on_wire(
+        map_of(_NUMBER, LOCAL_SETTINGS_MAX, _NAME), default_factory=dict, brief=True
+    )
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What a device must understand to follow this plan, sorted: ``codec:<name>``, ``local:<name>``."""
+        needed = {f"codec:{settings.name}" for settings in (self.codec, *(rule for _, rule in self.codec.tensors))}
+        if self.local != PLAIN:
+            needed.add(f"local:{self.local}")
+        return tuple(sorted(needed))
+
+    def to_wire(self) -> dict[str, Any]:
+        """The plan as a msgpack map."""
+        return {**to_map(self), "training": self.training.to_wire(), "codec": self.codec.to_wire()}
+
+    @classmethod
+    def from_wire(cls, value: object) -> Plan:
+        """The inverse of :meth:`to_wire`, for bytes that nobody vouches for.
+
+        Raises:
+            DecodeError: A field is missing or out of range.
+            VersionError: The codec is one that this side does not know.
+        """
+        return from_map(cls, mapping(value, cls.kind))

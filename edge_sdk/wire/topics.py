@@ -6,8 +6,14 @@
     fl/v1/<federation>/from/<device>/<kind>                  one device -> coordinator, control
     fl/v1/<federation>/up/<shard>/<device>                   one device -> coordinator, bulk
     fl/v1/<federation>/status/<device>            retained   JSON for people: availability, health, last round
+    fl/v1/<federation>/tasks/<task>/round         retained   JSON for people: the round as it goes
+    fl/v1/<federation>/coordinator/<lineage>/state  retained JSON: incarnation, online, tasks; every device hears it
+    fl/v1/<federation>/coordinator/<lineage>/claim           JSON: coordinators among themselves
     fl/v1/<federation>/coordinator/state          retained   JSON: incarnation, online; every device hears it
     fl/v1/<federation>/coordinator/round          retained   JSON for people: the round as it goes
+
+``<lineage>`` is the lineage of a coordinator's database in hexadecimal digits, so that coordinators of one federation
+do not overwrite each other's state.
 
 A device's identity is its segment of the topic, never the payload, so that a broker's ACL (``%u`` patterns) decides
 who may speak as whom. Segments are ``[A-Za-z0-9_-]{1,64}``: no wildcard, no slash and no ``$`` can be smuggled in.
@@ -25,7 +31,7 @@ __all__ = ["PREFIX", "Topics", "check_segment", "is_segment"]
 
 PREFIX: Final = "fl/v1"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_LONG = re.compile(r"(to|from|up|blobs|tasks)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
+_LONG = re.compile(r"(to|from|up|blobs|tasks|coordinator)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
 _SHORT = re.compile(r"(status|coordinator)/([A-Za-z0-9_-]{1,64})\Z")
 
 
@@ -61,6 +67,27 @@ class Topics:
     def coordinator_round(self) -> str:
         return f"{self.root}/coordinator/round"
 
+    @property
+    def lineage_states(self) -> str:
+        """The filter for the states of all coordinators."""
+        return f"{self.root}/coordinator/+/state"
+
+    def lineage_state(self, lineage: bytes) -> str:
+        """The state of the coordinator whose database has this lineage."""
+        return f"{self.root}/coordinator/{lineage.hex()}/state"
+
+    def lineage_claim(self, lineage: bytes) -> str:
+        """Where the coordinator of this lineage speaks to other coordinators."""
+        return f"{self.root}/coordinator/{lineage.hex()}/claim"
+
+    @property
+    def lineage_claims(self) -> str:
+        """The filter for what all coordinators say to each other."""
+        return f"{self.root}/coordinator/+/claim"
+
+    def task_round(self, task: str) -> str:
+        return f"{self.root}/tasks/{task}/round"
+
     def announce(self, task: str) -> str:
         return f"{self.root}/tasks/{task}/announce"
 
@@ -83,7 +110,8 @@ class Topics:
         """The segments behind the federation's root, or None for a topic of something else.
 
         ``("to", device, kind)``, ``("from", device, kind)``, ``("up", shard, device)``, ``("blobs", hex, offset)``,
-        ``("tasks", task, "announce")``, ``("status", device)``, ``("coordinator", "state")`` or
+        ``("tasks", task, "announce")``, ``("tasks", task, "round")``, ``("status", device)``,
+        ``("coordinator", lineage, "state")``, ``("coordinator", lineage, "claim")``, ``("coordinator", "state")`` or
         ``("coordinator", "round")``.
         """
         root = f"{PREFIX}/{self.federation}/"

@@ -10,14 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from edge_sdk.codecs.settings import TENSOR_RULES_MAX
 from edge_sdk.mqtt.sizes import PUBACK_BYTES, TLS_RECORD_BYTES_MAX, publish_bytes
+from edge_sdk.wire.envelope import Envelope, encode_message
 from edge_sdk.wire.messages import (
+    DELTA,
     DIGEST_BYTES,
+    FRAMES_MAX,
     TICKET_BYTES,
     Accept,
     Chunk,
-    Envelope,
     Have,
     Message,
     Offer,
@@ -25,8 +26,8 @@ from edge_sdk.wire.messages import (
     RangeRequest,
     Update,
     Verdict,
-    encode_message,
 )
+from edge_sdk.wire.outcomes import COUNTED, RECEIVED
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
 from edge_sdk.wire.topics import Topics
 
@@ -38,12 +39,18 @@ DIGEST: Final = bytes(DIGEST_BYTES)
 LARGE: Final = 1 << 30  # of the length that most numbers have in msgpack
 RECORD_BYTES: Final = 1 << 14  # RFC 8446, section 5.1
 LENGTH_BYTES: Final = 3  # more than in a frame of no bytes, where one has more than 64 kB
-UPDATE_HEAD_BYTES_MAX: Final = (
-    len(Update(1 << 40, 1 << 40, 0.5, True, 0.5, "onnxruntime", b"", (0.5, 0.5, 1 << 40), b"", (b"",)).encode())
-    + 3 * LENGTH_BYTES
-    + TENSOR_RULES_MAX * (2 + LENGTH_BYTES)
+_HEAD: Final = Update(
+    examples=1 << 40,
+    steps=1 << 40,
+    loss=0.5,
+    complete=True,
+    seconds=0.5,
+    engine="onnxruntime",
+    vectors={DELTA: (b"",) * FRAMES_MAX},
+    evaluation=(0.5, 0.5, 1 << 40),
 )
-"""Bytes of an update beside its frames."""
+UPDATE_HEAD_BYTES_MAX: Final = len(_HEAD.encode()) + FRAMES_MAX * LENGTH_BYTES
+"""Bytes of an update of one vector beside its frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ class Costs:
     def _around_upload(self) -> int:
         offer = self._from_device(Offer(ticket=TICKET, digest=DIGEST, total=LARGE))
         have = Have(ticket=TICKET, digest=DIGEST, ranges=(), chunk_bytes_max=self.chunk_bytes_max)
-        verdicts: Iterable[Message] = (Verdict(TICKET, DIGEST, outcome) for outcome in ("received", "counted"))
+        verdicts: Iterable[Message] = (Verdict(TICKET, DIGEST, outcome) for outcome in (RECEIVED, COUNTED))
         return offer + self._to_device(have) + sum(self._to_device(verdict) for verdict in verdicts)
 
     def _from_device(self, message: Message) -> int:

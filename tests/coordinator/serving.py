@@ -35,16 +35,8 @@ from edge_sdk.errors import StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.bundle import digest_of, encode_parameters
-from edge_sdk.wire.messages import (
-    CheckIn,
-    Chunk,
-    Envelope,
-    Invite,
-    Message,
-    Update,
-    decode_message,
-    encode_message,
-)
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -184,7 +176,7 @@ class Books:
         for ticket in counted:
             assert ticket.digest is not None
             update = Update.decode(self.payloads[ticket.digest])
-            dense = decode_update(update.frame, size, codec_settings(config)).dense()
+            dense = decode_update(update.frames()[0], size, codec_settings(config)).dense()
             weight_sum += update.examples
             for index in np.flatnonzero(dense):
                 total[index] += round(math.ldexp(float(dense[index]) * update.examples, 30))
@@ -414,7 +406,7 @@ class HandMade:
 def update_of(frame: bytes, **fields: Any) -> bytes:
     """An update as any device would write it."""
     values = {"examples": 10, "steps": 1, "loss": 1.0, "complete": True, "seconds": 0.1, "engine": "hand"} | fields
-    return Update(frame=frame, **values).encode()
+    return Update(vectors={"delta": (frame,)}, **values).encode()
 
 
 def dense_frame(vector: NDArray[np.float32]) -> bytes:

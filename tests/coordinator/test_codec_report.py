@@ -62,7 +62,7 @@ def measured(cohort: Cohort) -> list[Measurement]:
 
 
 def lengths(frames: EncodedFrames) -> int:
-    return len(frames.frame) + sum(map(len, frames.parts)) + len(frames.buffers or b"")
+    return sum(map(len, frames.frames))
 
 
 def by_label(measured: list[Measurement], label: str) -> Measurement:

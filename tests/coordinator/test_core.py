@@ -12,6 +12,7 @@ from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, make_update
 from coordinator.events import BULK, CONTROL, Acknowledge, Arrived, BrokerDown, BrokerUp, Evaluated, Finished, Publish
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
@@ -19,15 +20,12 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Offer,
     RangeData,
     RangeRequest,
     Verdict,
-    decode_message,
-    encode_message,
 )
 
 

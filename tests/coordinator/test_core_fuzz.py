@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from wired import TASK, TOPICS, Desk, make_update
 
 from coordinator.events import BULK, CONTROL, Arrived
-from coordinator.schedules.synchronous import TERMINAL
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Invite, Message, Offer, RangeRequest
+from edge_sdk.wire.outcomes import VERDICTS
 
 tickets = st.sampled_from([b"own", b"other", b"?" * 16])
 digests = st.sampled_from([b"d" * 32, b"e" * 32, b"honest"])
@@ -84,7 +84,7 @@ def test_a_hostile_device_harms_its_own_ticket_only(script: list[tuple], batched
     first = [record for record in desk.store.rounds(TASK, limit=10) if record.number == 1]
     assert [record.phase for record in first] == ["closed"]
     states = {ticket.device: ticket.state for ticket in desk.store.tickets(TASK, 1, 0)}
-    assert set(states.values()) <= set(TERMINAL)
+    assert set(states.values()) <= set(VERDICTS)
     honest_first = [states["a"], states["b"]].count("counted")
     assert honest_first == 2 or (states["m"] == "counted" and honest_first == 1), "the goal was two updates"
     assert desk.store.partial_bytes == desk.store.journal_bytes == 0

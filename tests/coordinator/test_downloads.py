@@ -6,7 +6,8 @@ from typing import Any
 
 from coordinator.downloads import IN_FLIGHT_MAX, QUEUED_PER_DEVICE_MAX, RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect, Publish
-from edge_sdk.wire.messages import BlobGone, Envelope, Message, RangeData, RangeRequest, decode_message, encode_message
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")

@@ -116,9 +116,11 @@ def test_an_update_out_of_bounds_is_refused_and_not_summed(value: float) -> None
 def test_a_frame_of_another_size_is_refused() -> None:
     worker = Worker()
     honest = Update.decode(make_update())
-    (bad,) = worker.ingest.process([worker.item(0, replace(honest, frame=honest.frame[:-4]).encode())])
+    (bad,) = worker.ingest.process(
+        [worker.item(0, replace(honest, vectors={"delta": (honest.frames()[0][:-4],)}).encode())]
+    )
     assert not bad.seq
-    (worse,) = worker.ingest.process([worker.item(1, replace(honest, frame=b"").encode())])
+    (worse,) = worker.ingest.process([worker.item(1, replace(honest, vectors={"delta": (b"",)}).encode())])
     assert not worse.seq
 
 

@@ -11,9 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.schedules.synchronous import (
-    NEXT,
-    OPEN,
-    TERMINAL,
     Abandon,
     Accepted,
     Action,
@@ -38,6 +35,7 @@ from coordinator.schedules.synchronous import (
     UpdateJournalled,
     UpdateRefused,
 )
+from edge_sdk.wire.outcomes import NEXT_STATES, OPEN, VERDICTS
 
 A = TypeVar("A")
 SETTINGS = RoundSettings(
@@ -73,7 +71,7 @@ class Table:
         self.now = self.now if at is None else at
         actions = self.round.handle(event, self.now)
         counts = self.round.counts()
-        assert sum(counts[state] for state in (*OPEN, *TERMINAL)) == len(self.round.tickets)
+        assert sum(counts[state] for state in (*OPEN, *VERDICTS)) == len(self.round.tickets)
         return actions
 
     def check_in(self, *devices: str, at: float | None = None) -> list[Action]:
@@ -379,7 +377,7 @@ def test_a_transition_that_is_not_in_the_table_raises() -> None:
     table.play(UpdateRefused(tickets[0].ticket, "norm"))
     with pytest.raises(RuntimeError, match="from refused to journalled"):
         table.play(UpdateJournalled(tickets[0].ticket, 1))
-    assert all(not NEXT[verdict] for verdict in TERMINAL)
+    assert all(not NEXT_STATES[verdict] for verdict in VERDICTS)
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -474,9 +472,9 @@ def test_whatever_happens_the_counters_partition_and_the_round_ends(moves: list[
     (end,) = ended
     assert isinstance(end, Close | Abandon)
     assert end.verdicts.keys() == table.round.tickets.keys()
-    assert all(state in TERMINAL for state, _ in end.verdicts.values())
+    assert all(state in VERDICTS for state, _ in end.verdicts.values())
     counts = table.round.counts()
-    assert counts["tickets"] == sum(counts[state] for state in TERMINAL)
+    assert counts["tickets"] == sum(counts[state] for state in VERDICTS)
     if isinstance(end, Close):
         assert counts["counted"] >= SETTINGS.minimum_count
     else:

@@ -35,8 +35,6 @@ def plain_decode(frame: bytes) -> dict[int, float]:
         return plain_quantised(body, size, codec)
     if codec == 6:
         return dict(enumerate(plain_eden(body, size)))
-    if codec == 7:
-        return plain_sparse_7(body)
     assert codec == 3
     return plain_sparse(body)
 
@@ -45,11 +43,7 @@ def plain_header(frame: bytes) -> tuple[int, int, bytes]:
     """Codec, coordinates, body."""
     version, checksum = struct.unpack_from("<BI", frame)
     assert checksum == zlib.crc32(frame[:1] + frame[5:])
-    if version == 1:
-        body_bytes, size, codec = struct.unpack_from("<IIB", frame, 5)
-        assert body_bytes == len(frame) - 14
-        return codec, size, frame[14:]
-    assert version == 2
+    assert version == 1
     size, at = plain_number(frame, 6)
     return frame[5], size, frame[at:]
 
@@ -78,22 +72,6 @@ def plain_quantised(body: bytes, size: int, codec: int) -> dict[int, float]:
     return {i: float(np.float32(codes[i]) * np.float32(scales[i // block])) for i in range(size)}
 
 
-def plain_sparse(body: bytes) -> dict[int, float]:
-    (count,) = struct.unpack_from("<I", body)
-    if count == 0:
-        return {}
-    coding, index_bytes = struct.unpack_from("<BI", body, 4)
-    data, rest = body[9 : 9 + index_bytes], body[9 + index_bytes :]
-    gaps = plain_leb128(data) if coding == 255 else plain_rice(data, count, coding)
-    assert len(gaps) == count
-    values = plain_values(rest, count)
-    index, coordinates = -1, {}
-    for gap, value in zip(gaps, values, strict=True):
-        index += gap + 1
-        coordinates[index] = value
-    return coordinates
-
-
 def plain_values(data: bytes, count: int) -> list[float]:
     base, step = (np.float32(x) for x in struct.unpack_from("<ff", data))
     signs = Bits(data[8 : 8 + (count + 7) // 8])
@@ -102,7 +80,7 @@ def plain_values(data: bytes, count: int) -> list[float]:
     return [float(-x if sign == "1" else x) for x, sign in zip(magnitudes, signs.bits, strict=False)]
 
 
-def plain_sparse_7(body: bytes) -> dict[int, float]:
+def plain_sparse(body: bytes) -> dict[int, float]:
     count, at = plain_number(body, 0)
     if count == 0:
         return {}
@@ -155,18 +133,6 @@ def plain_leb128(data: bytes) -> list[int]:
         if octet < 128:
             gaps.append(gap)
             gap, place = 0, 0
-    return gaps
-
-
-def plain_rice(data: bytes, count: int, parameter: int) -> list[int]:
-    planes_bytes = (count * parameter + 7) // 8
-    planes, unary = Bits(data[:planes_bytes]), Bits(data[planes_bytes:])
-    gaps = []
-    for i in range(count):
-        remainder = 0
-        for plane in range(parameter):
-            remainder = 2 * remainder + int(planes.bits[plane * count + i])
-        gaps.append((unary.unary() << parameter) + remainder)
     return gaps
 
 

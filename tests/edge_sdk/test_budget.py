@@ -29,7 +29,8 @@ from edge_sdk.device.work import OverBudget, TrainingJob, TrainingWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Meter
 from edge_sdk.training.bundle import encode_parameters
-from edge_sdk.wire.messages import Accept, CheckIn, Decline, Invite, Plan, Update
+from edge_sdk.wire.messages import Accept, CheckIn, Decline, Invite, Update
+from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
@@ -75,8 +76,8 @@ def test_the_numbers_beside_the_frames_of_an_update_have_a_bound(
     examples: int, frame: int, buffers: int, loss: float
 ) -> None:
     update = Update(
-        examples, examples, loss, True, abs(loss) / 1e3, "onnxruntime", bytes(frame), (loss, loss, examples),
-        bytes(buffers) or None,
+        examples, examples, loss, True, abs(loss) / 1e3, "onnxruntime", {"delta": (bytes(frame), bytes(buffers))},
+        evaluation=(loss, loss, examples),
     )  # fmt: skip
     assert len(update.encode()) <= frame + buffers + UPDATE_HEAD_BYTES_MAX
 
@@ -182,7 +183,7 @@ def order(frames_bytes_max: int, codec: CodecSettings) -> TrainingJob:
 @pytest.mark.parametrize("limit", [60, 100, 200])
 def test_an_encoded_update_is_never_above_what_it_may_be(limit: int) -> None:
     product = TrainingWork(lambda: blobs(60)).run(order(limit, CodecSettings("sparse", density=1.0)))
-    assert len(Update.decode(product.entry.payload or b"").frame) <= limit
+    assert sum(map(len, Update.decode(product.entry.payload or b"").frames())) <= limit
     assert len(product.entry.payload or b"") <= limit + UPDATE_HEAD_BYTES_MAX
     assert product.residual_after is not None and np.abs(product.residual_after).sum() > 0.0, "what is left comes later"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgpack
 import numpy as np
 import pytest
 
@@ -51,12 +50,12 @@ def whole(parts: DecodedParts, codec: CodecSettings, spec: ParameterSpec) -> np.
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_statistics_arrive_as_they_are_under_every_codec(codec: CodecSettings) -> None:
     sent = encode_frames(delta(), None, codec, MIXED, seed=1)
-    trainable, buffers = decode_frames(sent.frame, sent.buffers, codec, MIXED)
+    trainable, buffers = decode_frames(sent.frames, codec, MIXED)
     buffer = MIXED.mask("buffer")
     assert np.array_equal(buffers.dense(), delta()[buffer])
     alone = decode_update(encode_update(delta()[~buffer], None, codec, seed=1).frame, 287, codec)
     assert np.array_equal(trainable.dense(), alone.dense())
-    assert len(sent.frame) + len(sent.buffers or b"") <= frames_bytes_max(MIXED, codec)
+    assert sum(map(len, sent.frames)) <= frames_bytes_max(MIXED, codec)
 
 
 def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
@@ -66,7 +65,7 @@ def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
     for seed in range(5):
         sent = encode_frames(delta(seed), residual, codec, MIXED, seed=seed)
         residual = sent.residual
-        total += whole(decode_frames(sent.frame, sent.buffers, codec, MIXED), codec, MIXED)
+        total += whole(decode_frames(sent.frames, codec, MIXED), codec, MIXED)
         sums += delta(seed)
     assert residual is not None and residual.shape == (287,)
     np.testing.assert_allclose(total[buffer], sums[buffer], rtol=1e-6)
@@ -76,41 +75,29 @@ def test_what_is_left_out_of_trainables_comes_with_the_next_update() -> None:
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_without_statistics_there_is_one_frame_and_it_is_the_codecs(codec: CodecSettings) -> None:
     sent, plain = encode_frames(delta(), None, codec, PLAIN, seed=1), encode_update(delta(), None, codec, seed=1)
-    assert sent.buffers is None and sent.frame == plain.frame
-    (decoded,) = decode_frames(sent.frame, None, codec, PLAIN)
+    assert sent.frames == (plain.frame,)
+    (decoded,) = decode_frames(sent.frames, codec, PLAIN)
     assert np.array_equal(decoded.dense(), decode_update(plain.frame, 307, codec).dense())
     assert frames_bytes_max(PLAIN, codec) == frame_bytes_max(307, codec)
     assert buffer_mask(PLAIN) is None
 
 
-def update(buffers: bytes | None) -> Update:
-    return Update(1, 2, 0.5, True, 1.0, "numpy", b"frame", None, buffers)
-
-
-def test_an_update_without_statistics_has_the_bytes_that_it_always_had() -> None:
-    fields = {"examples": 1, "steps": 2, "loss": 0.5, "complete": True, "seconds": 1.0, "engine": "numpy"}
-    assert update(None).encode() == msgpack.packb({"version": 1, **fields, "frame": b"frame", "evaluation": None})
-    for buffers in (None, b"", b"dense"):
-        assert Update.decode(update(buffers).encode()) == update(buffers)
-
-
 def test_a_frame_of_statistics_too_few_or_too_many_is_refused() -> None:
     codec = CodecSettings("dense")
-    mixed, plain = (encode_frames(delta(), None, codec, spec, seed=0) for spec in (MIXED, PLAIN))
-    assert mixed.buffers is not None
-    damaged = mixed.buffers[:-1] + bytes([mixed.buffers[-1] ^ 1])
-    for frame, buffers, spec in [
-        (mixed.frame, None, MIXED),
-        (plain.frame, mixed.buffers, PLAIN),
-        (plain.frame, mixed.buffers, MIXED),
-        (mixed.frame, mixed.frame, MIXED),
-        (mixed.frame, b"", MIXED),
-        (mixed.frame, damaged, MIXED),
+    mixed, plain = (encode_frames(delta(), None, codec, spec, seed=0).frames for spec in (MIXED, PLAIN))
+    main, buffers = mixed
+    damaged = buffers[:-1] + bytes([buffers[-1] ^ 1])
+    for frames, spec in [
+        ((main,), MIXED),
+        ((*plain, buffers), PLAIN),
+        ((*plain, buffers), MIXED),
+        ((main, main), MIXED),
+        ((main, b""), MIXED),
+        ((main, damaged), MIXED),
+        ((buffers, main), MIXED),
     ]:
         with pytest.raises(DecodeError):
-            decode_frames(frame, buffers, codec, spec)
-    with pytest.raises(DecodeError, match="buffers"):
-        Update.decode(msgpack.packb({**msgpack.unpackb(update(None).encode()), "buffers": "text"}))
+            decode_frames(frames, codec, spec)
 
 
 RULES = CodecSettings(
@@ -120,27 +107,26 @@ RULES = CodecSettings(
 
 def test_tensors_that_match_a_pattern_are_encoded_as_it_says() -> None:
     sent = encode_frames(delta(), None, RULES, MIXED, seed=1)
-    assert len(sent.parts) == 2 and sent.buffers is not None
-    found = whole(decode_frames(sent.frame, sent.buffers, RULES, MIXED, sent.parts), RULES, MIXED)
+    assert len(sent.frames) == 4
+    found = whole(decode_frames(sent.frames, RULES, MIXED), RULES, MIXED)
     tensors, original = MIXED.unflatten(found), MIXED.unflatten(delta())
     assert np.array_equal(tensors["b"], original["b"])
     assert np.count_nonzero(tensors["scale"]) == 5 and 0 < np.count_nonzero(tensors["w"]) <= 14
     assert sent.residual is not None
     left = delta()[~MIXED.mask("buffer")] - found[~MIXED.mask("buffer")]
     np.testing.assert_allclose(sent.residual, left, atol=1e-6)
-    payload = Update(1, 2, 0.5, True, 1.0, "numpy", sent.frame, None, sent.buffers, sent.parts)
+    payload = Update(1, 2, 0.5, True, 1.0, "numpy", {"delta": sent.frames})
     assert Update.decode(payload.encode()) == payload
 
 
 def test_patterns_may_take_all_tensors_and_one_that_takes_none_makes_no_frame() -> None:
     every = CodecSettings("sparse", tensors=(("nothing*", CodecSettings("int8")), ("*", CodecSettings("dense"))))
     sent = encode_frames(delta(), None, every, PLAIN, seed=1)
-    assert sent.frame == b"" and len(sent.parts) == 1
-    (decoded,) = decode_frames(b"", None, every, PLAIN, sent.parts)
+    (decoded,) = decode_frames(sent.frames, every, PLAIN)
     assert np.array_equal(decoded.dense(), delta())
-    for frame, parts in ((b"x", sent.parts), (b"", ()), (b"", (*sent.parts, b"x"))):
-        with pytest.raises(DecodeError, match=r"update: .*(parts|main)"):
-            decode_frames(frame, None, every, PLAIN, parts)
+    for frames in ((b"x", *sent.frames), (), (*sent.frames, b"x")):
+        with pytest.raises(DecodeError, match=r"update: \d frames, the plan makes 1"):
+            decode_frames(frames, every, PLAIN)
 
 
 def test_a_limit_of_bytes_is_kept_by_the_main_group_alone() -> None:
@@ -171,8 +157,7 @@ def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_byte
     assert buffers.size == 72 and buffers.kind == "buffers"
     vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
     sent = encode_frames(vector, None, auto, CONVOLUTIONS, seed=1)
-    assert len(sent.parts) == 1 and sent.buffers is not None
-    decode_frames(sent.frame, sent.buffers, auto, CONVOLUTIONS, sent.parts)
+    assert len(decode_frames(sent.frames, auto, CONVOLUTIONS)) == 3
 
 
 def test_auto_leaves_kernels_with_the_rest_where_they_are_many_or_patterns_say_otherwise() -> None:
@@ -192,5 +177,5 @@ def test_what_auto_makes_within_a_limit_is_read_by_a_decoder_that_knows_the_plan
         return
     vector = np.random.default_rng(0).standard_normal(CONVOLUTIONS.size).astype(np.float32)
     sent = encode_frames(vector, None, fitting, CONVOLUTIONS, seed=1)
-    assert len(sent.frame) + sum(map(len, sent.parts)) + len(sent.buffers or b"") <= limit
-    decode_frames(sent.frame, sent.buffers, plan, CONVOLUTIONS, sent.parts)
+    assert sum(map(len, sent.frames)) <= limit
+    decode_frames(sent.frames, plan, CONVOLUTIONS)

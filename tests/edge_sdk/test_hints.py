@@ -15,7 +15,8 @@ from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import TrainingWork
 from edge_sdk.mqtt import TransportEvent
-from edge_sdk.wire.messages import Announce, Envelope, encode_message
+from edge_sdk.wire.envelope import Envelope, encode_message
+from edge_sdk.wire.messages import Announce
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("plant")

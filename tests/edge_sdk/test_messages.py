@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.errors import DecodeError, ProtocolError, VersionError
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     BODY_BYTES_MAX,
     MESSAGES,
-    OUTCOMES,
     RANGES_MAX,
     Accept,
     Announce,
@@ -27,23 +27,20 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Message,
     Offer,
-    Plan,
     RangeData,
     RangeRequest,
     Update,
     Verdict,
-    decode_message,
-    encode_message,
 )
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.outcomes import OUTCOMES
+from edge_sdk.wire.plan import Plan, TrainingPlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-ENVELOPE = Envelope(federation="garden", task="default", lineage=bytes(range(8)), phase="report", group="", shard="0")
+ENVELOPE = Envelope(federation="garden", task="default", lineage=bytes(range(8)), shard="0")
 TICKET, NONCE, DIGEST = bytes(range(16)), bytes(range(100, 108)), bytes(range(200, 232))
 PLAN = Plan(
     training=TrainingPlan(
@@ -83,7 +80,6 @@ EXPECTED: dict[str, Message] = {
         parameters=DIGEST[::-1],
         parameters_bytes=70_000,
         plan=PLAN,
-        accept_seconds=15.0,
         report_seconds=600.0,
         chunk_bytes_max=59_392,
         blob_bytes=16_384,
@@ -105,6 +101,12 @@ assert isinstance(CHECKIN, CheckIn) and isinstance(INVITE, Invite)
 WITH_LINKS: dict[str, Message] = {
     "checkin_holds": dataclasses.replace(CHECKIN, holds=(DIGEST, DIGEST[::-1])),
     "invite_links": dataclasses.replace(INVITE, base=DIGEST, deltas=((DIGEST[::-1], 900), (DIGEST, 1_234))),
+    "invite_vectors": dataclasses.replace(
+        INVITE,
+        plan=dataclasses.replace(PLAN, local="control_variates", local_settings={"option": 2.0}),
+        requires=("codec:sparse", "local:control_variates"),
+        vectors=(("control", DIGEST, 70_000),),
+    ),
 }
 UPDATE = Update(
     examples=360,
@@ -113,7 +115,8 @@ UPDATE = Update(
     complete=True,
     seconds=12.125,
     engine="numpy",
-    frame=b"a frame of the codec",
+    vectors={"delta": (b"a frame of the codec", b"that of the buffers"), "local.c": (b"a second vector",)},
+    numbers={"tau": 46.0},
     evaluation=(31.5, 40.0, 45),
 )
 
@@ -180,13 +183,12 @@ def test_the_envelope_has_the_fields_of_the_protocol_and_the_body_is_bytes(kind:
         "version": 1,
         "kind": kind,
         "federation": "garden",
-        "lineage": bytes(range(8)),
         "task": "default",
-        "phase": "report",
-        "group": "",
+        "lineage": bytes(range(8)),
         "shard": "0",
-        "sig": None,
-        "enc": None,
+    }
+    assert msgpack.unpackb(encode_message(Envelope("garden", "default"), EXPECTED[kind])).keys() == {
+        *("version", "kind", "federation", "task", "body")
     }
     told = [f.name for f in dataclasses.fields(EXPECTED[kind]) if not f.metadata["brief"]]
     assert list(msgpack.unpackb(body)) == told
@@ -227,6 +229,19 @@ plans = st.builds(
     examples_max=st.integers(1, 1 << 40),
     weighting=st.sampled_from(["examples", "uniform"]),
 )
+vector_names = st.text(min_size=1, max_size=32)
+updates = st.builds(
+    Update,
+    examples=st.integers(1, 1 << 40),
+    steps=st.integers(0, 1 << 40),
+    loss=st.floats(-1e12, 1e12),
+    complete=st.booleans(),
+    seconds=seconds,
+    engine=short,
+    vectors=st.dictionaries(vector_names, st.lists(bytes_of(max_size=40), max_size=18).map(tuple), max_size=8),
+    numbers=st.dictionaries(vector_names, st.floats(-1e12, 1e12), max_size=16),
+    evaluation=st.one_of(st.none(), st.tuples(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 1 << 40))),
+)
 replies = st.lists(verdicts, max_size=8).map(tuple)
 messages: st.SearchStrategy[Message] = st.one_of(
     verdicts,
@@ -249,7 +264,6 @@ messages: st.SearchStrategy[Message] = st.one_of(
         parameters=digests,
         parameters_bytes=sizes,
         plan=plans,
-        accept_seconds=seconds,
         report_seconds=seconds,
         chunk_bytes_max=st.integers(256, BODY_BYTES_MAX),
         blob_bytes=st.integers(0, BODY_BYTES_MAX),
@@ -257,6 +271,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         verdicts=replies,
         base=st.one_of(st.just(b""), digests),
         deltas=st.lists(st.tuples(digests, sizes), max_size=20).map(tuple),
+        vectors=st.lists(st.tuples(vector_names, digests, sizes), max_size=8).map(tuple),
     ),
     st.builds(ComeBack, nonce=nonces, seconds=seconds, hold=st.booleans(), reason=short, verdicts=replies),
     st.builds(
@@ -284,6 +299,25 @@ def test_every_message_survives_the_trip(message: Message) -> None:
     assert decode(encode_message(ENVELOPE, message), message.kind) == (ENVELOPE, message)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(updates)
+def test_every_update_survives_the_trip(update: Update) -> None:
+    assert Update.decode(update.encode()) == update
+
+
+def test_an_update_says_which_vector_it_lacks() -> None:
+    assert UPDATE.frames() == UPDATE.vectors["delta"] and UPDATE.frames("local.c") == (b"a second vector",)
+    with pytest.raises(DecodeError, match=r"update\.vectors: has no 'control'"):
+        UPDATE.frames("control")
+
+
+def test_a_plan_says_what_a_device_must_understand() -> None:
+    tensors = (("*.bias", CodecSettings("dense")), ("fc*", CodecSettings("sparse")))
+    assert PLAN.requires == ("codec:sparse",)
+    more = dataclasses.replace(PLAN, codec=CodecSettings("auto", tensors=tensors), local="proximal")
+    assert more.requires == ("codec:auto", "codec:dense", "codec:sparse", "local:proximal")
+
+
 def test_a_number_among_the_capabilities_is_taken_as_text() -> None:
     _, message = decode(with_body(EXPECTED["checkin"], capabilities={"memory_mb": 512, "gpu": False}))
     assert isinstance(message, CheckIn) and message.capabilities == {"memory_mb": "512", "gpu": "False"}
@@ -293,7 +327,10 @@ def test_a_number_among_the_capabilities_is_taken_as_text() -> None:
 def test_unknown_fields_are_ignored_on_both_levels(kind: str) -> None:
     message = EXPECTED[kind]
     assert decode(with_body(message, colour="green", later={"a": [1, 2]})) == (ENVELOPE, message)
-    assert decode(with_envelope(message, trace="abc", sig=b"a signature to come")) == (ENVELOPE, message)
+    assert decode(with_envelope(message, trace="abc", phase=5, group="g", sig=b"a signature to come")) == (
+        ENVELOPE,
+        message,
+    )
 
 
 def test_a_field_with_a_default_may_be_absent() -> None:
@@ -405,6 +442,14 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("invite", {"deltas": [[TICKET, 5]]}),
     ("invite", {"deltas": [[DIGEST, 5, 6]]}),
     ("invite", {"deltas": [[DIGEST, 5]] * 257}),
+    ("invite", {"vectors": [["c", DIGEST]]}),
+    ("invite", {"vectors": [["", DIGEST, 5]]}),
+    ("invite", {"vectors": [["c" * 33, DIGEST, 5]]}),
+    ("invite", {"vectors": [["c", DIGEST, 0]]}),
+    ("invite", {"vectors": [["c", DIGEST, 5]] * 9}),
+    ("invite", {"plan": PLAN.to_wire() | {"local": ""}}),
+    ("invite", {"plan": PLAN.to_wire() | {"local_settings": {"mu": float("nan")}}}),
+    ("invite", {"plan": PLAN.to_wire() | {"local_settings": {str(i): 0.0 for i in range(33)}}}),
     ("come_back", {"hold": 1}),
     ("come_back", {"seconds": "soon"}),
 ]
@@ -419,13 +464,36 @@ def test_a_field_out_of_range_is_refused_and_named(kind: str, changes: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"vectors": None}, "vectors"),
+        ({"vectors": {}, "numbers": {str(i): 0.0 for i in range(17)}}, "numbers"),
+        ({"vectors": {str(i): [] for i in range(9)}}, "vectors"),
+        ({"vectors": {"d" * 33: []}}, "vectors"),
+        ({"vectors": {"": []}}, "vectors"),
+        ({"vectors": {"delta": [b""] * 19}}, "vectors"),
+        ({"vectors": {"delta": ["text"]}}, "vectors"),
+        ({"vectors": {"delta": b"not a list"}}, "vectors"),
+        ({"numbers": {"tau": float("nan")}}, "numbers"),
+        ({"numbers": {"tau": True}}, "numbers"),
+        ({"numbers": {"tau": "1"}}, "numbers"),
+        ({"examples": 0}, "examples"),
+        ({"loss": float("inf")}, "loss"),
+        ({"evaluation": [1.0, 2.0]}, "evaluation"),
+    ],
+)
+def test_a_field_of_an_update_that_is_out_of_range_is_refused_and_named(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(DecodeError, match=rf"update\.{named}"):
+        Update.decode(msgpack.packb(msgpack.unpackb(UPDATE.encode()) | changes))
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         *({"task": task} for task in ("a/b", "+", "", None)),
         *({"lineage": lineage} for lineage in (b"x" * 17, "text")),
         *({"body": body} for body in ("text", ..., b"", b"\xc0")),
-        {"phase": 5},
-        {"shard": "x" * 65},
+        *({"shard": shard} for shard in ("x" * 65, "a/b", "+", b"0")),
     ],
 )
 def test_an_envelope_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:

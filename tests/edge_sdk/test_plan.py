@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.plan import SCALARS_MAX, TrainingPlan, checked_map
+from edge_sdk.wire.fields import mapping
+from edge_sdk.wire.plan import SCALARS_MAX, TrainingPlan
 
 PLAN = TrainingPlan(epochs=3, batch_size=8, steps_max=100, seconds_max=30.0, scalars={"lr": 0.1, "mu": 0.0})
 
@@ -55,4 +56,4 @@ def test_no_field_may_be_missing(field: str) -> None:
 @pytest.mark.parametrize("value", [None, [], "text", 5, {b"bytes": 1}, {1: 1}])
 def test_only_a_map_with_text_keys_is_a_map(value: object) -> None:
     with pytest.raises(DecodeError):
-        checked_map(value, "plan")
+        mapping(value, "plan")

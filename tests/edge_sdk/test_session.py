@@ -41,6 +41,7 @@ from edge_sdk.device.session import (
     Unsubscribe,
 )
 from edge_sdk.device.session.machine import TRANSITIONS
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
     Announce,
@@ -49,19 +50,15 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Message,
     Offer,
-    Plan,
     RangeData,
     RangeRequest,
     Verdict,
-    decode_message,
-    encode_message,
 )
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR
 from edge_sdk.wire.topics import Topics
 
@@ -182,7 +179,6 @@ class Bench:
                 parameters=digest(PARAMETERS),
                 parameters_bytes=len(PARAMETERS),
                 plan=PLAN,
-                accept_seconds=15.0,
                 report_seconds=100.0,
                 chunk_bytes_max=4096,
             ),

@@ -23,6 +23,11 @@ def test_the_topics_are_those_of_the_protocol() -> None:
     assert TOPICS.status("pi-1") == "fl/v1/garden/status/pi-1"
     assert TOPICS.coordinator_state == "fl/v1/garden/coordinator/state"
     assert TOPICS.coordinator_round == "fl/v1/garden/coordinator/round"
+    assert TOPICS.lineage_state(b"\x01\xff") == "fl/v1/garden/coordinator/01ff/state"
+    assert TOPICS.lineage_claim(b"\x01\xff") == "fl/v1/garden/coordinator/01ff/claim"
+    assert TOPICS.lineage_states == "fl/v1/garden/coordinator/+/state"
+    assert TOPICS.lineage_claims == "fl/v1/garden/coordinator/+/claim"
+    assert TOPICS.task_round("default") == "fl/v1/garden/tasks/default/round"
 
 
 @given(segments, segments)
@@ -31,6 +36,9 @@ def test_what_is_built_can_be_taken_apart(device: str, kind: str) -> None:
     assert TOPICS.parse(TOPICS.from_device(device, kind)) == ("from", device, kind)
     assert TOPICS.parse(TOPICS.up(kind, device)) == ("up", kind, device)
     assert TOPICS.parse(TOPICS.status(device)) == ("status", device)
+    assert TOPICS.parse(TOPICS.lineage_state(bytes(16))) == ("coordinator", "00" * 16, "state")
+    assert TOPICS.parse(TOPICS.lineage_claim(bytes(16))) == ("coordinator", "00" * 16, "claim")
+    assert TOPICS.parse(TOPICS.task_round(kind)) == ("tasks", kind, "round")
 
 
 def test_no_topic_has_more_than_seven_slashes() -> None:

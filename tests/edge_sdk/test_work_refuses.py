@@ -15,8 +15,7 @@ from edge_sdk.device.session import StartTraining
 from edge_sdk.device.work import EngineCache, TrainingJob, TrainingWork
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.training.bundle import digest_of, encode_parameters
-from edge_sdk.wire.messages import Plan
-from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.plan import Plan, TrainingPlan
 
 PROGRAM = mlp_program()
 PARAMETERS = encode_parameters(start(PROGRAM))

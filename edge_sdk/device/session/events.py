@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = [
     "Action",

@@ -55,6 +55,7 @@ from edge_sdk.device.session.events import (
 )
 from edge_sdk.device.session.upload import Upload
 from edge_sdk.errors import DecodeError, ProtocolError
+from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     HOLDS_MAX,
     Accept,
@@ -64,16 +65,14 @@ from edge_sdk.wire.messages import (
     Chunk,
     ComeBack,
     Decline,
-    Envelope,
     Have,
     Invite,
     Message,
     RangeData,
     RangeRequest,
     Verdict,
-    decode_message,
-    encode_message,
 )
+from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR, CHUNK_BYTES_MAX, ChunkSize
 from edge_sdk.wire.topics import Topics
 
@@ -93,14 +92,12 @@ TRANSITIONS: Final[dict[str, frozenset[str]]] = {
     UPLOADING: frozenset({IDLE}),
 }
 
-FINAL_OUTCOMES: Final = ("counted", "refused", "late", "missing", "abandoned", "declined", "unknown")
 REPLY_SECONDS: Final = 5.0
 REPLY_SECONDS_MAX: Final = 60.0
 ATTEMPTS_UNTIL_HINT: Final = 4
 NONCES_KEPT: Final = 4
 TRAINING_SHARE: Final = 0.8
 """Share of the time left that training may take; the rest is for encoding and the link."""
-ENVELOPE_BYTES_MAX: Final = 600
 STATE_BYTES_MAX: Final = 20_000
 SETTLE_WINDOW_SECONDS: Final = 10.0
 NEVER: Final = float("inf")
@@ -732,12 +729,12 @@ class Session:
         holding = upload.holding
         if verdict.digest not in (b"", holding.digest):
             return []
-        if verdict.outcome == "busy":
+        if verdict.outcome == BUSY:
             upload.postpone(verdict.retry_seconds, now)
             return [Notify("busy", verdict.reason, holding.round)]
         self._upload = None
         self._enter(IDLE)
-        if verdict.outcome == "received":
+        if verdict.outcome == RECEIVED:
             self._unsettled = PendingUpdate(
                 holding.ticket, holding.digest, holding.lineage, holding.shard, holding.round, payload=None
             )
@@ -746,7 +743,7 @@ class Session:
 
     def _settle(self, holding: PendingUpdate, verdict: Verdict) -> list[Action]:
         self._unsettled = None
-        counted = verdict.outcome == "counted"
+        counted = verdict.outcome == COUNTED
         detail = verdict.reason or verdict.outcome
         return [
             Settle(holding.ticket, counted, detail),
