@@ -30,7 +30,7 @@ from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
 from edge_sdk.extension import make
 from edge_sdk.training.bundle import Bundle, Program
 from edge_sdk.training.examples import Examples
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["simulate"]
 

@@ -14,7 +14,7 @@ from coordinator.store import ModelDeltaRecord, Published
 from coordinator.store.model_deltas import deltas_kept
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
-from edge_sdk.wire.messages import Plan
+from edge_sdk.wire.plan import Plan
 
 __all__ = ["Server"]
 

@@ -52,9 +52,7 @@ class Examples:
 
     def run(self, program: Program, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """The examples from ``start`` up to ``stop``, as :meth:`batch` gives them; views where no cast is needed."""
-        return {
-            entry.name: array[start:stop].astype(entry.dtype, copy=False) for entry, array in self._arrays(program)
-        }
+        return {entry.name: array[start:stop].astype(entry.dtype, copy=False) for entry, array in self._arrays(program)}
 
     def _arrays(self, program: Program) -> list[tuple[Input, NDArray[Any]]]:
         arrays = [(entry, self.inputs[entry.name]) for entry in program.inputs]
