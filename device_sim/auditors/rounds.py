@@ -75,6 +75,7 @@ class Auditor:
         counted: Every counted ticket with its round's number.
         rounds: Verdict counts of each committed round.
         digests: Digest of each committed model.
+        cohorts: Devices whose updates made each committed model, in the order of the journal.
         published: The parameters blob that devices hold after the last committed round; empty: the model itself.
         invited: What each ticket invites to: the digest of the parameters.
         followed: How often a device made its parameters out of deltas.
@@ -94,6 +95,7 @@ class Auditor:
     counted: dict[bytes, int] = field(default_factory=dict)
     rounds: list[dict[str, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    cohorts: list[tuple[str, ...]] = field(default_factory=list)
     books: dict[str, _DeviceRecord] = field(default_factory=dict)
     published: bytes = b""
     invited: dict[bytes, bytes] = field(default_factory=dict)
@@ -192,6 +194,7 @@ class Auditor:
             raise InvariantBroken(f"round {result.number}: what is published does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
+        self.cohorts.append(tuple(self.trainings[row].device for row in journalled))
 
     def _check_verdicts(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
         for ticket, (verdict, _) in verdicts.items():
