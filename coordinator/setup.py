@@ -48,7 +48,6 @@ from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.training.bundle import Bundle, Program, encode_parameters
 from edge_sdk.training.examples import load_examples
-from edge_sdk.wire.plan import PLAIN
 
 __all__ = [
     "Prepared",

@@ -90,7 +90,8 @@ def trimmed_mean(updates: Sequence[Sent], layout: Layout) -> Vector:
     """The mean of each coordinate without the fifth that is largest and the fifth that is smallest."""
     cut = len(updates) // 5
     left = np.sort(_stacked(updates, layout), axis=0)[cut : len(updates) - cut]
-    return left.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean: Vector = left.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def fednova(updates: Sequence[Sent], layout: Layout) -> Vector:
