@@ -248,7 +248,8 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
     codec = codec_settings(config)
-    update_bytes_max = frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
+    vectors = 1 + len(algorithm(config).vectors)
+    update_bytes_max = vectors * frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_update_budget(config, codec, program)
     check_target(config, program)
