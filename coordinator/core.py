@@ -729,6 +729,7 @@ class Coordinator:
             verdicts=self._verdicts_waiting.pop(ticket.device, ()),
             base=base,
             deltas=deltas,
+            vectors=self._vectors,
         )
         self._to(ticket.device, invite, shard=SHARD)
 

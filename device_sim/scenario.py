@@ -55,6 +55,7 @@ class Outcome:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
         digests: SHA-256 of each round's model.
+        cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.
         crashes: Power cuts of devices and coordinator.
@@ -70,6 +71,7 @@ class Outcome:
     finished: str
     virtual_seconds: float
     digests: tuple[bytes, ...]
+    cohorts: tuple[tuple[str, ...], ...]
     rounds: tuple[dict[str, int], ...]
     abandoned: int
     crashes: int
@@ -170,7 +172,8 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     left = world.broker.retained_topics(f"{Topics(world.scenario.federation).root}/blobs/#")
     if left:
         raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
-    kept = keeps_residual(world.task.plan.codec)
+    codec = world.task.plan.codec
+    kept = keeps_residual(codec) and not codec.momentum  # with a velocity the books are another sum
     for device in devices:
         if device.state is not None and device.alive:
             residual = device.state.residual(spec_digest(world.auditor.program))
@@ -214,6 +217,7 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
         finished=world.finished,
         virtual_seconds=world.clock.now,
         digests=tuple(world.auditor.digests),
+        cohorts=tuple(world.auditor.cohorts),
         rounds=tuple(world.auditor.rounds),
         abandoned=sum(record.phase == "abandoned" for record in records),
         crashes=world.crashes,

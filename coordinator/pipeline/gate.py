@@ -34,9 +34,9 @@ class Gate(Step):
         """See :class:`Step`."""
         return {"norms": np.zeros(0, dtype=np.float64)}
 
-    def begin(self, memory: PartMemory) -> float:
+    def begin(self, memory: PartMemory, stalled: int) -> float:
         """The round's bound on norms."""
-        return self.validation.norm_bound(memory["norms"].tolist())
+        return self.validation.norm_bound(memory["norms"].tolist(), stalled)
 
     def admit(self, update: DecodedUpdate, view: float) -> DecodedUpdate:
         """See :class:`Step`; the update goes on with its norm."""

@@ -98,6 +98,7 @@ def train_locally(
     clock: Callable[[], float],
     stop: Callable[[], bool] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    shift: NDArray[np.float32] | None = None,
 ) -> TrainResult:
     """Train from ``vector`` (float32[P], left as it is) on ``examples`` as ``plan`` says.
 
@@ -111,6 +112,7 @@ def train_locally(
         stop: Asked after each call of the engine; true ends training there, and what was done counts. A call makes one
             step, or where the engine makes several at once, as many as take about half a second, 64 at most.
         progress: Told ``(steps, loss)`` after each call of the engine.
+        shift: float32[P], added to the parameters after each step (control variates); steps are then made one by one.
 
     Raises:
         TrainingError: The loss or the parameters became NaN or infinite, the engine failed, or the plan has a scalar
@@ -130,9 +132,11 @@ def train_locally(
     handle = engine.load(vector)
     planned = planned_steps(len(train), plan)
     progress_of = _Progress()
-    pace = _Pace(_steps_at_once(engine, examples, plan), planned)
+    pace = _Pace(_steps_at_once(engine, examples, plan) if shift is None else 1, planned)
     for epoch, index in _batches(train, plan, rng, lambda: pace.count):
         losses = _losses(engine, handle, examples, index, scalars)
+        if shift is not None:
+            engine.shift(handle, shift)
         for loss in losses:
             progress_of.count(epoch, index.shape[1], loss)
         if progress is not None:

@@ -1,0 +1,25 @@
+"""The coordinate-wise median (Yin et al. 2018): fewer than half of the devices cannot move it beyond the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.aggregation.algorithm import DELTA, Algorithm, State
+from edge_sdk.aggregation.rows import Rows
+
+__all__ = ["Median"]
+
+
+@dataclass(frozen=True)
+class Median(Algorithm):
+    """Of each coordinate the middle one of all updates, or the mean of the two in the middle."""
+
+    needs_all = True
+    uses_weights = False
+    every_coordinate = True
+
+    def finish(self, updates: Rows) -> State:
+        """See :class:`Algorithm`."""
+        return {DELTA: updates.by_columns(lambda block: np.median(block, axis=0, overwrite_input=True))}
