@@ -176,7 +176,7 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     kept = keeps_residual(codec) and not codec.momentum  # with a velocity the books are another sum
     for device in devices:
         if device.state is not None and device.alive:
-            residual = device.state.residual(spec_digest(world.auditor.program))
+            residual = device.state.vectors(spec_digest(world.auditor.program)).get("residual")
             world.auditor.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
 
 

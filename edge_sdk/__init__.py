@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edge_sdk.client import EdgeClient, Limits
-    from edge_sdk.device.agent import Progress, Status
+    from edge_sdk.device.progress import Progress, Status
     from edge_sdk.training.examples import Examples
     from edge_sdk.training.local import Trainer
 
@@ -21,8 +21,8 @@ __all__ = ["EdgeClient", "Examples", "Limits", "Progress", "Status", "Trainer", 
 _WHERE = {
     "EdgeClient": "edge_sdk.client",
     "Limits": "edge_sdk.client",
-    "Progress": "edge_sdk.device.agent",
-    "Status": "edge_sdk.device.agent",
+    "Progress": "edge_sdk.device.progress",
+    "Status": "edge_sdk.device.progress",
     "Examples": "edge_sdk.training.examples",
     "Trainer": "edge_sdk.training.local",
 }

@@ -25,7 +25,7 @@ from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, EdgeFedError
-from edge_sdk.mqtt import BrokerSettings, PahoTransport, Will
+from edge_sdk.mqtt import BrokerSettings, Listener, PahoTransport, Will
 from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.topics import check_segment
@@ -142,6 +142,7 @@ class EdgeClient:
             bytes_per_update_max=self.limits.bytes_per_update_max,
         )
         self._broker = _checked_broker(broker)
+        self._device_id = device_id
         work = TrainingWork(
             load_examples,
             engines=EngineCache(engine, self.limits.threads),
@@ -162,9 +163,7 @@ class EdgeClient:
             self._shell = DeviceShell(
                 settings,
                 timers=self._timer,
-                connect=lambda listener, will: PahoTransport(
-                    self._with_identity(device_id, will), listener, manual_ack=True
-                ),
+                connect=self._connect,
                 run_job=lambda job, done: self._jobs.put((job, done)),
                 state=self._open_state(),
                 work=work,
@@ -303,12 +302,14 @@ class EdgeClient:
         while (self._agent.status.connected or self._agent.busy) and self._loop.clock() < until:
             self._loop.run_once(0.1)
 
-    def _with_identity(self, device_id: str, will: tuple[str, bytes] | None) -> BrokerSettings:
-        return replace(
+    def _connect(self, listener: Listener, will: tuple[str, bytes] | None) -> PahoTransport:
+        settings = replace(
             self._broker,
-            client_id=self._broker.client_id or device_id,
+            client_id=self._broker.client_id or self._device_id,
             will=self._broker.will or (Will(*will) if will else None),
         )
+        self._transport = PahoTransport(settings, listener, manual_ack=True)
+        return self._transport
 
     # --- the training thread ---
 
@@ -320,7 +321,7 @@ class EdgeClient:
 
 
 class _NextCall:
-    """The one timer of a client. Its thread looks at it between turns, so that a mistake in the call ends the client."""
+    """The one timer of a client. Its thread looks at it between turns: a mistake in the call ends the client."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coordinator.config import FederationConfig
 from coordinator.config.settings import plan as plan_of
@@ -25,6 +24,7 @@ from device_sim.simulation.server import Server
 from device_sim.simulation.settings import configured, tables_from
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.device.session import StartTraining
+from edge_sdk.device.state import Vectors
 from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, job_seed
 from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
 from edge_sdk.extension import make
@@ -189,7 +189,7 @@ class _Client:
 
     examples: Examples
     counts: ClientCounts
-    residual: NDArray[np.float32] | None = None
+    vectors: Vectors = field(default_factory=dict)
     holds: tuple[bytes, ...] = field(default_factory=tuple)
 
 
@@ -252,13 +252,13 @@ class _Simulation:
             client.holds = (server.base,)
             try:
                 made = self._train(name, client, start)
-                payload = made.entry.payload or b""
-                server.take(payload, made.entry.digest)
+                payload = made.update.payload or b""
+                server.take(payload, made.update.digest)
             except (TrainingError, ProtocolError) as error:
                 refused[name] = str(error)
                 client.counts.refused += 1
             else:
-                client.residual = made.residual_after
+                client.vectors = made.vectors_after
                 client.counts.rounds += 1
                 client.counts.bytes_up += len(payload)
                 bytes_up += len(payload)
@@ -278,8 +278,8 @@ class _Simulation:
             start=start,
             program=self._program_bytes,
             parameters=self._server.published,
-            residual=lambda spec: client.residual,
-            keeps_residual=lambda length: True,
+            vectors=lambda spec: client.vectors,
+            keeps_vectors=lambda length: True,
             seed=job_seed(start.parameters, name),
             stop=_never,
             progress=_unheard,

@@ -10,6 +10,7 @@ import numpy as np
 from device_sim.profiles import DeviceProfile
 from device_sim.world.clock import Handle, VirtualClock
 from device_sim.world.crashes import Crashed
+from device_sim.world.memory_transport import InMemoryTransport
 from device_sim.world.world import World
 from edge_sdk.device.agent import Agent, AgentSettings
 from edge_sdk.device.files import MemoryFiles
@@ -19,6 +20,7 @@ from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork
 from edge_sdk.errors import EdgeFedError
+from edge_sdk.mqtt import Listener
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.safe_msgpack import BytesLike
 

@@ -12,8 +12,8 @@ from typing import Final
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.client import EdgeClient
-from edge_sdk.device.agent import Status
 from edge_sdk.device.eligibility import Eligibility, Rules
+from edge_sdk.device.progress import Status
 
 __all__ = ["make_client", "run"]
 

@@ -1,7 +1,7 @@
 """What a device keeps over a power cut: its instance, one unsettled update, named vectors, and a cache of downloads.
 
-A vector is as large as the parameters, or nearly: what earlier updates left out (``residual``), the velocity of momentum
-correction (``velocity``), and whatever a local algorithm keeps (``local.<name>``). They are kept together.
+A vector is as large as the parameters, or nearly: what earlier updates left out (``residual``), the velocity of
+momentum correction (``velocity``), and whatever a local algorithm keeps (``local.<name>``). They are kept together.
 
 The files (beside the counts of bytes written and of traffic), and what the order of writing them guarantees:
 

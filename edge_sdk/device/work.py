@@ -17,11 +17,13 @@ from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import StartTraining
 from edge_sdk.device.state import Vectors
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork, find_local_algorithm
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import as_examples
-from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
-from edge_sdk.wire.messages import DELTA, Update
+from edge_sdk.training.local import Trainer, TrainResult
+from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
+from edge_sdk.wire.plan import PLAIN
 from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = [
@@ -39,6 +41,10 @@ ENGINES_KEPT: Final = 2
 RESIDUAL: Final = "residual"
 VELOCITY: Final = "velocity"
 LOCAL: Final = "local."
+NUMBERS_BYTES_MAX: Final = NUMBERS_MAX * (VECTOR_NAME_CHARACTERS_MAX + 11)
+VECTOR_HEAD_BYTES_MAX: Final = VECTOR_NAME_CHARACTERS_MAX + 32
+GROUPS_APART: Final = 1 << 20
+"""Between the seeds of two vectors of one update; the groups of a vector count on from its own."""
 
 
 class Cancelled(EdgeFedError):
@@ -58,7 +64,8 @@ class TrainingJob:
         program: The program's bytes.
         parameters: The parameters' bytes.
         vectors: Gives the named vectors that this device keeps for the digest of a spec: what earlier updates did not
-            send (``residual``), a ``velocity``, and what local algorithms keep (``local.<name>``).
+            send (``residual``, ``residual.<vector>``), velocities (``velocity``), and what local algorithms keep
+            (``local.<algorithm>.<name>``).
         keeps_vectors: Tells whether vectors of so many bytes can be kept.
         seed: Seeds shuffling and stochastic rounding.
         stop: Whether the work was called off; asked at each step, or each run of a few short ones.
@@ -126,6 +133,7 @@ class TrainingWork:
         trainer: Replaces the engine where given.
         examples_min: Fewer local examples than this are no basis for an update.
         clock: Monotonic time in seconds.
+        algorithms: Local algorithms of the application's own, by the name in a plan.
     """
 
     def __init__(
@@ -136,70 +144,94 @@ class TrainingWork:
         trainer: Trainer | None = None,
         examples_min: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        algorithms: Mapping[str, LocalAlgorithm] | None = None,
     ) -> None:
         self._load_examples = load_examples
         self._engines = engines or EngineCache()
         self._trainer = trainer
         self._examples_min = examples_min
         self._clock = clock
+        self._algorithms = algorithms or {}
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
         program, engine = self._engines.get(job.start.program, job.program)
-        job_codec(job, program)
-        vector = decode_parameters(job.parameters, program.spec)
-        plan = replace(
-            job.start.plan.training, seconds_max=min(job.start.plan.training.seconds_max, job.start.seconds_max)
-        )
+        local = find_local_algorithm(job.start.plan.local, self._algorithms)
+        job_codec(job, program, local.vectors)
+        plan = job.start.plan.training
         examples = as_examples(self._load_examples(), program)
         if len(examples) < self._examples_min:
             raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
-        options: dict[str, Any] = {
-            "rng": np.random.Generator(np.random.PCG64(job.seed)),
-            "clock": self._clock,
-            "stop": job.stop,
-            "progress": job.progress,
-        }
-        if self._trainer is not None:
-            result = train_with_trainer(self._trainer, program, vector, examples, plan, **options)
-        elif engine is not None:
-            result = train_locally(engine, vector, examples, plan, **options)
-        else:
-            raise TrainingError("this program brings no graph: give EdgeClient a trainer=...")
+        before = job.vectors(spec_digest(program))
+        work = LocalWork(
+            program=program,
+            parameters=decode_parameters(job.parameters, program.spec),
+            examples=examples,
+            plan=replace(plan, seconds_max=min(plan.seconds_max, job.start.seconds_max)),
+            engine=engine,
+            trainer=self._trainer,
+            received={name: decode_parameters(data, program.spec) for name, data in job.received.items()},
+            kept=_kept(before, job.start.plan.local),
+            settings=job.start.plan.local_settings,
+            rng=np.random.Generator(np.random.PCG64(job.seed)),
+            clock=self._clock,
+            stop=job.stop,
+            progress=job.progress,
+        )
+        result = local.run(work)
         if job.stop():
             raise Cancelled("training was called off")
-        name = "trainer" if self._trainer is not None or engine is None else engine.name
-        return make_update(job, program, result, name)
+        return make_update(job, program, result, work.engine_name, before)
 
 
-def make_update(job: TrainingJob, program: Program, result: TrainResult, engine: str) -> TrainedUpdate:
-    """Encodes a training result with what is kept, into the update that waits in the outbox.
+def make_update(
+    job: TrainingJob, program: Program, result: LocalResult, engine: str, before: Vectors | None = None
+) -> TrainedUpdate:
+    """Encodes what a local algorithm gave, into the update that waits in the outbox.
+
+    Args:
+        job: What was to be done.
+        program: The program.
+        result: What the local algorithm gave.
+        engine: The name of what trained.
+        before: The vectors that this device keeps; asked of the job where None.
 
     Raises:
         OverQuota: The frames may not be as large as they would be.
+        TrainingError: A vector to send is not one of float32[P].
     """
-    start = job.start
+    start, trained = job.start, result.trained
     spec = spec_digest(program)
-    codec = job_codec(job, program)
-    before = job.vectors(spec)
-    encoded = encode_frames(
-        result.delta,
-        _feedback(before),
-        codec,
-        program.spec,
-        seed=job.seed,
-        shared_seed=shared_seed(start.parameters),
-        keeps_residual=job.keeps_vectors(result.delta.nbytes),
-    )
-    evaluation = result.evaluation
+    before = job.vectors(spec) if before is None else before
+    codec = job_codec(job, program, tuple(result.vectors))
+    keeps = job.keeps_vectors(trained.delta.nbytes * (1 + len(result.vectors)))
+    frames: dict[str, tuple[bytes, ...]] = {}
+    after = {name: vector for name, vector in before.items() if _is_of_another(name, start.plan.local)}
+    after |= {f"{LOCAL}{start.plan.local}.{name}": vector for name, vector in result.keep.items()}
+    for number, (name, vector) in enumerate([(DELTA, trained.delta), *result.vectors.items()]):
+        if vector.shape != trained.delta.shape or vector.dtype != np.float32:
+            raise TrainingError(f"the local algorithm's vector {name!r} is {vector.dtype}{list(vector.shape)}")
+        encoded = encode_frames(
+            vector,
+            _feedback(before, name),
+            codec,
+            program.spec,
+            seed=job.seed + number * GROUPS_APART,
+            shared_seed=shared_seed(start.parameters),
+            keeps_residual=keeps,
+        )
+        frames[name] = encoded.frames
+        after |= _named_feedback(encoded.residual, name, program)
+    evaluation = trained.evaluation
     payload = Update(
-        examples=result.examples,
-        steps=result.steps,
-        loss=float(result.loss),
-        complete=result.complete,
-        seconds=round(result.seconds, 3),
+        examples=trained.examples,
+        steps=trained.steps,
+        loss=float(trained.loss),
+        complete=trained.complete,
+        seconds=round(trained.seconds, 3),
         engine=engine,
-        vectors={DELTA: encoded.frames},
+        vectors=frames,
+        numbers={name: float(value) for name, value in result.numbers.items()},
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
     ).encode()
     update = PendingUpdate(
@@ -213,40 +245,62 @@ def make_update(job: TrainingJob, program: Program, result: TrainResult, engine:
         spec=spec,
         payload=payload,
     )
-    local = {name: values for name, values in before.items() if name.startswith(LOCAL)}
-    return TrainedUpdate(update, local | _named_feedback(encoded.residual, program), result)
+    return TrainedUpdate(update, after, trained)
 
 
-def _feedback(vectors: Vectors) -> NDArray[np.float32] | None:
-    """What the codecs take: the residual, with the velocity behind it where there is one."""
-    residual, velocity = vectors.get(RESIDUAL), vectors.get(VELOCITY)
+def _kept(vectors: Vectors, algorithm: str) -> dict[str, NDArray[np.float32]]:
+    """What one local algorithm keeps, by its own names."""
+    prefix = f"{LOCAL}{algorithm}."
+    return {name.removeprefix(prefix): vector for name, vector in vectors.items() if name.startswith(prefix)}
+
+
+def _is_of_another(name: str, algorithm: str) -> bool:
+    """Whether a vector is kept by a local algorithm that has no part in this round."""
+    return name.startswith(LOCAL) and not name.startswith(f"{LOCAL}{algorithm}.")
+
+
+def _feedback(vectors: Vectors, sent: str) -> NDArray[np.float32] | None:
+    """What codecs take for a vector that is sent: its residual, with the velocity behind it where there is one."""
+    residual, velocity = (vectors.get(name) for name in _feedback_names(sent))
     if residual is None or velocity is None or residual.size != velocity.size:
         return residual
     return np.concatenate([residual, velocity])
 
 
-def _named_feedback(values: NDArray[np.float32] | None, program: Program) -> dict[str, NDArray[np.float32]]:
+def _named_feedback(values: NDArray[np.float32] | None, sent: str, program: Program) -> dict[str, NDArray[np.float32]]:
     """The inverse, after encoding."""
     if values is None:
         return {}
+    residual, velocity = _feedback_names(sent)
     trainable = sum(tensor.size for tensor in program.spec if tensor.kind == "trainable")
     if values.size == trainable:
-        return {RESIDUAL: values}
-    return {RESIDUAL: values[:trainable], VELOCITY: values[trainable:]}
+        return {residual: values}
+    return {residual: values[:trainable], velocity: values[trainable:]}
 
 
-def job_codec(job: TrainingJob, program: Program) -> CodecSettings:
+def _feedback_names(sent: str) -> tuple[str, str]:
+    return (RESIDUAL, VELOCITY) if sent == DELTA else (f"{RESIDUAL}.{sent}", f"{VELOCITY}.{sent}")
+
+
+def job_codec(job: TrainingJob, program: Program, beside: tuple[str, ...] = ()) -> CodecSettings:
     """The plan's codec, made to fit where an update may have only so many bytes.
+
+    Args:
+        job: What is to be done.
+        program: The program.
+        beside: Names of the vectors that are sent beside the delta; all have the same share of the bytes.
 
     Raises:
         OverQuota: It cannot be.
     """
     asked = job.start.plan.codec
-    codec = fitted_frames(program.spec, asked, job.frames_bytes_max)
+    beside_bytes = 0 if job.start.plan.local == PLAIN else NUMBERS_BYTES_MAX + len(beside) * VECTOR_HEAD_BYTES_MAX
+    bytes_max = max(1, job.frames_bytes_max - beside_bytes) // (1 + len(beside)) if job.frames_bytes_max else 0
+    codec = fitted_frames(program.spec, asked, bytes_max)
     if codec is None:
         raise OverQuota(
             f"an update of {program.spec.size} elements with codec {asked.name} has more than the "
-            f"{job.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
+            f"{bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
         )
     return codec
 

@@ -40,5 +40,3 @@ class Backoff:
     def reset(self) -> None:
         """Start over: an attempt has succeeded."""
         self._limit = self._base
-
-

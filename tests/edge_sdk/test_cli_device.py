@@ -273,9 +273,11 @@ def test_a_coordinator_that_left_is_offline(broker: PrivateBroker, write: Write,
     with Federation(tmp_path / "coordinator", broker.url, "left") as plant, plant.client(tmp_path / "pi") as client:
         wait(lambda: client.status.counted >= 1)
     path = write(broker.url)
-    path.write_text(path.read_text().replace('"plant"', '"left"').replace("[broker]", 'task = "none"\n[broker]'))
+    path.write_text(path.read_text().replace('"plant"', '"left"'))
+    assert found(path)["coordinator"][0].text == "offline: devices wait for it"
+    path.write_text(path.read_text().replace("[broker]", 'task = "none"\n[broker]'))
     all_found = found(path)
-    assert all_found["coordinator"][0].text == "offline: devices wait for it"
+    assert all_found["coordinator"][0].text == "none that speaks here serves task 'none': check its name"
     assert all_found["task"][0].text == "federation 'left' announces no task 'none'"
 
 

@@ -24,7 +24,7 @@ from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
 from device_sim.broker import BrokerTls, PrivateBroker
 from edge_sdk.client import EdgeClient, Limits
-from edge_sdk.device.agent import Progress
+from edge_sdk.device.progress import Progress
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TlsSettings, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop
@@ -619,7 +619,7 @@ def test_the_log_of_a_device_says_what_happens(
     caplog.set_level(logging.INFO, logger="edge_sdk")
     with federation() as plant, plant.client(tmp_path / "pi") as client:
         wait(lambda: client.status.counted >= 1)
-    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.device.agent"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.device.status"]
     assert [line.split(": ")[1] for line in lines[:5]] == ["online", "invited", "training", "trained", "received"]
 
 

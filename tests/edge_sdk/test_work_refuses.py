@@ -26,7 +26,7 @@ def order(program: bytes, parameters: bytes = PARAMETERS) -> TrainingJob:
     digests = digest_of(program), digest_of(parameters)
     begun = StartTraining(bytes(16), bytes(8), "default", 1, 1, "0", *digests, plan, 10.0)
     return TrainingJob(
-        begun, program, parameters, lambda spec: None, lambda length: True, 0, lambda: False, lambda steps, loss: None
+        begun, program, parameters, lambda spec: {}, lambda length: True, 0, lambda: False, lambda steps, loss: None
     )
 
 

@@ -1,7 +1,7 @@
 """When to check in, and the check-in that is out.
 
-PURE, a part of the session. An announcement is a hint (rule 3). When one says ``selection``, the device draws whether it
-is within the announced fraction and, if so, at which moment of the window it checks in. Replies that echo the nonce of
+PURE, a part of the session. An announcement is a hint (rule 3). When one says ``selection``, the device draws whether
+it is within the announced fraction and, if so, at which moment of the window it checks in. Replies that echo the nonce of
 one of the last check-ins count, all others are dropped; seconds in a reply count from when *that* check-in was sent.
 Silence repeats the check-in with backoff, each time with a new nonce.
 

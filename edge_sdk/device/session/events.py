@@ -155,8 +155,8 @@ class Send:
 class StartTraining:
     """Train, encode, save to the outbox, and come back with ``TrainingFinished`` or ``TrainingFailed``.
 
-    ``seconds_max`` is what is left for training, in seconds. ``vectors`` are the further blobs that the invite named, as
-    ``(name, digest)``; they are here, like ``program`` and ``parameters``.
+    ``seconds_max`` is what is left for training, in seconds. ``vectors`` are the further blobs that the invite named,
+    as ``(name, digest)``; they are here, like ``program`` and ``parameters``.
     """
 
     ticket: bytes
@@ -208,14 +208,4 @@ class Leave:
     """All is said: the shell may disconnect."""
 
 
-Action = (
-    Subscribe
-    | Unsubscribe
-    | Send
-    | StartTraining
-    | CancelTraining
-    | MarkReceived
-    | Settle
-    | Notify
-    | Leave
-)
+Action = Subscribe | Unsubscribe | Send | StartTraining | CancelTraining | MarkReceived | Settle | Notify | Leave

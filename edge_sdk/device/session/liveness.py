@@ -14,36 +14,20 @@ A last will is heeded where it is of the followed lineage and not of an earlier 
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from edge_sdk.device.session.events import Action, Subscribe
-from edge_sdk.errors import DecodeError
-from edge_sdk.wire.topics import Topics, is_segment
+from edge_sdk.wire.coordinator_state import CoordinatorState
+from edge_sdk.wire.topics import Topics
 
-__all__ = ["Change", "CoordinatorState", "Liveness", "decode_state"]
+__all__ = ["Change", "Liveness"]
 
-STATE_BYTES_MAX: Final = 20_000
-INCARNATION_MAX: Final = 1 << 60
-LINEAGE_BYTES_MAX: Final = 16
-TASKS_MAX: Final = 256
 LINEAGES_KEPT: Final = 8
 LISTEN_SECONDS: Final = 60.0
 LISTEN_SECONDS_MAX: Final = 600.0
 NEVER: Final = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorState:
-    """What a coordinator says of itself, checked."""
-
-    lineage: bytes
-    incarnation: int
-    online: bool
-    tasks: tuple[str, ...]
 
 
 class Change(NamedTuple):
@@ -59,42 +43,6 @@ class Change(NamedTuple):
 
 
 UNCHANGED: Final = Change()
-
-
-def decode_state(payload: bytes, segment: str) -> CoordinatorState:
-    """The state in the bytes under ``coordinator/<segment>/state``, which nobody vouches for.
-
-    Raises:
-        DecodeError: They are no such state.
-    """
-    if len(payload) > STATE_BYTES_MAX:
-        raise DecodeError(f"coordinator state of {len(payload)} bytes", reason="oversize")
-    try:
-        state: Any = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise DecodeError("coordinator state: not JSON") from error
-    if not isinstance(state, dict):
-        raise DecodeError("coordinator state: expected a map")
-    lineage, incarnation = state.get("lineage"), state.get("incarnation")
-    online, tasks = state.get("online"), state.get("tasks")
-    if not isinstance(lineage, str) or lineage != segment:
-        raise DecodeError("coordinator state: its lineage is not that of its topic")
-    try:
-        lineage_bytes = bytes.fromhex(lineage)
-    except ValueError:
-        raise DecodeError("coordinator state: its lineage is not hexadecimal") from None
-    if not 0 < len(lineage_bytes) <= LINEAGE_BYTES_MAX or lineage_bytes.hex() != lineage:
-        raise DecodeError(f"coordinator state: its lineage is not 1 to {LINEAGE_BYTES_MAX} bytes")
-    # bool is an int to Python, and JSON has floats such as 1e999.
-    if type(incarnation) is not int or not 0 <= incarnation <= INCARNATION_MAX:
-        raise DecodeError("coordinator state: incarnation is not a whole number from 0")
-    if not isinstance(online, bool):
-        raise DecodeError("coordinator state: online is neither true nor false")
-    if not isinstance(tasks, list) or len(tasks) > TASKS_MAX:
-        raise DecodeError(f"coordinator state: tasks is not a list of at most {TASKS_MAX} names")
-    if not all(isinstance(task, str) and is_segment(task) for task in tasks):
-        raise DecodeError("coordinator state: tasks has a name that cannot stand in a topic")
-    return CoordinatorState(lineage_bytes, incarnation, online, tuple(tasks))
 
 
 class Liveness:

@@ -14,6 +14,7 @@ from edge_sdk.wire.topics import Topics
 
 __all__ = ["Mailbox", "decode_announcement"]
 
+
 @lru_cache(maxsize=16)
 def decode_announcement(payload: bytes, federation: str) -> tuple[Envelope, Message]:
     """Every device of a process hears the same bytes: they are decoded once."""

@@ -1,8 +1,8 @@
 """The device's state machine. PURE: no I/O, no clock, no thread, only ``handle(event, now)`` and ``next_deadline()``.
 
 Its legs do the work and own what they must remember: ``liveness`` (the connection and the coordinator behind it),
-``checkin`` (when to check in, and the check-in that is out), ``work`` with ``fetch`` (the ticket in hand) and ``deliver``
-(the update on its way to its outcome). The session composes them. The table in ``stages`` says what leads where:
+``checkin`` (when to check in, and the check-in that is out), ``work`` with ``fetch`` (the ticket in hand) and
+``deliver`` (the update on its way to its outcome). The session composes them. The table in ``stages`` says what leads where:
 
 * ``idle``: waits for the right moment to check in.
 * ``checking_in``: a check-in is out.
@@ -41,12 +41,13 @@ from edge_sdk.device.session.events import (
     TrainingFinished,
 )
 from edge_sdk.device.session.fetch import Blobs, Fetch
-from edge_sdk.device.session.liveness import Change, Liveness, decode_state
+from edge_sdk.device.session.liveness import Change, Liveness
 from edge_sdk.device.session.mailbox import Mailbox, decode_announcement
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.stages import CHECKING_IN, FETCHING, HEEDED, IDLE, UPLOADING, Stage
 from edge_sdk.device.session.work import Refusal, Work
 from edge_sdk.errors import ProtocolError
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope
 from edge_sdk.wire.messages import Announce, BlobGone, ComeBack, Have, Invite, RangeData, Verdict
 from edge_sdk.wire.outcomes import FINAL_OUTCOMES
@@ -208,7 +209,7 @@ class Session:
         try:
             match parts:
                 case ("coordinator", lineage, "state"):
-                    state = decode_state(event.payload, lineage)
+                    state = CoordinatorState.decode(event.payload, lineage)
                     return self._on_change(self._liveness.on_state(state, event.retained, now), now)
                 case ("blobs", digest, offset) if self._stage.now == FETCHING:
                     retained = self._fetch.on_retained(digest, offset, event.payload, now)
