@@ -30,12 +30,12 @@ from coordinator.config.settings import (
 )
 from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
+from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory, unpack_memory
 from coordinator.service import Service
 from coordinator.setup_checks import (
-    check_codec,
     check_memory,
     check_not_lost,
+    check_open_round,
     check_quotas,
     check_target,
     check_update_budget,
@@ -327,7 +327,8 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> Prepared:
         aggregator.broadcast(initial, memory),
     )
     check_memory(config, memory, checkpoint.server_state)
-    check_codec(config, store, program)
+    parameters = store.get_blob(checkpoint.parameters_digest) or b""
+    check_open_round(config, store, aggregator, (parameters, unpack_memory(checkpoint.server_state)))
     return Prepared(
         config,
         task,

@@ -370,10 +370,8 @@ class Aggregation(Section):
     """How updates become the next model.
 
     `algorithm` makes one delta out of all updates, and `server_optimizer` moves the model by it. Either may be the
-    user's own class, named `package.module:Class` (see extend.md). Each `[[aggregation.step]]` is a step that
-    updates pass before they are added, in order: `clip` scales an update whose L2 norm is above `norm` down to it.
-    Median and trimmed mean count every update alike, whatever its number of examples, and need codecs that send every
-    coordinate.
+    user's own class, named `package.module:Class`. Each `[[aggregation.step]]` is a step that updates pass before they
+    are added, in order. [algorithms.md](algorithms.md) says which to choose.
     """
 
     algorithm: str = key(

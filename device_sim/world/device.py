@@ -125,7 +125,12 @@ class SimDevice:
                 bytes_per_device_per_day_max=world.scenario.bytes_per_device_per_day_max,
             )
             self._shell = DeviceShell(
-                AgentSettings(world.scenario.federation, self.name, publish_status=False),
+                AgentSettings(
+                    world.scenario.federation,
+                    self.name,
+                    publish_status=False,
+                    algorithms=tuple(world.scenario.local_algorithms),
+                ),
                 timers=_Timers(world.clock),
                 connect=self._connect,
                 run_job=self._run_job,
@@ -239,7 +244,8 @@ class SimDevice:
         """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""
         self.world.auditor.on_training(self.name, job.start.ticket, digest_of(job.parameters))
         clock = _StepClock(self._step_seconds)
-        trained = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock).run(job)
+        own = self.world.scenario.local_algorithms
+        trained = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock, algorithms=own).run(job)
         update = trained.update
         if update.payload is None:
             raise EdgeFedError("a fresh update has its payload")

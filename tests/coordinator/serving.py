@@ -229,7 +229,7 @@ class RecordedWork:
     def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:
             product = self._work.run(order)
-        self._books.payloads[product.entry.digest] = product.entry.payload
+        self._books.payloads[product.update.digest] = product.update.payload
         self._gate.pass_through(self._device)
         return product
 

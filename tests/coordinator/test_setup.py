@@ -255,6 +255,18 @@ def test_the_codec_stays_while_an_open_round_holds_updates_of_it(tmp_path: Path)
     assert "put the former [codec] table back" in message
 
 
+def test_an_algorithm_that_cannot_use_the_updates_of_an_open_round_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, codec=DENSE)
+    program = prepared(config).program
+    frame = dense_frame(np.zeros(program.spec.size, dtype=np.float32))
+    with_update(config, program.digest, update_of(frame, steps=7))
+    for algorithm in ("median", "fednova"):
+        prepared(config_of(tmp_path, codec=DENSE, aggregation={"algorithm": algorithm}))
+    options = {"algorithm": "fednova", "options": {"steps_max": 5}}
+    message = refusal(config_of(tmp_path, codec=DENSE, aggregation=options))
+    assert message.startswith("aggregation: round 1: the open round holds an update that the configuration cannot use")
+
+
 def with_update(config: FederationConfig, program: bytes, payload: bytes) -> None:
     """Leaves a round open in which one update is journalled."""
     store = Store(database_path(config), wall=lambda: 1e9, new_id=os.urandom)

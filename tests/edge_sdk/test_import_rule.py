@@ -25,6 +25,11 @@ LAYERS = (
 """Of ``edge_sdk``: a room imports from itself and from those before it."""
 
 PURE = (
+    "coordinator.pipeline.clip",
+    "coordinator.pipeline.gate",
+    "coordinator.pipeline.memory",
+    "coordinator.pipeline.metrics",
+    "coordinator.pipeline.step",
     "coordinator.schedules",
     "coordinator.server_optimizers",
     "coordinator.stopping",
@@ -36,7 +41,7 @@ PURE = (
 PURE_MAY_USE = {
     *PACKAGES,
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
-    *("bisect", "heapq", "json", "math", "numpy", "statistics", "struct", "zlib"),
+    *("bisect", "heapq", "json", "math", "msgpack", "numpy", "statistics", "struct", "zlib"),
 }
 """No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
 
