@@ -7,9 +7,10 @@ disk and power are simulated. The invariants of ``checkers`` are checked as it g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -84,14 +85,19 @@ class Outcome:
     trace: bytes
 
 
-def run(scenario: Scenario, seed: int, bundle: Bundle | None = None) -> Outcome:
+AtEnd: TypeAlias = Callable[[World, Store, list[SimDevice]], None]
+
+
+def run(scenario: Scenario, seed: int, bundle: Bundle | None = None, *, at_end: AtEnd | None = None) -> Outcome:
     """Plays the scenario with ``bundle``, a model of handwritten digits (8 x 8); softmax regression without one.
+
+    ``at_end`` is shown everything once all is settled, for checks of its own.
 
     Raises:
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle())
+        return _run(scenario, seed, bundle or _bundle(), at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -111,7 +117,7 @@ def replay_command(scenario: Scenario, seed: int) -> str:
     return " ".join(words)
 
 
-def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
+def _run(scenario: Scenario, seed: int, bundle: Bundle, at_end: AtEnd | None) -> Outcome:
     train, held_out = _digits()
     world = World(scenario, seed, bundle)
     clock, program = world.clock, bundle.program
@@ -146,6 +152,8 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     _until_finished(world, scenario)
     _settle(world, store, devices)
     outcome = _outcome(world, coordinator, store, devices)
+    if at_end is not None:
+        at_end(world, store, devices)
     store.close()
     return outcome
 

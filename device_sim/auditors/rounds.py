@@ -261,7 +261,8 @@ class Auditor:
             bound = validation.norm_median_factor * float(np.median(self.norms[-200:])) or math.inf
             for tickets in earlier[-50:]:
                 reasons = [ticket.reason for ticket in tickets if ticket.state == "refused"]
-                bound *= 2 if reasons.count("norm") > reasons.count("abandoned") else 1
+                many = reasons.count("norm") >= max(len(tickets) / 3, reasons.count("abandoned") + 1)
+                bound *= 2 if many else 1
         refused = {ticket for ticket, verdict in job.verdicts.items() if verdict == ("refused", "norm")}
         large = [
             norm_of(self._decoded(training.payload, layout)[0], layout.groups)

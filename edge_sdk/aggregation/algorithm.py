@@ -28,7 +28,7 @@ from edge_sdk.aggregation.rows import Rows
 from edge_sdk.codecs.frames import DecodedParts
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import load, make
-from edge_sdk.wire.messages import DELTA
+from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, VECTORS_MAX
 from edge_sdk.wire.plan import PLAIN
 
 __all__ = ["ALGORITHMS", "DELTA", "Algorithm", "Contribution", "State", "Vector", "make_algorithm", "make_configured"]
@@ -153,6 +153,17 @@ def make_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algor
             f"aggregation.algorithm = {name!r}: {type(made).__name__} is no algorithm; derive it from "
             "edge_sdk.aggregation.algorithm.Algorithm"
         )
+    for kind, names, most in (
+        ("vectors", (DELTA, *made.vectors), VECTORS_MAX),
+        ("broadcasts", made.broadcasts, VECTORS_MAX),
+        ("numbers", made.numbers, NUMBERS_MAX),
+    ):
+        wrong = [each for each in names if not 0 < len(each) <= VECTOR_NAME_CHARACTERS_MAX]
+        if wrong or len(set(names)) != len(names) or len(names) > most:
+            raise ConfigurationError(
+                f"aggregation.algorithm = {name!r}: its {kind} are {', '.join(map(repr, names))}; expected at most "
+                f"{most} different names of 1..{VECTOR_NAME_CHARACTERS_MAX} characters"
+            )
     return made
 
 

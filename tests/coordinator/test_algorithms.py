@@ -93,6 +93,20 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
         make_algorithm("collections:Counter")
 
 
+@pytest.mark.parametrize(
+    ("attribute", "names"),
+    [("vectors", ("delta",)), ("vectors", ("",)), ("numbers", ("n" * 33,)), ("broadcasts", tuple("abcdefghi"))],
+)
+def test_names_that_do_not_fit_into_messages_are_refused(attribute: str, names: tuple[str, ...]) -> None:
+    before = getattr(Loudest, attribute)
+    setattr(Loudest, attribute, names)
+    try:
+        with pytest.raises(ConfigurationError, match=f"its {attribute} are .* different names"):
+            make_algorithm("test_algorithms:Loudest")
+    finally:
+        setattr(Loudest, attribute, before)
+
+
 # --- one's own -------------------------------------------------------------------------------------------------------
 
 
