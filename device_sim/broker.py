@@ -29,10 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from device_sim.mosquitto import find_mosquitto
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.mqtt import BrokerSettings
 
-__all__ = ["BrokerTls", "PrivateBroker", "find_mosquitto", "password_line"]
+__all__ = ["BrokerTls", "PrivateBroker", "password_line"]
 
 _HERE: Final = Path(__file__).parent
 _HOST: Final = "127.0.0.1"
@@ -228,11 +229,6 @@ class PrivateBroker:
 
 def _settings_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and line[0] != "#"]
-
-
-def find_mosquitto() -> str | None:
-    """Where mosquitto is installed, None if it is not; Debian puts it where only root's PATH looks."""
-    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
 def password_line(username: str, password: str) -> str:

@@ -14,7 +14,8 @@ import pytest
 from conftest import MakeClient, MqttClient
 
 from device_sim import broker as broker_module
-from device_sim.broker import BrokerTls, PrivateBroker, find_mosquitto, password_line
+from device_sim.broker import BrokerTls, PrivateBroker, password_line
+from device_sim.mosquitto import find_mosquitto
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published
 from edge_sdk.wire.topics import Topics
