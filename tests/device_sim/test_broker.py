@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeClient, MqttClient
+from conftest import MakeBroker, MakeClient, MqttClient
 
 from device_sim import broker as broker_module
 from device_sim.broker import BrokerTls, PrivateBroker, password_line
@@ -51,7 +51,11 @@ def test_restart_keeps_the_port_and_changes_the_process(broker: PrivateBroker, m
 def test_many_brokers_stand_side_by_side() -> None:
     with PrivateBroker() as first, PrivateBroker() as second:
         assert first.port != second.port
-        assert first.kind == second.kind == "mosquitto"
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_auto_takes_mosquitto_where_it_is_installed() -> None:
+    assert PrivateBroker().kind == "mosquitto"
 
 
 def test_auto_takes_the_embedded_broker_where_mosquitto_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,15 +72,15 @@ def test_an_unknown_kind_and_what_amqtt_cannot_do_are_refused() -> None:
         PrivateBroker("amqtt", users=USERS)
 
 
-def test_a_broker_that_does_not_start_says_why(tmp_path: Path) -> None:
-    broken = PrivateBroker("mosquitto", tmp_path, options={"no_such_setting": 1})
+def test_a_broker_that_does_not_start_says_why(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    broken = mosquitto(tmp_path, options={"no_such_setting": 1})
     with pytest.raises(ConnectionUnavailable, match=r"mosquitto ended at once; it said: (?s:.*)no_such_setting"):
         broken.start()
     assert broken.pid == 0
 
 
-def test_a_given_directory_is_kept(tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto", tmp_path / "b") as broker:
+def test_a_given_directory_is_kept(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    with mosquitto(tmp_path / "b") as broker:
         assert broker.directory == tmp_path / "b"
     assert (tmp_path / "b" / "mosquitto.conf").exists()
 
@@ -110,6 +114,7 @@ def test_the_embedded_broker_is_quiet(amqtt_broker: PrivateBroker, make_client: 
     assert amqtt_broker.log_file.read_text() == ""
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_more_clients_than_the_usual_file_limit_can_connect() -> None:
     code = (
         "import resource, socket\n"
@@ -139,8 +144,10 @@ def test_the_queue_holds_far_more_than_the_thousand_of_mosquittos_default(
     assert [int.from_bytes(event.payload, "big") for event in receiver.of(Delivery)] == list(range(3_000))
 
 
-def test_the_queue_is_capped_in_bytes(make_client: MakeClient, settle: Callable[[float], None]) -> None:
-    with PrivateBroker("mosquitto", options={"max_queued_bytes": 2_000_000}) as broker:
+def test_the_queue_is_capped_in_bytes(
+    mosquitto: MakeBroker, make_client: MakeClient, settle: Callable[[float], None]
+) -> None:
+    with mosquitto(options={"max_queued_bytes": 2_000_000}) as broker:
         receiver = make_client(broker, manual_ack=True).connected().subscribed("t/x")
         sender = make_client(broker, in_flight_max=200).connected()
         for _ in range(600):
@@ -163,8 +170,8 @@ def test_the_message_limit_is_announced(mosquitto_broker: PrivateBroker, make_cl
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", users=USERS) as started:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(users=USERS) as started:
         yield started
 
 
@@ -234,13 +241,14 @@ def test_passwords_are_as_mosquitto_passwd_writes_them(secured: PrivateBroker, m
         password_line("a:b", "c")
 
 
-def test_both_listeners_serve_when_there_is_tls(make_client: MakeClient) -> None:
+def test_both_listeners_serve_when_there_is_tls(mosquitto: MakeBroker, make_client: MakeClient) -> None:
     tls = Path(__file__).parents[1] / "data" / "tls"
-    with PrivateBroker("mosquitto", tls=BrokerTls(tls / "broker.pem", tls / "broker.key")) as broker:
+    with mosquitto(tls=BrokerTls(tls / "broker.pem", tls / "broker.key")) as broker:
         make_client(broker).connected()
         assert broker.tls_url.startswith("mqtts://localhost:")
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_mosquitto_is_found_outside_an_ordinary_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert find_mosquitto() is not None

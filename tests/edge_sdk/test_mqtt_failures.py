@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeClient
+from conftest import MakeBroker, MakeClient
 
 from device_sim.broker import BrokerTls, PrivateBroker
 from edge_sdk.errors import ConfigurationError, ConnectionRefused, ConnectionUnavailable
@@ -21,14 +21,14 @@ USERS = {"coordinator": "c-secret", "dev1": "d-secret", "dev2": "e-secret"}
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", users=USERS) as broker:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(users=USERS) as broker:
         yield broker
 
 
 @pytest.fixture(scope="module")
-def tls_broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / "broker.pem", TLS / "broker.key")) as broker:
+def tls_broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(tls=BrokerTls(TLS / "broker.pem", TLS / "broker.key")) as broker:
         yield broker
 
 
@@ -190,10 +190,12 @@ def test_an_unknown_authority(tls_broker: PrivateBroker, make_client: MakeClient
     )
 
 
-def test_a_certificate_for_another_name(tls_broker: PrivateBroker, make_client: MakeClient) -> None:
+def test_a_certificate_for_another_name(
+    mosquitto: MakeBroker, tls_broker: PrivateBroker, make_client: MakeClient
+) -> None:
     gone = make_client(f"mqtts://127.0.0.2:{tls_broker.tls_port}", tls=AUTHORITY).failed()
     assert "nothing listens" in str(gone.error)
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / "client.pem", TLS / "client.key")) as broker:
+    with mosquitto(tls=BrokerTls(TLS / "client.pem", TLS / "client.key")) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
     assert "was not accepted" in str(gone.error)
 
@@ -205,16 +207,18 @@ def test_a_certificate_for_another_name(tls_broker: PrivateBroker, make_client: 
         ("broker-expired.pem", "it has expired. Renew it at the broker, unless this device's clock is wrong"),
     ],
 )
-def test_a_certificate_out_of_its_time(make_client: MakeClient, certificate: str, sentence: str) -> None:
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / certificate, TLS / "broker.key")) as broker:
+def test_a_certificate_out_of_its_time(
+    mosquitto: MakeBroker, make_client: MakeClient, certificate: str, sentence: str
+) -> None:
+    with mosquitto(tls=BrokerTls(TLS / certificate, TLS / "broker.key")) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
     assert (gone.reason, type(gone.error)) == ("unavailable", ConnectionUnavailable)
     assert sentence in str(gone.error)
 
 
-def test_a_broker_that_asks_for_a_client_certificate(make_client: MakeClient) -> None:
+def test_a_broker_that_asks_for_a_client_certificate(mosquitto: MakeBroker, make_client: MakeClient) -> None:
     files = BrokerTls(TLS / "broker.pem", TLS / "broker.key", ca_file=TLS / "authority.pem")
-    with PrivateBroker("mosquitto", tls=files) as broker:
+    with mosquitto(tls=files) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
         assert "give cert_file and key_file" in str(gone.error)
         own = TlsSettings(AUTHORITY.ca_file, str(TLS / "client.pem"), str(TLS / "client.key"))
