@@ -60,13 +60,13 @@ def mosquitto_broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
 
 
 @pytest.fixture
-def amqtt_broker() -> Iterator[PrivateBroker]:
-    """An embedded amqtt of the test's own."""
-    with PrivateBroker("amqtt") as broker:
+def iotcore_broker() -> Iterator[PrivateBroker]:
+    """An embedded broker of the test's own."""
+    with PrivateBroker("iotcore") as broker:
         yield broker
 
 
-@pytest.fixture(params=["mosquitto", "amqtt"])
+@pytest.fixture(params=["mosquitto", "iotcore"])
 def broker(request: pytest.FixtureRequest) -> PrivateBroker:
     """Both brokers, one after the other."""
     found: PrivateBroker = request.getfixturevalue(f"{request.param}_broker")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -60,16 +63,16 @@ def test_auto_takes_mosquitto_where_it_is_installed() -> None:
 
 def test_auto_takes_the_embedded_broker_where_mosquitto_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "find_mosquitto", lambda: None)
-    assert PrivateBroker().kind == "amqtt"
+    assert PrivateBroker().kind == "iotcore"
     with pytest.raises(ConfigurationError, match="apt install mosquitto"):
         PrivateBroker("mosquitto")
 
 
-def test_an_unknown_kind_and_what_amqtt_cannot_do_are_refused() -> None:
+def test_an_unknown_kind_and_what_iotcore_cannot_do_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="'hive' is unknown"):
         PrivateBroker("hive")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="kind='mosquitto'"):
-        PrivateBroker("amqtt", users=USERS)
+        PrivateBroker("iotcore", users=USERS)
 
 
 def test_a_broker_that_does_not_start_says_why(mosquitto: MakeBroker, tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_a_given_directory_is_kept(mosquitto: MakeBroker, tmp_path: Path) -> Non
     assert (tmp_path / "b" / "mosquitto.conf").exists()
 
 
-@pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
+@pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
 def test_the_broker_ends_with_a_process_that_is_killed(kind: str) -> None:
     code = (
         "import time; from device_sim.broker import PrivateBroker\n"
@@ -104,14 +107,42 @@ def test_the_broker_ends_with_a_process_that_is_killed(kind: str) -> None:
     assert gone(pid)
 
 
-def test_the_embedded_broker_is_quiet(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker).connected().subscribed("t/x")
+def test_a_broker_that_has_ended_by_itself_is_told(broker: PrivateBroker) -> None:
+    broker.check()
+    os.kill(broker.pid, signal.SIGKILL)
+    with pytest.raises(ConnectionUnavailable, match=f"the private {broker.kind} has ended .exit code -9.; it said: "):
+        for _ in range(100):
+            broker.check()
+            time.sleep(0.02)
+    broker.stop()
+    broker.check()
+
+
+def test_the_embedded_broker_takes_new_clients_or_ends_and_never_goes_mute(
+    iotcore_broker: PrivateBroker, make_client: MakeClient
+) -> None:
+    reset = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends a TCP reset.
+    for _ in range(3):
+        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", iotcore_broker.port)) as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            peer.sendall(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04same")
+        time.sleep(0.2)
+    try:
+        iotcore_broker.check()
+    except ConnectionUnavailable as ended:
+        assert "panicked" in str(ended)
+    else:
+        make_client(iotcore_broker).connected()
+
+
+def test_the_embedded_broker_is_quiet(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker).connected().subscribed("t/x")
     client.transport.publish("t/x", b"1")
     client.expect(Delivery)
     client.transport.disconnect(will=True)
     client.expect(Disconnected)
-    amqtt_broker.stop()
-    assert amqtt_broker.log_file.read_text() == ""
+    iotcore_broker.stop()
+    assert iotcore_broker.log_file.read_text() == ""
 
 
 @pytest.mark.usefixtures("mosquitto")

@@ -11,7 +11,18 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-HEAVY = ("onnx", "onnxruntime", "pydantic", "typer", "rich", "sklearn", "matplotlib", "amqtt", "google", "coordinator")
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "pydantic",
+    "typer",
+    "rich",
+    "sklearn",
+    "matplotlib",
+    "iotcore",
+    "google",
+    "coordinator",
+)
 LATER = ("paho", "ssl", "_ssl", "hashlib", "_hashlib", "asyncio", "sqlite3", "http", "email", "multiprocessing", "xml")
 NAMES = "EdgeClient, Examples, Limits, Progress, Status, Trainer"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def accept_then(more: bytes) -> Answer:
 
 def send_and_hang_up(data: bytes) -> Answer:
     return lambda client, _: client.sendall(data)
+
+
+def test_silence_to_mqtt_5_is_not_waited_out_and_3_1_1_is_tried(
+    make_client: MakeClient, peer: Callable[[Answer], str]
+) -> None:
+    def answer(client: socket.socket, connect: bytes) -> None:
+        if connect[8] == 4:
+            client.sendall(b"\x20\x02\x00\x00")
+        while client.recv(4_096):
+            pass
+
+    began = time.monotonic()
+    assert make_client(peer(answer)).connected().of(Connected)[0].protocol == "3.1.1"
+    assert time.monotonic() - began < 5.0, "of the ten seconds that an answer may take"
 
 
 def test_nothing_listens_here(make_client: MakeClient, peer: Callable[[Answer], str]) -> None:

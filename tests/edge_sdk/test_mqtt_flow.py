@@ -23,8 +23,8 @@ def test_mqtt_5_is_spoken_where_the_broker_can(mosquitto_broker: PrivateBroker, 
     assert event == Connected("5", packet_bytes_max=262_144, receive_max=200)
 
 
-def test_falls_back_to_3_1_1_once_and_remembers_it(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker.url).connected()
+def test_falls_back_to_3_1_1_once_and_remembers_it(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker.url).connected()
     assert client.of(Connected)[0].protocol == "3.1.1"
     assert client.transport.connections == 2
     client.transport.disconnect()
@@ -38,7 +38,7 @@ def test_another_broker_at_the_same_address_is_found_out_again(mosquitto: MakeBr
         client = make_client(first, connect_seconds_max=0.5).connected()
         first.stop()
         client.expect(Disconnected)
-        with PrivateBroker("amqtt") as second:
+        with PrivateBroker("iotcore") as second:
             second.stop()
             second.port = first.port
             second.start()
@@ -87,8 +87,8 @@ def test_an_expired_message_is_not_delivered_on_mqtt_5(
     assert [event.payload for event in receiver.of(Delivery)] == [b"here"]
 
 
-def test_expiry_is_left_out_on_3_1_1(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker).connected().subscribed("t/x")
+def test_expiry_is_left_out_on_3_1_1(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker).connected().subscribed("t/x")
     client.transport.publish("t/x", b"1", expiry_seconds=1)
     assert client.expect(Delivery).payload == b"1"
 
