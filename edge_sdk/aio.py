@@ -26,8 +26,8 @@ class AsyncEdgeClient:
     """A device of a federation, driven from asyncio.
 
     ``async with AsyncEdgeClient(...) as client`` starts it and stops it politely; ``async for progress in client``
-    tells what happens until the device has ended. Several loops over one client share its progress. A client is used from one
-    event loop, and once.
+    tells what happens until the device has ended. Several loops over one client share its progress. A client
+    is used from one event loop, and once.
 
     Attributes:
         dropped: How many pieces of progress were given up because nobody read them in time.

@@ -1,7 +1,8 @@
 """The device without threads and clocks: session, blobs, jobs, quota and words for people, joined around a transport.
 
 A shell drives it (``edge_sdk.device.shell``): ``EdgeClient`` with threads, a fleet with thousands on one event loop,
-the simulator in virtual time. The shell hands in transport events and ticks with a monotonic ``now``, and runs its jobs.
+the simulator in virtual time. The shell hands in transport events and ticks with a monotonic ``now``, and runs its
+jobs.
 """
 
 from __future__ import annotations
