@@ -20,14 +20,16 @@ import numpy as np
 
 from device_sim.profiles import DeviceProfile
 from device_sim.stable_random import StableRandom
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.blobs import BlobMemory
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.device.session import Event, TrainingFinished
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, Work
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, Work
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, PahoTransport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
 

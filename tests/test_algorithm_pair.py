@@ -28,7 +28,8 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import decode_frames
 from edge_sdk.device.session import Settle
 from edge_sdk.device.state import Vectors
-from edge_sdk.device.work import EngineCache, TrainingJob, TrainingWork, spec_digest
+from edge_sdk.device.training_job import TrainingJob
+from edge_sdk.device.work import EngineCache, TrainingWork, spec_digest
 from edge_sdk.errors import ProtocolError
 from edge_sdk.training.algorithms import LocalResult, LocalWork
 from edge_sdk.wire.messages import Update

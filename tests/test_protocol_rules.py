@@ -24,14 +24,15 @@ from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.progress import Progress
 from edge_sdk.device.reconnect import TAKEOVER_SECONDS
 from edge_sdk.device.session import MessageArrived, Offline, Online
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import TrainedUpdate, TrainingJob
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of

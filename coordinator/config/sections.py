@@ -24,7 +24,7 @@ from coordinator.pipeline.step import STEPS
 from coordinator.schedules.selection import RULES
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, server_settings
 from edge_sdk.aggregation.algorithm import ALGORITHMS
-from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
+from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings

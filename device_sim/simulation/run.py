@@ -25,7 +25,8 @@ from device_sim.simulation.settings import configured, tables_from
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.device.session import StartTraining
 from edge_sdk.device.state import Vectors
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, job_seed
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, job_seed
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
 from edge_sdk.extension import make
 from edge_sdk.training.algorithms import LocalAlgorithm, find_local_algorithm

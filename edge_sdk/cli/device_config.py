@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from edge_sdk.client import MAY_BE_ZERO, Limits
 from edge_sdk.device.eligibility import Rules
+from edge_sdk.device.limits import MAY_BE_ZERO, Limits
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
 from edge_sdk.training.examples import ExamplesFile

@@ -23,7 +23,8 @@ from hand_made import blobs
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
 from device_sim.broker import BrokerTls, PrivateBroker
-from edge_sdk.client import EdgeClient, Limits
+from edge_sdk.client import EdgeClient
+from edge_sdk.device.limits import Limits
 from edge_sdk.device.progress import Progress
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TlsSettings, TransportEvent

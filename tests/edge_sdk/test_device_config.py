@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edge_sdk.cli.device_config import CREDENTIAL, KEYS, REQUIRED, DeviceConfig, load_device_config
-from edge_sdk.client import Limits
 from edge_sdk.device.eligibility import Rules
+from edge_sdk.device.limits import Limits
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.examples import ExamplesFile
 
