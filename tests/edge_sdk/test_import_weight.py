@@ -80,7 +80,9 @@ def test_the_asyncio_client_brings_asyncio_and_nothing_else() -> None:
 def test_a_client_that_is_made_has_no_engine_before_its_first_job(tmp_path: Path) -> None:
     modules = modules_of(CLIENT, str(tmp_path))
     assert not [
-        name for name in modules if name.startswith(("edge_sdk.training.engine.kernels", "edge_sdk.device.work"))
+        name
+        for name in modules
+        if name.startswith(("edge_sdk.training.local", "edge_sdk.training.engine", "edge_sdk.device.work"))
     ]
     assert not [name for name in modules if name.startswith(("edge_sdk.mqtt.connection", "edge_sdk.mqtt.stream"))]
 
