@@ -38,7 +38,7 @@ def human_bytes(count: float) -> str:
 
 
 class View:
-    """Shows ``coordinator/round`` as it changes.
+    """Shows the round as it changes.
 
     Args:
         title: First line of the panel.
