@@ -37,6 +37,7 @@ __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
 
 SETTLE_SECONDS_MAX: Final = 7200.0
 QUIET_SECONDS: Final = 60.0
+HELD_OUT_SHARE: Final = 0.2
 
 FAULTY: Final = NetworkFaults(
     loss=0.02,
@@ -88,16 +89,29 @@ class Outcome:
 AtEnd: TypeAlias = Callable[[World, Store, list[SimDevice]], None]
 
 
-def run(scenario: Scenario, seed: int, bundle: Bundle | None = None, *, at_end: AtEnd | None = None) -> Outcome:
-    """Plays the scenario with ``bundle``, a model of handwritten digits (8 x 8); softmax regression without one.
+def run(
+    scenario: Scenario,
+    seed: int,
+    bundle: Bundle | None = None,
+    *,
+    data: Dataset | None = None,
+    at_end: AtEnd | None = None,
+) -> Outcome:
+    """Plays the scenario.
 
-    ``at_end`` is shown everything once all is settled, for checks of its own.
+    Args:
+        scenario: What is simulated.
+        seed: Of everything drawn.
+        bundle: The model; softmax regression of handwritten digits (8 x 8) without one.
+        data: What is dealt to the devices; those digits without it. A fifth is held out where no part is marked.
+        at_end: Shown everything once all is settled, for checks of its own.
 
     Raises:
+        ConfigurationError: Data, split and model do not fit each other.
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle(), at_end)
+        return _run(scenario, seed, bundle or _bundle(), _digits() if data is None else _halves(data), at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -117,8 +131,10 @@ def replay_command(scenario: Scenario, seed: int) -> str:
     return " ".join(words)
 
 
-def _run(scenario: Scenario, seed: int, bundle: Bundle, at_end: AtEnd | None) -> Outcome:
-    train, held_out = _digits()
+def _run(
+    scenario: Scenario, seed: int, bundle: Bundle, halves: tuple[Dataset, Dataset], at_end: AtEnd | None
+) -> Outcome:
+    train, held_out = halves
     world = World(scenario, seed, bundle)
     clock, program = world.clock, bundle.program
     chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
@@ -136,9 +152,12 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle, at_end: AtEnd | None) ->
     def make_ingest() -> TaskWorker:
         return TaskWorker(store, TASK, Aggregator(program, world.task.plan, world.pipeline))
 
-    evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine="numpy")
+    engine = "numpy" if program.train_plan.outputs else "auto"
+    evaluator = None
+    if len(held_out):
+        evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine=engine)
     coordinator = SimCoordinator(world, store, make_ingest, evaluator)
-    engines = EngineCache("numpy")
+    engines = EngineCache(engine)
     parts = partition(train, scenario.split, scenario.devices, seed)
     profiles = draw_profiles(scenario.devices, seed, scenario.profile)
     devices = [
@@ -247,4 +266,9 @@ def _bundle() -> Bundle:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Dataset, Dataset]:
-    return split_held_out(load_dataset("digits"), 0.2, 0)
+    return _halves(load_dataset("digits"))
+
+
+def _halves(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Examples for the devices, and those that nobody trains on."""
+    return split_held_out(data, HELD_OUT_SHARE, 0)
