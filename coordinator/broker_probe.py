@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable
+from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable, DecodeError
 from edge_sdk.mqtt import (
     BrokerSettings,
     Connected,
@@ -18,6 +17,7 @@ from edge_sdk.mqtt import (
     TransportEvent,
 )
 from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["BrokerFound", "probe_broker"]
@@ -83,7 +83,7 @@ class _Probe:
         self._transport.connect()
         connected = self._expect(Connected, 3 * self._settings.connect_seconds_max)
         inboxes = (self._topics.from_device("+", "+"), self._topics.up("+", "+"))
-        self._transport.subscribe((*inboxes, self._echo, self._topics.coordinator_state), token=1)
+        self._transport.subscribe((*inboxes, self._echo, self._topics.lineage_states), token=1)
         refused = [topic for topic in self._expect(Subscribed, ANSWER_SECONDS_MAX).refused if topic in inboxes]
         if refused:
             raise ConnectionRefused(
@@ -126,9 +126,16 @@ class _Probe:
         return found[-1] if found else None
 
     def _coordinator(self) -> tuple[bool, int]:
-        """What the retained state says; it is JSON of whoever may write there, so it may be anything."""
+        """What retained states say, an online one before others; anybody may have written them, and anything."""
+        states = [state for event in self._events if (state := self._state_of(event)) is not None]
+        state = max(states, key=lambda state: state.online, default=None)
+        return (False, 0) if state is None else (state.online, state.incarnation)
+
+    def _state_of(self, event: TransportEvent) -> CoordinatorState | None:
+        parts = self._topics.parse(event.topic) if isinstance(event, Delivery) else None
+        if not isinstance(event, Delivery) or parts is None or parts[0] != "coordinator" or parts[2] != "state":
+            return None
         try:
-            state = json.loads(self._delivered(self._topics.coordinator_state) or b"{}")
-            return state.get("online") is True, int(state.get("incarnation", 0))
-        except (ValueError, TypeError, AttributeError):
-            return False, 0
+            return CoordinatorState.decode(event.payload, parts[1])
+        except DecodeError:
+            return None

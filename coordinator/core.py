@@ -266,7 +266,7 @@ class Coordinator:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: the coordinator is gone."""
-        return self._topics.coordinator_state, self._publisher.state(online=False)
+        return self._topics.lineage_state(self._lineage), self._publisher.state(online=False)
 
     # --- the broker ---
 
@@ -278,7 +278,7 @@ class Coordinator:
             self._effects += self._downloads.on_broker_up()
         else:
             # Its own state too: a last will of the connection before may come late, and all devices would wait.
-            inbox = (self._topics.from_device("+", "+"), self._topics.coordinator_state)
+            inbox = (self._topics.from_device("+", "+"), self._topics.lineage_state(self._lineage))
             self._effects.append(Subscribe(CONTROL, inbox))
             if self._starts_when_up:
                 self._starts_when_up = False
@@ -314,7 +314,7 @@ class Coordinator:
         try:
             if parts is None:
                 self.store.count("stray_topic")
-            elif parts == ("coordinator", "state"):
+            elif parts == ("coordinator", self._lineage.hex(), "state"):
                 self._on_own_state(event.payload)
             elif parts[0] == "from" and parts[2] in self._kinds:
                 envelope, message = self._decode(event.payload, parts[2])
@@ -729,6 +729,7 @@ class Coordinator:
             verdicts=self._verdicts_waiting.pop(ticket.device, ()),
             base=base,
             deltas=deltas,
+            vectors=self._vectors,
         )
         self._to(ticket.device, invite, shard=SHARD)
 

@@ -10,6 +10,7 @@ from coordinator.events import CONTROL, Publish
 from coordinator.schedules import synchronous as rounds
 from coordinator.schedules.synchronous import Round
 from coordinator.task import TaskSettings
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import Envelope, encode_message
 from edge_sdk.wire.messages import Announce, Message
 from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, JOURNALLED, VERDICTS
@@ -75,17 +76,18 @@ class Publisher:
         return Publish(CONTROL, topic, self.wrap(message), retain=True, expiry_seconds=expiry)
 
     def state(self, *, online: bool, incarnation: int | None = None) -> bytes:
-        """The payload of ``coordinator/state``, of this start or another; with ``online`` false it is the last will."""
+        """The coordinator's state, of this start or another; with ``online`` false it is the last will."""
         number = self._incarnation if incarnation is None else incarnation
-        return json.dumps({"incarnation": number, "online": online, "federation": self._settings.federation}).encode()
+        state = CoordinatorState(self._lineage, number, online, (self._settings.task,))
+        return state.encode(self._settings.federation)
 
     def publish_state(self) -> Publish:
         """Somebody is here."""
-        return Publish(CONTROL, self.topics.coordinator_state, self.state(online=True), retain=True)
+        return Publish(CONTROL, self.topics.lineage_state(self._lineage), self.state(online=True), retain=True)
 
     def publish_round(self, summary: dict[str, Any]) -> Publish:
         """The round as it goes, for people and dashboards."""
-        return Publish(CONTROL, self.topics.coordinator_round, json.dumps(summary).encode(), retain=True)
+        return Publish(CONTROL, self.topics.task_round(self._settings.task), json.dumps(summary).encode(), retain=True)
 
 
 def round_summary(

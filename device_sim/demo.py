@@ -168,7 +168,7 @@ class _Watcher:
     def __init__(self, broker: BrokerSettings, fleet: Fleet, view: View) -> None:
         self._fleet = fleet
         self._view = view
-        self._topic = Topics(FEDERATION).coordinator_round
+        self._topic = Topics(FEDERATION).task_round("default")
         self.phase = ""
         settings = replace(broker, client_id="edgefed-demo-view")
         self.transport = PahoTransport(settings, self._on_event)

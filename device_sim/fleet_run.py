@@ -128,7 +128,7 @@ class _Listener:
         self.reason = ""
         self._fleet = fleet
         self._say = say
-        self._topic = Topics(run.federation).coordinator_round
+        self._topic = Topics(run.federation).task_round(run.task)
         self._last = ""
         settings = replace(broker, client_id=f"{run.prefix}-fleet-listener")
         self._transport = PahoTransport(settings, self._on_event)

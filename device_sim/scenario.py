@@ -7,9 +7,10 @@ disk and power are simulated. The invariants of ``checkers`` are checked as it g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -55,6 +56,7 @@ class Outcome:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
         digests: SHA-256 of each round's model.
+        cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.
         crashes: Power cuts of devices and coordinator.
@@ -70,6 +72,7 @@ class Outcome:
     finished: str
     virtual_seconds: float
     digests: tuple[bytes, ...]
+    cohorts: tuple[tuple[str, ...], ...]
     rounds: tuple[dict[str, int], ...]
     abandoned: int
     crashes: int
@@ -82,14 +85,19 @@ class Outcome:
     trace: bytes
 
 
-def run(scenario: Scenario, seed: int, bundle: Bundle | None = None) -> Outcome:
+AtEnd: TypeAlias = Callable[[World, Store, list[SimDevice]], None]
+
+
+def run(scenario: Scenario, seed: int, bundle: Bundle | None = None, *, at_end: AtEnd | None = None) -> Outcome:
     """Plays the scenario with ``bundle``, a model of handwritten digits (8 x 8); softmax regression without one.
+
+    ``at_end`` is shown everything once all is settled, for checks of its own.
 
     Raises:
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle())
+        return _run(scenario, seed, bundle or _bundle(), at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -109,7 +117,7 @@ def replay_command(scenario: Scenario, seed: int) -> str:
     return " ".join(words)
 
 
-def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
+def _run(scenario: Scenario, seed: int, bundle: Bundle, at_end: AtEnd | None) -> Outcome:
     train, held_out = _digits()
     world = World(scenario, seed, bundle)
     clock, program = world.clock, bundle.program
@@ -144,6 +152,8 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     _until_finished(world, scenario)
     _settle(world, store, devices)
     outcome = _outcome(world, coordinator, store, devices)
+    if at_end is not None:
+        at_end(world, store, devices)
     store.close()
     return outcome
 
@@ -170,10 +180,11 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     left = world.broker.retained_topics(f"{Topics(world.scenario.federation).root}/blobs/#")
     if left:
         raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
-    kept = keeps_residual(world.task.plan.codec)
+    codec = world.task.plan.codec
+    kept = keeps_residual(codec) and not codec.momentum  # with a velocity the books are another sum
     for device in devices:
         if device.state is not None and device.alive:
-            residual = device.state.residual(spec_digest(world.auditor.program))
+            residual = device.state.vectors(spec_digest(world.auditor.program)).get("residual")
             world.auditor.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
 
 
@@ -214,6 +225,7 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
         finished=world.finished,
         virtual_seconds=world.clock.now,
         digests=tuple(world.auditor.digests),
+        cohorts=tuple(world.auditor.cohorts),
         rounds=tuple(world.auditor.rounds),
         abandoned=sum(record.phase == "abandoned" for record in records),
         crashes=world.crashes,

@@ -16,6 +16,7 @@ from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Outcome, Scenario, run
 from device_sim.world.crashes import CrashPlan
 from device_sim.world.faults import Crash, NetworkFaults, Partition
+from edge_sdk.aggregation.algorithm import ALGORITHMS
 from edge_sdk.codecs import CODECS, CodecSettings
 from edge_sdk.mqtt.events import Protocol
 from edge_sdk.wire.plan import TrainingPlan
@@ -52,6 +53,10 @@ def storm(seed: int) -> Scenario:
         chunk_bytes_max=_choice(rng, (256, 700, 2048, 58 * 1024)),
         retained_blobs=_choice(rng, ("auto", "always", "never")),
         downlink=_downlink(rng),
+        algorithm=_choice(rng, sorted(ALGORITHMS)),
+        clip_norm=_sometimes(rng, 0.5),
+        norm_median_factor=_choice(rng, (None, 1.05, 3.0)),
+        weighting=_choice(rng, ("examples", "uniform")),
         replay=f"{_COMMAND} --seed {seed}",
     )
 

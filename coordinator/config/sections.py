@@ -21,9 +21,10 @@ from coordinator.config.fields import (
     to_tuple,
 )
 from coordinator.pipeline.step import STEPS
+from coordinator.schedules.selection import RULES
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, server_settings
 from edge_sdk.aggregation.algorithm import ALGORITHMS
-from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
+from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
@@ -75,6 +76,10 @@ METRICS: Final = {
     "reconstruction": "mean_squared_error",
 }
 """What a loss is judged by, where that is not accuracy."""
+
+
+Options = dict[str, bool | int | float | str]
+"""Settings of a class, by its own names."""
 
 
 class Federation(Section):
@@ -297,11 +302,18 @@ class Training(Section):
 
 
 class Selection(Section):
-    """Who takes part in a round, and how long it may take."""
+    """Who takes part in a round, and how long it may take.
+
+    `rule` may be the user's own class, named `package.module:Class` (see extend.md).
+    """
 
     goal_count: int = key("Updates after which a round closes.", 20, unit="devices", ge=1, le=1_000_000)
     minimum_count: int = key(
         "Updates below which a round is abandoned and the model stays as it is.", 10, unit="devices", ge=1, le=1_000_000
+    )
+    rule: str = key("Who takes part, out of those who ask.", "uniform", allowed=named(RULES))
+    rule_options: Options = key(
+        "Settings of a selection rule of one's own.", {}, shown="its own defaults", allowed="a table of its settings"
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
@@ -326,6 +338,10 @@ class Selection(Section):
             raise ValueError(
                 f"selection.minimum_count = {self.minimum_count}: is above selection.goal_count = {self.goal_count}"
             )
+        if self.rule not in RULES and not is_dotted(self.rule):
+            raise ValueError(f"selection.rule = {self.rule!r}: must be {named(RULES)}")
+        if self.rule_options and not is_dotted(self.rule):
+            raise ValueError(f"selection.rule_options: are for a rule of your own; {self.rule} has none")
         if self.window_seconds > self.selection_seconds_max:
             raise ValueError(
                 f"selection.window_seconds = {self.window_seconds:g}: is above selection.selection_seconds_max = "
@@ -348,17 +364,14 @@ class StepTable(Section):
 
 
 Steps = Annotated[tuple[StepTable, ...], BeforeValidator(to_tuple)]
-Options = dict[str, bool | int | float | str]
 
 
 class Aggregation(Section):
     """How updates become the next model.
 
     `algorithm` makes one delta out of all updates, and `server_optimizer` moves the model by it. Either may be the
-    user's own class, named `package.module:Class` (see extend.md). Each `[[aggregation.step]]` is a step that
-    updates pass before they are added, in order: `clip` scales an update whose L2 norm is above `norm` down to it.
-    Median and trimmed mean count every update alike, whatever its number of examples, and need codecs that send every
-    coordinate.
+    user's own class, named `package.module:Class`. Each `[[aggregation.step]]` is a step that updates pass before they
+    are added, in order. [algorithms.md](algorithms.md) says which to choose.
     """
 
     algorithm: str = key(

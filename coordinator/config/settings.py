@@ -82,9 +82,17 @@ def training_plan(config: FederationConfig, defaults: dict[str, float]) -> Train
 
 
 def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
-    """What a round asks of a device; arguments and errors as of :func:`training_plan`."""
+    """What a round asks of a device; arguments as of :func:`training_plan`.
+
+    Raises:
+        ConfigurationError: As of :func:`training_plan` and :func:`algorithm`, or the two do not go together.
+    """
+    training, rule = training_plan(config, defaults), algorithm(config)
+    rule.suits(training.scalars)
     return Plan(
-        training=training_plan(config, defaults),
+        training=training,
+        local=rule.local,
+        local_settings=rule.local_settings(),
         codec=codec_settings(config),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,

@@ -316,6 +316,7 @@ class SimCoordinator:
         model_delta = (
             self.store.get_blob(deltas[-1].digest) if deltas and result.published != result.parameters else None
         )
-        self.world.auditor.on_committed(job, journalled, result, model_delta)
+        earlier = [self.store.tickets(record.task, record.number, attempt) for attempt in range(record.attempt)]
+        self.world.auditor.on_committed(job, journalled, result, model_delta, earlier)
         self.reach("after round commit")
         return result

@@ -70,7 +70,10 @@ def places_of(seed: int, block: int, kept: int) -> NDArray[np.int64]:
     """
     if kept == block:
         return np.arange(block)
-    return np.argsort(random_words(seed, block), kind="stable")[:kept]
+    words = random_words(seed, block)
+    # No two words are alike (the generator is a bijection of a counter), so this is the start of their sorted order.
+    smallest = np.argpartition(words, kept)[:kept]
+    return smallest[np.argsort(words[smallest])]
 
 
 def _encode(

@@ -44,6 +44,7 @@ from edge_sdk.errors import (
     VersionError,
 )
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.coordinator_state import CoordinatorState
 
 NOWHERE = "mqtt://127.0.0.1:1"
 VERDICTS = {"counted": 2, "late": 1, "declined": 0, "missing": 0, "refused": 1}
@@ -416,8 +417,8 @@ def test_check_notices_another_coordinator_of_the_same_name(
 ) -> None:
     other = HandMade(loop, mosquitto_broker.settings(), "other")
     assert loop.run_until(lambda: other.subscribed, 10.0)
-    state = {"online": True, "incarnation": 7, "federation": FEDERATION}
-    other.publish(other.topics.coordinator_state, json.dumps(state).encode(), retain=True)
+    state = CoordinatorState(b"lineage!", 7, True, ("default",))
+    other.publish(other.topics.lineage_state(b"lineage!"), state.encode(FEDERATION), retain=True)
     loop.run_until(lambda: False, 0.2)
     found = checks_of(run("check", write_config(tmp_path, mosquitto_broker.url), "--json"))["broker"]
     assert found[0] == "warning" and "another coordinator (incarnation 7) serves this federation" in found[1]

@@ -129,6 +129,19 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ),
         ('[evaluation]\ndata = "x.npz"\nheld_out = 0.1', "evaluation.data and evaluation.held_out: give one of them"),
         ("[aggregation]\nmomentum = 0.9", "aggregation.momentum: fedavg has only learning_rate"),
+        (
+            '[aggregation]\nserver_optimizer = "sgd"',
+            "aggregation.server_optimizer = 'sgd': must be one of fedavg, fedavgm, fedadagrad, fedadam, fedyogi, or",
+        ),
+        (
+            '[aggregation]\nserver_optimizer = "mine:Own"\nmomentum = 0.9',
+            "aggregation.momentum: mine:Own is your own; use [aggregation.server_options]",
+        ),
+        (
+            "[aggregation]\nserver_options = { eta = 0.1 }",
+            "aggregation.server_options: are for a server optimiser of your own; fedavg has keys in [aggregation]",
+        ),
+        ("[[aggregation.step]]\nnorm = 1.0", "aggregation.step[0].name: is missing; give "),
         ('[codec]\nname = "int8"\ndensity = 0.1', "codec.density: is not read by int8"),
         (
             "[training]\nmomentum = 0.9",

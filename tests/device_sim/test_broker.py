@@ -183,14 +183,14 @@ DEVICE_MAY_NOT_WRITE = [
     TOPICS.to_device("dev1", "invite"),
     TOPICS.announce("digits"),
     TOPICS.blob(bytes(32), 0),
-    TOPICS.coordinator_state,
+    TOPICS.lineage_state(b"lineage!"),
     "elsewhere",
 ]
 DEVICE_MAY_READ = [
     TOPICS.to_device("dev1", "invite"),
     TOPICS.announce("digits"),
     TOPICS.blob(bytes(32), 0),
-    TOPICS.coordinator_state,
+    TOPICS.lineage_state(b"lineage!"),
 ]
 DEVICE_MAY_NOT_READ = [
     TOPICS.to_device("dev2", "invite"),

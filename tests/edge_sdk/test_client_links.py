@@ -12,7 +12,7 @@ from one_federation import Diary, Federation, wait
 
 from device_sim.broker import PrivateBroker
 from edge_sdk.client import EdgeClient
-from edge_sdk.device.agent import BlobMemory
+from edge_sdk.device.blobs import BlobMemory
 
 FEATURES, CLASSES = 4000, 5
 WHOLE_BYTES = 4 * (FEATURES + 1) * CLASSES

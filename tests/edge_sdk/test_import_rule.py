@@ -13,30 +13,38 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("edge_sdk", "coordinator", "device_sim")
 
 LAYERS = (
-    {"errors", "parameters"},
-    {"mqtt", "extension"},
+    {"errors", "parameters", "extension"},
+    {"mqtt"},
     {"wire", "codecs"},
     {"training"},
     {"aggregation", "device"},
-    {"client"},
+    {"client", "aio"},
     {"cli"},
     {"__main__"},
 )
 """Of ``edge_sdk``: a room imports from itself and from those before it."""
 
 PURE = (
+    "coordinator.pipeline.clip",
+    "coordinator.pipeline.gate",
+    "coordinator.pipeline.memory",
+    "coordinator.pipeline.metrics",
+    "coordinator.pipeline.step",
     "coordinator.schedules",
     "coordinator.server_optimizers",
     "coordinator.stopping",
     "coordinator.validate",
     "edge_sdk.aggregation",
     "edge_sdk.device.diagnostics",
+    "edge_sdk.device.pending",
+    "edge_sdk.device.progress",
+    "edge_sdk.device.resting",
     "edge_sdk.device.session",
 )
 PURE_MAY_USE = {
     *PACKAGES,
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
-    *("bisect", "heapq", "json", "math", "numpy", "statistics", "struct", "zlib"),
+    *("bisect", "heapq", "json", "math", "msgpack", "numpy", "statistics", "struct", "zlib"),
 }
 """No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
 
@@ -173,10 +181,16 @@ def test_a_device_never_imports_what_only_the_coordinator_installs() -> None:
         for name, (path, all_imports) in ALL.items()
         if top(name) == "edge_sdk"
         for found in all_imports
-        if top(found.module) in DEVICE_HAS_NOT or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
+        if (top(found.module) in DEVICE_HAS_NOT and (name, top(found.module)) != ("edge_sdk.aio", "asyncio"))
+        or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
     ]
     on_connect = ("edge_sdk/mqtt/connection.py", "edge_sdk/mqtt/stream.py")  # imported by the first connect()
     assert [line for line in wrong if not any(name in line for name in on_connect)] == []
+
+
+def test_the_asyncio_client_is_known_to_nobody_but_those_who_ask_for_it() -> None:
+    knowing = [name for name, (_, found) in ALL.items() for i in found if i.module == "edge_sdk.aio" and i.at_once]
+    assert not knowing, "asyncio would come with every device"
 
 
 def test_nobody_unpickles_or_evaluates() -> None:
