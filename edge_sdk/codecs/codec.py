@@ -175,7 +175,9 @@ class Context:
     keeps_residual: bool = True
 
 
-def setting(check: Check, default: Any, meaning: str, *, allowed: str, unit: str = "", shown: str = "") -> Any:
+def setting(
+    check: Check, default: Any, meaning: str, *, allowed: str, unit: str = "", shown: str = "", key: bool = True
+) -> Any:
     """Declares a setting of a codec: a field of its dataclass.
 
     Args:
@@ -186,8 +188,9 @@ def setting(check: Check, default: Any, meaning: str, *, allowed: str, unit: str
         allowed: What ``check`` takes, in words that follow "must be".
         unit: What a number counts, if anything.
         shown: The default in words, where the value itself says too little.
+        key: Whether the setting is a key of the coordinator's configuration; else the coordinator fills it in.
     """
-    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown}
+    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown, "key": key}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -204,6 +207,7 @@ class Codec:
         keeps: Names of the vectors that a device keeps for this codec from one update to the next. A residual that
             is there although the codec keeps none is added to the delta, so that nothing is lost when a plan changes
             codecs.
+        chooses: Whether it stands in no frame itself, but chooses for each update a codec that does.
         sends_all: Whether every coordinate that it sends is there by itself, so that rules that look at single
             coordinates (median) can be used.
     """
@@ -212,6 +216,7 @@ class Codec:
     name: ClassVar[str]
     wire_id: ClassVar[int]
     keeps: ClassVar[tuple[str, ...]] = ()
+    chooses: ClassVar[bool] = False
     sends_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -290,6 +295,11 @@ class Codec:
             size: All trainable coordinates.
         """
         return None
+
+    def taking_part(self, participation: float) -> Self:
+        """The settings for rounds in each of which a device takes part with probability ``participation``, 0 if that
+        is not known."""
+        return self
 
     @classmethod
     def for_cohort(cls, cohort: int, adaptive: bool) -> dict[str, Any]:

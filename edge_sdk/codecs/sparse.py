@@ -117,12 +117,12 @@ class Sparse(Codec):
         if self.body_bytes_max(size) <= bytes_max:
             return self
 
-        def with_count(count: int) -> Self:
-            return replace(self, density=max(DENSITY_MIN, min(1.0, count / size)))
+        def fits(density: float) -> bool:
+            return replace(self, density=density).body_bytes_max(size) <= bytes_max
 
-        return largest_that_fits(
-            with_count, max(1, round(self.density * size)), lambda codec: codec.body_bytes_max(size) <= bytes_max
-        )
+        most = max(1, round(self.density * size))
+        density = largest_that_fits(lambda count: max(DENSITY_MIN, min(1.0, count / size)), most, fits)
+        return None if density is None else replace(self, density=density)
 
     def smallest(self) -> Self:
         """See :meth:`Codec.smallest`."""
