@@ -12,7 +12,8 @@ What is chosen, and why (``docs/choosing-a-codec.md`` has the measurements):
   same for all coordinates that it rotates together (:meth:`Auto.split`).
 * ``int8`` for vectors of less than 1024 coordinates, where heads and scales weigh more than bits.
 
-A frame says which one it is. All are read whatever the plan's numbers are, within its bound on the bytes.
+A frame says which codec it is in. A decoder reads all three, as long as the frame is within the plan's bound on the
+bytes.
 """
 
 from __future__ import annotations
