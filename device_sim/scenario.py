@@ -27,7 +27,7 @@ from device_sim.world.daily_usage import SECONDS_PER_DAY
 from device_sim.world.device import SimDevice
 from device_sim.world.network import NetworkFaults
 from device_sim.world.world import TASK, Scenario, World
-from edge_sdk.codecs import keeps_residual
+from edge_sdk.codecs import RESIDUAL
 from edge_sdk.device.work import EngineCache, spec_digest
 from edge_sdk.training.bundle import Bundle, encode_parameters
 from edge_sdk.training.examples import as_examples
@@ -200,10 +200,11 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     if left:
         raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
     codec = world.task.plan.codec
-    kept = keeps_residual(codec) and not codec.momentum  # with a velocity the books are another sum
+    # With a velocity the books are another sum.
+    kept = RESIDUAL in codec.keeps and not getattr(codec.codec, "momentum", 0.0)
     for device in devices:
         if device.state is not None and device.alive:
-            residual = device.state.vectors(spec_digest(world.auditor.program)).get("residual")
+            residual = device.state.vectors(spec_digest(world.auditor.program)).get(RESIDUAL)
             world.auditor.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what a device is made of comes when one is made
     import queue
     from types import FrameType, TracebackType
 
+    from edge_sdk.codecs import Codec
     from edge_sdk.device.progress import Progress, Status
     from edge_sdk.device.session import Event
     from edge_sdk.device.settings import AgentSettings
@@ -63,6 +64,8 @@ class EdgeClient:
         on_progress: Told what happens, on the network or the training thread; must answer at once.
         publish_status: Whether retained JSON about this device is published for people.
         algorithms: Local algorithms of one's own, by the name that the coordinator's algorithm asks for.
+        codecs: Codecs of one's own: classes derived from :class:`edge_sdk.codecs.Codec`. From here on they are known
+            to the whole process.
 
     Raises:
         ConfigurationError: An argument is wrong; the message says which and what is allowed.
@@ -85,6 +88,7 @@ class EdgeClient:
         on_progress: Callable[[Progress], None] | None = None,
         publish_status: bool = True,
         algorithms: Mapping[str, LocalAlgorithm] | None = None,
+        codecs: Iterable[type[Codec]] = (),
     ) -> None:
         import queue
 
@@ -98,6 +102,7 @@ class EdgeClient:
         _check_callables(trainer, eligible, on_progress, algorithms or {})
         if engine not in ENGINES:
             raise ConfigurationError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
+        _register(codecs)
         self.limits = limits or Limits()
         settings = AgentSettings(
             federation=check_segment(federation, "federation"),
@@ -358,6 +363,13 @@ class _WorkOnDemand:
                 algorithms=self._algorithms,
             )
         return self._work.run(job)
+
+
+def _register(codecs: Iterable[type[Codec]]) -> None:
+    for codec in codecs:
+        from edge_sdk.codecs import register_codec
+
+        register_codec(codec)
 
 
 def _check_callables(

@@ -322,12 +322,12 @@ class _Simulation:
 
     def _plan_of(self, number: int) -> Plan:
         """As of a coordinator, which in the first round does not know yet how many devices there are."""
-        if self._plan.codec.name != "auto" or number == 1:
+        if number == 1:
             return self._plan
         selection = self._parts.config.selection
         wanted = wanted_count(selection.goal_count, selection.over_selection)
         participation = round(min(1.0, wanted / len(self._clients)), 3)
-        return replace(self._plan, codec=replace(self._plan.codec, participation=participation))
+        return replace(self._plan, codec=self._plan.codec.taking_part(participation))
 
     def _cohort(self, number: int) -> tuple[str, ...]:
         if self._parts.cohorts is not None:

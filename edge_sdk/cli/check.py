@@ -15,7 +15,7 @@ from typing import Final
 from edge_sdk.cli.broker import check_broker
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.findings import EXIT_STATE, Finding
-from edge_sdk.cli.run import make_algorithms, make_trainer
+from edge_sdk.cli.run import find_codecs, make_algorithms, make_trainer
 from edge_sdk.cli.speed import check_engines
 from edge_sdk.device.eligibility import Eligibility
 from edge_sdk.device.files import LOCK_NAME, DirectoryFiles, owner_of
@@ -55,15 +55,17 @@ def _password(config: DeviceConfig) -> Iterator[Finding]:
 
 def _extensions(config: DeviceConfig) -> Iterator[Finding]:
     """The device's own classes, each made once as a run would."""
-    if config.trainer is None and not config.algorithms:
+    own = [*filter(None, [config.trainer]), *config.algorithms.values(), *config.codecs]
+    if not own:
         return
     try:
         make_trainer(config)
         make_algorithms(config)
+        find_codecs(config)
     except ConfigurationError as error:
         yield Finding("FAIL", "extend", str(error))
         return
-    yield Finding("ok", "extend", ", ".join(filter(None, (config.trainer, *config.algorithms.values()))))
+    yield Finding("ok", "extend", ", ".join(own))
 
 
 def _data(config: DeviceConfig) -> Finding:

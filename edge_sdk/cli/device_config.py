@@ -62,6 +62,7 @@ class Key:
             "number": "a number",
             "switch": "true or false",
             "dotted": 'the name of your own class, such as "mypackage.mymodule:MyClass"',
+            "dotted list": 'a list of your own classes, such as ["mypackage.mymodule:MyClass"]',
             "dotted by name": 'your own classes by name, such as {mine = "mypackage.mymodule:MyClass"}',
         }[self.kind]
         if self.kind not in ("whole", "number"):
@@ -80,6 +81,8 @@ class Key:
                 return isinstance(value, str) and is_segment(value)
             case "dotted":
                 return isinstance(value, str) and is_dotted(value)
+            case "dotted list":
+                return isinstance(value, list) and all(isinstance(v, str) and is_dotted(v) for v in value)
             case "dotted by name":
                 return isinstance(value, dict) and all(isinstance(v, str) and is_dotted(v) for v in value.values())
             case _:
@@ -125,7 +128,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "load_max": Key("number", None, 0, 10_000),
         "memory_available_bytes_min": Key("whole", None, 0, BYTES_MAX),
     },
-    "extend": {"trainer": Key("dotted"), "algorithms": Key("dotted by name")},
+    "extend": {"trainer": Key("dotted"), "algorithms": Key("dotted by name"), "codecs": Key("dotted list")},
     "status": {"publish": Key("switch", True)},
 }
 
@@ -149,6 +152,7 @@ class DeviceConfig:
         publish_status: Whether its status is published for people.
         trainer: Dotted name of the class that trains in place of the engine, None for none.
         algorithms: Dotted names of local algorithms, by the name that a plan asks for.
+        codecs: Dotted names of codecs.
     """
 
     path: Path
@@ -165,6 +169,7 @@ class DeviceConfig:
     publish_status: bool
     trainer: str | None = None
     algorithms: Mapping[str, str] = field(default_factory=dict)
+    codecs: tuple[str, ...] = ()
 
 
 def load_device_config(path: Path, environment: Mapping[str, str]) -> DeviceConfig:
@@ -283,6 +288,7 @@ def _config(
         publish_status=values["status"]["publish"],
         trainer=values["extend"]["trainer"],
         algorithms=values["extend"]["algorithms"] or {},
+        codecs=tuple(values["extend"]["codecs"] or ()),
     )
 
 

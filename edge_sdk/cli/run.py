@@ -17,10 +17,11 @@ from edge_sdk.device.progress import Status
 from edge_sdk.extension import make
 
 if TYPE_CHECKING:  # the room of the engines, which is entered by the first job
+    from edge_sdk.codecs import Codec
     from edge_sdk.training.algorithms import LocalAlgorithm
     from edge_sdk.training.local import Trainer
 
-__all__ = ["make_algorithms", "make_client", "make_trainer", "run"]
+__all__ = ["find_codecs", "make_algorithms", "make_client", "make_trainer", "run"]
 
 LOOK_SECONDS: Final = 1.0
 STOP_SECONDS_MAX: Final = 40.0
@@ -46,6 +47,7 @@ def make_client(config: DeviceConfig) -> EdgeClient:
         publish_status=config.publish_status,
         trainer=make_trainer(config),
         algorithms=make_algorithms(config),
+        codecs=find_codecs(config),
     )
     eligibility.working = lambda: client.status.phase == "training"
     return client
@@ -70,6 +72,17 @@ def make_algorithms(config: DeviceConfig) -> dict[str, LocalAlgorithm]:
         name: cast("LocalAlgorithm", make(f"extend.algorithms.{name}", dotted, methods=("run",)))
         for name, dotted in config.algorithms.items()
     }
+
+
+def find_codecs(config: DeviceConfig) -> tuple[type[Codec], ...]:
+    """The device's own codecs, made known to this process.
+
+    Raises:
+        ConfigurationError: A class cannot be imported, or is no codec.
+    """
+    from edge_sdk.codecs import find_codec
+
+    return tuple(find_codec(dotted, "extend.codecs") for dotted in config.codecs)
 
 
 def run(config: DeviceConfig, environment: Mapping[str, str]) -> None:

@@ -35,8 +35,6 @@ __all__ = [
 ]
 
 ENGINES_KEPT: Final = 2
-RESIDUAL: Final = "residual"
-VELOCITY: Final = "velocity"
 LOCAL: Final = "local."
 NUMBERS_BYTES_MAX: Final = NUMBERS_MAX * (VECTOR_NAME_CHARACTERS_MAX + 11)
 VECTOR_HEAD_BYTES_MAX: Final = VECTOR_NAME_CHARACTERS_MAX + 32
@@ -162,7 +160,7 @@ def make_update(
             keeps_residual=keeps,
         )
         frames[name] = encoded.frames
-        after |= _named_feedback(encoded.residual, name, program)
+        after |= _named_feedback(encoded.kept, name)
     evaluation = trained.evaluation
     payload = Update(
         examples=trained.examples,
@@ -200,27 +198,20 @@ def _is_of_another(name: str, algorithm: str) -> bool:
     return name.startswith(LOCAL) and not name.startswith(f"{LOCAL}{algorithm}.")
 
 
-def _feedback(vectors: Vectors, sent: str) -> NDArray[np.float32] | None:
-    """What codecs take for a vector that is sent: its residual, with the velocity behind it where there is one."""
-    residual, velocity = (vectors.get(name) for name in _feedback_names(sent))
-    if residual is None or velocity is None or residual.size != velocity.size:
-        return residual
-    return np.concatenate([residual, velocity])
+def _feedback(vectors: Vectors, sent: str) -> Vectors:
+    """What codecs keep for a vector that is sent, by their own names."""
+    if sent == DELTA:
+        return {name: vector for name, vector in vectors.items() if "." not in name}
+    return {
+        name.removesuffix(f".{sent}"): vector
+        for name, vector in vectors.items()
+        if name.endswith(f".{sent}") and not name.startswith(LOCAL)
+    }
 
 
-def _named_feedback(values: NDArray[np.float32] | None, sent: str, program: Program) -> dict[str, NDArray[np.float32]]:
+def _named_feedback(kept: Vectors, sent: str) -> Vectors:
     """The inverse, after encoding."""
-    if values is None:
-        return {}
-    residual, velocity = _feedback_names(sent)
-    trainable = sum(tensor.size for tensor in program.spec if tensor.kind == "trainable")
-    if values.size == trainable:
-        return {residual: values}
-    return {residual: values[:trainable], velocity: values[trainable:]}
-
-
-def _feedback_names(sent: str) -> tuple[str, str]:
-    return (RESIDUAL, VELOCITY) if sent == DELTA else (f"{RESIDUAL}.{sent}", f"{VELOCITY}.{sent}")
+    return {name if sent == DELTA else f"{name}.{sent}": vector for name, vector in kept.items()}
 
 
 def job_codec(job: TrainingJob, program: Program, beside: tuple[str, ...] = ()) -> CodecSettings:

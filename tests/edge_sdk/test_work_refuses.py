@@ -23,7 +23,7 @@ PARAMETERS = encode_parameters(start(PROGRAM))
 
 
 def order(program: bytes, parameters: bytes = PARAMETERS) -> TrainingJob:
-    plan = Plan(TrainingPlan(), CodecSettings(name="dense"))
+    plan = Plan(TrainingPlan(), CodecSettings("dense"))
     digests = digest_of(program), digest_of(parameters)
     begun = StartTraining(bytes(16), bytes(8), "default", 1, 1, "0", *digests, plan, 10.0)
     return TrainingJob(
