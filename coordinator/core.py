@@ -598,9 +598,7 @@ class Coordinator:
     def _plan(self) -> Plan:
         """What devices are asked to do; a codec that chooses is told how often they can expect to take part."""
         plan = self.settings.plan
-        if plan.codec.name != "auto":
-            return plan
-        return replace(plan, codec=replace(plan.codec, participation=self._participation))
+        return replace(plan, codec=plan.codec.taking_part(self._participation))
 
     def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.settings.seed, number, attempt])))

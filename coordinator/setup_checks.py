@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,6 @@ from coordinator.store import Store, backup_path
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import decode_frames, fitted_frames, frames_bytes_max
-from edge_sdk.codecs.settings import BITS_MIN, DENSITY_MIN
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError
 from edge_sdk.training.bundle import Program
 from edge_sdk.wire.messages import Update
@@ -115,7 +113,7 @@ def check_update_budget(config: FederationConfig, codec: CodecSettings, program:
     left = costs.update_bytes_within(limit) - UPDATE_HEAD_BYTES_MAX
     if left > 0 and fitted_frames(program.spec, codec, left) is not None:
         return
-    smallest = replace(codec, density=DENSITY_MIN, bits=BITS_MIN)  # each codec reads its own
+    smallest = codec.with_codec(codec.codec.smallest())
     needed = costs.upload(frames_bytes_max(program.spec, smallest) + UPDATE_HEAD_BYTES_MAX)
     raise ConfigurationError(
         f"codec.bytes_per_update_max = {limit}: bringing an update of this model with codec.name = {codec.name!r} "

@@ -20,16 +20,19 @@ import numpy as np
 
 from device_sim.profiles import DeviceProfile
 from device_sim.stable_random import StableRandom
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.blobs import BlobMemory
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.device.session import Event, TrainingFinished
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, Work
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, Work
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, PahoTransport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
+from edge_sdk.training.local import Trainer
 
 __all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
 
@@ -87,9 +90,9 @@ class ThreadLocalTraining:
         self._engine = engine
         self._local = threading.local()
 
-    def bind(self, examples: tuple[Any, Any]) -> Work:
-        """The work of one device."""
-        return _BoundTraining(self, examples)
+    def bind(self, examples: tuple[Any, Any], trainer: Trainer | None = None) -> Work:
+        """The work of one device, with its own trainer where there is one."""
+        return _BoundTraining(self, examples, trainer)
 
     def engines(self) -> EngineCache:
         """This thread's engines."""
@@ -100,12 +103,13 @@ class ThreadLocalTraining:
 
 
 class _BoundTraining:
-    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any]) -> None:
+    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any], trainer: Trainer | None) -> None:
         self._shared = shared
         self._examples = examples
+        self._trainer = trainer
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
-        return TrainingWork(lambda: self._examples, engines=self._shared.engines()).run(job)
+        return TrainingWork(lambda: self._examples, engines=self._shared.engines(), trainer=self._trainer).run(job)
 
 
 class _Device:

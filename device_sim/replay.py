@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.device.work import TrainedUpdate, TrainingJob, make_update
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import make_update
 from edge_sdk.training.algorithms import LocalResult
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.local import TrainResult

@@ -42,7 +42,7 @@ def storm(seed: int) -> Scenario:
         rounds=int(rng.integers(2, 4)),
         goal_count=goal_count,
         minimum_count=int(rng.integers(1, goal_count + 1)),
-        codec=CodecSettings(_choice(rng, sorted(CODECS)), density=0.1, block_size=64),
+        codec=CodecSettings.of(_choice(rng, sorted(CODECS)), density=0.1, block_size=64),
         server_optimizer=_choice(rng, _OPTIMIZERS),
         training=_TRAINING,
         step_seconds=_STEP_SECONDS,
@@ -93,7 +93,7 @@ def crash_points(sample_per_side: int | None = None) -> list[CrashPlan]:
 def _downlink(rng: np.random.Generator) -> Downlink:
     """ModelDeltas for the small model too, a chain that is soon too short, or whole models."""
     codec = _choice(rng, (None, "sparse", "sparse", "int8", "int4"))
-    settings = None if codec is None else CodecSettings(codec, density=0.05, block_size=64, rounding="nearest")
+    settings = None if codec is None else CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest")
     return Downlink(settings, int(rng.integers(1, 4)), whole_bytes_min=0)
 
 

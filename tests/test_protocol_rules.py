@@ -24,14 +24,15 @@ from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.progress import Progress
 from edge_sdk.device.reconnect import TAKEOVER_SECONDS
 from edge_sdk.device.session import MessageArrived, Offline, Online
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import TrainedUpdate, TrainingJob
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
@@ -707,7 +708,8 @@ def test_rule_16_writes_a_day_are_bounded() -> None:
 
 
 def test_importing_the_machines_loads_no_network_no_database_and_no_engine() -> None:
-    code = "import sys, edge_sdk.device.session; print([m for m in ('paho', 'sqlite3', 'onnx', 'ssl') if m in sys.modules])"
+    heavy = ("paho", "sqlite3", "onnx", "ssl")
+    code = f"import sys, edge_sdk.device.session; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 from coordinator.config.sections import (
     Aggregation,
     Broker,
-    CodecOfTensors,
     DownlinkSection,
     FederationConfig,
     Selection,
@@ -23,8 +22,7 @@ from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.validate import Validation as Bounds
 from edge_sdk.aggregation.algorithm import Algorithm, make_algorithm
-from edge_sdk.codecs import BITS, CodecSettings
-from edge_sdk.codecs.auto import bits_for
+from edge_sdk.codecs import CodecSettings, find_codec
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX
@@ -102,40 +100,21 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
 
 
 def codec_settings(config: FederationConfig) -> CodecSettings:
-    """How updates are encoded."""
+    """How updates are encoded; what the configuration leaves open may follow from the size of a round."""
     codec = config.codec
-    rules = [(pattern, _tensor_settings(rule)) for pattern, rule in codec.tensors.items()]
-    return CodecSettings(
-        name=codec.name,
-        density=codec.density,
-        block_size=codec.block_size,
-        rounding=codec.rounding,
-        bits=_codec_bits(config),
-        momentum=codec.momentum,
-        tensors=tuple(rules),
-    )
-
-
-def _codec_bits(config: FederationConfig) -> float:
-    """Bits of the codecs that have any; by the size of a round where nothing is said."""
-    if config.codec.bits is not None:
-        return config.codec.bits
-    if config.codec.name not in ("auto", "eden"):
-        return BITS
+    kind = find_codec(codec.name)
     adaptive = config.aggregation.server_optimizer != "fedavg" or config.model.optimizer in ADAPTIVE_OPTIMIZERS
-    return bits_for(config.selection.goal_count, adaptive)
-
-
-def _tensor_settings(rule: CodecOfTensors) -> CodecSettings:
-    return CodecSettings(**rule.model_dump())
+    rules = [(pattern, CodecSettings(rule.name, **rule.own)) for pattern, rule in codec.tensors.items()]
+    own = {**kind.for_cohort(config.selection.goal_count, adaptive), **codec.own}
+    return CodecSettings(kind.name, tensors=tuple(rules), **own)
 
 
 def downlink(section: DownlinkSection) -> Downlink:
     """How the model travels to devices."""
     codec = None
     if section.codec != "none":
-        codec = CodecSettings(
-            name=section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
+        codec = CodecSettings.of(
+            section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
         )
     return Downlink(codec, section.deltas_max)
 
@@ -166,11 +145,11 @@ def algorithm(config: FederationConfig) -> Algorithm:
         raise ConfigurationError(
             f'aggregation.weighting = "examples": {name} counts every update alike; leave the key out'
         )
-    sparse = [where for where, codec in _codecs(config) if codec == "sparse"]
-    if made.every_coordinate and sparse:
+    partial = [(where, name) for where, name in _codecs(config) if not find_codec(name).sends_all]
+    if made.every_coordinate and partial:
         raise ConfigurationError(
-            f'{sparse[0]} = "sparse": with aggregation.algorithm = {name!r} most coordinates would be those of devices '
-            "that did not send them, which are zero; choose a codec that sends every coordinate"
+            f'{partial[0][0]} = "{partial[0][1]}": with aggregation.algorithm = {name!r} most coordinates would be '
+            "those of devices that did not send them, which are zero; choose a codec that sends every coordinate"
         )
     return made
 

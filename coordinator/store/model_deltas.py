@@ -1,4 +1,4 @@
-"""The chain of deltas that leads to the newest published parameters of a task (see ``edge_sdk/training/model_delta.py``)."""
+"""The chain of deltas to the newest published parameters of a task (see ``edge_sdk/training/model_delta.py``)."""
 
 from __future__ import annotations
 

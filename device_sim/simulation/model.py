@@ -15,11 +15,13 @@ from coordinator.compile.loop import FLOPS_MAX as LOOP_FLOPS_MAX
 from coordinator.compile.zoo import ZOO
 from coordinator.config import FederationConfig
 from coordinator.setup import build_bundle
+from device_sim.datasets import Dataset
 from device_sim.simulation.clients import Clients
+from device_sim.simulation.settings import Tables, configured
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.training.bundle import Bundle, digest_of
 
-__all__ = ["Source", "source_of"]
+__all__ = ["Source", "bundle_for", "source_of"]
 
 IN_MEMORY: Final = Path("model.onnx")
 BUNDLE_MAGIC: Final = b"EFBN"
@@ -95,6 +97,25 @@ def source_of(model: Any, clients: Clients, given: Mapping[str, Any]) -> Source:
         f"simulate: model={str(model)[:60]!r}: is neither one of {', '.join(ZOO)}, nor an .onnx file or its bytes, nor "
         "a bundle (edge-coordinator compile makes one)"
     )
+
+
+def bundle_for(model: Any, data: Dataset, *, loss: str | None, seed: int) -> Bundle:
+    """A model for a data set, compiled.
+
+    Args:
+        model: As of ``simulate``; None for a linear model.
+        data: Gives ``inputs`` and ``outputs`` of a zoo model.
+        loss: The loss; None for the model's own.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigurationError, CompileError, BundleError: It cannot be used.
+    """
+    linear = "linear_regression" if data.labels is None else "softmax_regression"
+    tables: Tables = {"model": {"loss": loss}} if loss else {}
+    source = source_of(model or linear, Clients({"all": (data.x, data.y)}, None), tables.get("model", {}))
+    config = configured(tables, model=source.table, goal_count=1, rounds=1, seed=seed, evaluated=False)
+    return source.built(config)
 
 
 def _compiled(config: FederationConfig, onnx: bytes | None) -> Bundle:

@@ -25,9 +25,11 @@ from device_sim.simulation.settings import configured, tables_from
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.device.session import StartTraining
 from edge_sdk.device.state import Vectors
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, job_seed
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, job_seed
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
 from edge_sdk.extension import make
+from edge_sdk.training.algorithms import LocalAlgorithm, find_local_algorithm
 from edge_sdk.training.bundle import Bundle, Program
 from edge_sdk.training.examples import Examples
 from edge_sdk.wire.plan import Plan
@@ -63,6 +65,7 @@ def simulate(
     split: str | None = None,
     devices: int | None = None,
     trainer: Any = None,
+    local_algorithms: Mapping[str, LocalAlgorithm] | None = None,
     engine: str = "auto",
     cohorts: Sequence[Sequence[str | int]] | None = None,
     progress: Any = None,
@@ -101,6 +104,7 @@ def simulate(
             ``natural``.
         devices: For a ``Dataset``: how many clients; 100 by default, or one for each key of ``natural``.
         trainer: Trains in place of the model's graph: an object with ``fit``, its class, or a dotted name.
+        local_algorithms: The clients' halves of algorithms of one's own, by the name that the algorithm gives them.
         engine: ``auto``, ``onnxruntime`` or ``numpy``.
         cohorts: Who takes part in each round, by name or number, in place of a choice: ``history.cohorts`` of another
             run.
@@ -154,6 +158,7 @@ def simulate(
         trainer=make("simulate: trainer", trainer, methods=("fit",))
         if isinstance(trainer, str)
         else _made("trainer", trainer, ("fit",)),
+        local_algorithms=local_algorithms or {},
         engine=engine,
         algorithm=_made("algorithm", algorithm, ("report", "apply")),
         server_optimizer=_made("server_optimizer", server_optimizer, ("init", "apply")),
@@ -175,6 +180,7 @@ class _Parts:
     examples: Mapping[str, Examples]
     evaluator: Evaluator | None
     trainer: Any
+    local_algorithms: Mapping[str, LocalAlgorithm]
     engine: str
     algorithm: Algorithm | None
     server_optimizer: ServerOptimizer | None
@@ -202,6 +208,12 @@ class _Simulation:
         self._program = program
         self._program_bytes = program.encode()
         self._plan = plan_of(config, dict(program.scalars))
+        if parts.algorithm is not None:
+            parts.algorithm.suits(self._plan.training.scalars)
+            self._plan = replace(
+                self._plan, local=parts.algorithm.local, local_settings=parts.algorithm.local_settings()
+            )
+        find_local_algorithm(self._plan.local, parts.local_algorithms)  # said at once, and not by every client
         self._server = Server(parts.bundle, self._plan, config, parts.algorithm, parts.server_optimizer, parts.steps)
         self._clients = {name: _Client(data, ClientCounts(len(data))) for name, data in parts.examples.items()}
         self._engines = EngineCache(parts.engine)
@@ -278,6 +290,7 @@ class _Simulation:
             start=start,
             program=self._program_bytes,
             parameters=self._server.published,
+            received=self._server.broadcast,
             vectors=lambda spec: client.vectors,
             keeps_vectors=lambda length: True,
             seed=job_seed(start.parameters, name),
@@ -285,7 +298,11 @@ class _Simulation:
             progress=_unheard,
         )
         work = TrainingWork(
-            lambda: client.examples, engines=self._engines, trainer=self._parts.trainer, clock=_stands_still
+            lambda: client.examples,
+            engines=self._engines,
+            trainer=self._parts.trainer,
+            clock=_stands_still,
+            algorithms=self._parts.local_algorithms,
         )
         return work.run(job)
 
@@ -305,12 +322,12 @@ class _Simulation:
 
     def _plan_of(self, number: int) -> Plan:
         """As of a coordinator, which in the first round does not know yet how many devices there are."""
-        if self._plan.codec.name != "auto" or number == 1:
+        if number == 1:
             return self._plan
         selection = self._parts.config.selection
         wanted = wanted_count(selection.goal_count, selection.over_selection)
         participation = round(min(1.0, wanted / len(self._clients)), 3)
-        return replace(self._plan, codec=replace(self._plan.codec, participation=participation))
+        return replace(self._plan, codec=self._plan.codec.taking_part(participation))
 
     def _cohort(self, number: int) -> tuple[str, ...]:
         if self._parts.cohorts is not None:

@@ -36,6 +36,7 @@ class Server:
         vector: float32[P], the model.
         published: The blob that clients train from; the same where they get the model itself.
         base: Its SHA-256.
+        broadcast: Blobs of the vectors that clients get beside it, by name.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Server:
         self.parameters = self.published = encode_parameters(bundle.parameters)
         self.base = self.model_digest = digest_of(self.published)
         self._memory = self._aggregator.initial_memory()
+        self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
         self._chain: list[ModelDeltaRecord] = []
         self._round = 0
 
@@ -87,7 +89,7 @@ class Server:
             ValueError: Nothing was taken.
         """
         made = self._aggregator.finish()
-        self._memory = made.memory
+        self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
         self.model_digest = digest_of(self.parameters)
         self._publish(made.published)
@@ -98,11 +100,12 @@ class Server:
         self._aggregator.close()
 
     def bytes_down(self, holds: Collection[bytes]) -> int:
-        """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones."""
+        """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""
+        vectors = sum(map(len, self.broadcast.values()))
         if self.base in holds:
-            return 0
+            return vectors
         _, deltas = chain_from(self._chain, holds)
-        return sum(delta.bytes for delta in deltas) if deltas else len(self.published)
+        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.published))
 
     def _publish(self, made: Published | None) -> None:
         before = self.base

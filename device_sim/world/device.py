@@ -12,13 +12,15 @@ from device_sim.world.clock import Handle, VirtualClock
 from device_sim.world.crashes import Crashed
 from device_sim.world.memory_transport import InMemoryTransport
 from device_sim.world.world import World
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.device.session import Action, Event, MarkReceived, Settle, StartTraining
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt import Listener
 from edge_sdk.training.bundle import digest_of

@@ -1,14 +1,14 @@
 """The device without threads and clocks: session, blobs, jobs, quota and words for people, joined around a transport.
 
 A shell drives it (``edge_sdk.device.shell``): ``EdgeClient`` with threads, a fleet with thousands on one event loop,
-the simulator in virtual time. The shell hands in transport events and ticks with a monotonic ``now``, and runs its jobs.
+the simulator in virtual time. The shell hands in transport events and ticks with a monotonic ``now``, and runs its
+jobs.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from edge_sdk.device.blobs import BlobMemory, DeviceBlobs
 from edge_sdk.device.data_quota import DataQuota
 from edge_sdk.device.diagnostics import Diagnostics
 from edge_sdk.device.jobs import Jobs
+from edge_sdk.device.outgoing import Outgoing
 from edge_sdk.device.progress import Progress, ProgressKind, Status
 from edge_sdk.device.reconnect import Reconnect
 from edge_sdk.device.resting import Resting
@@ -34,7 +35,6 @@ from edge_sdk.device.session import (
     Send,
     Session,
     SessionSettings,
-    SetEligible,
     SetQuotaExhausted,
     Settle,
     StartTraining,
@@ -46,49 +46,20 @@ from edge_sdk.device.session import (
     Unsubscribe,
 )
 from edge_sdk.device.session import Published as SentPublished
+from edge_sdk.device.settings import AgentSettings, supported
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.status import OFFLINE, Reporter
-from edge_sdk.device.work import Work
+from edge_sdk.device.training_job import Work
+from edge_sdk.device.willingness import Willingness
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.mqtt.events import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
-from edge_sdk.mqtt.meter import Meter
 from edge_sdk.wire.messages import Invite
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.wire_costs import Costs
 
-__all__ = ["Agent", "AgentSettings"]
+__all__ = ["Agent"]
 
-logger = logging.getLogger(__name__)
-
-ELIGIBLE_SECONDS: Final = 2.0
 NEVER: Final = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """What a device is and how far it may go.
-
-    Attributes:
-        federation: Topic segment of the federation.
-        device: Topic segment of the device.
-        task: Topic segment of the task.
-        engine: Engine preference, told to the coordinator.
-        program_bytes_max: Largest program accepted, in bytes.
-        parameters_bytes_max: Largest parameters blob accepted, in bytes.
-        publish_status: Whether retained JSON about this device is published for people.
-        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit.
-        algorithms: Names of local algorithms that this device has beside the SDK's own.
-    """
-
-    federation: str
-    device: str
-    task: str = "default"
-    engine: str = "auto"
-    program_bytes_max: int = 64 << 20
-    parameters_bytes_max: int = 256 << 20
-    publish_status: bool = True
-    bytes_per_update_max: int = 0
-    algorithms: tuple[str, ...] = ()
 
 
 class Agent:
@@ -125,11 +96,7 @@ class Agent:
         self.settings = settings
         self.state = state
         self.left = False
-        self._eligible = eligible
-        self._was_eligible = True
-        self._eligible_due = float("-inf") if eligible else NEVER
         self._on_action = on_action
-        self._transport: Transport | None = None
         self._now = 0.0
         topics = Topics(settings.federation)
         self._status_topic = topics.status(settings.device)
@@ -139,6 +106,8 @@ class Agent:
         costs = Costs(settings.federation, settings.task, settings.device)
         self._quota = DataQuota(state.traffic, costs, settings.bytes_per_update_max)
         self._resting = Resting(self._quota, rng)
+        self._outgoing = Outgoing(self._quota, lambda: self._rest(self._now))
+        self._willingness = Willingness(eligible)
         self.blobs = DeviceBlobs(state, memory)
         self.jobs = Jobs(
             settings.device,
@@ -149,7 +118,7 @@ class Agent:
             frames_bytes_max=self._quota.frames_bytes_max,
             on_step=lambda start, steps, loss: self._reporter.on_step(start.round, steps, loss),
         )
-        supports = _supports(settings)
+        supports = supported(settings)
         capabilities = {"sdk": __version__, "engine": settings.engine, "supports": sorted(supports)}
         self.session = Session(
             SessionSettings(
@@ -172,7 +141,7 @@ class Agent:
 
     def attach(self, transport: Transport) -> None:
         """The transport to use; it connects when the next tick is due."""
-        self._transport = transport
+        self._outgoing.transport = transport
 
     def will(self) -> tuple[str, bytes] | None:
         """Topic and payload of the last will, None where no status is published."""
@@ -198,8 +167,7 @@ class Agent:
         self._now = now
         match event:
             case Delivery(topic, payload):
-                if self._transport is not None:
-                    self._transport.acknowledge(event)
+                self._outgoing.acknowledge(event)
                 self._quota.arrived(topic, len(payload))
                 if self._diagnostics.on_message(topic):
                     self._reporter.update(error="")
@@ -231,15 +199,14 @@ class Agent:
         self._now = now
         if self._resting.due <= now:
             self._check_day(now)
-        if self._reconnect.due is not None and self._reconnect.due <= now and self._transport is not None:
+        if self._reconnect.due is not None and self._reconnect.due <= now:
             self._reconnect.due = None
-            if self._quota.affords_connection():
-                self._transport.connect()
-            else:
+            if not self._outgoing.connect():
                 self._rest(now)
-        if self._eligible_due <= now:
-            self._eligible_due = now + ELIGIBLE_SECONDS
-            self._ask_eligible(now)
+        if self._willingness.due <= now:
+            changed = self._willingness.ask(now)
+            if changed is not None:
+                self._perform(changed, now)
         deadline = self.session.next_deadline()
         if deadline is not None and deadline <= now:
             self._perform(Tick(), now)
@@ -252,7 +219,7 @@ class Agent:
 
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        earliest = min(self._eligible_due, self._resting.due)
+        earliest = min(self._willingness.due, self._resting.due)
         others = (self.session.next_deadline(), self._reconnect.due, self._diagnostics.deadline, self._reporter.due)
         for due in others:
             if due is not None and due < earliest:
@@ -270,7 +237,7 @@ class Agent:
     @property
     def status(self) -> Status:
         """The device at a glance; what changes with every message is only put together when somebody looks."""
-        meter = Meter() if self._transport is None else self._transport.meter
+        meter = self._outgoing.meter
         return replace(
             self._reporter.status,
             phase=self.session.state,
@@ -315,7 +282,7 @@ class Agent:
 
     def _meter(self, now: float) -> None:
         """Counts what has gone over the wire; at the limit the device leaves."""
-        if self._transport is not None and self._quota.meter(self._transport.meter, now) and not self._resting.active:
+        if self._quota.meter(self._outgoing.meter, now):
             self._rest(now)
 
     def _check_day(self, now: float) -> None:
@@ -325,6 +292,7 @@ class Agent:
             return
         if new_day.reconnect_at is not None:
             self._reconnect.due = new_day.reconnect_at
+        self._outgoing.unlimited = False
         self._perform(SetQuotaExhausted(False), now)
 
     def _rest(self, now: float) -> None:
@@ -332,11 +300,11 @@ class Agent:
         if self._resting.active or self.left:
             return
         self._reporter.tell(self._resting.begin(now))
+        self._outgoing.unlimited = True
         self._reconnect.due = None
         self._perform(SetQuotaExhausted(True), now)
         self._publish_status(now, "resting")
-        if self._transport is not None:
-            self._transport.disconnect()
+        self._outgoing.disconnect()
         self.state.traffic.keep()
 
     # --- the session's actions ---
@@ -354,17 +322,9 @@ class Agent:
                 watch(action, True)
 
     def _do(self, action: Action, now: float) -> None:
-        transport = self._transport
         match action:
-            case Send(topic, payload, token, asked_bytes):
-                if transport is not None and self._may_leave(topic, len(payload), asked_bytes, now):
-                    transport.publish(topic, payload, qos=1, token=token)
-            case Subscribe(filters, asked_bytes):
-                if transport is not None and self._may_leave("", sum(map(len, filters)), asked_bytes, now):
-                    transport.subscribe(filters)
-            case Unsubscribe(filters):
-                if transport is not None:
-                    transport.unsubscribe(filters)
+            case Send() | Subscribe() | Unsubscribe():
+                self._outgoing.perform(action)
             case StartTraining():
                 self.jobs.start(action)
             case CancelTraining(ticket, _):
@@ -379,16 +339,6 @@ class Agent:
             case Leave():
                 self._leave()
 
-    def _may_leave(self, topic: str, size_bytes: int, asked_bytes: int, now: float) -> bool:
-        """Whether a message is within today's limit, with what it asks for; the last words before a rest always are."""
-        if not self._quota.limited or self._resting.active or self._transport is None:
-            return True
-        if not self._quota.affords_message(topic, size_bytes, self._transport.waiting_bytes, asked_bytes):
-            self._rest(now)
-            return False
-        self._quota.expect(asked_bytes)
-        return True
-
     def _on_state(self, change: Callable[[], None]) -> None:
         """A full disk is told, not raised: the next start finds a legal state, whatever was written."""
         try:
@@ -400,41 +350,14 @@ class Agent:
         self.left = True
         self._reconnect.due = None
         self.state.traffic.keep()
-        if self._transport is None:
-            return
         if self._reconnect.up and self.settings.publish_status:
-            # QoS 0: nobody waits for the answer to a goodbye.
-            self._transport.publish(self._status_topic, OFFLINE, qos=0, retain=True)
-        self._transport.disconnect()
-
-    # --- the application, and people ---
-
-    def _ask_eligible(self, now: float) -> None:
-        if self._eligible is None:
-            return
-        try:
-            eligible, reason = bool(self._eligible()), ""
-        except Exception as error:
-            logger.exception("eligible() failed")
-            eligible, reason = False, f"eligible() failed: {error}"
-        if eligible != self._was_eligible:
-            self._was_eligible = eligible
-            self._perform(SetEligible(eligible, reason), now)
+            self._outgoing.publish_status(self._status_topic, OFFLINE, sure=False)
+        self._outgoing.disconnect()
 
     def _publish_status(self, now: float, state: str = "online") -> None:
-        if self._transport is None or not self._reconnect.up:
+        if not self._reconnect.up:
             self._reporter.due = None
             return
         body = self._reporter.retained(self.status, state, now)
         if body is not None:
-            self._transport.publish(self._status_topic, body, qos=1 if state == "online" else 0, retain=True)
-
-
-def _supports(settings: AgentSettings) -> frozenset[str]:
-    """What a plan may require of this device."""
-    from edge_sdk.codecs import CODECS  # a device without an agent needs neither
-    from edge_sdk.training.algorithms import LOCAL_ALGORITHMS
-
-    codecs = (f"codec:{name}" for name in CODECS)
-    local = (f"local:{name}" for name in (*settings.algorithms, *LOCAL_ALGORITHMS))
-    return frozenset({*codecs, *local, "weighting:examples", "weighting:uniform"})
+            self._outgoing.publish_status(self._status_topic, body, sure=state == "online")

@@ -13,6 +13,7 @@ from typing import Final
 
 from edge_sdk.codecs import CodecSettings, fitted, frame_bytes_max
 from edge_sdk.device.daily_traffic import DailyTraffic
+from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
@@ -21,7 +22,7 @@ from edge_sdk.wire.messages import Invite
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
-__all__ = ["BYTES_PER_DAY_MIN", "RESERVE_BYTES", "DataQuota"]
+__all__ = ["RESERVE_BYTES", "DataQuota"]
 
 RESERVE_BYTES: Final = 4096
 SLACK_BYTES: Final = 2048
@@ -29,8 +30,6 @@ SLACK_BYTES: Final = 2048
 CONNECT_BYTES: Final = 1024
 """CONNECT, subscriptions, and the retained messages that they bring; a TLS handshake beside it."""
 CONNECT_TLS_BYTES: Final = 5000
-BYTES_PER_DAY_MIN: Final = 16_384
-"""A smaller daily limit is not worth a connection."""
 UNLIMITED_METER_BYTES: Final = 8192
 """Without a limit the count need not follow every message."""
 PARAMETERS_HEAD_BYTES: Final = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edge_sdk.device.blobs import DeviceBlobs, JobBlobs
 from edge_sdk.device.session import Event, StartTraining, TrainingFailed, TrainingFinished
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import Cancelled, OverQuota, TrainingJob, Work, job_seed
+from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
 from edge_sdk.errors import EdgeFedError, ExamplesError, StateError
 from edge_sdk.wire.plan import Plan
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.session import Event
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.mqtt.events import Listener, Transport, TransportEvent
 
 __all__ = ["DeviceShell", "Job", "TimerHandle", "Timers"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,93 +14,32 @@ from numpy.typing import NDArray
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames, fitted_frames, shared_seed
 from edge_sdk.device.pending import PendingUpdate
-from edge_sdk.device.session import StartTraining
 from edge_sdk.device.state import Vectors
-from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.device.training_job import Cancelled, OverQuota, TrainedUpdate, TrainingJob
+from edge_sdk.errors import ExamplesError, TrainingError
 from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork, find_local_algorithm
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import as_examples
-from edge_sdk.training.local import Trainer, TrainResult
+from edge_sdk.training.local import Trainer
 from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
 from edge_sdk.wire.plan import PLAIN
 from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = [
-    "Cancelled",
     "EngineCache",
-    "OverQuota",
-    "TrainedUpdate",
-    "TrainingJob",
     "TrainingWork",
-    "Work",
+    "job_codec",
     "make_update",
+    "spec_digest",
 ]
 
 ENGINES_KEPT: Final = 2
-RESIDUAL: Final = "residual"
-VELOCITY: Final = "velocity"
 LOCAL: Final = "local."
 NUMBERS_BYTES_MAX: Final = NUMBERS_MAX * (VECTOR_NAME_CHARACTERS_MAX + 11)
 VECTOR_HEAD_BYTES_MAX: Final = VECTOR_NAME_CHARACTERS_MAX + 32
 GROUPS_APART: Final = 1 << 20
 """Between the seeds of two vectors of one update; the groups of a vector count on from its own."""
-
-
-class Cancelled(EdgeFedError):
-    """The work was called off; nothing of it is kept."""
-
-
-class OverQuota(EdgeFedError):
-    """No update would be small enough; found out before anything is trained."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """What is to be done.
-
-    Attributes:
-        start: The session's action: ticket, plan, digests.
-        program: The program's bytes.
-        parameters: The parameters' bytes.
-        vectors: Gives the named vectors that this device keeps for the digest of a spec: what earlier updates did not
-            send (``residual``, ``residual.<vector>``), velocities (``velocity``), and what local algorithms keep
-            (``local.<algorithm>.<name>``).
-        keeps_vectors: Tells whether vectors of so many bytes can be kept.
-        seed: Seeds shuffling and stochastic rounding.
-        stop: Whether the work was called off; asked at each step, or each run of a few short ones.
-        progress: Told steps done and loss, as often.
-        frames_bytes_max: Bytes that the update's frames may have together, 0 for no limit.
-        received: Bytes of the further vectors that the invite has named, by name.
-    """
-
-    start: StartTraining
-    program: BytesLike
-    parameters: BytesLike
-    vectors: Callable[[bytes], Vectors]
-    keeps_vectors: Callable[[int], bool]
-    seed: int
-    stop: Callable[[], bool]
-    progress: Callable[[int, float], None]
-    frames_bytes_max: int = 0
-    received: Mapping[str, BytesLike] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedUpdate:
-    """A finished update: what goes into the outbox, what is kept if it counts, and how training went."""
-
-    update: PendingUpdate
-    vectors_after: Vectors
-    result: TrainResult
-
-
-class Work(Protocol):
-    """How a device turns a job into an update."""
-
-    def run(self, job: TrainingJob) -> TrainedUpdate:
-        """Raises EdgeFedError where there will be no update."""
-        ...
 
 
 class EngineCache:
@@ -221,7 +160,7 @@ def make_update(
             keeps_residual=keeps,
         )
         frames[name] = encoded.frames
-        after |= _named_feedback(encoded.residual, name, program)
+        after |= _named_feedback(encoded.kept, name)
     evaluation = trained.evaluation
     payload = Update(
         examples=trained.examples,
@@ -259,27 +198,20 @@ def _is_of_another(name: str, algorithm: str) -> bool:
     return name.startswith(LOCAL) and not name.startswith(f"{LOCAL}{algorithm}.")
 
 
-def _feedback(vectors: Vectors, sent: str) -> NDArray[np.float32] | None:
-    """What codecs take for a vector that is sent: its residual, with the velocity behind it where there is one."""
-    residual, velocity = (vectors.get(name) for name in _feedback_names(sent))
-    if residual is None or velocity is None or residual.size != velocity.size:
-        return residual
-    return np.concatenate([residual, velocity])
+def _feedback(vectors: Vectors, sent: str) -> Vectors:
+    """What codecs keep for a vector that is sent, by their own names."""
+    if sent == DELTA:
+        return {name: vector for name, vector in vectors.items() if "." not in name}
+    return {
+        name.removesuffix(f".{sent}"): vector
+        for name, vector in vectors.items()
+        if name.endswith(f".{sent}") and not name.startswith(LOCAL)
+    }
 
 
-def _named_feedback(values: NDArray[np.float32] | None, sent: str, program: Program) -> dict[str, NDArray[np.float32]]:
+def _named_feedback(kept: Vectors, sent: str) -> Vectors:
     """The inverse, after encoding."""
-    if values is None:
-        return {}
-    residual, velocity = _feedback_names(sent)
-    trainable = sum(tensor.size for tensor in program.spec if tensor.kind == "trainable")
-    if values.size == trainable:
-        return {residual: values}
-    return {residual: values[:trainable], velocity: values[trainable:]}
-
-
-def _feedback_names(sent: str) -> tuple[str, str]:
-    return (RESIDUAL, VELOCITY) if sent == DELTA else (f"{RESIDUAL}.{sent}", f"{VELOCITY}.{sent}")
+    return {name if sent == DELTA else f"{name}.{sent}": vector for name, vector in kept.items()}
 
 
 def job_codec(job: TrainingJob, program: Program, beside: tuple[str, ...] = ()) -> CodecSettings:
@@ -310,17 +242,3 @@ def spec_digest(program: Program) -> bytes:
     import msgpack
 
     return digest_of(msgpack.packb(program.spec.to_wire()))
-
-
-def job_seed(parameters: bytes, device: str) -> int:
-    """The seed of a piece of work, 64 bits: it shuffles, rounds and rotates.
-
-    It follows from what everybody may know, the digest of the parameters and the device's name, so that a simulation of
-    the same devices on the same parameters gives the same update. Noise that is to protect privacy must therefore never
-    be drawn from it: who knows the seed can subtract the noise.
-
-    Args:
-        parameters: SHA-256 of the parameters that the device trains from.
-        device: The device's name.
-    """
-    return int.from_bytes(digest_of(parameters + device.encode())[:8], "little")

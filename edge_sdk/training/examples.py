@@ -54,6 +54,11 @@ class Examples:
         """The examples from ``start`` up to ``stop``, as :meth:`batch` gives them; views where no cast is needed."""
         return {entry.name: array[start:stop].astype(entry.dtype, copy=False) for entry, array in self._arrays(program)}
 
+    def part(self, index: NDArray[np.intp]) -> Examples:
+        """The examples at ``index``, int[n], as examples of their own."""
+        inputs = {name: np.take(array, index, axis=0) for name, array in self.inputs.items()}
+        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for)
+
     def _arrays(self, program: Program) -> list[tuple[Input, NDArray[Any]]]:
         arrays = [(entry, self.inputs[entry.name]) for entry in program.inputs]
         return [*arrays, (program.target, self.target)]

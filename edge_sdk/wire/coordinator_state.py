@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.topics import is_segment
+from edge_sdk.wire import fields
+from edge_sdk.wire.fields import boolean, integer, list_of
 
 __all__ = ["CoordinatorState"]
 
@@ -22,6 +23,8 @@ STATE_BYTES_MAX: Final = 20_000
 INCARNATION_MAX: Final = 1 << 60
 LINEAGE_BYTES_MAX: Final = 16
 TASKS_MAX: Final = 256
+_INCARNATION: Final = integer(0, INCARNATION_MAX)
+_TASKS: Final = list_of(fields.segment, TASKS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +74,12 @@ class CoordinatorState:
             raise DecodeError("coordinator state: not JSON") from error
         if not isinstance(state, dict):
             raise DecodeError("coordinator state: expected a map")
-        incarnation, online, tasks = (state.get(name) for name in ("incarnation", "online", "tasks"))
-        # True is an int to Python, and JSON has floats such as 1e999.
-        if type(incarnation) is not int or not 0 <= incarnation <= INCARNATION_MAX:
-            raise DecodeError("coordinator state: incarnation is not a whole number from 0")
-        if not isinstance(online, bool):
-            raise DecodeError("coordinator state: online is neither true nor false")
-        if not isinstance(tasks, list) or len(tasks) > TASKS_MAX:
-            raise DecodeError(f"coordinator state: tasks is not a list of at most {TASKS_MAX} names")
-        if not all(isinstance(task, str) and is_segment(task) for task in tasks):
-            raise DecodeError("coordinator state: tasks has a name that cannot stand in a topic")
-        return cls(_lineage(state.get("lineage"), segment), incarnation, online, tuple(tasks))
+        return cls(
+            lineage=_lineage(state.get("lineage"), segment),
+            incarnation=_INCARNATION(state.get("incarnation"), "coordinator state.incarnation"),
+            online=boolean(state.get("online"), "coordinator state.online"),
+            tasks=_TASKS(state.get("tasks"), "coordinator state.tasks"),
+        )
 
 
 def _lineage(value: object, segment: str) -> bytes:

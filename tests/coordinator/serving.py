@@ -30,7 +30,8 @@ from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
 from edge_sdk.codecs.frame import pack_frame
-from edge_sdk.device.work import TrainedUpdate, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import TrainingWork
 from edge_sdk.errors import StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop

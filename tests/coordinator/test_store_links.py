@@ -1,4 +1,4 @@
-"""ModelDeltas in the database: committed with their round, in a chain without gaps, and gone when they are of no use."""
+"""Model deltas in the database: committed with their round, in a chain without gaps, gone when they are of no use."""
 
 from __future__ import annotations
 

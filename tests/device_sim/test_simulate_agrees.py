@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+from test_algorithm_pair import LOCAL, ControlVariates, LocalControlVariates
 
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import DownlinkSection
@@ -93,3 +94,27 @@ def test_server_optimizers_too(optimizer: str) -> None:
     assert simulated({"name": "sparse", "density": 0.1}, 0, outcome, server_optimizer=optimizer) == list(
         outcome.digests
     )
+
+
+@pytest.mark.parametrize("codec", [{"name": "int8"}, {"name": "eden", "bits": 2.0}], ids=lambda codec: codec["name"])
+@pytest.mark.parametrize("algorithm", ["median", "trimmed_mean", "fednova"])
+def test_every_algorithm_and_the_clip_step_too(algorithm: str, codec: dict[str, Any]) -> None:
+    outcome = in_virtual_time(CodecSettings(**codec), 0, algorithm=algorithm, clip_norm=0.5)
+    steps = [{"name": "clip", "norm": 0.5}]
+    assert simulated(codec, 0, outcome, algorithm=algorithm, steps=steps) == list(outcome.digests)
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_an_algorithm_with_a_device_half_too(as_object: bool) -> None:
+    own = {LOCAL: LocalControlVariates()}
+    outcome = in_virtual_time(
+        CodecSettings("dense"),
+        0,
+        algorithm="test_algorithm_pair:ControlVariates",
+        reference="mean",
+        local_algorithms=own,
+    )
+    chosen: Any = ControlVariates() if as_object else "test_algorithm_pair:ControlVariates"
+    found = simulated({"name": "dense"}, 0, outcome, algorithm=chosen, local_algorithms=own)
+    assert found == list(outcome.digests)
+    assert found != simulated({"name": "dense"}, 0, outcome), "control variates change something"

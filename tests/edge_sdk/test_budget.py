@@ -20,14 +20,15 @@ from test_session import PARAMETERS, PLAN, PROGRAM, Bench, of
 from device_sim.broker import PrivateBroker
 from device_sim.counting_proxy import CountingProxy
 from device_sim.scenario import FAULTY, NetworkFaults, Scenario, run
-from edge_sdk.client import Limits
 from edge_sdk.codecs import CodecSettings, frame_bytes_max
 from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN, RESERVE_BYTES, DataQuota
 from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.limits import Limits
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session import CancelTraining, SetQuotaExhausted, StartTraining
-from edge_sdk.device.work import OverQuota, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import OverQuota, TrainingJob
+from edge_sdk.device.work import TrainingWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Meter
 from edge_sdk.training.bundle import encode_parameters

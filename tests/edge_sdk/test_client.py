@@ -24,7 +24,8 @@ from hand_made import blobs
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
 from device_sim.broker import BrokerTls, PrivateBroker
-from edge_sdk.client import EdgeClient, Limits
+from edge_sdk.client import EdgeClient
+from edge_sdk.device.limits import Limits
 from edge_sdk.device.progress import Progress
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TlsSettings, TransportEvent
@@ -301,6 +302,26 @@ def test_an_update_that_was_not_sent_yet_survives_sigkill_and_counts_once(
     assert first[:3] == [("online", 0), ("received", number), ("counted", number)], "it was not trained again"
     states = [ticket.state for ticket in plant.tickets()]
     assert states[:2] == ["counted", "counted"] and [r.number for r in plant.rounds[:2]] == [number, number + 1]
+
+
+def test_a_device_that_is_killed_in_mid_round_goes_on_with_its_ticket_at_once(
+    federation: MakeFederation, tmp_path: Path
+) -> None:
+    """The round would wait for it for a minute; and what it trains on is on its disk."""
+    diary = Diary()
+    with federation(training=ENDLESS) as plant:
+        with device_process(plant, tmp_path / "pi") as process:
+            number = printed(process, "training")
+            wait(lambda: list((tmp_path / "pi").glob("parameters-*")))
+            process.kill()
+        began = time.monotonic()
+        with plant.client(tmp_path / "pi", trainer=Trainer(), on_progress=diary) as client:
+            counted_anew(client)
+        assert time.monotonic() - began < 15.0
+    first = [(entry.what, entry.round) for entry in diary.entries if entry.round == number]
+    assert first[0] == ("invited", number) and ("counted", number) in first
+    assert [ticket.state for ticket in plant.tickets()][:1] == ["counted"], "it was the same ticket"
+    assert client.status.bytes_down < 20_000
 
 
 def test_a_restarted_device_downloads_nothing_that_it_has(federation: MakeFederation, tmp_path: Path) -> None:

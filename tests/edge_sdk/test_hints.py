@@ -9,9 +9,10 @@ import pytest
 
 from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker
-from edge_sdk.device.agent import Agent, AgentSettings
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
 from edge_sdk.device.progress import Progress
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import TrainingWork
 from edge_sdk.mqtt import TransportEvent

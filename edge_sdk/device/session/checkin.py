@@ -1,8 +1,8 @@
 """When to check in, and the check-in that is out.
 
 PURE, a part of the session. An announcement is a hint (rule 3). When one says ``selection``, the device draws whether
-it is within the announced fraction and, if so, at which moment of the window it checks in. Replies that echo the nonce of
-one of the last check-ins count, all others are dropped; seconds in a reply count from when *that* check-in was sent.
+it is within the announced fraction and, if so, at which moment of the window it checks in. Replies that echo the
+nonce of one of the last check-ins count, all others are dropped; their seconds count from when *that* one was sent.
 Silence repeats the check-in with backoff, each time with a new nonce.
 
 A device also checks in while others work already: when an invite may have been lost with the connection, and when the

@@ -2,7 +2,7 @@
 
 Its legs do the work and own what they must remember: ``liveness`` (the connection and the coordinator behind it),
 ``checkin`` (when to check in, and the check-in that is out), ``work`` with ``fetch`` (the ticket in hand) and
-``deliver`` (the update on its way to its outcome). The session composes them. The table in ``stages`` says what leads where:
+``deliver`` (the update on its way to its outcome). The session composes them. ``stages`` says what leads where:
 
 * ``idle``: waits for the right moment to check in.
 * ``checking_in``: a check-in is out.

@@ -1,30 +1,26 @@
-"""What a local algorithm is, what it is given and what it gives back; and the table of those that come with the SDK."""
+"""What a local algorithm is, what it is given and what it gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.extension import load
+from edge_sdk.training.algorithms.table import LOCAL_ALGORITHMS
 from edge_sdk.training.engine import Engine
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
-__all__ = ["LOCAL_ALGORITHMS", "LocalAlgorithm", "LocalResult", "LocalWork", "find_local_algorithm"]
+__all__ = ["LocalAlgorithm", "LocalResult", "LocalWork", "find_local_algorithm"]
 
 Vector: TypeAlias = NDArray[np.float32]
-
-LOCAL_ALGORITHMS: Final[Mapping[str, str]] = {
-    "plain": "edge_sdk.training.algorithms.plain:Plain",
-}
-"""Dotted names of the classes, by the name in a plan."""
 
 
 @dataclass(frozen=True, slots=True)
