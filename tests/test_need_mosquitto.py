@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import need_mosquitto
 
@@ -15,6 +17,12 @@ def test_without_mosquitto_a_test_is_skipped_with_the_remedy(environment: dict[s
 def test_without_mosquitto_a_test_fails_in_ci() -> None:
     with pytest.raises(pytest.fail.Exception, match="mosquitto is missing"):
         need_mosquitto(None, {"CI": "true"})
+
+
+def test_no_test_gets_past_the_rule() -> None:
+    files = [path for path in Path(__file__).parent.rglob("*.py") if path != Path(__file__)]
+    past = {path.name for path in files if 'PrivateBroker("mosquitto"' in path.read_text()}
+    assert past == {"test_broker.py"}, "ask for the fixture `mosquitto`; test_broker.py shows the refusal without one"
 
 
 @pytest.mark.parametrize("environment", [{}, {"CI": "true"}])
