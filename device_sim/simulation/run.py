@@ -13,7 +13,15 @@ from coordinator.config.settings import check_algorithm, stopping_rule
 from coordinator.config.settings import plan as plan_of
 from coordinator.evaluation import Evaluator
 from coordinator.pipeline import Step
-from coordinator.schedules.selection import Candidate, SelectionRule, make_rule, select, wanted_count
+from coordinator.schedules.selection import (
+    Candidate,
+    SelectionRule,
+    Uniform,
+    choose,
+    make_rule,
+    select,
+    wanted_count,
+)
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.stopping import Stopping
 from device_sim.simulation.arguments import (
@@ -348,6 +356,8 @@ class _Simulation:
             return self._parts.cohorts[number - 1]
         config = self._parts.config
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.federation.seed, number, 0])))
+        if isinstance(self._parts.rule, Uniform):  # as `select` does, without a word about each client
+            return tuple(choose(list(self._clients), config.selection.goal_count, rng)[0])
         candidates = [
             Candidate(name, counted=client.counts.rounds, refused=client.counts.refused)
             for name, client in self._clients.items()
