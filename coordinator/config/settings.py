@@ -31,6 +31,7 @@ from edge_sdk.wire.plan import Plan, TrainingPlan
 __all__ = [
     "algorithm",
     "broker_settings",
+    "check_algorithm",
     "codec_settings",
     "database_path",
     "downlink",
@@ -138,20 +139,30 @@ def algorithm(config: FederationConfig) -> Algorithm:
     Raises:
         ConfigurationError: The name or an option is wrong, or it cannot work with the other tables.
     """
+    name = config.aggregation.algorithm
+    made = make_algorithm(name, config.aggregation.options)
+    check_algorithm(made, name, config)
+    return made
+
+
+def check_algorithm(made: Algorithm, name: str, config: FederationConfig) -> None:
+    """Whether an algorithm, whatever it was made of, can work with the other tables.
+
+    Raises:
+        ConfigurationError: It cannot; says with which key, and what to do.
+    """
     aggregation = config.aggregation
-    name = aggregation.algorithm
-    made = make_algorithm(name, aggregation.options)
     if not made.uses_weights and "weighting" in aggregation.model_fields_set and aggregation.weighting == "examples":
         raise ConfigurationError(
             f'aggregation.weighting = "examples": {name} counts every update alike; leave the key out'
         )
-    partial = [(where, name) for where, name in _codecs(config) if not find_codec(name).sends_all]
+    partial = [(where, codec) for where, codec in _codecs(config) if not find_codec(codec).sends_all]
     if made.every_coordinate and partial:
         raise ConfigurationError(
             f'{partial[0][0]} = "{partial[0][1]}": with aggregation.algorithm = {name!r} most coordinates would be '
-            "those of devices that did not send them, which are zero; choose a codec that sends every coordinate"
+            "those of devices that did not send them, which are zero; choose a codec that sends every coordinate, "
+            "such as int8"
         )
-    return made
 
 
 def _codecs(config: FederationConfig) -> list[tuple[str, str]]:

@@ -9,13 +9,31 @@ from typing import Any, Final
 import numpy as np
 
 from coordinator.config import FederationConfig
+from coordinator.config.settings import check_algorithm, stopping_rule
 from coordinator.config.settings import plan as plan_of
-from coordinator.config.settings import stopping_rule
 from coordinator.evaluation import Evaluator
 from coordinator.pipeline import Step
-from coordinator.schedules.selection import Candidate, SelectionRule, make_rule, select, wanted_count
+from coordinator.schedules.selection import (
+    Candidate,
+    SelectionRule,
+    Uniform,
+    choose,
+    make_rule,
+    select,
+    wanted_count,
+)
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.stopping import Stopping
+from device_sim.simulation.arguments import (
+    codec_table,
+    cohorts_of,
+    given,
+    goal_count_of,
+    made,
+    name_of,
+    own_object,
+    table_of,
+)
 from device_sim.simulation.clients import AUTO, Clients, clients_from
 from device_sim.simulation.history import ClientCounts, History, RoundResult
 from device_sim.simulation.model import source_of
@@ -28,7 +46,6 @@ from edge_sdk.device.state import Vectors
 from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, job_seed
 from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
-from edge_sdk.extension import make
 from edge_sdk.training.algorithms import LocalAlgorithm, find_local_algorithm
 from edge_sdk.training.bundle import Bundle, Program
 from edge_sdk.training.examples import Examples
@@ -36,7 +53,6 @@ from edge_sdk.wire.plan import Plan
 
 __all__ = ["simulate"]
 
-GOAL_COUNT: Final = 20
 TASK: Final = "default"
 REASONS_SHOWN: Final = 3
 
@@ -65,7 +81,7 @@ def simulate(
     split: str | None = None,
     devices: int | None = None,
     trainer: Any = None,
-    local_algorithms: Mapping[str, LocalAlgorithm] | None = None,
+    local_algorithms: Mapping[str, Any] | None = None,
     engine: str = "auto",
     cohorts: Sequence[Sequence[str | int]] | None = None,
     progress: Any = None,
@@ -85,7 +101,8 @@ def simulate(
         rounds: How many, at most.
         seed: Draws cohorts, initial weights, split and shuffles.
         algorithm: How updates become one delta; a name, ``"package.module:Class"``, or an object.
-        codec: How updates are encoded: a name, or a table of its settings, ``{"name": "sparse", "density": 0.01}``.
+        codec: How updates are encoded: a name or ``"package.module:Class"``, a table of its settings,
+            ``{"name": "sparse", "density": 0.01}``, or a class or object of your own.
         downlink: How the model travels down, likewise; ``"none"`` for the model itself.
         selection: Who takes part; ``uniform``, ``"package.module:Rule"``, or an object.
         server_optimizer: A name, ``"package.module:Class"``, or an object.
@@ -104,7 +121,8 @@ def simulate(
             ``natural``.
         devices: For a ``Dataset``: how many clients; 100 by default, or one for each key of ``natural``.
         trainer: Trains in place of the model's graph: an object with ``fit``, its class, or a dotted name.
-        local_algorithms: The clients' halves of algorithms of one's own, by the name that the algorithm gives them.
+        local_algorithms: The clients' halves of algorithms of your own, by the name that the algorithm gives them:
+            objects, classes or dotted names.
         engine: ``auto``, ``onnxruntime`` or ``numpy``.
         cohorts: Who takes part in each round, by name or number, in place of a choice: ``history.cohorts`` of another
             run.
@@ -126,24 +144,26 @@ def simulate(
     tables = tables_from(
         settings,
         {
-            "training": _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum),
-            "aggregation": _given(
-                algorithm=_name(algorithm),
+            "training": given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, momentum=momentum),
+            "aggregation": given(
+                algorithm=name_of(algorithm),
                 learning_rate=eta,
-                server_optimizer=_name(server_optimizer),
-                step=[_table(step) for step in steps if isinstance(step, str | Mapping)] or None,
+                server_optimizer=name_of(server_optimizer),
+                step=[table_of(step) for step in steps if isinstance(step, str | Mapping)] or None,
             ),
-            "selection": _table(_name(selection) or (selection if isinstance(selection, Mapping) else None), "rule"),
-            "codec": _table(codec),
-            "downlink": _table(downlink, "codec"),
-            "evaluation": _given(held_out=held_out, every_rounds=every_rounds),
+            "selection": table_of(
+                name_of(selection) or (selection if isinstance(selection, Mapping) else None), "rule"
+            ),
+            "codec": codec_table(codec),
+            "downlink": table_of(downlink, "codec"),
+            "evaluation": given(held_out=held_out, every_rounds=every_rounds),
         },
     )
     source = source_of(model, dealt, tables.get("model", {}))
     config = configured(
         tables,
         model=source.table,
-        goal_count=_goal_count(goal_count, len(dealt), cohorts),
+        goal_count=goal_count_of(goal_count, len(dealt), cohorts),
         rounds=rounds,
         seed=seed,
         evaluated=dealt.evaluation is not None,
@@ -155,17 +175,18 @@ def simulate(
         clients=dealt,
         examples=dealt.checked(bundle.program),
         evaluator=_evaluator(dealt, bundle.program, engine),
-        trainer=make("simulate: trainer", trainer, methods=("fit",))
-        if isinstance(trainer, str)
-        else _made("trainer", trainer, ("fit",)),
-        local_algorithms=local_algorithms or {},
+        trainer=own_object("trainer", trainer, ("fit",)),
+        local_algorithms={
+            name: own_object(f"local_algorithms[{name!r}]", half, ("run",))
+            for name, half in (local_algorithms or {}).items()
+        },
         engine=engine,
-        algorithm=_made("algorithm", algorithm, ("report", "apply")),
-        server_optimizer=_made("server_optimizer", server_optimizer, ("init", "apply")),
-        steps=tuple((f"step {n}", _made("steps", s, ("admit", "finish"))) for n, s in enumerate(own_steps, start=1)),
-        rule=_made("selection", None if isinstance(selection, Mapping) else selection, ("choose",))
+        algorithm=made("algorithm", algorithm, ("report", "apply")),
+        server_optimizer=made("server_optimizer", server_optimizer, ("init", "apply")),
+        steps=tuple((f"step {n}", made("steps", s, ("admit", "finish"))) for n, s in enumerate(own_steps, start=1)),
+        rule=made("selection", None if isinstance(selection, Mapping) else selection, ("choose",))
         or make_rule(config.selection.rule, config.selection.rule_options),
-        cohorts=_cohorts(cohorts, list(dealt), rounds),
+        cohorts=cohorts_of(cohorts, list(dealt), rounds),
     )
     return _Simulation(parts).run(progress_for(progress, bundle.program.metric))
 
@@ -209,6 +230,7 @@ class _Simulation:
         self._program_bytes = program.encode()
         self._plan = plan_of(config, dict(program.scalars))
         if parts.algorithm is not None:
+            check_algorithm(parts.algorithm, type(parts.algorithm).__name__, config)
             parts.algorithm.suits(self._plan.training.scalars)
             self._plan = replace(
                 self._plan, local=parts.algorithm.local, local_settings=parts.algorithm.local_settings()
@@ -334,6 +356,8 @@ class _Simulation:
             return self._parts.cohorts[number - 1]
         config = self._parts.config
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.federation.seed, number, 0])))
+        if isinstance(self._parts.rule, Uniform):  # as `select` does, without a word about each client
+            return tuple(choose(list(self._clients), config.selection.goal_count, rng)[0])
         candidates = [
             Candidate(name, counted=client.counts.rounds, refused=client.counts.refused)
             for name, client in self._clients.items()
@@ -353,54 +377,6 @@ def _unheard(steps: int, loss: float) -> None:
     pass
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _name(value: Any) -> str | None:
-    """A name for the configuration; an object or a class of the caller's own goes past it."""
-    return value if isinstance(value, str) else None
-
-
-def _table(value: Any, name: str = "name") -> dict[str, Any]:
-    """A table of the configuration out of one name, or as it is."""
-    if value is None:
-        return {}
-    return dict(value) if isinstance(value, Mapping) else {name: value}
-
-
-def _goal_count(goal_count: int | None, clients: int, cohorts: Any) -> int:
-    if cohorts is not None:
-        largest = max((len(cohort) for cohort in cohorts), default=1)
-        return max(1, largest) if goal_count is None else goal_count
-    if goal_count is None:
-        return min(GOAL_COUNT, clients)
-    if not 1 <= goal_count <= clients:
-        raise ConfigurationError(
-            f"simulate: goal_count={goal_count!r}: there are {clients} clients; give 1 to {clients}, or more clients"
-        )
-    return goal_count
-
-
-def _cohorts(cohorts: Any, names: list[str], rounds: int) -> list[tuple[str, ...]] | None:
-    if cohorts is None:
-        return None
-    if len(cohorts) < rounds:
-        raise ConfigurationError(
-            f"simulate: cohorts: {len(cohorts)} are given, and rounds={rounds}; give one for each round"
-        )
-    known = set(names)
-    found = []
-    for number, cohort in enumerate(cohorts, start=1):
-        members = tuple(names[m] if isinstance(m, int | np.integer) and 0 <= m < len(names) else str(m) for m in cohort)
-        wrong = [member for member in members if member not in known]
-        if wrong or not members or len(set(members)) < len(members):
-            what = f"{wrong[0]!r} is no client" if wrong else "nobody, or one client twice"
-            raise ConfigurationError(f"simulate: cohorts: round {number}: {what}; name clients by key or number")
-        found.append(members)
-    return found
-
-
 def _evaluator(clients: Clients, program: Program, engine: str) -> Evaluator | None:
     examples = clients.checked_evaluation(program)
     if examples is None:
@@ -410,16 +386,3 @@ def _evaluator(clients: Clients, program: Program, engine: str) -> Evaluator | N
             f"simulate: evaluation: the model {program.name!r} brings no graph to evaluate; give evaluation=None"
         )
     return Evaluator(program, examples, engine)
-
-
-def _made(argument: str, given: Any, methods: tuple[str, ...]) -> Any:
-    """An object of the caller's own, or of his class; None where a name was given, or nothing."""
-    if given is None or isinstance(given, str):
-        return None
-    made = given() if isinstance(given, type) else given
-    missing = [method for method in methods if not callable(getattr(made, method, None))]
-    if missing:
-        raise ConfigurationError(
-            f"simulate: {argument}={type(made).__name__}: has no {missing[0]}(); docs/extend.md shows how to write one"
-        )
-    return made

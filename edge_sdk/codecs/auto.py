@@ -50,6 +50,7 @@ class Auto(Codec):
     name: ClassVar[str] = "auto"
     wire_id: ClassVar[int] = 255
     chooses: ClassVar[bool] = True
+    sends_all: ClassVar[bool] = False  # it may choose sparse
     bits: float = bits_setting()
     participation: float = setting(
         number(0.0, 1.0),

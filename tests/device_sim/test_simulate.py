@@ -13,6 +13,7 @@ import pytest
 
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim import Dataset, History, load_dataset, simulate
+from edge_sdk.aggregation.median import Median
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, EdgeFedError, TrainingError
 from edge_sdk.training.bundle import Bundle
@@ -144,6 +145,26 @@ def test_evaluation_only_now_and_then_and_after_the_last_round() -> None:
     assert np.isfinite(history.metrics["train_loss"]).all() and history.initial
 
 
+class Last:
+    """The last names there are."""
+
+    def __init__(self, skip: int = 0) -> None:
+        self.skip = skip
+
+    def choose(self, candidates: Any, count: int, rng: Any) -> list[str]:
+        names = [candidate.device for candidate in candidates]
+        return names[-count - self.skip : len(names) - self.skip]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [(Last, 5), (Last(1), 4), (f"{__name__}:Last", 5), ({"rule": f"{__name__}:Last", "rule_options": {"skip": 2}}, 3)],
+)
+def test_a_rule_of_ones_own_chooses(selection: Any, expected: int) -> None:
+    history = simulate(bundle(), CLIENTS, selection=selection, **FAST)
+    assert {cohort[-1] for cohort in history.cohorts} == {f"device-{expected:05d}"}
+
+
 class OwnTrainer:
     """Moves every parameter by a constant."""
 
@@ -196,6 +217,14 @@ def test_one_client_that_diverges_is_refused_and_all_of_them_end_it() -> None:
         ({"cohorts": [["nobody"]] * 3}, "cohorts: round 1: 'nobody' is no client"),
         ({"engine": "tpu"}, "engine is 'tpu'"),
         ({"trainer": object}, r"trainer=object: has no fit\(\)"),
+        ({"selection": "fairest"}, "selection.rule = 'fairest': must be"),
+        ({"selection": Last(99)}, "Last.choose gives 0 names; it must give 6 different names out of 6"),
+        ({"algorithm": "mode"}, "aggregation.algorithm = 'mode'"),
+        ({"algorithm": "median"}, "with aggregation.algorithm = 'median'"),
+        ({"algorithm": Median}, "codec.name = \"auto\": with aggregation.algorithm = 'Median'"),
+        ({"algorithm": "trimmed_mean", "codec": "int8", "options": {"share": 0.1}}, "has no such setting"),
+        ({"steps": ["clipp"]}, "'clipp'"),
+        ({"steps": [object()]}, r"steps=object: has no admit\(\)"),
         ({"server_optimizer": "nowhere:Mine"}, "there is no module 'nowhere'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
