@@ -60,15 +60,15 @@ def measure(mnist: Path | None = None, repeats: int = 40) -> list[dict[str, Any]
 
 def measure_codec(name: str, vector: Vector, codec: CodecSettings, repeats: int) -> list[dict[str, Any]]:
     """Bytes, ratio, CPU times and, against argp, the median of the paired ratios."""
-    residual = np.zeros_like(vector) if codec.name == "sparse" else None
-    frame = encode_update(vector, residual, codec, seed=0).frame
+    kept = {"residual": np.zeros_like(vector)} if codec.keeps else None
+    frame = encode_update(vector, kept, codec, seed=0).frame
     magnitudes = np.abs(vector)
-    kth = vector.size - max(1, round(codec.density * vector.size))
+    kth = vector.size - max(1, round(codec.to_wire().get("density", 1.0) * vector.size))
     seconds = np.array(
         [
             (
                 cpu_seconds(lambda: np.argpartition(magnitudes, kth)),
-                cpu_seconds(lambda: encode_update(vector, residual, codec, seed=0)),
+                cpu_seconds(lambda: encode_update(vector, kept, codec, seed=0)),
                 cpu_seconds(lambda: decode_update(frame, vector.size, codec)),
             )
             for _ in range(repeats)
@@ -113,17 +113,17 @@ def cohort_vectors(mnist: Path, seed: int = 0) -> list[Vector]:
     shards = np.argsort(labels, kind="stable").reshape(2 * CLIENTS, -1)[rng.permutation(2 * CLIENTS)]
     owned = shards.reshape(CLIENTS, EXAMPLES)
     parameters = glorot(rng)
-    residuals: dict[int, Vector | None] = {}
+    kept: dict[int, dict[str, Vector]] = {}
     vectors: list[Vector] = []
     for number in range(ROUNDS):
         mean = np.zeros_like(parameters)
         for client in rng.permutation(CLIENTS)[:COHORT].tolist():
             delta = train(parameters, pixels, labels, rng.permutation(owned[client])) - parameters
-            residual = residuals.get(client)
+            residual = kept.get(client, {}).get("residual")
             if number == ROUNDS - 1:
                 vectors.append(delta if residual is None else delta + residual)
-            encoded = encode_update(delta, residual, SPARSE, seed=number)
-            residuals[client] = encoded.residual
+            encoded = encode_update(delta, kept.get(client), SPARSE, seed=number)
+            kept[client] = encoded.kept
             mean += decode_update(encoded.frame, delta.size, SPARSE).dense() / COHORT
         parameters = parameters + mean
     np.save(kept, np.stack(vectors))

@@ -118,7 +118,7 @@ def _cohort(task: str, model: onnx.ModelProto) -> tuple[list[Vector], tuple[Matr
     engine, parameters = make_engine(bundle.program), bundle.parameters
     plan = TrainingPlan(epochs=1, batch_size=10, seconds_max=1e6, scalars={"lr": 0.1})
     sparse = CodecSettings("sparse", density=0.01)
-    residuals: dict[int, Vector | None] = {}
+    kept: dict[int, dict[str, Vector]] = {}
     vectors: list[Vector] = []
     for number in range(ROUNDS):
         vectors.clear()
@@ -126,9 +126,9 @@ def _cohort(task: str, model: onnx.ModelProto) -> tuple[list[Vector], tuple[Matr
         for client in cohort:
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([number, client])))
             delta = train_locally(engine, parameters, world.clients[client], plan, rng=rng, clock=time.monotonic).delta
-            residual = residuals.get(client)
-            encoded = encode_update(delta, residual, sparse, seed=0)
-            residuals[client] = encoded.residual
+            residual = kept.get(client, {}).get("residual")
+            encoded = encode_update(delta, kept.get(client), sparse, seed=0)
+            kept[client] = encoded.kept
             mean += decode_update(encoded.frame, delta.size, sparse).dense() / np.float32(len(cohort))
             vectors.append(delta if residual is None else delta + residual)
         parameters = parameters + mean
@@ -194,11 +194,12 @@ def _against_argpartition(
 ) -> float:
     """Median over pairs taken in turn."""
     magnitudes = np.abs(vector)
+    kept = None if residual is None else {"residual": residual}
     kth = vector.size - round(density * vector.size)
     ratios = []
     for _ in range(REPEATS):
         partition = _cpu_seconds(lambda: np.argpartition(magnitudes, kth))
-        encode = _cpu_seconds(lambda: encode_update(vector, residual, settings, seed=1, matrices=matrices))
+        encode = _cpu_seconds(lambda: encode_update(vector, kept, settings, seed=1, matrices=matrices))
         ratios.append(encode / partition)
     return float(np.median(ratios))
 

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks.codec_run import Method
 from benchmarks.codec_tasks import Task
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.auto import bits_for
+from edge_sdk.codecs.eden import bits_for
 
 __all__ = ["BOUNDS", "DENSE", "METHODS", "SEEDS", "Bound", "make_method", "title"]
 
@@ -109,7 +109,7 @@ def _settings(name: str, task: Task) -> CodecSettings:
 def title(method: str, task: Task | None = None) -> str:
     """The method as people read it; on a task with what ``auto`` comes to there."""
     if method == "auto" and task is not None:
-        bits = f"eden {_settings(method, task).bits:g} bit"
+        bits = f"eden {_settings(method, task).to_wire()['bits']:g} bit"
         return f"auto ({bits}{', more for kernels' if 'CNN' in task.model and task.cohort > 2 else ''})"
     return " up, ".join(_title(part) for part in method.split("+")) + (" down" if "+" in method else "")
 

@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.codec_tasks import Federation
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.validate import Validation
 from edge_sdk.aggregation.grouped_mean import GroupedMean
 from edge_sdk.aggregation.sums import FixedPoint
-from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs import CodecSettings, Vectors
 from edge_sdk.codecs.frames import decode_frames, encode_frames, groups_of, shared_seed
 from edge_sdk.device.files import BytesLike
 from edge_sdk.errors import TrainingError
@@ -114,7 +113,7 @@ class _State:
         self._validation = Validation(spec.size)
         self._server = make_server_optimizer(world.task.server[0], **world.task.server[1])
         self._memory = self._server.init(spec.size)
-        self._residuals: dict[int, NDArray[np.float32] | None] = {}
+        self._kept: dict[int, Vectors] = {}
         self.parameters = self._clients_have = world.initial
         self._published: BytesLike = encode_parameters(world.initial)
         self.up: list[int] = []
@@ -142,12 +141,11 @@ class _State:
             clock=time.monotonic,
         )
         seed = int(seeds.generate_state(1, np.uint64)[0])
-        residual = self._residuals.get(client)
-        sent = encode_frames(trained.delta, residual, codec, spec, seed=seed, shared_seed=shared)
+        sent = encode_frames(trained.delta, self._kept.get(client), codec, spec, seed=seed, shared_seed=shared)
         decoded = decode_frames(sent.frames, codec, spec)
         self._validation.check(decoded, self._groups, examples=trained.examples, steps=trained.steps, loss=trained.loss)
         total.accumulate(decoded, trained.examples)
-        self._residuals[client] = sent.residual
+        self._kept[client] = sent.kept
         self.up.append(sum(map(len, sent.frames)))
 
     def _send(self) -> None:

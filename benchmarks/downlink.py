@@ -112,7 +112,7 @@ def trained(side: Downlink, seed: int) -> list[float]:
     program = bundle.program
     shares = partition(train, "dirichlet:0.5", DEVICES, seed)
     examples = [as_examples((train.x[share], train.y[share]), program) for share in shares]
-    residuals: list[Any] = [None] * DEVICES
+    kept: list[Any] = [None] * DEVICES
     cohorts = np.random.Generator(np.random.PCG64(seed))
     optimizer = make_server_optimizer("fedavgm", eta=0.4, momentum=0.9)
     model, state = bundle.parameters.copy(), optimizer.init(program.spec.size)
@@ -124,8 +124,8 @@ def trained(side: Downlink, seed: int) -> list[float]:
         for device in cohorts.permutation(DEVICES)[:COHORT]:
             draw = np.random.Generator(np.random.PCG64([seed, number, int(device)]))
             done = train_locally(parts["engine"], start, examples[device], PLAN, rng=draw, clock=lambda: 0.0)
-            sent = encode_update(done.delta, residuals[device], UPLINK, seed=0)
-            residuals[device] = sent.residual
+            sent = encode_update(done.delta, kept[device], UPLINK, seed=0)
+            kept[device] = sent.kept
             total += len(examples[device]) * decode_update(sent.frame, model.size, UPLINK).dense().astype(np.float64)
             weight += len(examples[device])
         model, state = optimizer.apply(model, (total / weight).astype(np.float32), state, None)

@@ -15,7 +15,7 @@ from benchmarks.processes import peak_bytes, tell
 from device_sim.fleet import Fleet, FleetSettings, Member
 from device_sim.profiles import DeviceProfile
 from device_sim.replay import ReplayWork
-from edge_sdk.device.agent import Progress
+from edge_sdk.device.progress import Progress
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.training.bundle import digest_of
 

@@ -152,7 +152,7 @@ def train(folder: Path, config: Path, broker: BrokerSettings, members: list[Memb
     with log.open("wb") as sink:
         coordinator = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     fleet = Fleet(broker, FleetSettings(NAME), members)
-    topic = Topics(NAME).coordinator_round
+    topic = Topics(NAME).task_round("default")
     phases: list[str] = []
 
     def on_event(event: TransportEvent) -> None:

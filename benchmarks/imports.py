@@ -1,7 +1,7 @@
 """What importing the SDK costs beside ``import numpy``: CPU and peak memory, in fresh interpreters, in turn.
 
 ``import edge_sdk`` alone loads next to nothing, so the bound is held against what an application really writes:
-``from edge_sdk import EdgeClient``.
+``from edge_sdk import EdgeClient``. What a device is made of comes when one is made; that is shown too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ PAIRS: Final = 5
 NUMPY: Final = "import numpy"
 PACKAGE: Final = "import edge_sdk"
 CLIENT: Final = "from edge_sdk import EdgeClient"
+MADE: Final = """
+import tempfile
+from edge_sdk import EdgeClient
+broker = "mqtt://localhost"
+client = EdgeClient(
+    broker=broker, federation="f", device_id="d", load_examples=lambda: None, state_dir=tempfile.mkdtemp()
+)
+client.stop()
+"""
 TIMED: Final = """
 import sys, time
 code = compile(sys.argv[1], "import", "exec")
@@ -33,7 +42,7 @@ def measure() -> list[Figure]:
     """Ratio of CPU and difference of peak memory, medians of pairs that were measured in turn."""
     for code in (NUMPY, CLIENT):  # once for bytecode and the page cache
         run_code(TIMED, code)
-    rounds = [{code: run_code(TIMED, code) for code in (NUMPY, CLIENT, PACKAGE)} for _ in range(PAIRS)]
+    rounds = [{code: run_code(TIMED, code) for code in (NUMPY, CLIENT, PACKAGE, MADE)} for _ in range(PAIRS)]
     ratio = statistics.median(found[CLIENT][0] / found[NUMPY][0] for found in rounds)
     more = statistics.median(found[CLIENT][1] - found[NUMPY][1] for found in rounds) / 1e6
     package = statistics.median(found[PACKAGE][0] / found[NUMPY][0] for found in rounds)
@@ -46,5 +55,11 @@ def measure() -> list[Figure]:
         *(
             Figure(f"{code}: CPU", statistics.median(found[code][0] for found in rounds) * 1e3, "ms")
             for code in (NUMPY, CLIENT, PACKAGE)
+        ),
+        Figure("a client made, with numpy: CPU", statistics.median(found[MADE][0] for found in rounds) * 1e3, "ms"),
+        Figure(
+            f"a client made - {NUMPY}: peak RSS",
+            statistics.median(found[MADE][1] - found[NUMPY][1] for found in rounds) / 1e6,
+            "MB",
         ),
     ]

@@ -1,7 +1,7 @@
 """Many storms and every power cut, in virtual time: ``python -m benchmarks.soak --seeds 2000``.
 
 Each seed is a small federation in its own bad weather; then one short run is repeated with a power cut at every place
-where the power can fail. The invariants of ``device_sim.auditors`` hold, or the failure is printed with the one
+where the power can fail. The invariants of ``device_sim.auditors.rounds`` hold, or the failure is printed with the one
 command that plays it again (``--seed`` or ``--crash``, ``--verbose`` to see what each device does).
 """
 

@@ -50,7 +50,9 @@ def measure() -> list[Figure]:
 
 def packets(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) -> list[int]:
     """Bytes of the offer's PUBLISH packet, then of each chunk's."""
-    frame = encode_update(delta, residual, CodecSettings("sparse", density=DENSITY), seed=0).frame
+    frame = encode_update(
+        delta, None if residual is None else {"residual": residual}, CodecSettings("sparse", density=DENSITY), seed=0
+    ).frame
     payload = Update(
         examples=600, steps=19, loss=0.25, complete=True, seconds=1.5, engine="numpy", vectors={DELTA: (frame,)}
     )

@@ -130,9 +130,8 @@ class _Probe:
             if parts is None or parts[0] != "coordinator" or not isinstance(event, Delivery):
                 continue
             try:
-                state = json.loads(event.payload)
-                if state.get("online") is True:
-                    served.update({str(task): parts[1] for task in state.get("tasks", [])})
-            except (ValueError, TypeError, AttributeError, RecursionError):
+                state = CoordinatorState.decode(event.payload, parts[1])
+            except DecodeError:
                 continue
+            served.update(dict.fromkeys(state.tasks if state.online else (), parts[1]))
         return served

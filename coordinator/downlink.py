@@ -1,8 +1,9 @@
-"""What devices get after a round: the model itself, or a step towards it from what they hold.
+"""What devices get after a round: the model itself, or a step towards it from what they hold
+(``edge_sdk/training/model_delta.py``).
 
 The model is what is aggregated, evaluated and exported. What is *published* is what devices hold and train from. With
-a compressed downlink it lags behind: each model delta (``edge_sdk/training/model_delta.py``) brings the most of what is
-missing, the rest comes with later ones.
+a compressed downlink it lags behind: each model delta brings the most of what is missing, the rest comes with later
+ones.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from edge_sdk.training.bundle import Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
@@ -45,7 +43,7 @@ class Evaluator:
         total = len(self._examples)
         loss_sum = metric_sum = 0.0
         for start in range(0, total, BATCH_EXAMPLES):
-            batch = self._examples.batch(self._program, np.arange(start, min(start + BATCH_EXAMPLES, total)))
+            batch = self._examples.run(self._program, start, start + BATCH_EXAMPLES)
             loss, metric = self._engine.evaluate(handle, batch)
             loss_sum += loss
             metric_sum += metric

@@ -17,15 +17,13 @@ incarnation: the smaller pair goes on.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from coordinator.events import CONTROL, Effect, Publish, SteppedBack
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["Presence"]
@@ -33,25 +31,12 @@ __all__ = ["Presence"]
 ANSWER_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 5.0
 PAUSE_SECONDS_MAX: Final = 300.0
-PAYLOAD_BYTES_MAX: Final = 20_000
-LINEAGE: Final = re.compile(r"(?:[0-9a-f]{2}){1,16}")
 
 AWAY: Final = "away"
 CLAIMING: Final = "claiming"
 ASKING: Final = "asking"
 SERVING: Final = "serving"
 STANDING_BACK: Final = "standing_back"
-
-
-@dataclass(frozen=True, slots=True)
-class _Other:
-    """What another coordinator has said of itself."""
-
-    lineage: str
-    incarnation: int
-    session: str
-    online: bool
-    tasks: frozenset[str]
 
 
 class Presence:
@@ -89,12 +74,12 @@ class Presence:
         self.entitled = False
         self.reason = "no connection to the broker"
         self._federation = federation
-        self._tasks = frozenset(tasks)
-        self._lineage = lineage.hex()
+        self._tasks = tuple(tasks)
+        self._lineage = lineage
         self._incarnation = incarnation
-        self._session = session.hex()
+        self._session = session
         self._rng = rng
-        self._others: dict[str, _Other] = {}
+        self._others: dict[bytes, CoordinatorState] = {}
         self._pauses = 0
 
     @property
@@ -104,7 +89,7 @@ class Presence:
 
     def will(self) -> tuple[str, bytes]:
         """Topic and retained payload of the last will: this coordinator is gone."""
-        return self.topics.lineage_state(bytes.fromhex(self._lineage)), self._payload(online=False)
+        return self.topics.lineage_state(self._lineage), self._payload(online=False)
 
     # --- the connection ---
 
@@ -120,13 +105,15 @@ class Presence:
     # --- what others say ---
 
     def on_claim(self, lineage: str, payload: bytes, now: float) -> list[Effect]:
-        """A claim: our own comes back, or another coordinator wants one of our tasks."""
-        said = _read(payload)
-        if said is None or said.lineage != lineage:
-            return []
+        """A claim: our own comes back, or another coordinator wants one of our tasks.
+
+        Raises:
+            DecodeError: It makes no sense.
+        """
+        said = CoordinatorState.decode(payload, lineage)
         if said.session == self._session:
             return self._claim_is_back(now) if self.state == CLAIMING else []
-        if not said.tasks & self._tasks:
+        if not self._shares(said):
             return []
         if self.state == SERVING:
             return [self._say()]
@@ -135,22 +122,26 @@ class Presence:
         return []
 
     def on_state(self, lineage: str, payload: bytes, now: float, *, retained: bool) -> list[Effect]:
-        """What a coordinator says of itself: now, or long ago (``retained``); an empty payload clears it."""
-        said = _read(payload) if payload else None
-        if said is None or said.lineage != lineage:
-            self._others.pop(lineage, None)
+        """What a coordinator says of itself: now, or long ago (``retained``); an empty payload clears it.
+
+        Raises:
+            DecodeError: It makes no sense.
+        """
+        if not payload:
+            self._others = {known: other for known, other in self._others.items() if known.hex() != lineage}
             return []
+        said = CoordinatorState.decode(payload, lineage)
         if said.session == self._session:
             return []
         if said.lineage == self._lineage and said.incarnation < self._incarnation:
             # An earlier start on our database; its last will may come late, and all devices would wait.
             return [self._say()] if self.state == SERVING else []
         if not said.online:
-            self._others.pop(lineage, None)
+            self._others.pop(said.lineage, None)
             return self._claim(now) if self.state == STANDING_BACK else []
-        if not said.tasks & self._tasks:
+        if not self._shares(said):
             return []
-        self._others[lineage] = said
+        self._others[said.lineage] = said
         if self.state in (CLAIMING, ASKING) and not retained:
             return self._step_back(said, now)  # it lives: this is its answer
         if self.state == SERVING:
@@ -171,7 +162,7 @@ class Presence:
         if self.state == ASKING:
             # Nobody has answered: what is retained was left behind by a coordinator that is gone.
             cleared: list[Effect] = [
-                Publish(CONTROL, self.topics.lineage_state(bytes.fromhex(lineage)), b"", retain=True)
+                Publish(CONTROL, self.topics.lineage_state(lineage), b"", retain=True)
                 for lineage in self._others
                 if lineage != self._lineage
             ]
@@ -184,7 +175,7 @@ class Presence:
     def _claim(self, now: float) -> list[Effect]:
         self.state, self.due = CLAIMING, now + ANSWER_SECONDS
         self.reason = "asking whether another coordinator serves this task"
-        return [Publish(CONTROL, self.topics.lineage_claim(bytes.fromhex(self._lineage)), self._payload(online=True))]
+        return [Publish(CONTROL, self.topics.lineage_claim(self._lineage), self._payload(online=True))]
 
     def _claim_is_back(self, now: float) -> list[Effect]:
         if not self._others:
@@ -197,14 +188,14 @@ class Presence:
         self.entitled = True
         return [self._say()]
 
-    def _step_back(self, other: _Other, now: float) -> list[Effect]:
-        tasks = ", ".join(sorted(other.tasks & self._tasks))
+    def _step_back(self, other: CoordinatorState, now: float) -> list[Effect]:
+        tasks = ", ".join(sorted(set(other.tasks) & set(self._tasks)))
         seconds = min(PAUSE_SECONDS * 2.0**self._pauses, PAUSE_SECONDS_MAX) * (1.0 + 0.2 * float(self._rng.random()))
         self._pauses += 1
         self.entitled = False
         served, self.state, self.due = self.serving, STANDING_BACK, now + seconds
         self.reason = (
-            f"another coordinator serves task {tasks} of federation {self._federation} (database {other.lineage}, "
+            f"another coordinator serves task {tasks} of federation {self._federation} (database {other.lineage.hex()}, "
             f"start {other.incarnation}): stop one of them, or give the task another name (federation.task)"
         )
         effects: list[Effect] = [SteppedBack(self.reason, seconds)]
@@ -213,7 +204,7 @@ class Presence:
             effects.append(Publish(CONTROL, topic, payload, retain=True))
         return effects
 
-    def _yields_to(self, other: _Other) -> bool:
+    def _yields_to(self, other: CoordinatorState) -> bool:
         if other.lineage == self._lineage:
             return (other.incarnation, other.session) > (self._incarnation, self._session)  # a newer start of a copy
         return other.lineage < self._lineage
@@ -222,37 +213,9 @@ class Presence:
         topic, _ = self.will()
         return Publish(CONTROL, topic, self._payload(online=True), retain=True)
 
+    def _shares(self, other: CoordinatorState) -> bool:
+        return not set(other.tasks).isdisjoint(self._tasks)
+
     def _payload(self, *, online: bool) -> bytes:
-        return json.dumps(
-            {
-                "lineage": self._lineage,
-                "incarnation": self._incarnation,
-                "session": self._session,
-                "online": online,
-                "federation": self._federation,
-                "tasks": sorted(self._tasks),
-            }
-        ).encode()
-
-
-def _read(payload: bytes) -> _Other | None:
-    """What somebody on the broker says of a coordinator; None where it makes no sense."""
-    if len(payload) > PAYLOAD_BYTES_MAX:
-        return None
-    try:
-        said: Any = json.loads(payload)
-        lineage, incarnation, session, online, tasks = (
-            said[key] for key in ("lineage", "incarnation", "session", "online", "tasks")
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    well_formed = (
-        isinstance(lineage, str)
-        and isinstance(session, str)
-        and isinstance(online, bool)
-        and type(incarnation) is int
-        and isinstance(tasks, list)
-        and all(isinstance(task, str) for task in tasks)
-        and LINEAGE.fullmatch(lineage) is not None
-    )
-    return _Other(lineage, incarnation, session, online, frozenset(tasks)) if well_formed else None
+        state = CoordinatorState(self._lineage, self._incarnation, online, self._tasks, self._session)
+        return state.encode(self._federation)

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, zoo_loss
+from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, read_onnx, zoo_loss
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -30,12 +30,12 @@ from coordinator.config.settings import (
 )
 from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
+from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory, unpack_memory
 from coordinator.service import Service
 from coordinator.setup_checks import (
-    check_codec,
     check_memory,
     check_not_lost,
+    check_open_round,
     check_quotas,
     check_target,
     check_update_budget,
@@ -171,12 +171,13 @@ def make_service(
     )
 
 
-def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
+def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes | None = None) -> Bundle:
     """The model that the configuration names, with its initial parameters.
 
     Args:
         config: The configuration.
         verify: Check a compiled model numerically, and measure what ``model.loop`` leaves to a measurement.
+        onnx: The content of ``model.onnx``, where it is not in a file.
 
     Raises:
         CompileError, BundleError: It cannot be used.
@@ -185,7 +186,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
     if model.bundle is not None:
         return Bundle.load(model.bundle)
     if model.onnx is not None:
-        return compile_onnx(model, verify=verify)
+        return compile_onnx(model, verify=verify, onnx=onnx)
     assert model.zoo is not None
     graph = build_zoo_model(
         model.zoo,
@@ -209,7 +210,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True) -> Bundle:
     )
 
 
-def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
+def compile_onnx(model: Model, *, verify: bool = True, onnx: bytes | None = None) -> Bundle:
     """The model of an ONNX file, compiled as the configuration asks.
 
     Raises:
@@ -217,7 +218,7 @@ def compile_onnx(model: Model, *, verify: bool = True) -> Bundle:
     """
     assert model.onnx is not None and model.loss is not None
     return compile_model(
-        load_onnx(model.onnx),
+        load_onnx(model.onnx) if onnx is None else read_onnx(onnx, str(model.onnx)),
         loss=model.loss,
         optimizer=model.optimizer,
         proximal=model.proximal,
@@ -264,7 +265,8 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
     codec = codec_settings(config)
-    update_bytes_max = frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
+    vectors = 1 + len(algorithm(config).vectors)
+    update_bytes_max = vectors * frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_update_budget(config, codec, program)
     check_target(config, program)
@@ -348,6 +350,7 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
         aggregator.broadcast(initial, memory),
     )
     check_memory(config, memory, checkpoint.server_state)
-    check_codec(config, store, program)
+    parameters = store.get_blob(checkpoint.parameters_digest) or b""
+    check_open_round(config, store, aggregator, (parameters, unpack_memory(checkpoint.server_state)))
     worker = TaskWorker(store, name, aggregator)
     return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

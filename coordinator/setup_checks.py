@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from coordinator.config import FederationConfig
-from coordinator.config.settings import codec_settings, piece_bytes_max
+from coordinator.config.settings import piece_bytes_max
+from coordinator.pipeline import Aggregator
 from coordinator.pipeline.memory import Memory, unpack_memory
 from coordinator.schedules.selection import wanted_count
 from coordinator.store import Store, backup_path
 from edge_sdk.aggregation.sums import FixedPoint
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import decode_frames, fitted_frames, frames_bytes_max
-from edge_sdk.codecs.settings import BITS_MIN, DENSITY_MIN
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError
 from edge_sdk.training.bundle import Program
 from edge_sdk.wire.messages import Update
@@ -23,9 +22,9 @@ from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = [
-    "check_codec",
     "check_memory",
     "check_not_lost",
+    "check_open_round",
     "check_quotas",
     "check_target",
     "check_update_budget",
@@ -114,7 +113,7 @@ def check_update_budget(config: FederationConfig, codec: CodecSettings, program:
     left = costs.update_bytes_within(limit) - UPDATE_HEAD_BYTES_MAX
     if left > 0 and fitted_frames(program.spec, codec, left) is not None:
         return
-    smallest = replace(codec, density=DENSITY_MIN, bits=BITS_MIN)  # each codec reads its own
+    smallest = codec.with_codec(codec.codec.smallest())
     needed = costs.upload(frames_bytes_max(program.spec, smallest) + UPDATE_HEAD_BYTES_MAX)
     raise ConfigurationError(
         f"codec.bytes_per_update_max = {limit}: bringing an update of this model with codec.name = {codec.name!r} "
@@ -161,10 +160,18 @@ def check_memory(config: FederationConfig, wanted: Memory, stored: bytes) -> Non
             )
 
 
-def check_codec(config: FederationConfig, store: Store, program: Program) -> None:
-    """An open round holds updates as its devices were told to encode them; they must still be readable.
+def check_open_round(
+    config: FederationConfig, store: Store, aggregator: Aggregator, held: tuple[bytes, Memory]
+) -> None:
+    """An open round holds updates as its devices were told to make them; they must still be of use.
 
-    All of a round were encoded alike, so the first one tells.
+    All of a round were made alike, so the first one tells.
+
+    Args:
+        config: The configuration.
+        store: The database.
+        aggregator: The configured pipeline.
+        held: The newest checkpoint's parameters blob, and what the pipeline remembered then.
 
     Raises:
         ConfigurationError: They are not.
@@ -176,10 +183,16 @@ def check_codec(config: FederationConfig, store: Store, program: Program) -> Non
     if first is None:
         return
     try:
-        update = Update.decode(first[3])
-        decode_frames(update.frames(), codec_settings(config), program.spec)
+        decode_frames(Update.decode(first[3]).frames(), aggregator.plan.codec, aggregator.program.spec)
     except ProtocolError as error:
         raise ConfigurationError(
             f"codec: round {record.number} is open and holds updates of other codec settings ({error}); put the former "
             "[codec] table back until the round has ended, then change it"
         ) from error
+    try:
+        aggregator.begin(*held)
+        aggregator.again(first[3])
+    except StateError as error:
+        raise ConfigurationError(f"aggregation: round {record.number}: {error}") from error
+    finally:
+        aggregator.close()

@@ -69,18 +69,21 @@ class Validation:
         if self.steps_max is not None and self.steps_max < 1:
             raise ConfigurationError(f"validation.steps_max is {self.steps_max}, expected at least 1 or none")
 
-    def norm_bound(self, recent_norms: Sequence[float]) -> float:
+    def norm_bound(self, recent_norms: Sequence[float], stalled: int = 0) -> float:
         """The largest norm for one round, infinity for none.
 
         Args:
             recent_norms: What :meth:`check` returned for updates that counted in earlier, closed rounds.
+            stalled: How many attempts at this round have failed because most updates were above the adaptive bound,
+                which doubles with each: what most devices send is what there is, and without them no round would ever
+                close again.
         """
         bound = math.inf if self.norm_max is None else self.norm_max
         if self.norm_median_factor is None or len(recent_norms) < self.norms_needed:
             return bound
         median = statistics.median(recent_norms)
         # A median of zero (a task that stands still) would refuse everything and could never rise again.
-        return min(bound, self.norm_median_factor * median) if median > 0 else bound
+        return min(bound, self.norm_median_factor * median * 2.0**stalled) if median > 0 else bound
 
     def check(
         self,

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ EXIT_CODES = ((ConfigurationError, 2), (ConnectionRefused, 3), (ConnectionUnavai
 @app.command()
 def demo(
     devices: Annotated[int, typer.Option(min=4, help="Devices, each with its own MQTT connection.")] = 30,
-    broker: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+    broker: Annotated[str, typer.Option(help="auto, mosquitto or iotcore.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="StableRandom the split, the weights and the cohorts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/demo-<time>.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Round budget.")] = 90,
@@ -39,8 +40,8 @@ def demo(
     """A private broker, a coordinator process and a fleet learn the digits in under a minute."""
     from device_sim.demo import DemoSettings, run_demo
 
-    if broker not in ("auto", "mosquitto", "amqtt"):
-        raise ConfigurationError(f"--broker: {broker!r} is not one of auto, mosquitto, amqtt")
+    if broker not in ("auto", "mosquitto", "iotcore"):
+        raise ConfigurationError(f"--broker: {broker!r} is not one of auto, mosquitto, iotcore")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     settings = DemoSettings(
         folder=folder,
@@ -65,6 +66,9 @@ def run(
     split: Annotated[
         str, typer.Option(help="iid, shards:<n>, dirichlet:<alpha>, dirichlet_by_class:<alpha>, natural")
     ] = "iid",
+    trainer: Annotated[
+        str, typer.Option(help="Your own training in place of the model's graph: package.module:Class with fit.")
+    ] = "",
     train: Annotated[str, typer.Option(help="real, or replay: precomputed updates, to load a coordinator.")] = "real",
     profile: Annotated[
         str, typer.Option(help="field=value,... or a .toml file with [profile].")
@@ -92,6 +96,7 @@ def run(
         data=data,
         split=split,
         train=train,
+        trainer=trainer,
         profile=profile,
         engine=engine,
         shape=shape,
@@ -108,20 +113,21 @@ def run(
 
 @app.command()
 def broker(
-    kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, mosquitto or iotcore.")] = "auto",
     directory: Annotated[Path | None, typer.Option(help="For its configuration and log.")] = None,
 ) -> None:
     """Starts a private broker on a random loopback port and prints its address; Ctrl-C ends it."""
     from device_sim.broker import PrivateBroker
 
-    if kind not in ("auto", "mosquitto", "amqtt"):
-        raise ConfigurationError(f"--kind: {kind!r} is not one of auto, mosquitto, amqtt")
+    if kind not in ("auto", "mosquitto", "iotcore"):
+        raise ConfigurationError(f"--kind: {kind!r} is not one of auto, mosquitto, iotcore")
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.append(number))
     with PrivateBroker(kind, directory) as started:  # type: ignore[arg-type]
         print(f"{started.kind} {started.url}", flush=True)
         while not stopped:
+            started.check()
             time.sleep(0.1)
 
 
@@ -136,17 +142,42 @@ def scenario(
     crash: Annotated[
         str, typer.Option(help="side:n, a power cut at the n-th crash point of device or coordinator.")
     ] = "",
+    data: Annotated[str, typer.Option(help="digits, or an .npz file as edge-fleet run takes it.")] = "digits",
+    split: Annotated[str, typer.Option(help="As of edge-fleet run.")] = "iid",
+    shape: Annotated[str, typer.Option(help="Shape of one example, e.g. 784 or 1,28,28.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A model of the zoo, an .onnx file (with --loss) or a bundle; linear by default.")
+    ] = "",
+    loss: Annotated[str, typer.Option(help="Loss of an .onnx model.")] = "",
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="On the devices.")] = 0.5,
     device_crashes_per_hour: Annotated[float, typer.Option(min=0.0)] = 0.0,
     coordinator_crashes_per_hour: Annotated[float, typer.Option(min=0.0)] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a run.")] = False,
     verbose: Annotated[bool, typer.Option(help="Log what each device does.")] = False,
 ) -> None:
     """Coordinator and devices in virtual time: same seed, same outcome to the byte."""
-    from device_sim.scenario import FAULTY, Scenario
+    from device_sim.datasets import load_dataset
+    from device_sim.fleet_run import shape_of
+    from device_sim.scenario import FAULTY, Scenario, replay_command
     from device_sim.scenario import run as play
+    from device_sim.simulation.model import bundle_for
 
     _log(verbose)
+    options = {
+        "data": data,
+        "split": split,
+        "shape": shape,
+        "model": model,
+        "loss": loss,
+        "learning-rate": learning_rate,
+    }
+    usual = {"data": "digits", "split": "iid", "shape": "", "model": "", "loss": "", "learning-rate": 0.5}
+    own = " ".join(f"--{name} {value}" for name, value in options.items() if value != usual[name])
+    examples = load_dataset(data)
+    if shape:
+        examples = examples.reshaped(shape_of(shape))
     settings: dict[str, Any] = {"devices": devices, "rounds": rounds, "goal_count": goal or max(2, devices // 3)}
+    settings |= {"split": split, "training": replace(Scenario().training, scalars={"lr": learning_rate})}
     settings["minimum_count"] = max(1, settings["goal_count"] // 3)
     if faults:
         settings["faults"] = FAULTY
@@ -155,14 +186,15 @@ def scenario(
     table = Table("seed", "outcome", "rounds", "abandoned", "power cuts", "messages", "virtual time", "CPU", "model")
     for number in range(seed, seed + seeds):
         began = time.process_time()
-        outcome = play(
-            Scenario(
-                **settings,
-                device_crashes_per_hour=device_crashes_per_hour,
-                coordinator_crashes_per_hour=coordinator_crashes_per_hour,
-            ),
-            number,
+        played = Scenario(
+            **settings,
+            device_crashes_per_hour=device_crashes_per_hour,
+            coordinator_crashes_per_hour=coordinator_crashes_per_hour,
         )
+        if own:
+            played = replace(played, replay=f"{replay_command(played, number)} {own}")
+        bundle = bundle_for(model or None, examples, loss=loss or None, seed=number) if own else None
+        outcome = play(played, number, bundle, data=examples)
         cpu = time.process_time() - began
         if as_json:
             print(json.dumps({"seed": number, **_plain(outcome), "cpu_seconds": round(cpu, 3)}))

@@ -20,13 +20,19 @@ import numpy as np
 
 from device_sim.profiles import DeviceProfile
 from device_sim.stable_random import StableRandom
-from edge_sdk.device.agent import Agent, AgentSettings, BlobMemory, Progress
+from edge_sdk.device.agent import Agent
+from edge_sdk.device.blobs import BlobMemory
 from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.device.session import Event, TrainingFinished
+from edge_sdk.device.settings import AgentSettings
+from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork, Work
-from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, PahoTransport, TransportEvent, Will
-from edge_sdk.mqtt.loop import EventLoop, TimerHandle, raise_file_limit
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, Work
+from edge_sdk.device.work import EngineCache, TrainingWork
+from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, PahoTransport, TransportEvent, Will
+from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
+from edge_sdk.training.local import Trainer
 
 __all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
 
@@ -84,9 +90,9 @@ class ThreadLocalTraining:
         self._engine = engine
         self._local = threading.local()
 
-    def bind(self, examples: tuple[Any, Any]) -> Work:
-        """The work of one device."""
-        return _BoundTraining(self, examples)
+    def bind(self, examples: tuple[Any, Any], trainer: Trainer | None = None) -> Work:
+        """The work of one device, with its own trainer where there is one."""
+        return _BoundTraining(self, examples, trainer)
 
     def engines(self) -> EngineCache:
         """This thread's engines."""
@@ -97,16 +103,20 @@ class ThreadLocalTraining:
 
 
 class _BoundTraining:
-    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any]) -> None:
+    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any], trainer: Trainer | None) -> None:
         self._shared = shared
         self._examples = examples
+        self._trainer = trainer
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
-        return TrainingWork(lambda: self._examples, engines=self._shared.engines()).run(order)
+    def run(self, job: TrainingJob) -> TrainedUpdate:
+        return TrainingWork(lambda: self._examples, engines=self._shared.engines(), trainer=self._trainer).run(job)
 
 
 class _Device:
     """One device: everything but its files goes when it drops out."""
+
+    shell: DeviceShell
+    transport: PahoTransport
 
     def __init__(self, fleet: Fleet, number: int, member: Member, work: Work) -> None:
         self.member = member
@@ -115,18 +125,12 @@ class _Device:
         self.files = MemoryFiles()
         self.draws = StableRandom(fleet.settings.seed, f"device/{number}")
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([fleet.settings.seed, number])))
-        self.timer: TimerHandle | None = None
-        self.life = 0
         self.up = False
-        self.agent: Agent
-        self.transport: PahoTransport
         self.start(fleet.loop.clock() + number / fleet.settings.connects_per_second)
 
     def start(self, connect_at: float) -> None:
-        self.life += 1
         fleet, settings = self.fleet, self.fleet.settings
-        state = DeviceState(self.files, new_instance=lambda: self.rng.bytes(16), wall_day=lambda: 0, cache_bytes_max=0)
-        self.agent = Agent(
+        self.shell = DeviceShell(
             AgentSettings(
                 federation=settings.federation,
                 device=self.member.device,
@@ -134,92 +138,72 @@ class _Device:
                 engine=settings.engine,
                 publish_status=settings.publish_status,
             ),
-            state=state,
-            work=self.work,
+            timers=fleet.loop,
+            connect=self.connect,
             run_job=self.run_job,
+            state=DeviceState(
+                self.files, new_instance=lambda: self.rng.bytes(16), wall_day=lambda: 0, cache_bytes_max=0
+            ),
+            work=self.work,
             rng=self.rng,
             on_progress=self.on_progress if fleet.on_progress or self.member.profile.dropout else None,
-            blobs=fleet.blobs,
+            memory=fleet.blobs,
             connect_at=connect_at,
         )
-        will = self.agent.will()
-        broker = replace(fleet.broker, client_id=self.member.device, will=Will(*will) if will else None)
-        life = self.life
-        self.transport = PahoTransport(broker, lambda event: self.on_transport(event, life), manual_ack=False)
-        self.agent.attach(self.transport)
-        fleet.loop.register(self.transport)
-        self.reschedule()
 
-    def on_transport(self, event: TransportEvent, life: int) -> None:
-        if life != self.life:
-            return  # the last words of a connection that a power cut has ended
-        if isinstance(event, Connected | Disconnected):
-            self.note_connection(isinstance(event, Connected))
-        self.agent.on_transport(event, self.fleet.loop.clock())
-        self.reschedule()
+    def connect(self, listener: Listener, will: tuple[str, bytes] | None) -> PahoTransport:
+        broker = replace(self.fleet.broker, client_id=self.member.device, will=Will(*will) if will else None)
+
+        def hear(event: TransportEvent) -> None:
+            # The shell hears nothing after its end; nor do we count the last words of a connection that is gone.
+            if isinstance(event, Connected | Disconnected) and transport is self.transport:
+                self.note_connection(isinstance(event, Connected))
+            listener(event)
+
+        self.transport = transport = PahoTransport(broker, hear, manual_ack=False)
+        self.fleet.loop.register(transport)
+        return transport
 
     def note_connection(self, up: bool) -> None:
         self.fleet.connected += up - self.up
         self.up = up
 
-    def on_timer(self) -> None:
-        self.timer = None
-        self.agent.tick(self.fleet.loop.clock())
-        self.reschedule()
+    def run_job(self, job: Job, done: Callable[[Event], None]) -> None:
+        self.fleet.run_job(job, lambda event, seconds: self.deliver(event, seconds, done))
 
-    def reschedule(self) -> None:
-        """A timer that is early costs one look; so it is only replaced when it would be late."""
-        due = self.agent.next_deadline()
-        if due is None or (self.timer is not None and not self.timer.cancelled and self.timer.when <= due):
-            return
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = self.fleet.loop.call_at(due, self.on_timer)
-
-    def run_job(self, job: Callable[[], Event]) -> None:
-        life = self.life
-        self.fleet.run_job(job, lambda event, seconds: self.deliver(event, seconds, life))
-
-    def deliver(self, event: Event, seconds: float, life: int) -> None:
+    def deliver(self, event: Event, seconds: float, done: Callable[[Event], None]) -> None:
         """Stretches a training of ``seconds`` to this device's speed and link, then hands in its event."""
         profile = self.member.profile
         delay = profile.training_seconds(seconds) - seconds
-        if isinstance(event, TrainingFinished):
-            delay += len(event.payload) / profile.uplink_bytes_per_second
+        if isinstance(event, TrainingFinished) and event.update.payload is not None:
+            delay += len(event.update.payload) / profile.uplink_bytes_per_second
         if delay <= 0.0 or not math.isfinite(delay):
-            self.hand_in(event, life)
+            done(event)
         else:
-            self.fleet.loop.call_at(self.fleet.loop.clock() + delay, lambda: self.hand_in(event, life))
-
-    def hand_in(self, event: Event, life: int) -> None:
-        if life == self.life:
-            self.agent.handle(event, self.fleet.loop.clock())
-            self.reschedule()
+            self.fleet.loop.call_at(self.fleet.loop.clock() + delay, lambda: done(event))
 
     def on_progress(self, progress: Progress) -> None:
         if self.fleet.on_progress is not None:
             self.fleet.on_progress(self.member.device, progress)
-        if progress.what == "training" and self.draws.uniform() < self.member.profile.dropout:
-            life = self.life
-            self.fleet.loop.call_at(self.fleet.loop.clock(), lambda: self.drop_out(life))
+        if progress.what == ProgressKind.TRAINING and self.draws.uniform() < self.member.profile.dropout:
+            shell = self.shell
+            self.fleet.loop.call_at(self.fleet.loop.clock(), lambda: self.drop_out(shell))
 
-    def drop_out(self, life: int) -> None:
+    def drop_out(self, shell: DeviceShell) -> None:
         """A power cut in the middle of a round."""
-        if life != self.life:
+        if shell.ended:
             return
-        self.life += 1
         self.fleet.dropouts += 1
         self.stop_now()
         wait = self.fleet.settings.away_seconds * (0.5 + self.draws.uniform())
         self.fleet.loop.call_at(self.fleet.loop.clock() + wait, lambda: self.start(self.fleet.loop.clock()))
 
     def stop_now(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.shell.end()
         self.note_connection(False)
-        self.transport.disconnect(will=True)
-        self.fleet.loop.unregister(self.transport)
+        transport = self.transport
+        transport.disconnect(will=True)
+        self.fleet.loop.unregister(transport)
 
 
 class Fleet:
@@ -269,7 +253,7 @@ class Fleet:
     @property
     def agents(self) -> list[Agent]:
         """The devices' agents, for a look at their status."""
-        return [device.agent for device in self._devices]
+        return [device.shell.agent for device in self._devices]
 
     def run(self, until: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
         """Runs until ``until()``; False means that the timeout came first."""
@@ -281,7 +265,6 @@ class Fleet:
     def close(self) -> None:
         """Cuts all connections and ends the threads."""
         for device in self._devices:
-            device.life += 1
             device.stop_now()
         for _ in self._threads:
             self._jobs.put(None)

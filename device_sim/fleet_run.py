@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_sim.datasets import Dataset, load_dataset, split_held_out
-from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.extension import make
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
+from edge_sdk.training.local import Trainer
 from edge_sdk.wire.topics import Topics, check_segment
 
-__all__ = ["FleetRun", "deal", "run_fleet"]
+__all__ = ["FleetRun", "deal", "run_fleet", "shape_of"]
 
 REPORT_SECONDS: Final = 2.0
 
@@ -36,6 +38,7 @@ class FleetRun:
     data: str = "digits"
     split: str = "iid"
     train: str = "real"
+    trainer: str = ""
     profile: str = ""
     engine: str = "auto"
     shape: str = ""
@@ -72,13 +75,16 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
     broker = BrokerSettings.parse(run.broker)
     members = _members(run, say)
     replay = ReplayWork(run.seed) if run.train == "replay" else None
+    if run.trainer and replay is not None:
+        raise ConfigurationError(f"--trainer: {run.trainer!r} with --train replay, which trains nothing; leave one out")
+    training = ThreadLocalTraining(run.engine)
     fleet = Fleet(
         broker,
         FleetSettings(
             run.federation, run.task, engine=run.engine, seed=run.seed, training_threads=1 if replay else run.threads
         ),
         members,
-        work=None if replay is None else (lambda member: replay),
+        work=lambda member: replay or training.bind(member.examples or ((), ()), _trainer(run.trainer)),
     )
     listener = _Listener(fleet, broker, run, say)
     try:
@@ -88,6 +94,11 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
         return "stopped"
     finally:
         fleet.close()
+
+
+def _trainer(name: str) -> Trainer | None:
+    """A device's own trainer, so that one may keep what it likes between rounds."""
+    return make("--trainer", name, methods=("fit",)) if name else None
 
 
 def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
@@ -101,7 +112,7 @@ def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
         return [Member(f"{run.prefix}-{i:05d}", profile) for i, profile in enumerate(profiles)]
     dataset = load_dataset(run.data)
     if run.shape:
-        dataset = dataset.reshaped(_shape(run.shape))
+        dataset = dataset.reshaped(shape_of(run.shape))
     train, test, parts = deal(dataset, run.split, run.devices, run.seed, run.held_out_share)
     if run.held_out is not None:
         np.savez(run.held_out, x=test.x, y=test.y)
@@ -114,7 +125,12 @@ def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
     ]
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_of(text: str) -> tuple[int, ...]:
+    """The shape in the text of ``--shape``.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -128,7 +144,7 @@ class _Listener:
         self.reason = ""
         self._fleet = fleet
         self._say = say
-        self._topic = Topics(run.federation).coordinator_round
+        self._topic = Topics(run.federation).task_round(run.task)
         self._last = ""
         settings = replace(broker, client_id=f"{run.prefix}-fleet-listener")
         self._transport = PahoTransport(settings, self._on_event)

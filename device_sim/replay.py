@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.device.work import TrainedUpdate, TrainingJob, make_update
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import make_update
+from edge_sdk.training.algorithms import LocalResult
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.local import TrainResult
 
@@ -35,18 +37,18 @@ class ReplayWork:
         self._ready: dict[tuple[CodecSettings, int], list[TrainedUpdate]] = {}
         self._count = 0
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
-        """A product with this order's ticket; only the first of each variant is encoded."""
-        if self._program is None or self._program.digest != order.start.program:
-            self._program = Program.decode(order.program)
+    def run(self, job: TrainingJob) -> TrainedUpdate:
+        """An update with this job's ticket; only the first of each variant is encoded."""
+        if self._program is None or self._program.digest != job.start.program:
+            self._program = Program.decode(job.program)
             self._ready.clear()
-        variant = order.start.plan.codec, order.frames_bytes_max
+        variant = job.start.plan.codec, job.frames_bytes_max
         if variant not in self._ready:
             self._ready[variant] = [
-                make_update(order, self._program, self._result(delta), "replay") for delta in self._vectors()
+                make_update(job, self._program, self._result(delta), "replay") for delta in self._vectors()
             ]
         self._count += 1
-        return _for(order, self._ready[variant][self._count % len(self._ready[variant])])
+        return _for(job, self._ready[variant][self._count % len(self._ready[variant])])
 
     def _vectors(self) -> list[NDArray[np.float32]]:
         assert self._program is not None
@@ -56,16 +58,16 @@ class ReplayWork:
         size = self._program.spec.size
         return [(0.01 * rng.standard_normal(size)).astype(np.float32) for _ in range(VARIANTS)]
 
-    def _result(self, delta: NDArray[np.float32]) -> TrainResult:
-        return TrainResult(
-            delta=delta, examples=self._examples, steps=1, loss=1.0, seconds=0.0, complete=True, evaluation=None
+    def _result(self, delta: NDArray[np.float32]) -> LocalResult:
+        return LocalResult(
+            TrainResult(delta=delta, examples=self._examples, steps=1, loss=1.0, seconds=0.0, complete=True)
         )
 
 
-def _for(order: TrainingJob, product: TrainedUpdate) -> TrainedUpdate:
-    start = order.start
-    entry = replace(
-        product.entry,
+def _for(job: TrainingJob, made: TrainedUpdate) -> TrainedUpdate:
+    start = job.start
+    update = replace(
+        made.update,
         ticket=start.ticket,
         lineage=start.lineage,
         task=start.task,
@@ -73,4 +75,4 @@ def _for(order: TrainingJob, product: TrainedUpdate) -> TrainedUpdate:
         shard=start.shard,
         base=start.parameters,
     )
-    return TrainedUpdate(entry, None, product.result)  # no residual: the next replayed update owes nothing to this one
+    return TrainedUpdate(update, {}, made.result)  # no residual: the next replayed update owes nothing to this one

@@ -7,9 +7,10 @@ disk and power are simulated. The invariants of ``checkers`` are checked as it g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from device_sim.world.daily_usage import SECONDS_PER_DAY
 from device_sim.world.device import SimDevice
 from device_sim.world.network import NetworkFaults
 from device_sim.world.world import TASK, Scenario, World
-from edge_sdk.codecs import keeps_residual
+from edge_sdk.codecs import RESIDUAL
 from edge_sdk.device.work import EngineCache, spec_digest
 from edge_sdk.training.bundle import Bundle, encode_parameters
 from edge_sdk.training.examples import as_examples
@@ -36,6 +37,7 @@ __all__ = ["FAULTY", "Outcome", "Scenario", "World", "run"]
 
 SETTLE_SECONDS_MAX: Final = 7200.0
 QUIET_SECONDS: Final = 60.0
+HELD_OUT_SHARE: Final = 0.2
 
 FAULTY: Final = NetworkFaults(
     loss=0.02,
@@ -55,6 +57,7 @@ class Outcome:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
         digests: SHA-256 of each round's model.
+        cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.
         crashes: Power cuts of devices and coordinator.
@@ -70,6 +73,7 @@ class Outcome:
     finished: str
     virtual_seconds: float
     digests: tuple[bytes, ...]
+    cohorts: tuple[tuple[str, ...], ...]
     rounds: tuple[dict[str, int], ...]
     abandoned: int
     crashes: int
@@ -82,14 +86,32 @@ class Outcome:
     trace: bytes
 
 
-def run(scenario: Scenario, seed: int, bundle: Bundle | None = None) -> Outcome:
-    """Plays the scenario with ``bundle``, a model of handwritten digits (8 x 8); softmax regression without one.
+AtEnd: TypeAlias = Callable[[World, Store, list[SimDevice]], None]
+
+
+def run(
+    scenario: Scenario,
+    seed: int,
+    bundle: Bundle | None = None,
+    *,
+    data: Dataset | None = None,
+    at_end: AtEnd | None = None,
+) -> Outcome:
+    """Plays the scenario.
+
+    Args:
+        scenario: What is simulated.
+        seed: Of everything drawn.
+        bundle: The model; softmax regression of handwritten digits (8 x 8) without one.
+        data: What is dealt to the devices; those digits without it. A fifth is held out where no part is marked.
+        at_end: Shown everything once all is settled, for checks of its own.
 
     Raises:
+        ConfigurationError: Data, split and model do not fit each other.
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle())
+        return _run(scenario, seed, bundle or _bundle(), _digits() if data is None else _halves(data), at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -109,8 +131,10 @@ def replay_command(scenario: Scenario, seed: int) -> str:
     return " ".join(words)
 
 
-def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
-    train, held_out = _digits()
+def _run(
+    scenario: Scenario, seed: int, bundle: Bundle, halves: tuple[Dataset, Dataset], at_end: AtEnd | None
+) -> Outcome:
+    train, held_out = halves
     world = World(scenario, seed, bundle)
     clock, program = world.clock, bundle.program
     chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 3])))
@@ -128,9 +152,12 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     def make_ingest() -> TaskWorker:
         return TaskWorker(store, TASK, Aggregator(program, world.task.plan, world.pipeline))
 
-    evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine="numpy")
+    engine = "numpy" if program.train_plan.outputs else "auto"
+    evaluator = None
+    if len(held_out):
+        evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine=engine)
     coordinator = SimCoordinator(world, store, make_ingest, evaluator)
-    engines = EngineCache("numpy")
+    engines = EngineCache(engine)
     parts = partition(train, scenario.split, scenario.devices, seed)
     profiles = draw_profiles(scenario.devices, seed, scenario.profile)
     devices = [
@@ -144,6 +171,8 @@ def _run(scenario: Scenario, seed: int, bundle: Bundle) -> Outcome:
     _until_finished(world, scenario)
     _settle(world, store, devices)
     outcome = _outcome(world, coordinator, store, devices)
+    if at_end is not None:
+        at_end(world, store, devices)
     store.close()
     return outcome
 
@@ -170,10 +199,12 @@ def _settle(world: World, store: Store, devices: list[SimDevice]) -> None:
     left = world.broker.retained_topics(f"{Topics(world.scenario.federation).root}/blobs/#")
     if left:
         raise InvariantBroken(f"{len(left)} retained pieces are left at the broker: {left[0]}")
-    kept = keeps_residual(world.task.plan.codec)
+    codec = world.task.plan.codec
+    # With a velocity the books are another sum.
+    kept = RESIDUAL in codec.keeps and not getattr(codec.codec, "momentum", 0.0)
     for device in devices:
         if device.state is not None and device.alive:
-            residual = device.state.residual(spec_digest(world.auditor.program))
+            residual = device.state.vectors(spec_digest(world.auditor.program)).get(RESIDUAL)
             world.auditor.check_books(device.name, residual, settled=device.state.outbox is None, kept=kept)
 
 
@@ -214,6 +245,7 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
         finished=world.finished,
         virtual_seconds=world.clock.now,
         digests=tuple(world.auditor.digests),
+        cohorts=tuple(world.auditor.cohorts),
         rounds=tuple(world.auditor.rounds),
         abandoned=sum(record.phase == "abandoned" for record in records),
         crashes=world.crashes,
@@ -235,4 +267,9 @@ def _bundle() -> Bundle:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Dataset, Dataset]:
-    return split_held_out(load_dataset("digits"), 0.2, 0)
+    return _halves(load_dataset("digits"))
+
+
+def _halves(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Examples for the devices, and those that nobody trains on."""
+    return split_held_out(data, HELD_OUT_SHARE, 0)

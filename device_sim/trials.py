@@ -16,6 +16,7 @@ from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Outcome, Scenario, run
 from device_sim.world.crashes import CrashPlan
 from device_sim.world.faults import Crash, NetworkFaults, Partition
+from edge_sdk.aggregation.algorithm import ALGORITHMS
 from edge_sdk.codecs import CODECS, CodecSettings
 from edge_sdk.mqtt.events import Protocol
 from edge_sdk.wire.plan import TrainingPlan
@@ -41,7 +42,7 @@ def storm(seed: int) -> Scenario:
         rounds=int(rng.integers(2, 4)),
         goal_count=goal_count,
         minimum_count=int(rng.integers(1, goal_count + 1)),
-        codec=CodecSettings(_choice(rng, sorted(CODECS)), density=0.1, block_size=64),
+        codec=CodecSettings.of(_choice(rng, sorted(CODECS)), density=0.1, block_size=64),
         server_optimizer=_choice(rng, _OPTIMIZERS),
         training=_TRAINING,
         step_seconds=_STEP_SECONDS,
@@ -52,6 +53,10 @@ def storm(seed: int) -> Scenario:
         chunk_bytes_max=_choice(rng, (256, 700, 2048, 58 * 1024)),
         retained_blobs=_choice(rng, ("auto", "always", "never")),
         downlink=_downlink(rng),
+        algorithm=_choice(rng, sorted(ALGORITHMS)),
+        clip_norm=_sometimes(rng, 0.5),
+        norm_median_factor=_choice(rng, (None, 1.05, 3.0)),
+        weighting=_choice(rng, ("examples", "uniform")),
         replay=f"{_COMMAND} --seed {seed}",
     )
 
@@ -88,7 +93,7 @@ def crash_points(sample_per_side: int | None = None) -> list[CrashPlan]:
 def _downlink(rng: np.random.Generator) -> Downlink:
     """ModelDeltas for the small model too, a chain that is soon too short, or whole models."""
     codec = _choice(rng, (None, "sparse", "sparse", "int8", "int4"))
-    settings = None if codec is None else CodecSettings(codec, density=0.05, block_size=64, rounding="nearest")
+    settings = None if codec is None else CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest")
     return Downlink(settings, int(rng.integers(1, 4)), whole_bytes_min=0)
 
 

@@ -38,7 +38,7 @@ def human_bytes(count: float) -> str:
 
 
 class View:
-    """Shows ``coordinator/round`` as it changes.
+    """Shows the round as it changes.
 
     Args:
         title: First line of the panel.
@@ -80,7 +80,7 @@ class View:
         self._connected = (connected, devices)
 
     def on_payload(self, payload: bytes) -> None:
-        """Takes one ``coordinator/round`` message; anything else is ignored."""
+        """Takes one message about the round as it goes; anything else is ignored."""
         try:
             self._now = dict(json.loads(payload))
         except (ValueError, TypeError):

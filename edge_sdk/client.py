@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
-import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from edge_sdk.device.agent import Agent, AgentSettings, Progress, Status
-from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
-from edge_sdk.device.files import DirectoryFiles
-from edge_sdk.device.session import Event
-from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainingWork
+from edge_sdk.device.limits import Limits
 from edge_sdk.errors import ConfigurationError, EdgeFedError
-from edge_sdk.mqtt import BrokerSettings, PahoTransport, TransportEvent, Will
-from edge_sdk.mqtt.loop import EventLoop
-from edge_sdk.training.local import Trainer
-from edge_sdk.wire.topics import check_segment
 
-__all__ = ["EdgeClient", "Limits"]
+if TYPE_CHECKING:  # what a device is made of comes when one is made
+    import queue
+    from types import FrameType, TracebackType
+
+    from edge_sdk.codecs import Codec
+    from edge_sdk.device.progress import Progress, Status
+    from edge_sdk.device.session import Event
+    from edge_sdk.device.settings import AgentSettings
+    from edge_sdk.device.shell import DeviceShell, Job
+    from edge_sdk.device.state import DeviceState
+    from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, Work
+    from edge_sdk.mqtt.events import Listener
+    from edge_sdk.mqtt.settings import BrokerSettings
+    from edge_sdk.mqtt.transport import PahoTransport
+    from edge_sdk.training.algorithms import LocalAlgorithm
+    from edge_sdk.training.local import Trainer
+
+__all__ = ["LEAVE_SECONDS_MAX", "EdgeClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,47 +39,6 @@ SECONDS_PER_DAY: Final = 86_400
 LEAVE_SECONDS_MAX: Final = 5.0
 JOB_SECONDS_MAX: Final = 30.0
 ENGINES: Final = ("auto", "onnxruntime", "numpy")
-MAY_BE_ZERO: Final = ("cache_bytes_max", "bytes_per_update_max", "bytes_per_device_per_day_max")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How far a device may go.
-
-    Attributes:
-        examples_min: Fewer local examples than this: the device declines.
-        program_bytes_max: Largest program (graphs) accepted, in bytes.
-        parameters_bytes_max: Largest set of parameters accepted, in bytes.
-        cache_bytes_max: Disk for downloaded programs and parameters, in bytes.
-        outbox_bytes_max: Largest update kept for sending, in bytes.
-        state_write_bytes_per_day_max: Bound on SD-card wear, in bytes a day.
-        threads: Threads of the engine.
-        bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit; codecs sparse and
-            eden are made smaller to fit, with another one the device declines.
-        bytes_per_device_per_day_max: Bytes that may be sent and received in a day (UTC), both ways together, with all
-            that MQTT adds and an estimate for TLS; 0 for no limit, else at least 16384.
-    """
-
-    examples_min: int = 1
-    program_bytes_max: int = 64 << 20
-    parameters_bytes_max: int = 256 << 20
-    cache_bytes_max: int = 64 << 20
-    outbox_bytes_max: int = 64 << 20
-    state_write_bytes_per_day_max: int = 2 << 30
-    threads: int = 1
-    bytes_per_update_max: int = 0
-    bytes_per_device_per_day_max: int = 0
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value, low = getattr(self, name), 0 if name in MAY_BE_ZERO else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigurationError(f"limits.{name}: {value!r} is not a positive whole number")
-        if 0 < self.bytes_per_device_per_day_max < BYTES_PER_DAY_MIN:
-            raise ConfigurationError(
-                f"limits.bytes_per_device_per_day_max: {self.bytes_per_device_per_day_max} is too little for a "
-                f"connection; use at least {BYTES_PER_DAY_MIN}, or 0 for no limit"
-            )
 
 
 class EdgeClient:
@@ -101,6 +63,9 @@ class EdgeClient:
         task: Name of the task within the federation.
         on_progress: Told what happens, on the network or the training thread; must answer at once.
         publish_status: Whether retained JSON about this device is published for people.
+        algorithms: Local algorithms of one's own, by the name that the coordinator's algorithm asks for.
+        codecs: Codecs of one's own: classes derived from :class:`edge_sdk.codecs.Codec`. From here on they are known
+            to the whole process.
 
     Raises:
         ConfigurationError: An argument is wrong; the message says which and what is allowed.
@@ -122,12 +87,22 @@ class EdgeClient:
         task: str = "default",
         on_progress: Callable[[Progress], None] | None = None,
         publish_status: bool = True,
+        algorithms: Mapping[str, LocalAlgorithm] | None = None,
+        codecs: Iterable[type[Codec]] = (),
     ) -> None:
+        import queue
+
+        from edge_sdk.device.files import DirectoryFiles
+        from edge_sdk.device.settings import AgentSettings
+        from edge_sdk.mqtt.loop import EventLoop
+        from edge_sdk.wire.topics import check_segment
+
         if not callable(load_examples):
             raise ConfigurationError("load_examples: give a function that returns this device's (x, y)")
-        _check_callables(trainer, eligible, on_progress)
+        _check_callables(trainer, eligible, on_progress, algorithms or {})
         if engine not in ENGINES:
             raise ConfigurationError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
+        _register(codecs)
         self.limits = limits or Limits()
         settings = AgentSettings(
             federation=check_segment(federation, "federation"),
@@ -138,40 +113,54 @@ class EdgeClient:
             parameters_bytes_max=self.limits.parameters_bytes_max,
             publish_status=publish_status,
             bytes_per_update_max=self.limits.bytes_per_update_max,
+            algorithms=tuple(algorithms or ()),
         )
         self._broker = _checked_broker(broker)
-        work = TrainingWork(
-            load_examples,
-            engines=EngineCache(engine, self.limits.threads),
-            trainer=trainer,
-            examples_min=self.limits.examples_min,
-        )
-        self._jobs: queue.SimpleQueue[Callable[[], Event] | None] = queue.SimpleQueue()
+        self._device_id = device_id
+        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Event], None]] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._begun = False
         self._turned_at = time.monotonic()
+        work = _WorkOnDemand(load_examples, engine, self.limits, trainer, dict(algorithms or {}))
         # From here on there is something to give back.
         self._files = DirectoryFiles(Path(state_dir))
         try:
-            self._agent = Agent(
-                settings,
-                state=self._open_state(),
-                work=work,
-                run_job=self._jobs.put,
-                rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
-                eligible=eligible,
-                on_progress=on_progress,
-            )
-            self._transport = PahoTransport(self._with_identity(device_id), self._on_transport, manual_ack=True)
             self._loop = EventLoop()
+            self._timer = _NextCall(self._loop.clock)
+            self._shell = self._make_shell(settings, work, eligible, on_progress)
         except BaseException:
             self._files.close()
             raise
-        self._agent.attach(self._transport)
+        self._agent = self._shell.agent
+
+    def _make_shell(
+        self,
+        settings: AgentSettings,
+        work: Work,
+        eligible: Callable[[], bool] | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> DeviceShell:
+        import numpy as np
+
+        from edge_sdk.device.shell import DeviceShell
+
+        return DeviceShell(
+            settings,
+            timers=self._timer,
+            connect=self._connect,
+            run_job=lambda job, done: self._jobs.put((job, done)),
+            state=self._open_state(),
+            work=work,
+            rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
+            eligible=eligible,
+            on_progress=on_progress,
+        )
 
     def _open_state(self) -> DeviceState:
+        from edge_sdk.device.state import DeviceState
+
         return DeviceState(
             self._files,
             new_instance=lambda: os.urandom(16),
@@ -206,6 +195,8 @@ class EdgeClient:
         Raises:
             EdgeFedError: The client cannot go on (a broker that is away is no reason: it is waited for).
         """
+        import signal
+
         self._begin("run()")
         before = _on_signals(self.request_stop)
         try:
@@ -278,7 +269,7 @@ class EdgeClient:
         try:
             while not self._stopping.is_set():
                 self._turn()
-            self._agent.stop(self._loop.clock())
+            self._shell.stop()
             self._drain()
         finally:
             self._jobs.put(None)
@@ -288,12 +279,8 @@ class EdgeClient:
 
     def _turn(self) -> None:
         self._turned_at = time.monotonic()
-        now = self._loop.clock()
-        deadline = self._agent.next_deadline()
-        if deadline is not None and deadline <= now:
-            self._agent.tick(now)
-            deadline = self._agent.next_deadline()
-        self._loop.run_once(None if deadline is None else max(0.0, deadline - now))
+        self._timer.make_due()
+        self._loop.run_once(max(0.0, self._timer.when - self._loop.clock()))
 
     def _drain(self) -> None:
         """Gives the last words time to leave, but not for ever."""
@@ -301,34 +288,108 @@ class EdgeClient:
         while (self._agent.status.connected or self._agent.busy) and self._loop.clock() < until:
             self._loop.run_once(0.1)
 
-    def _on_transport(self, event: TransportEvent) -> None:
-        self._agent.on_transport(event, self._loop.clock())
+    def _connect(self, listener: Listener, will: tuple[str, bytes] | None) -> PahoTransport:
+        from edge_sdk.mqtt import PahoTransport, Will
 
-    def _with_identity(self, device_id: str) -> BrokerSettings:
-        will = self._agent.will()
-        return replace(
+        settings = replace(
             self._broker,
-            client_id=self._broker.client_id or device_id,
+            client_id=self._broker.client_id or self._device_id,
             will=self._broker.will or (Will(*will) if will else None),
         )
+        self._transport = PahoTransport(settings, listener, manual_ack=True)
+        return self._transport
 
     # --- the training thread ---
 
     def _run_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (entry := self._jobs.get()) is not None:
+            job, done = entry
             event = job()
-            self._loop.call_soon_threadsafe(lambda event=event: self._agent.handle(event, self._loop.clock()))  # type: ignore[misc]
+            self._loop.call_soon_threadsafe(lambda done=done, event=event: done(event))  # type: ignore[misc]
 
 
-def _check_callables(trainer: object, eligible: object, on_progress: object) -> None:
+class _NextCall:
+    """The one timer of a client. Its thread looks at it between turns: a mistake in the call ends the client."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.when = float("inf")
+        self._call: Callable[[], None] | None = None
+
+    def call_at(self, when: float, call: Callable[[], None]) -> _NextCall:
+        self.when, self._call = when, call
+        return self
+
+    def cancel(self) -> None:
+        self.when, self._call = float("inf"), None
+
+    def make_due(self) -> None:
+        """Makes the call if it is due."""
+        if self.when <= self.clock():
+            call = self._call
+            self.cancel()
+            if call is not None:
+                call()
+
+
+class _WorkOnDemand:
+    """Training, whose engine and codecs are loaded by the first job, on the training thread."""
+
+    def __init__(
+        self,
+        load_examples: Callable[[], Any],
+        engine: str,
+        limits: Limits,
+        trainer: Trainer | None,
+        algorithms: Mapping[str, LocalAlgorithm],
+    ) -> None:
+        self._load_examples = load_examples
+        self._engine = engine
+        self._limits = limits
+        self._trainer = trainer
+        self._algorithms = algorithms
+        self._work: Work | None = None
+
+    def run(self, job: TrainingJob) -> TrainedUpdate:
+        """See :class:`edge_sdk.device.training_job.Work`."""
+        if self._work is None:
+            from edge_sdk.device.work import EngineCache, TrainingWork
+
+            self._work = TrainingWork(
+                self._load_examples,
+                engines=EngineCache(self._engine, self._limits.threads),
+                trainer=self._trainer,
+                examples_min=self._limits.examples_min,
+                algorithms=self._algorithms,
+            )
+        return self._work.run(job)
+
+
+def _register(codecs: Iterable[type[Codec]]) -> None:
+    for codec in codecs:
+        from edge_sdk.codecs import register_codec
+
+        register_codec(codec)
+
+
+def _check_callables(
+    trainer: object, eligible: object, on_progress: object, algorithms: Mapping[str, LocalAlgorithm]
+) -> None:
     if trainer is not None and not callable(getattr(trainer, "fit", None)):
         raise ConfigurationError(f"trainer: {type(trainer).__name__} has no method fit(parameters, examples, plan)")
     for name, value in (("eligible", eligible), ("on_progress", on_progress)):
         if value is not None and not callable(value):
             raise ConfigurationError(f"{name}: {value!r} is not a function")
+    for name, algorithm in algorithms.items():
+        if not callable(getattr(algorithm, "run", None)):
+            raise ConfigurationError(
+                f"algorithms: {name!r} is {type(algorithm).__name__}, which has no method run(work)"
+            )
 
 
 def _checked_broker(broker: object) -> BrokerSettings:
+    from edge_sdk.mqtt.settings import BrokerSettings
+
     if isinstance(broker, BrokerSettings):
         return broker
     if not isinstance(broker, str):
@@ -340,6 +401,8 @@ def _checked_broker(broker: object) -> BrokerSettings:
 
 def _on_signals(stop: Callable[[], None]) -> dict[int, Any]:
     """SIGTERM and SIGINT ask for a polite leave; only the main thread may say so, others keep what is there."""
+    import signal
+
     if threading.current_thread() is not threading.main_thread():
         return {}
 

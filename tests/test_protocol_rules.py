@@ -6,7 +6,6 @@ The rules stand in ARCHITECTURE.md; ``tests/test_scenarios.py`` shows that toget
 from __future__ import annotations
 
 import ast
-import json
 import secrets
 import subprocess
 import sys
@@ -25,14 +24,19 @@ from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
-from edge_sdk.device.agent import TAKEOVER_SECONDS, Agent, AgentSettings, Progress
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.progress import Progress
+from edge_sdk.device.reconnect import TAKEOVER_SECONDS
 from edge_sdk.device.session import MessageArrived, Offline, Online
-from edge_sdk.device.state import DeviceState, OutboxEntry
-from edge_sdk.device.work import TrainedUpdate, TrainingJob
+from edge_sdk.device.settings import AgentSettings
+from edge_sdk.device.state import DeviceState
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
@@ -260,19 +264,18 @@ def test_rule_04_the_residual_of_after_replaces_that_of_before_only_if_the_updat
     before, after = np.full(15, 1.0, dtype=np.float32), np.full(15, 2.0, dtype=np.float32)
     spec = b"s" * 32
 
-    def entry(ticket: bytes) -> OutboxEntry:
-        return OutboxEntry(ticket, b"lineage", TASK, 1, "0", b"d" * 32, b"b" * 32, spec, b"payload")
+    def entry(ticket: bytes) -> PendingUpdate:
+        return PendingUpdate(ticket, b"d" * 32, b"lineage", TASK, 1, "0", b"b" * 32, spec, b"payload")
 
-    state.save_outbox(entry(b"1" * 16), before)
+    state.save_outbox(entry(b"1" * 16), {"residual": before})
     state.settle(b"1" * 16, True)
-    state.save_outbox(entry(b"2" * 16), after)
+    state.save_outbox(entry(b"2" * 16), {"residual": after})
     state.mark_received(b"2" * 16)
     held = DeviceState(files, new_instance=lambda: b"j" * 16, wall_day=lambda: 0)  # the power failed in between
     assert held.unsettled == [b"2" * 16] and held.outbox is not None and held.outbox.payload is None
     held.settle(b"2" * 16, counted)
-    residual = held.residual(spec)
-    assert residual is not None and np.array_equal(residual, after if counted else before)
-    assert held.residual(b"o" * 32) is None, "a new spec drops the residual"
+    assert np.array_equal(held.vectors(spec)["residual"], after if counted else before)
+    assert held.vectors(b"o" * 32) == {}, "a new spec drops the residual"
 
 
 def test_rule_04_no_training_while_a_ticket_is_unsettled() -> None:
@@ -373,8 +376,9 @@ def test_rule_06_an_update_is_offered_again_to_a_new_incarnation_only() -> None:
     incarnation = pair.desk.core.incarnation
 
     def state(number: int) -> None:
-        payload = json.dumps({"incarnation": number, "online": True}).encode()
-        pair.play("a", MessageArrived(TOPICS.coordinator_state, payload))
+        lineage = pair.desk.store.lineage
+        payload = CoordinatorState(lineage, number, True, (TASK,)).encode(FEDERATION)
+        pair.play("a", MessageArrived(TOPICS.lineage_state(lineage), payload))
         while pair.todo:
             pair.todo.popleft()()
 
@@ -566,7 +570,7 @@ class _Wall:
 
 
 @pytest.mark.parametrize(
-    "module", ["coordinator/core.py", "coordinator/schedules/synchronous.py", "edge_sdk/device/session/machine.py"]
+    "module", ["coordinator/core.py", "coordinator/schedules/synchronous.py", "edge_sdk/device/session/session.py"]
 )
 def test_rule_12_machines_decode_no_update_and_read_no_clock(module: str) -> None:
     tree = ast.parse((ROOT / module).read_text())
@@ -640,8 +644,9 @@ def test_rule_14_full_means_busy_and_busy_may_come_again() -> None:
 
 
 def test_rule_15_the_coordinator_subscribes_to_its_inboxes_and_its_own_state_only() -> None:
-    assert sorted(Desk().filters()) == [
-        "fl/v1/garden/coordinator/state",
+    desk = Desk()
+    assert sorted(desk.filters()) == [
+        f"fl/v1/garden/coordinator/{desk.store.lineage.hex()}/state",
         "fl/v1/garden/from/+/+",
         "fl/v1/garden/up/0/+",
     ]
@@ -651,7 +656,7 @@ def test_rule_15_the_coordinator_subscribes_to_its_inboxes_and_its_own_state_onl
 
 
 class _NoWork:
-    def run(self, order: TrainingJob) -> TrainedUpdate:
+    def run(self, job: TrainingJob) -> TrainedUpdate:
         raise AssertionError("nothing is to be trained here")
 
 
@@ -703,7 +708,7 @@ def test_rule_16_writes_a_day_are_bounded() -> None:
 
 
 def test_importing_the_machines_loads_no_network_no_database_and_no_engine() -> None:
-    heavy = "paho", "sqlite3", "onnx", "ssl"
+    heavy = ("paho", "sqlite3", "onnx", "ssl")
     code = f"import sys, edge_sdk.device.session; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

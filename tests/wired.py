@@ -44,11 +44,10 @@ from coordinator.task_settings import TaskSettings
 from coordinator.validate import Validation
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
+from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import (
-    ApplyModelDeltas,
     MarkReceived,
     MessageArrived,
-    ModelDeltasApplied,
     Offline,
     Online,
     Send,
@@ -56,7 +55,6 @@ from edge_sdk.device.session import (
     SessionSettings,
     Settle,
     StartTraining,
-    StoreBlob,
     TrainingFinished,
     Unsubscribe,
 )
@@ -418,6 +416,44 @@ class Desk:
         return [pattern for effect in self.effects if isinstance(effect, Subscribe) for pattern in effect.filters]
 
 
+def pending_of(start: StartTraining, payload: bytes) -> PendingUpdate:
+    """The update that a piece of work came to."""
+    return PendingUpdate(
+        ticket=start.ticket,
+        digest=digest_of(payload),
+        lineage=start.lineage,
+        task=start.task,
+        round=start.round,
+        shard=start.shard,
+        base=start.parameters,
+        spec=bytes(32),
+        payload=payload,
+    )
+
+
+class PairBlobs:
+    """What one device of a pair holds."""
+
+    def __init__(self, pair: Pair, device: str) -> None:
+        self._pair = pair
+        self._device = device
+
+    def has(self, digest: bytes) -> bool:
+        return digest in self._pair.blobs[self._device]
+
+    def parameters(self) -> tuple[bytes, ...]:
+        return tuple(self._pair.parameters[self._device])
+
+    def keep(self, kind: str, digest: bytes, data: memoryview) -> None:
+        self._pair.store(self._device, kind, digest, bytes(data))
+
+    def follow(self, base: bytes, deltas: tuple[memoryview, ...], target: bytes) -> str:
+        self._pair.followed[self._device].append(len(deltas))
+        made = apply_model_deltas(self._pair.blobs[self._device][base], deltas, target)
+        self._pair.store(self._device, "parameters", target, bytes(made))
+        return ""
+
+
 class Pair:
     """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise."""
 
@@ -449,8 +485,7 @@ class Pair:
                 supports=frozenset({"codec:dense"}),
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
-            has_blob=lambda wanted: wanted in self.blobs[device],
-            holds=lambda: tuple(self.parameters[device]),
+            blobs=PairBlobs(self, device),
             **given,
         )
 
@@ -501,26 +536,18 @@ class Pair:
                         self._deliver(device, topic, payload)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
-            case StoreBlob(kind, digest, data):
-                self._store(device, kind, digest, bytes(data))
-            case ApplyModelDeltas(base, deltas, target):
-                self.followed[device].append(len(deltas))
-                self._store(
-                    device, "parameters", target, bytes(apply_model_deltas(self.blobs[device][base], deltas, target))
-                )
-                self.play(device, ModelDeltasApplied(target))
             case StartTraining():
                 assert digest_of(self.blobs[device][action.parameters]) == action.parameters
                 self.trainings[device].append(action)
                 payload = self.make_update(device)
-                event = TrainingFinished(action.ticket, digest_of(payload), payload)
+                event = TrainingFinished(pending_of(action, payload))
                 self.todo.append(lambda: self.play(device, event))
             case MarkReceived():
                 self.receipts[device] += 1
             case Settle(_, counted, _):
                 self.settled[device].append(counted)
 
-    def _store(self, device: str, kind: str, digest: bytes, data: bytes) -> None:
+    def store(self, device: str, kind: str, digest: bytes, data: bytes) -> None:
         """Keeps programs, and the two newest parameters."""
         self.blobs[device][digest] = data
         if kind == "parameters":

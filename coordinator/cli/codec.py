@@ -17,8 +17,10 @@ from coordinator.codec_report.report import Measurement, measure
 from coordinator.codec_report.trial import Trial, progress
 from coordinator.reports import finite
 from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.auto import Auto
+from edge_sdk.codecs.eden import Eden
 from edge_sdk.codecs.frames import frames_bytes_max
-from edge_sdk.codecs.settings import BITS_MIN, DENSITY_MIN
+from edge_sdk.codecs.sparse import Sparse
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.parameters import ParameterSpec
 from edge_sdk.training.bundle import Bundle
@@ -152,7 +154,7 @@ def _codec_entry(measured: Measurement) -> dict[str, Any]:
 
 def _pick_entry(picked: Measurement) -> dict[str, Any]:
     settings = picked.settings
-    bits = settings.bits if settings.name in ("auto", "eden") else None
+    bits = settings.codec.bits if isinstance(settings.codec, Auto | Eden) else None
     return {"codec": picked.label, "bits": bits, "toml": codec_table(settings)}
 
 
@@ -175,8 +177,7 @@ def _tensor_entries(cohort: Cohort, measured: Sequence[Measurement]) -> list[dic
 
 def _nothing_fits(spec: ParameterSpec, measured: Sequence[Measurement], options: ReportOptions) -> str:
     if options.bytes_max:
-        smallest = (CodecSettings("sparse", density=DENSITY_MIN), CodecSettings("eden", bits=BITS_MIN))
-        least = min(frames_bytes_max(spec, settings) for settings in smallest)
+        least = min(frames_bytes_max(spec, CodecSettings(codec.smallest())) for codec in (Sparse(), Eden()))
         return f"--bytes-max {options.bytes_max}: no codec keeps it; an update of this model needs {least}"
     if options.progress_min:
         furthest = max(measured, key=lambda each: each.progress or 0.0)

@@ -15,9 +15,12 @@ import numpy as np
 
 from coordinator.codec_report.cohort import Cohort
 from coordinator.codec_report.report import Measurement, eden_nmse
-from edge_sdk.codecs import CodecSettings
-from edge_sdk.codecs.auto import SMALL_SIZE, bits_for, largest_hold
+from coordinator.config.fields import toml_text
+from edge_sdk.codecs import CodecSettings, settings_of
+from edge_sdk.codecs.auto import SMALL_SIZE, Auto, largest_hold
+from edge_sdk.codecs.eden import BITS_MIN, Eden, bits_for
 from edge_sdk.codecs.frames import fitted_frames, groups_of
+from edge_sdk.codecs.sparse import DENSITY_MIN, Sparse
 from edge_sdk.parameters import ParameterSpec
 
 __all__ = ["AutoChoice", "auto_choice", "candidates", "codec_table", "nearer_to", "pick"]
@@ -40,25 +43,32 @@ def candidates(spec: ParameterSpec, cohort: int, bytes_max: int = 0) -> tuple[Co
     found += [CodecSettings("sparse", density=density) for density in DENSITIES]
     found += [CodecSettings("eden", bits=bits) for bits in BITS]
     if bytes_max:
-        eden = fitted_frames(spec, CodecSettings("eden", bits=max(BITS)), bytes_max)
-        sparse = fitted_frames(spec, CodecSettings("sparse", density=1.0), bytes_max)
-        if eden is not None:
-            found.append(CodecSettings("eden", bits=max(0.001, _rounded(eden.bits, math.floor))))
-        if sparse is not None:
-            found.append(CodecSettings("sparse", density=max(1e-6, _rounded(sparse.density, math.floor))))
+        for most in (Eden(bits=max(BITS)), Sparse(density=1.0)):
+            fitting = fitted_frames(spec, CodecSettings(most), bytes_max)
+            if fitting is None:
+                continue
+            if isinstance(fitting.codec, Eden):
+                found.append(CodecSettings("eden", bits=max(BITS_MIN, _rounded(fitting.codec.bits, math.floor))))
+            elif isinstance(fitting.codec, Sparse):
+                density = max(DENSITY_MIN, _rounded(fitting.codec.density, math.floor))
+                found.append(CodecSettings("sparse", density=density))
     return tuple(dict.fromkeys(found))
 
 
 def nearer_to(nmse_max: float, measured: Sequence[Measurement]) -> CodecSettings | None:
     """The least share below a bit with which ``eden`` should keep the error of a mean within ``nmse_max``, by its
     theory and what was measured of it; None where it needs a bit or more, or was measured already."""
-    known = [each for each in measured if each.settings.name == "eden" and each.settings.bits < 1.0]
-    nearest = min(known, key=lambda each: abs(math.log(max(each.scaled_nmse, 1e-12) / nmse_max)))
-    averaged = nearest.scaled_nmse / eden_nmse(nearest.settings.bits)
+    known = {
+        each.settings.codec.bits: each.scaled_nmse
+        for each in measured
+        if isinstance(each.settings.codec, Eden) and each.settings.codec.bits < 1.0
+    }
+    nearest = min(known, key=lambda bits: abs(math.log(max(known[bits], 1e-12) / nmse_max)))
+    averaged = known[nearest] / eden_nmse(nearest)
     if averaged <= 0.0:
         return None
-    bits = max(0.001, _rounded(math.pi / 2.0 / (MARGIN * nmse_max / averaged + 1.0), math.ceil))
-    if bits >= 1.0 or any(each.settings.bits == bits for each in known):
+    bits = max(BITS_MIN, _rounded(math.pi / 2.0 / (MARGIN * nmse_max / averaged + 1.0), math.ceil))
+    if bits >= 1.0 or bits in known:
         return None
     return CodecSettings("eden", bits=bits)
 
@@ -95,10 +105,12 @@ def pick(
 def codec_table(settings: CodecSettings) -> str:
     """The table of ``federation.toml`` that asks for ``settings``."""
     lines = ["[codec]", f'name = "{settings.name}"']
-    if settings.name == "sparse":
-        lines.append(f"density = {settings.density:g}")
-    elif settings.name in ("auto", "eden"):
-        lines.append(f"bits = {settings.bits:g}")
+    for field in settings_of(type(settings.codec)):
+        value = getattr(settings.codec, field.name)
+        if field.metadata["key"] and (value != field.default or field.metadata["shown"]):
+            lines.append(
+                f"{field.name} = {value:g}" if isinstance(value, float) else f"{field.name} = {toml_text(value)}"
+            )
     return "\n".join(lines)
 
 
@@ -125,13 +137,14 @@ def auto_choice(cohort: Cohort, measured: Measurement) -> AutoChoice:
     """Why ``auto`` took what it did for ``measured``, a measurement of it."""
     settings = measured.settings
     main = groups_of(cohort.spec, settings)[0]
-    eden = CodecSettings("eden", bits=settings.bits)
+    assert isinstance(settings.codec, Auto)
+    eden = Eden(bits=settings.codec.bits)
     holds = []
     for client in range(len(cohort.deltas)):
         total = cohort.wanted(settings, client).astype(np.float32)
         holds.append(largest_hold(main.taken(total), eden))
     share = sum(share for _, share in holds) / len(holds)
-    return AutoChoice(measured.codecs, settings.bits, main.size < SMALL_SIZE, holds[0][0], share)
+    return AutoChoice(measured.codecs, eden.bits, main.size < SMALL_SIZE, holds[0][0], share)
 
 
 def _rounded(value: float, towards: Callable[[float], int]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.codec_report.local_rounds import LocalRound
-from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs import RESIDUAL, CodecSettings, Vectors
 from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, encode_frames
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.parameters import ParameterSpec
@@ -28,7 +28,7 @@ class Cohort:
         spec: Their layout.
         number: Of the round that they are of, the last one.
         deltas: float32[P] of each client.
-        residuals: By settings, what earlier rounds left of each client's updates: float32[trainable] or None.
+        kept: By settings, what each client keeps of earlier rounds: float32[trainable] by name.
         shared_seed: Of the round.
         seed: Of everything that codecs draw.
         loss: Mean training loss of the round.
@@ -37,7 +37,7 @@ class Cohort:
     spec: ParameterSpec
     number: int
     deltas: tuple[NDArray[np.float32], ...]
-    residuals: dict[CodecSettings, list[NDArray[np.float32] | None]]
+    kept: dict[CodecSettings, list[Vectors]]
     shared_seed: int
     seed: int
     loss: float
@@ -46,7 +46,7 @@ class Cohort:
         """The frames of a client's update."""
         return encode_frames(
             self.deltas[client],
-            self.residual(settings, client),
+            self.kept[settings][client] if settings in self.kept else None,
             settings,
             self.spec,
             seed=update_seed(self.seed, self.number, client),
@@ -55,7 +55,7 @@ class Cohort:
 
     def residual(self, settings: CodecSettings, client: int) -> NDArray[np.float32] | None:
         """What is added to the delta of ``client``; None where nothing was left."""
-        return self.residuals[settings][client] if settings in self.residuals else None
+        return self.kept[settings][client].get(RESIDUAL) if settings in self.kept else None
 
     def wanted(self, settings: CodecSettings, client: int) -> NDArray[np.float64]:
         """float64[P]: delta and residual, zero at buffers."""
@@ -78,26 +78,26 @@ def last_cohort(
     Raises:
         ConfigurationError: No parameter has moved.
     """
-    keeping = [settings for settings in candidates if settings.name in ("sparse", "auto")]
-    residuals: dict[CodecSettings, list[NDArray[np.float32] | None]] = {}
+    keeping = [settings for settings in candidates if settings.keeps or settings.name == "auto"]
+    kept: dict[CodecSettings, list[Vectors]] = {}
     last: LocalRound | None = None
     for current in rounds:
         if last is None:
-            residuals = {settings: [None] * len(current.deltas) for settings in keeping}
+            kept = {settings: [{} for _ in current.deltas] for settings in keeping}
         else:
             for settings in keeping:
                 for client, delta in enumerate(last.deltas):
-                    residuals[settings][client] = encode_frames(
+                    kept[settings][client] = encode_frames(
                         delta,
-                        residuals[settings][client],
+                        kept[settings][client],
                         settings,
                         spec,
                         seed=update_seed(seed, last.number, client),
                         shared_seed=last.shared_seed,
-                    ).residual
+                    ).kept
         last = current
     assert last is not None, "at least one round"
-    cohort = Cohort(spec, last.number, last.deltas, residuals, last.shared_seed, seed, last.loss)
+    cohort = Cohort(spec, last.number, last.deltas, kept, last.shared_seed, seed, last.loss)
     if not any(cohort.wanted(CodecSettings("dense"), client).any() for client in range(len(last.deltas))):
         raise ConfigurationError("--learning-rate: training has moved no parameter, so there is nothing to measure")
     return cohort

@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from coordinator.codec_report.cohort import Cohort
 from coordinator.codec_report.frame_bytes import bytes_by_element, sparse_cost
 from edge_sdk.codecs import CodecSettings, frame_codec
+from edge_sdk.codecs.auto import Auto
 from edge_sdk.codecs.centroids import UNIT, levels, nearest_codes
-from edge_sdk.codecs.eden import SHARE_ALL, share_of
+from edge_sdk.codecs.eden import SHARE_ALL, Eden, share_of
 from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, decode_frames, frames_bytes_max, groups_of
+from edge_sdk.codecs.sparse import Sparse
 from edge_sdk.parameters import ParameterSpec
 
 __all__ = ["Measurement", "TensorCost", "decoded_vector", "eden_nmse", "measure", "scaled_nmse"]
@@ -91,10 +93,10 @@ class Measurement:
     @property
     def label(self) -> str:
         """The codec and the number that it reads: ``sparse 1%``, ``eden 0.09``, ``int8``."""
-        name, settings = self.settings.name, self.settings
-        if name == "sparse":
-            return f"sparse {100.0 * settings.density:g}%"
-        return f"{name} {settings.bits:g}" if name in ("eden", "auto") else name
+        codec = self.settings.codec
+        if isinstance(codec, Sparse):
+            return f"sparse {100.0 * codec.density:g}%"
+        return f"{codec.name} {codec.bits:g}" if isinstance(codec, Eden | Auto) else codec.name
 
 
 def measure(cohort: Cohort, settings: CodecSettings, updates: int) -> Measurement:
@@ -115,7 +117,7 @@ def measure(cohort: Cohort, settings: CodecSettings, updates: int) -> Measuremen
             mean += wanted
     in_bytes = sums.bytes / clients
     nmse = float(sums.error.sum() / sums.energy.sum())
-    eden = settings.bits if sums.codecs == {"eden"} else None
+    eden = settings.codec.bits if sums.codecs == {"eden"} and isinstance(settings.codec, Eden | Auto) else None
     least = None if eden is None else 1.0 / (2.0 ** (2.0 * eden) - 1.0)
     return Measurement(
         settings=settings,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coordinator.codec_report.cohort import update_seed
 from coordinator.codec_report.local_rounds import stepped, train_round
 from coordinator.codec_report.report import decoded_vector
-from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs import CodecSettings, Vectors
 from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.engine import Engine
@@ -55,7 +55,7 @@ class Trial:
     def losses(self, settings: CodecSettings) -> list[float]:
         """The mean loss before the first round and after each; infinite from where the model has diverged."""
         spec, vector = self.engine.program.spec, self.vector
-        residuals: list[NDArray[np.float32] | None] = [None] * len(self.parts)
+        kept: list[Vectors] = [{} for _ in self.parts]
         losses = [self._loss(vector)]
         try:
             for number in range(1, self.rounds + 1):
@@ -66,13 +66,13 @@ class Trial:
                 for client, delta in enumerate(current.deltas):
                     frames = encode_frames(
                         delta,
-                        residuals[client],
+                        kept[client],
                         settings,
                         spec,
                         seed=update_seed(self.seed, number, client),
                         shared_seed=current.shared_seed,
                     )
-                    residuals[client] = frames.residual
+                    kept[client] = frames.kept
                     arrived.append(decoded_vector(frames, settings, spec))
                 vector = stepped(vector, arrived, current.weights)
                 losses.append(self._loss(vector))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.compile.compiler import compile_model, describe
 from coordinator.compile.export import export_onnx, merge_into_source
-from coordinator.compile.import_ import load_onnx
+from coordinator.compile.import_ import load_onnx, read_onnx
 from coordinator.compile.lora import Lora
 from coordinator.compile.losses import LOSSES, LossOptions
 from coordinator.compile.optimizers import OPTIMIZERS
@@ -24,6 +24,7 @@ __all__ = [
     "export_onnx",
     "load_onnx",
     "merge_into_source",
+    "read_onnx",
     "verify_program",
     "zoo_loss",
 ]

@@ -31,7 +31,7 @@ from coordinator.compile.sklearn import cut_heads, lowered
 from coordinator.compile.spatial import explicit_window
 from edge_sdk.errors import CompileError
 
-__all__ = ["import_model", "load_onnx"]
+__all__ = ["import_model", "load_onnx", "read_onnx"]
 
 INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
 DOMAINS: Final = ("", "ai.onnx")
@@ -53,12 +53,21 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
         data = Path(path).read_bytes()
     except OSError as error:
         raise CompileError(f"{path}: cannot be read: {error.strerror}") from error
+    return read_onnx(data, str(path))
+
+
+def read_onnx(data: bytes, where: str) -> onnx.ModelProto:
+    """The model in the bytes of an ``.onnx`` file, not checked further; ``where`` says whose they are.
+
+    Raises:
+        CompileError: They are truncated or not ONNX.
+    """
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except ProtobufError as error:
-        raise CompileError(f"{path}: {len(data)} bytes that are not an ONNX model; is the file complete?") from error
+        raise CompileError(f"{where}: {len(data)} bytes that are not an ONNX model; is the file complete?") from error
     if not model.graph.node:
-        raise CompileError(f"{path}: holds no graph; is it an ONNX model, and complete?")
+        raise CompileError(f"{where}: holds no graph; is it an ONNX model, and complete?")
     return model
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "key",
     "named",
     "to_tuple",
+    "toml_text",
     "unit_text",
 ]
 

@@ -14,7 +14,7 @@ from coordinator.config.fields import Section, allowed_text
 from coordinator.config.sections import FederationConfig
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["FILES", "check_files", "load_config", "load_tasks", "sections"]
+__all__ = ["FILES", "check_files", "load_config", "load_tasks", "problem_text", "sections"]
 
 SHARED_TABLES: Final = ("federation", "broker", "transfer", "store")
 """What a federation has once, however many tasks it has."""
@@ -117,7 +117,7 @@ def _checked(path: Path, source: dict[str, Any], where: str) -> FederationConfig
         return FederationConfig.model_validate(source, context={"directory": path.absolute().parent})
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise ConfigurationError("\n".join(f"{path}: {where}{_problem(problem)}" for problem in problems)) from None
+        raise ConfigurationError("\n".join(f"{path}: {where}{problem_text(problem)}" for problem in problems)) from None
 
 
 def check_files(config: FederationConfig) -> None:
@@ -144,7 +144,8 @@ def sections() -> dict[str, type[Section]]:
     return found
 
 
-def _problem(problem: Any) -> str:
+def problem_text(problem: Any) -> str:
+    """One of pydantic's complaints as a line: the key, the value and what is allowed."""
     where = tuple(problem["loc"])
     kind = problem["type"]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
-from coordinator.config.fields import allowed_text, default_text, unit_text
+from coordinator.config.fields import allowed_text, default_text, toml_text, unit_text
 from coordinator.config.loading import sections
+from coordinator.config.sections import Codec
+from edge_sdk.codecs import CODECS, settings_of
 
 __all__ = ["config_reference"]
 
@@ -35,5 +38,25 @@ def config_reference() -> str:
                 allowed_text(field),
                 field.description or "",
             )
-            parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            parts.append(_row(cells))
+        if section is Codec:
+            parts += _codec_keys()
     return "\n".join(parts) + "\n"
+
+
+def _codec_keys() -> list[str]:
+    """The keys that codecs declare; codecs that declare a key alike share its row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, codec in CODECS.items():
+        for field in settings_of(codec):
+            said = field.metadata
+            if said["key"]:
+                default = said["shown"] or f"`{toml_text(field.default)}`"
+                cells = (f"`{field.name}`", default, said["unit"], said["allowed"], said["meaning"])
+                rows.setdefault(cells, []).append(name)
+    head = "| codec | key | default | unit | allowed | meaning |\n|---|---|---|---|---|---|"
+    return ["\nKeys of the codecs:\n", head, *(_row((", ".join(names), *cells)) for cells, names in rows.items())]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -21,12 +22,15 @@ from coordinator.config.fields import (
     to_tuple,
 )
 from coordinator.pipeline.step import STEPS
+from coordinator.schedules.selection import RULES
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, server_settings
 from edge_sdk.aggregation.algorithm import ALGORITHMS
-from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN
+from edge_sdk.codecs import CODECS, CodecSettings, find_codec, settings_of
+from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
+from edge_sdk.training.model_delta import MODEL_DELTA_CODECS
 
 __all__ = [
     "Aggregation",
@@ -49,6 +53,8 @@ LINEAR: Final = ("linear_regression", "logistic_regression", "softmax_regression
 
 OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
 """Keys of [aggregation], and the settings of server optimisers that they set."""
+
+DOWNLINK_CODECS: Final = (*(name for name in MODEL_DELTA_CODECS if name != "dense"), "none")
 
 OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
 OF_ONNX: Final = (
@@ -75,6 +81,10 @@ METRICS: Final = {
     "reconstruction": "mean_squared_error",
 }
 """What a loss is judged by, where that is not accuracy."""
+
+
+Options = dict[str, bool | int | float | str]
+"""Settings of a class, by its own names."""
 
 
 class Federation(Section):
@@ -297,11 +307,18 @@ class Training(Section):
 
 
 class Selection(Section):
-    """Who takes part in a round, and how long it may take."""
+    """Who takes part in a round, and how long it may take.
+
+    `rule` may be the user's own class, named `package.module:Class` (see extend.md).
+    """
 
     goal_count: int = key("Updates after which a round closes.", 20, unit="devices", ge=1, le=1_000_000)
     minimum_count: int = key(
         "Updates below which a round is abandoned and the model stays as it is.", 10, unit="devices", ge=1, le=1_000_000
+    )
+    rule: str = key("Who takes part, out of those who ask.", "uniform", allowed=named(RULES))
+    rule_options: Options = key(
+        "Settings of a selection rule of one's own.", {}, shown="its own defaults", allowed="a table of its settings"
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
@@ -326,6 +343,10 @@ class Selection(Section):
             raise ValueError(
                 f"selection.minimum_count = {self.minimum_count}: is above selection.goal_count = {self.goal_count}"
             )
+        if self.rule not in RULES and not is_dotted(self.rule):
+            raise ValueError(f"selection.rule = {self.rule!r}: must be {named(RULES)}")
+        if self.rule_options and not is_dotted(self.rule):
+            raise ValueError(f"selection.rule_options: are for a rule of your own; {self.rule} has none")
         if self.window_seconds > self.selection_seconds_max:
             raise ValueError(
                 f"selection.window_seconds = {self.window_seconds:g}: is above selection.selection_seconds_max = "
@@ -348,17 +369,14 @@ class StepTable(Section):
 
 
 Steps = Annotated[tuple[StepTable, ...], BeforeValidator(to_tuple)]
-Options = dict[str, bool | int | float | str]
 
 
 class Aggregation(Section):
     """How updates become the next model.
 
     `algorithm` makes one delta out of all updates, and `server_optimizer` moves the model by it. Either may be the
-    user's own class, named `package.module:Class` (see extend.md). Each `[[aggregation.step]]` is a step that
-    updates pass before they are added, in order: `clip` scales an update whose L2 norm is above `norm` down to it.
-    Median and trimmed mean count every update alike, whatever its number of examples, and need codecs that send every
-    coordinate.
+    user's own class, named `package.module:Class`. Each `[[aggregation.step]]` is a step that updates pass before they
+    are added, in order. [algorithms.md](algorithms.md) says which to choose.
     """
 
     algorithm: str = key(
@@ -429,64 +447,38 @@ class Aggregation(Section):
         return self
 
 
-CODEC_READS: Final = {
-    "auto": {"bits"},
-    "sparse": {"density", "momentum"},
-    "eden": {"bits"},
-    "int8": {"block_size", "rounding"},
-    "int4": {"block_size", "rounding"},
-    "int2": {"block_size", "rounding"},
-    "float16": set[str](),
-    "dense": set[str](),
-}
-"""Which keys a codec reads."""
-
-
 class CodecOfTensors(Section):
     """How tensors whose names match a pattern are compressed."""
 
-    name: Literal["sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key("As in [codec].")
-    density: float = key("As in [codec].", 0.03, ge=1e-6, le=1)
-    bits: float = key("As in [codec].", 0.09, ge=0.001, le=8)
-    momentum: float = key("As in [codec].", 0.0, ge=0, le=0.999)
-    block_size: int = key("As in [codec].", 1024, ge=8, le=1 << 16)
-    rounding: Literal["nearest", "stochastic"] = key("As in [codec].", "stochastic")
+    model_config = ConfigDict(extra="allow")
+    name: str = key("As in [codec].", allowed=named(CODECS))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_codec_keys(self, "codec.tensors", self.name, {"name"}, self.bits)
+        _checked_codec("codec.tensors", self.name, self.own)
         return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys of the codec itself."""
+        return self.model_extra or {}
 
 
 class Codec(Section):
-    """How updates are compressed."""
+    """How updates are compressed.
 
-    name: Literal["auto", "sparse", "eden", "int8", "int4", "int2", "float16", "dense"] = key(
+    Beside these keys the table takes those of the codec, which stand below. `name` may be your own class
+    (see extend.md), with the keys that it declares; the devices must have it too.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: str = key(
         "auto: eden, sparse or int8, chosen for each update; sparse: largest coordinates with error feedback; eden: "
         "rotated coordinates in few bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as "
         "they are.",
         "auto",
+        allowed=named(CODECS),
     )
-    density: float = key("Share of the coordinates that sparse sends.", 0.03, ge=1e-6, le=1)
-    momentum: float = key(
-        "Momentum correction of sparse: devices send a running sum of deltas that forgets; 0 for none.",
-        0.0,
-        ge=0,
-        le=0.999,
-    )
-    bits: float | None = key(
-        "Bits a coordinate of eden, and of auto: 1, 2, .. 8, or below 1 the share of the coordinates that is sent, at "
-        "one bit each.",
-        None,
-        shown="by selection.goal_count: 0.09 for 10, 1 for 2, 0.01 from 44 on; more with a server optimiser other "
-        "than fedavg, or adam on the devices",
-        ge=0.001,
-        le=8,
-    )
-    block_size: int = key(
-        "Elements that share one scale in int8, int4 and int2.", 1024, unit="elements", ge=8, le=1 << 16
-    )
-    rounding: Literal["nearest", "stochastic"] = key("How int8, int4 and int2 round.", "stochastic")
     bytes_per_update_max: int = key(
         "Bytes on the wire that bringing one update may take, with topics, headers and acknowledgements; sparse, eden "
         "and auto are made smaller to fit, with another codec a device declines. 0 for no limit.",
@@ -499,29 +491,41 @@ class Codec(Section):
         "pattern that matches decides.",
         {},
         max_length=16,
-        allowed="a table of patterns, each with keys of this table",
+        allowed="a table of patterns, each with a name and keys of that codec",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_codec_keys(self, "codec", self.name, {"name", "bytes_per_update_max", "tensors"}, self.bits)
+        _checked_codec("codec", self.name, self.own)
         return self
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys of the codec itself."""
+        return self.model_extra or {}
 
-def _check_codec_keys(section: Section, where: str, name: str, shared: set[str], bits: float | None) -> None:
-    for unread in sorted(section.model_fields_set - shared - CODEC_READS[name]):
-        raise ValueError(f"{where}.{unread}: is not read by {name}; leave it out, or choose another codec.name")
-    if bits is not None and bits > 1 and bits != int(bits):
-        raise ValueError(f"{where}.bits = {bits:g}: is a share below 1, or a whole number of bits")
+
+def _checked_codec(where: str, name: str, own: Mapping[str, Any]) -> CodecSettings:
+    """The codec with its keys; what is wrong is said as for other keys."""
+    try:
+        kind = find_codec(name, f"{where}.name")
+        filled = [field.name for field in settings_of(kind) if not field.metadata["key"] and field.name in own]
+        if filled:
+            raise ConfigurationError(f"codec.{filled[0]}: is filled in by the coordinator; leave it out")
+        return CodecSettings(kind.name, **own)
+    except ConfigurationError as error:
+        said = str(error)
+        raise ValueError(said if said.startswith(where) else said.replace("codec", where, 1)) from None
 
 
 class DownlinkSection(Section):
     """How the model travels to devices that hold an earlier one; newcomers fetch it whole."""
 
-    codec: Literal["sparse", "int8", "int4", "none"] = key(
+    codec: str = key(
         "sparse: the largest changes, the rest with later rounds; int8, int4: all of them, quantised; none: whole "
         "models. Models below 40,000 bytes always travel whole.",
         "sparse",
+        allowed="one of " + ", ".join(f'"{name}"' for name in DOWNLINK_CODECS),
     )
     density: float = key(
         "Share of the coordinates that sparse sends; 0.05 costs fedavg nothing, and optimisers with momentum rounds.",
@@ -535,6 +539,8 @@ class DownlinkSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.codec not in DOWNLINK_CODECS:
+            raise ValueError(f"downlink.codec = {self.codec!r}: must be one of {', '.join(DOWNLINK_CODECS)}")
         if "density" in self.model_fields_set and self.codec != "sparse":
             raise ValueError(
                 f"downlink.density: is not read by {self.codec}; leave it out, or choose another downlink.codec"

@@ -8,7 +8,6 @@ from typing import Any, Final
 from coordinator.config.sections import (
     Aggregation,
     Broker,
-    CodecOfTensors,
     DownlinkSection,
     FederationConfig,
     Selection,
@@ -23,8 +22,7 @@ from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
 from coordinator.stopping import StoppingRule
 from coordinator.validate import Validation as Bounds
 from edge_sdk.aggregation.algorithm import Algorithm, make_algorithm
-from edge_sdk.codecs import BITS, CodecSettings
-from edge_sdk.codecs.auto import bits_for
+from edge_sdk.codecs import CodecSettings, find_codec
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX
@@ -33,6 +31,7 @@ from edge_sdk.wire.plan import Plan, TrainingPlan
 __all__ = [
     "algorithm",
     "broker_settings",
+    "check_algorithm",
     "codec_settings",
     "database_path",
     "downlink",
@@ -82,9 +81,17 @@ def training_plan(config: FederationConfig, defaults: dict[str, float]) -> Train
 
 
 def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
-    """What a round asks of a device; arguments and errors as of :func:`training_plan`."""
+    """What a round asks of a device; arguments as of :func:`training_plan`.
+
+    Raises:
+        ConfigurationError: As of :func:`training_plan` and :func:`algorithm`, or the two do not go together.
+    """
+    training, rule = training_plan(config, defaults), algorithm(config)
+    rule.suits(training.scalars)
     return Plan(
-        training=training_plan(config, defaults),
+        training=training,
+        local=rule.local,
+        local_settings=rule.local_settings(),
         codec=codec_settings(config),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,
@@ -94,40 +101,21 @@ def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
 
 
 def codec_settings(config: FederationConfig) -> CodecSettings:
-    """How updates are encoded."""
+    """How updates are encoded; what the configuration leaves open may follow from the size of a round."""
     codec = config.codec
-    rules = [(pattern, _tensor_settings(rule)) for pattern, rule in codec.tensors.items()]
-    return CodecSettings(
-        name=codec.name,
-        density=codec.density,
-        block_size=codec.block_size,
-        rounding=codec.rounding,
-        bits=_codec_bits(config),
-        momentum=codec.momentum,
-        tensors=tuple(rules),
-    )
-
-
-def _codec_bits(config: FederationConfig) -> float:
-    """Bits of the codecs that have any; by the size of a round where nothing is said."""
-    if config.codec.bits is not None:
-        return config.codec.bits
-    if config.codec.name not in ("auto", "eden"):
-        return BITS
+    kind = find_codec(codec.name)
     adaptive = config.aggregation.server_optimizer != "fedavg" or config.model.optimizer in ADAPTIVE_OPTIMIZERS
-    return bits_for(config.selection.goal_count, adaptive)
-
-
-def _tensor_settings(rule: CodecOfTensors) -> CodecSettings:
-    return CodecSettings(**rule.model_dump())
+    rules = [(pattern, CodecSettings(rule.name, **rule.own)) for pattern, rule in codec.tensors.items()]
+    own = {**kind.for_cohort(config.selection.goal_count, adaptive), **codec.own}
+    return CodecSettings(kind.name, tensors=tuple(rules), **own)
 
 
 def downlink(section: DownlinkSection) -> Downlink:
     """How the model travels to devices."""
     codec = None
     if section.codec != "none":
-        codec = CodecSettings(
-            name=section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
+        codec = CodecSettings.of(
+            section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
         )
     return Downlink(codec, section.deltas_max)
 
@@ -151,20 +139,30 @@ def algorithm(config: FederationConfig) -> Algorithm:
     Raises:
         ConfigurationError: The name or an option is wrong, or it cannot work with the other tables.
     """
+    name = config.aggregation.algorithm
+    made = make_algorithm(name, config.aggregation.options)
+    check_algorithm(made, name, config)
+    return made
+
+
+def check_algorithm(made: Algorithm, name: str, config: FederationConfig) -> None:
+    """Whether an algorithm, whatever it was made of, can work with the other tables.
+
+    Raises:
+        ConfigurationError: It cannot; says with which key, and what to do.
+    """
     aggregation = config.aggregation
-    name = aggregation.algorithm
-    made = make_algorithm(name, aggregation.options)
     if not made.uses_weights and "weighting" in aggregation.model_fields_set and aggregation.weighting == "examples":
         raise ConfigurationError(
             f'aggregation.weighting = "examples": {name} counts every update alike; leave the key out'
         )
-    sparse = [where for where, codec in _codecs(config) if codec == "sparse"]
-    if made.every_coordinate and sparse:
+    partial = [(where, codec) for where, codec in _codecs(config) if not find_codec(codec).sends_all]
+    if made.every_coordinate and partial:
         raise ConfigurationError(
-            f'{sparse[0]} = "sparse": with aggregation.algorithm = {name!r} most coordinates would be those of devices '
-            "that did not send them, which are zero; choose a codec that sends every coordinate"
+            f'{partial[0][0]} = "{partial[0][1]}": with aggregation.algorithm = {name!r} most coordinates would be '
+            "those of devices that did not send them, which are zero; choose a codec that sends every coordinate, "
+            "such as int8"
         )
-    return made
 
 
 def _codecs(config: FederationConfig) -> list[tuple[str, str]]:

@@ -141,7 +141,9 @@ class Aggregator:
 
     # --- a round ---
 
-    def begin(self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None) -> None:
+    def begin(
+        self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None, stalled: int = 0
+    ) -> None:
         """A round begins.
 
         Args:
@@ -149,6 +151,7 @@ class Aggregator:
             memory: What the parts remember; parts that are new begin with nothing.
             published: The parameters blob that devices train from, empty where it is the model's own.
             base: Its SHA-256, where it is known.
+            stalled: How many attempts at this round have failed because most updates were too long.
         """
         self._parameters = decode_parameters(parameters, self.program.spec)
         self._before = published or parameters
@@ -157,7 +160,9 @@ class Aggregator:
         for name, part in self._parts().items():
             if name not in self._memory:  # new in the configuration
                 self._memory[name] = part()
-        self._views: dict[str, Any] = {name: step.begin(self._memory[name]) for name, step in self._steps.items()}
+        self._views: dict[str, Any] = {
+            name: step.begin(self._memory[name], stalled) for name, step in self._steps.items()
+        }
         self._rotation = shared_seed(self._base) & ROTATION_MASK
         self._metrics = RoundMetrics(self.plan, self.program.metric)
         self._counted: list[Counted] = []

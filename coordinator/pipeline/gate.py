@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -34,9 +34,9 @@ class Gate(Step):
         """See :class:`Step`."""
         return {"norms": np.zeros(0, dtype=np.float64)}
 
-    def begin(self, memory: PartMemory) -> float:
+    def begin(self, memory: PartMemory, stalled: int) -> float:
         """The round's bound on norms."""
-        return self.validation.norm_bound(memory["norms"].tolist())
+        return self.validation.norm_bound(memory["norms"].tolist(), stalled)
 
     def admit(self, update: DecodedUpdate, view: float) -> DecodedUpdate:
         """See :class:`Step`; the update goes on with its norm."""
@@ -54,7 +54,8 @@ class Gate(Step):
         for name, parts in update.vectors.items():
             if name != DELTA:
                 self.validation.measure(parts, update.groups)
-        return replace(update, norm=norm)
+        # Not dataclasses.replace, which takes 5 us of the 100 that a small update has.
+        return DecodedUpdate(update.digest, update.update, update.vectors, update.groups, update.weight, norm)
 
     def remember(self, memory: PartMemory, counted: Sequence[Counted]) -> PartMemory:
         """See :class:`Step`."""

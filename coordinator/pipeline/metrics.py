@@ -44,7 +44,7 @@ class RoundMetrics:
             numbers["eval_loss"], numbers["eval_metric"] = loss_sum * share, metric_sum * share
             numbers["eval_count"] = count * share
         self._sums.accumulate(numbers)
-        if self._plan.codec.name == "auto" and frame:
+        if self._plan.codec.codec.chooses and frame:
             self._chosen[f"codec_{frame_codec(frame)}"] += 1
 
     def report(self) -> dict[str, float]:

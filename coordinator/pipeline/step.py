@@ -23,7 +23,9 @@ from edge_sdk.wire.messages import Update
 
 __all__ = ["STEPS", "Counted", "DecodedUpdate", "Step", "make_step"]
 
-STEPS: Final[Mapping[str, str]] = {}
+STEPS: Final[Mapping[str, str]] = {
+    "clip": "coordinator.pipeline.clip:Clip",
+}
 """Dotted names of the steps' classes, by the name in the configuration."""
 
 
@@ -69,8 +71,11 @@ class Step:
         """What it remembers before the first round."""
         return {}
 
-    def begin(self, memory: PartMemory) -> Any:
-        """What it needs during one round, from what it remembers; handed to :meth:`admit` and :meth:`finish`."""
+    def begin(self, memory: PartMemory, stalled: int) -> Any:
+        """What it needs during one round, from what it remembers; handed to :meth:`admit` and :meth:`finish`.
+
+        ``stalled`` is the number of attempts at this round that have failed because most updates were too long.
+        """
         return memory
 
     def admit(self, update: DecodedUpdate, view: Any) -> DecodedUpdate:

@@ -11,19 +11,24 @@ core and come from it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
 from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
 from coordinator.pipeline.step import DecodedUpdate
-from coordinator.store import JournalRow, QuotaExceeded, Store
+from coordinator.store import JournalRow, QuotaExceeded, Store, TicketRecord
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
-from edge_sdk.wire.outcomes import BUSY
+from edge_sdk.wire.outcomes import BUSY, REFUSED
 
-__all__ = ["TaskWorker"]
+__all__ = ["TaskWorker", "stalled_attempts"]
+
+ATTEMPTS_MAX: Final = 50
+"""So many attempts at one round are looked back upon."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +79,11 @@ class TaskWorker:
         held = self._held
         if held is None or held.base != job.base:
             held = self._held = self._load(job.base)
-        self._aggregator.begin(held.parameters, held.memory, held.published, held.base)
+        stalled = stalled_attempts(
+            self._store.tickets(job.task, job.number, attempt)
+            for attempt in range(max(0, job.attempt - ATTEMPTS_MAX), job.attempt)
+        )
+        self._aggregator.begin(held.parameters, held.memory, held.published, held.base, stalled)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
             self._aggregator.add(self._aggregator.again(payload))
 
@@ -164,3 +173,16 @@ class TaskWorker:
                 return [row for a in admitted for row in self._journal([a])]
             logger.error("an update could not be journalled: %s", error)
             return [(admitted[0], 0, BUSY, str(error))]
+
+
+def stalled_attempts(attempts: Iterable[Sequence[TicketRecord]]) -> int:
+    """In how many attempts, by their tickets, more updates were refused for their norm than were good.
+
+    They must be a third of all that were asked for: a few hostile devices that speak up while the others are cut off do
+    not widen a bound.
+    """
+    stalled = 0
+    for tickets in attempts:
+        reasons = Counter(ticket.reason for ticket in tickets if ticket.state == REFUSED)
+        stalled += reasons["norm"] > reasons["abandoned"] and 3 * reasons["norm"] >= len(tickets)
+    return stalled

@@ -44,7 +44,7 @@ def read_witness(path: Path) -> Witness | None:
         with path.open("rb") as file:
             value = json.loads(file.read(_BYTES_MAX))
         return Witness(str(value["lineage"]), int(value["incarnation"]), int(value["generation"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -1,12 +1,14 @@
-"""The chain of model deltas that leads to the newest published parameters of a task."""
+"""The chain of deltas to the newest published parameters of a task (see ``edge_sdk/training/model_delta.py``)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from coordinator.store.blobs import Blobs
 from coordinator.store.database import Database
 from coordinator.store.records import ModelDeltaRecord, Published
 
-__all__ = ["ModelDeltas"]
+__all__ = ["ModelDeltas", "deltas_kept"]
 
 
 class ModelDeltas:
@@ -26,7 +28,7 @@ class ModelDeltas:
                 "INSERT INTO model_deltas (task, round, base, target, digest, bytes) VALUES (?, ?, ?, ?, ?, ?)",
                 (task, *chain[-1]),
             )
-        gone = chain[: len(chain) - _kept(chain, published)]
+        gone = chain[: len(chain) - len(deltas_kept(chain, published))]
         self._database.write_many(
             "DELETE FROM model_deltas WHERE task = ? AND round = ?", [(task, x.round) for x in gone]
         )
@@ -40,13 +42,13 @@ class ModelDeltas:
         return [ModelDeltaRecord(*row) for row in rows]
 
 
-def _kept(chain: list[ModelDeltaRecord], published: Published | None) -> int:
-    """How many of the newest deltas stay."""
+def deltas_kept(chain: Sequence[ModelDeltaRecord], published: Published | None) -> list[ModelDeltaRecord]:
+    """The newest deltas of a chain that stay, the oldest first: so many, and so many bytes, as was published with."""
     if published is None:
-        return 0
+        return []
     total = 0
     for count, model_delta in enumerate(reversed(chain)):
         total += model_delta.bytes
         if count >= published.deltas_max or total > published.bytes_max:
-            return count
-    return len(chain)
+            return list(chain[len(chain) - count :])
+    return list(chain)

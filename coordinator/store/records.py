@@ -161,7 +161,7 @@ class Checkpoint:
 
 
 class ModelDeltaRecord(NamedTuple):
-    """The model delta of one round: SHA-256 of the parameters that it leads from and to, its own, its bytes."""
+    """The model delta of one round: SHA-256 of the parameters before and after it, its own, its length in bytes."""
 
     round: int
     base: bytes

@@ -80,6 +80,37 @@ def mean(updates: Sequence[Sent], layout: Layout) -> Vector:
     return layout.whole(_means(updates, layout, [1.0] * len(updates)))
 
 
+def median(updates: Sequence[Sent], layout: Layout) -> Vector:
+    """The middle of each coordinate."""
+    middle: Vector = np.median(_stacked(updates, layout), axis=0).astype(np.float32)
+    return middle
+
+
+def trimmed_mean(updates: Sequence[Sent], layout: Layout) -> Vector:
+    """The mean of each coordinate without the fifth that is largest and the fifth that is smallest."""
+    cut = len(updates) // 5
+    left = np.sort(_stacked(updates, layout), axis=0)[cut : len(updates) - cut]
+    mean: Vector = left.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def fednova(updates: Sequence[Sent], layout: Layout) -> Vector:
+    """The mean of deltas that are divided by their steps, times the mean of the steps."""
+    weights, steps = [update.weight for update in updates], [update.steps for update in updates]
+    mean_steps = np.float32(sum(w * s for w, s in zip(weights, steps, strict=True)) / sum(weights))
+    means = _means(updates, layout, [1.0 / count for count in steps])
+    return layout.whole(
+        [
+            part if group.kind == "buffers" else mean_steps * part
+            for group, part in zip(layout.groups, means, strict=True)
+        ]
+    )
+
+
+def _stacked(updates: Sequence[Sent], layout: Layout) -> Vector:
+    return np.stack([layout.whole([part.dense() for part in update.parts]) for update in updates])
+
+
 def _means(updates: Sequence[Sent], layout: Layout, factors: Sequence[float]) -> list[Vector]:
     """The mean of ``factor * delta``, weighted, by group; of buffers without the factor."""
     divisor = sum(update.weight for update in updates) * 2.0**layout.fraction_bits
@@ -123,5 +154,8 @@ def _mean(plain: NDArray[np.object_], rotated: NDArray[np.object_], divisor: flo
 
 REFERENCES: Final[Mapping[str, Callable[[Sequence[Sent], Layout], Vector]]] = {
     "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "fednova": fednova,
 }
 """What each algorithm makes of the counted updates, by its name."""

@@ -75,6 +75,7 @@ class Auditor:
         counted: Every counted ticket with its round's number.
         rounds: Verdict counts of each committed round.
         digests: Digest of each committed model.
+        cohorts: Devices whose updates made each committed model, in the order of the journal.
         published: The parameters blob that devices hold after the last committed round; empty: the model itself.
         invited: What each ticket invites to: the digest of the parameters.
         followed: How often a device made its parameters out of deltas.
@@ -94,6 +95,7 @@ class Auditor:
     counted: dict[bytes, int] = field(default_factory=dict)
     rounds: list[dict[str, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    cohorts: list[tuple[str, ...]] = field(default_factory=list)
     books: dict[str, _DeviceRecord] = field(default_factory=dict)
     published: bytes = b""
     invited: dict[bytes, bytes] = field(default_factory=dict)
@@ -162,7 +164,12 @@ class Auditor:
     # --- what the coordinator does ---
 
     def on_committed(
-        self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted, model_delta: bytes | None
+        self,
+        job: CloseJob,
+        journalled: list[tuple[bytes, bytes]],
+        result: RoundCommitted,
+        model_delta: bytes | None,
+        earlier: list[list[TicketRecord]],
     ) -> None:
         """A round was committed.
 
@@ -171,6 +178,7 @@ class Auditor:
             journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
             result: What came of it.
             model_delta: The newest model delta in the database, None where devices get the model itself.
+            earlier: Tickets of the attempts at the same round that were abandoned.
         """
         if result.error:
             raise InvariantBroken(f"round {job.record.number} could not be aggregated: {result.error}")
@@ -185,19 +193,26 @@ class Auditor:
             self.counted[ticket] = result.number
         self._check_verdicts(job.verdicts)
         before = self.published or self.parameters
-        self._check_model(job, journalled, result)
+        self._check_model(job, journalled, result, earlier)
         self.published = b"" if model_delta is None else self._follow(before, model_delta)
         if result.published != digest_of(self.published or self.parameters):
             raise InvariantBroken(f"round {result.number}: what is published does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
+        self.cohorts.append(tuple(self.trainings[row].device for row in journalled))
 
     def _check_verdicts(self, verdicts: dict[bytes, tuple[str, str]]) -> None:
         for ticket, (verdict, _) in verdicts.items():
             if verdict not in VERDICTS:
                 raise InvariantBroken(f"ticket {ticket.hex()} ended as {verdict!r}")
 
-    def _check_model(self, job: CloseJob, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+    def _check_model(
+        self,
+        job: CloseJob,
+        journalled: list[tuple[bytes, bytes]],
+        result: RoundCommitted,
+        earlier: list[list[TicketRecord]],
+    ) -> None:
         """The model once more, from what the devices say that they sent."""
         groups, pipeline = groups_of(self.program.spec, self.plan.codec), self.pipeline
         base = digest_of(self.published or self.parameters)
@@ -217,7 +232,7 @@ class Auditor:
             if self.clip_norm:
                 parts = clipped(parts, groups, self.clip_norm)
             counted.append(Sent(parts, weight, update.steps))
-        self._check_norms(job, norms, layout)
+        self._check_norms(job, norms, layout, earlier)
         vector, state = pipeline.optimizer.apply(
             decode_parameters(self.parameters, self.program.spec),
             REFERENCES[self.algorithm](counted, layout),
@@ -237,12 +252,22 @@ class Auditor:
             for part in parts
         ), update
 
-    def _check_norms(self, job: CloseJob, norms: list[tuple[bytes, float]], layout: Layout) -> None:
+    def _check_norms(
+        self,
+        job: CloseJob,
+        norms: list[tuple[bytes, float]],
+        layout: Layout,
+        earlier: list[list[TicketRecord]],
+    ) -> None:
         """What the bound on norms let in and what it refused follows from the norms of the rounds before alone."""
         validation = self.pipeline.validation
         bound = math.inf
         if validation.norm_median_factor is not None and len(self.norms) >= validation.norms_needed:
             bound = validation.norm_median_factor * float(np.median(self.norms[-200:])) or math.inf
+            for tickets in earlier[-50:]:
+                reasons = [ticket.reason for ticket in tickets if ticket.state == "refused"]
+                many = reasons.count("norm") >= max(len(tickets) / 3, reasons.count("abandoned") + 1)
+                bound *= 2 if many else 1
         refused = {ticket for ticket, verdict in job.verdicts.items() if verdict == ("refused", "norm")}
         large = [
             norm_of(self._decoded(training.payload, layout)[0], layout.groups)

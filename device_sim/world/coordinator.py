@@ -274,6 +274,7 @@ class SimCoordinator:
         deltas = self.store.deltas(record.task)
         compressed = not result.error and result.published != result.parameters
         model_delta = self.store.get_blob(deltas[-1].digest) if deltas and compressed else None
-        self.world.auditor.on_committed(job, journalled, result, model_delta)
+        earlier = [self.store.tickets(record.task, record.number, attempt) for attempt in range(record.attempt)]
+        self.world.auditor.on_committed(job, journalled, result, model_delta, earlier)
         self.reach("after round commit")
         return result

@@ -8,16 +8,21 @@ from typing import Any, Final
 import numpy as np
 
 from device_sim.profiles import DeviceProfile
-from device_sim.world.clock import Handle
+from device_sim.world.clock import Handle, VirtualClock
 from device_sim.world.crashes import Crashed
+from device_sim.world.memory_transport import InMemoryTransport
 from device_sim.world.world import World
-from edge_sdk.device.agent import Agent, AgentSettings, Progress
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
-from edge_sdk.device.session import Action, ApplyModelDeltas, Event, MarkReceived, Settle, StartTraining
+from edge_sdk.device.progress import Progress, ProgressKind
+from edge_sdk.device.session import Action, Event, MarkReceived, Settle, StartTraining
+from edge_sdk.device.settings import AgentSettings
+from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
-from edge_sdk.device.work import EngineCache, TrainedUpdate, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import EdgeFedError
-from edge_sdk.mqtt import TransportEvent
+from edge_sdk.mqtt import Listener
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.safe_msgpack import BytesLike
 
@@ -60,17 +65,26 @@ class _Disk(MemoryFiles):
         self.reach(f"after delete {name}")
 
 
-class _CrashingAgent(Agent):
-    """The shipped agent with a crash point before and after each action."""
+class _Timers:
+    """Virtual time, as a shell wants it."""
 
-    device: SimDevice
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
 
-    def _act(self, action: Action, now: float) -> None:
-        device = self.device
-        device.reach(f"before {type(action).__name__}")
-        super()._act(action, now)
-        device.note(action)
-        device.reach(f"after {type(action).__name__}")
+    def clock(self) -> float:
+        return self._clock.now
+
+    def call_at(self, when: float, call: Callable[[], None]) -> _Timer:
+        return _Timer(self._clock, self._clock.call_at(max(when, self._clock.now), call))
+
+
+class _Timer:
+    def __init__(self, clock: VirtualClock, handle: Handle) -> None:
+        self._clock = clock
+        self._handle = handle
+
+    def cancel(self) -> None:
+        self._clock.cancel(self._handle)
 
 
 class SimDevice:
@@ -91,23 +105,20 @@ class SimDevice:
         self.name = f"device-{number:05d}"
         self.profile = profile
         self.alive = False
-        self.life = 0
         self._examples = examples
         self._engines = engines
         self._disk = _Disk()
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, 1, number])))
-        self._timer: Handle | None = None
-        self.agent: Agent | None = None
+        self._shell: DeviceShell | None = None
         self.state: DeviceState | None = None
 
     # --- power ---
 
     def boot(self) -> None:
         """Starts from what is on disk."""
-        self.life += 1
         self.alive = True
         self._disk.reach = self.reach
-        life, world = self.life, self.world
+        world = self.world
         try:
             self.state = DeviceState(
                 self._disk,
@@ -115,40 +126,46 @@ class SimDevice:
                 wall_day=lambda: world.daily_usage.day,
                 bytes_per_device_per_day_max=world.scenario.bytes_per_device_per_day_max,
             )
-            settings = AgentSettings(world.scenario.federation, self.name, publish_status=False)
-            agent = _CrashingAgent(
-                settings,
+            self._shell = DeviceShell(
+                AgentSettings(
+                    world.scenario.federation,
+                    self.name,
+                    publish_status=False,
+                    algorithms=tuple(world.scenario.local_algorithms),
+                ),
+                timers=_Timers(world.clock),
+                connect=self._connect,
+                run_job=self._run_job,
+                guard=self._guarded,
                 state=self.state,
                 work=self,
-                run_job=self._run_job,
                 rng=self._rng,
                 on_progress=self._on_progress,
-                blobs=world.blobs,
+                memory=world.blobs,
                 connect_at=world.clock.now + float(self._rng.random()) * world.scenario.boot_seconds,
+                on_action=self._on_action,
             )
         except Crashed:
             self.crash()
-            return
-        agent.device = self
-        self.agent = agent
-        self._transport = world.broker.transport(
-            self.name, lambda event: self._on_transport(event, life), link=self.profile.link
-        )
-        agent.attach(self._transport)
-        self._reschedule()
+
+    def _connect(self, listener: Listener, will: tuple[str, bytes] | None) -> InMemoryTransport:
+        self._transport = self.world.broker.transport(self.name, listener, link=self.profile.link)
+        return self._transport
 
     def crash(self) -> None:
         """The power fails: memory is gone, the disk stays, the broker hears nothing."""
-        self.life += 1
         self.alive = False
-        self.agent = None
-        if self._timer is not None:
-            self.world.clock.cancel(self._timer)
-            self._timer = None
-        if hasattr(self, "_transport"):
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.end()
             self._transport.vanish()
         self.world.crashes += 1
         self.world.clock.call_later(REBOOT_SECONDS * (0.5 + float(self._rng.random())), self.boot)
+
+    @property
+    def agent(self) -> Agent | None:
+        """The device's agent, None while it has no power."""
+        return None if self._shell is None else self._shell.agent
 
     @property
     def settled(self) -> bool:
@@ -159,36 +176,21 @@ class SimDevice:
         self.world.points.reach("device", self.name, point)
 
     def _guarded(self, call: Callable[[], None]) -> None:
+        """One call into the device; the power may fail in it."""
         try:
             call()
         except Crashed:
             self.crash()
-            return
         finally:
             self.world.daily_usage.note(self.name, self._transport.meter)
-        self._reschedule()
 
-    # --- driving the agent ---
+    # --- what is seen of it ---
 
-    def _on_transport(self, event: TransportEvent, life: int) -> None:
-        agent = self.agent
-        if life == self.life and agent is not None:
-            self._guarded(lambda: agent.on_transport(event, self.world.clock.now))
-
-    def _tick(self) -> None:
-        self._timer = None
-        agent = self.agent
-        if agent is not None:
-            self._guarded(lambda: agent.tick(self.world.clock.now))
-
-    def _reschedule(self) -> None:
-        due = self.agent.next_deadline() if self.agent is not None else None
-        timer = self._timer
-        if due is None or (timer is not None and timer.pending and timer.time <= due):
-            return
-        if timer is not None:
-            self.world.clock.cancel(timer)
-        self._timer = self.world.clock.call_at(max(due, self.world.clock.now), self._tick)
+    def _on_action(self, action: Action, done: bool) -> None:
+        """A crash point before and after each action."""
+        if done:
+            self.note(action)
+        self.reach(f"{'after' if done else 'before'} {type(action).__name__}")
 
     def note(self, action: Action) -> None:
         """Tells the auditor what this device believes."""
@@ -199,37 +201,34 @@ class SimDevice:
                     self.world.auditor.on_receipt(self.name, ticket, outbox.digest)
             case Settle(ticket, counted, _):
                 self.world.auditor.on_settled(self.name, ticket, counted)
-            case ApplyModelDeltas():
-                self.world.auditor.followed += 1
 
     def _on_progress(self, progress: Progress) -> None:
-        if progress.what == "deltas_failed":
-            self.world.auditor.not_followed += 1
+        self.world.auditor.followed += progress.what == ProgressKind.DELTAS_APPLIED
+        self.world.auditor.not_followed += progress.what == ProgressKind.DELTAS_FAILED
 
     # --- work ---
 
-    def _run_job(self, job: Callable[[], Event]) -> None:
+    def _run_job(self, job: Job, done: Callable[[Event], None]) -> None:
         """The job runs when it would end, so that a crash before loses it as a real one would."""
-        agent, life, world = self.agent, self.life, self.world
-        assert agent is not None
+        shell, world = self._shell, self.world
+        assert shell is not None
         drop = float(self._rng.random()) < self.profile.dropout
-        start = agent.job
+        start = shell.agent.jobs.current
         if start is not None and self.state is not None:
             world.auditor.on_started(self.name, self.state.unsettled)
         seconds = self._training_seconds(start) if start is not None else 0.0
         if drop:
-            world.clock.call_later(seconds * 0.5, self._drop_out, life)
+            world.clock.call_later(seconds * 0.5, self._drop_out, shell)
         else:
-            world.clock.call_later(seconds, self._end_job, job, life)
+            world.clock.call_later(seconds, self._end_job, shell, job, done)
 
-    def _drop_out(self, life: int) -> None:
-        if life == self.life:
+    def _drop_out(self, shell: DeviceShell) -> None:
+        if not shell.ended:
             self.crash()
 
-    def _end_job(self, job: Callable[[], Event], life: int) -> None:
-        agent = self.agent
-        if life == self.life and agent is not None:
-            self._guarded(lambda: agent.handle(job(), self.world.clock.now))
+    def _end_job(self, shell: DeviceShell, job: Job, done: Callable[[Event], None]) -> None:
+        if not shell.ended:
+            self._guarded(lambda: done(job()))
 
     def _training_seconds(self, start: StartTraining) -> float:
         plan = start.plan.training
@@ -243,15 +242,15 @@ class SimDevice:
     def _step_seconds(self) -> float:
         return self.world.scenario.step_seconds / self.profile.speed
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
+    def run(self, job: TrainingJob) -> TrainedUpdate:
         """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""
-        self.world.auditor.on_training(self.name, order.start.ticket, digest_of(order.parameters))
+        self.world.auditor.on_training(self.name, job.start.ticket, digest_of(job.parameters))
         clock = _StepClock(self._step_seconds)
-        work = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock)
-        product = work.run(order)
-        entry = product.entry
-        if entry.payload is None:
-            raise EdgeFedError("a fresh product has its payload")
-        self.world.auditor.on_trained(self.name, entry.ticket, entry.digest, entry.payload, product.result.delta)
+        own = self.world.scenario.local_algorithms
+        trained = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock, algorithms=own).run(job)
+        update = trained.update
+        if update.payload is None:
+            raise EdgeFedError("a fresh update has its payload")
+        self.world.auditor.on_trained(self.name, update.ticket, update.digest, update.payload, trained.result.delta)
         self.reach("after training")
-        return product
+        return trained

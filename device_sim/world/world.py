@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +24,8 @@ from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.algorithm import make_algorithm
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import frames_bytes_max
-from edge_sdk.device.agent import BlobMemory
+from edge_sdk.device.blobs import BlobMemory
+from edge_sdk.training.algorithms import LocalAlgorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan, TrainingPlan
 
@@ -46,7 +48,9 @@ class Scenario:
         split: How ``digits`` is split over the devices, as in ``edge-fleet run --split``.
         codec: The update codec.
         downlink: How the model travels to devices.
-        algorithm: Name of the algorithm.
+        algorithm: Name of the algorithm, or ``"package.module:Class"``.
+        reference: Which of the auditor's references says what it makes of deltas; the one of its own name where empty.
+        local_algorithms: The devices' halves of algorithms of one's own, by name.
         clip_norm: L2 norm that updates are scaled down to by the coordinator; 0 for no such step.
         norm_median_factor: Largest norm of an update as a multiple of the median of recent ones; None for no bound.
         weighting: ``examples`` or ``uniform``.
@@ -77,6 +81,8 @@ class Scenario:
     codec: CodecSettings = field(default_factory=lambda: CodecSettings("sparse", density=0.1))
     downlink: Downlink = field(default_factory=Downlink)
     algorithm: str = "mean"
+    reference: str = ""
+    local_algorithms: Mapping[str, LocalAlgorithm] = field(default_factory=dict)
     clip_norm: float = 0.0
     norm_median_factor: float | None = None
     weighting: str = "examples"
@@ -122,7 +128,7 @@ class World:
             self.task.plan,
             self.pipeline,
             encode_parameters(bundle.parameters),
-            algorithm=scenario.algorithm,
+            algorithm=scenario.reference or scenario.algorithm,
             clip_norm=scenario.clip_norm,
         )
         self.digest_of = digest_of
@@ -143,6 +149,17 @@ def _pipeline(scenario: Scenario, bundle: Bundle) -> PipelineSettings:
 
 def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
     program = bundle.program
+    algorithm = make_algorithm(scenario.algorithm)
+    plan = Plan(
+        training=scenario.training,
+        codec=scenario.codec,
+        weighting=scenario.weighting,
+        bytes_per_update_max=scenario.bytes_per_update_max,
+        bytes_per_device_per_day_max=scenario.bytes_per_device_per_day_max,
+        local=algorithm.local,
+        local_settings=algorithm.local_settings(),
+    )
+    vectors = 1 + len(algorithm.vectors)
     return TaskSettings(
         federation=scenario.federation,
         task=TASK,
@@ -155,20 +172,14 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
             configuration_seconds_max=60.0,
             reporting_seconds_max=300.0,
         ),
-        plan=Plan(
-            training=scenario.training,
-            codec=scenario.codec,
-            weighting=scenario.weighting,
-            bytes_per_update_max=scenario.bytes_per_update_max,
-            bytes_per_device_per_day_max=scenario.bytes_per_device_per_day_max,
-        ),
+        plan=plan,
         stopping=StoppingRule(rounds_max=scenario.rounds),
         program_digest=program.digest,
-        requires=(f"codec:{scenario.codec.name}",),
+        requires=plan.requires,
         come_back_seconds=120.0,
         retry_seconds=10.0,
         chunk_bytes_max=scenario.chunk_bytes_max,
-        update_bytes_max=frames_bytes_max(program.spec, scenario.codec) + 4096,
+        update_bytes_max=vectors * frames_bytes_max(program.spec, scenario.codec) + 4096,
         retained_blobs=scenario.retained_blobs,
         dense_bytes=4 * program.spec.size,
         seed=seed,

@@ -28,6 +28,8 @@ from edge_sdk.aggregation.rows import Rows
 from edge_sdk.codecs.frames import DecodedParts
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import load, make
+from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, VECTORS_MAX
+from edge_sdk.wire.plan import PLAIN
 
 __all__ = ["ALGORITHMS", "DELTA", "Algorithm", "Contribution", "State", "Vector", "make_algorithm", "make_configured"]
 
@@ -35,11 +37,11 @@ Vector: TypeAlias = NDArray[np.float32]
 State: TypeAlias = dict[str, Vector]
 """What an algorithm remembers between rounds: float32[P] by name."""
 
-DELTA: Final = "delta"
-"""The vector that every update brings: local minus received parameters."""
-
 ALGORITHMS: Final[Mapping[str, str]] = {
     "mean": "edge_sdk.aggregation.mean:Mean",
+    "median": "edge_sdk.aggregation.median:Median",
+    "trimmed_mean": "edge_sdk.aggregation.trimmed_mean:TrimmedMean",
+    "fednova": "edge_sdk.aggregation.fednova:FedNova",
 }
 
 
@@ -74,7 +76,7 @@ class Algorithm:
             be taken for a zero.
     """
 
-    local: ClassVar[str] = "plain"
+    local: ClassVar[str] = PLAIN
     vectors: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ()
     broadcasts: ClassVar[tuple[str, ...]] = ()
@@ -94,6 +96,16 @@ class Algorithm:
     def local_settings(self) -> dict[str, float]:
         """Numbers that the plan hands to the device's half."""
         return {}
+
+    def suits(self, scalars: Mapping[str, float]) -> None:
+        """Refuses devices' training that this algorithm cannot work with, before anything begins.
+
+        Args:
+            scalars: The training graph's scalar inputs as the plan sets them: ``lr``, ``momentum``, ...
+
+        Raises:
+            ConfigurationError: Names the keys, and what to do.
+        """
 
     def check(self, update: Contribution) -> None:
         """Refuses an update that this algorithm cannot use, before it is journalled.
@@ -141,6 +153,17 @@ def make_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algor
             f"aggregation.algorithm = {name!r}: {type(made).__name__} is no algorithm; derive it from "
             "edge_sdk.aggregation.algorithm.Algorithm"
         )
+    for kind, names, most in (
+        ("vectors", (DELTA, *made.vectors), VECTORS_MAX),
+        ("broadcasts", made.broadcasts, VECTORS_MAX),
+        ("numbers", made.numbers, NUMBERS_MAX),
+    ):
+        wrong = [each for each in names if not 0 < len(each) <= VECTOR_NAME_CHARACTERS_MAX]
+        if wrong or len(set(names)) != len(names) or len(names) > most:
+            raise ConfigurationError(
+                f"aggregation.algorithm = {name!r}: its {kind} are {', '.join(map(repr, names))}; expected at most "
+                f"{most} different names of 1..{VECTOR_NAME_CHARACTERS_MAX} characters"
+            )
     return made
 
 

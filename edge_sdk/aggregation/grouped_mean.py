@@ -32,10 +32,6 @@ class GroupedMean:
         """The sum of all weights."""
         return self._means[0].weight_sum
 
-    def fits(self, weight: int) -> bool:
-        """Whether an update of this weight can be added."""
-        return self._means[0].fits(weight)
-
     def accumulate(self, parts: DecodedParts, weight: int, scale: float = 1.0) -> None:
         """Adds one update; arguments and errors as of :meth:`WeightedMean.accumulate`.
 

@@ -34,12 +34,14 @@ class Rows:
         size: Number of parameters, P.
         names: The vectors that each update has.
         file: Where the rows are kept, open for reading and writing; closed by :meth:`close`.
+        block_bytes: Bytes of one block of columns, about.
     """
 
-    def __init__(self, size: int, names: Sequence[str], file: IO[bytes]) -> None:
+    def __init__(self, size: int, names: Sequence[str], file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> None:
         self.size = size
         self._names = tuple(names)
         self._file = file
+        self._block_bytes = block_bytes
         self._rows: list[tuple[bytes, int, Facts]] = []
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class Rows:
         """Some columns of all rows at a time: where they stand in the vector, and float32[updates, columns]."""
         at = self._names.index(name)
         order = [number * len(self._names) + at for _, number, _ in self._ordered()]
-        width = max(1, min(self.size, BLOCK_BYTES // (4 * max(len(order), 1))))
+        width = max(1, min(self.size, self._block_bytes // (4 * max(len(order), 1))))
         for start in range(0, self.size, width):
             stop = min(start + width, self.size)
             block = np.empty((len(order), stop - start), dtype=np.float32)

@@ -111,10 +111,6 @@ class WeightedMean:
         self._sums: NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self._rotated: NDArray[np.int64] | None = None
 
-    def zero(self, rotation: int = 0) -> WeightedMean:
-        """A new, empty one of the same size and scale."""
-        return WeightedMean(self.size, self.fixed_point, rotation)
-
     def fits(self, weight: int) -> bool:
         """Whether an update of this weight is within ``weight_sum_max``."""
         return 0 < weight <= self.fixed_point.weight_sum_max - self.weight_sum
@@ -316,10 +312,6 @@ class ScalarSums:
             raise ValueError(f"expected 1..64 different names of 1..255 bytes, got {listed!r}")
         # Python's integers have no bounds; a float64 is a whole number of 2^-40 as soon as it is rounded to one.
         self._sums = dict.fromkeys(listed, 0)
-
-    def zero(self) -> ScalarSums:
-        """A new, empty one with the same names."""
-        return ScalarSums(self._sums)
 
     def accumulate(self, values: Mapping[str, float]) -> None:
         """Adds one device's numbers; a name that is absent adds nothing.

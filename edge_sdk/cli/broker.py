@@ -6,7 +6,6 @@ broker of MQTT 5 answers with a reason code, one of 3.1.1 swallows what its ACL 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Final, TypeVar
 
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.findings import EXIT_BROKER, Finding
-from edge_sdk.errors import EdgeFedError, ProtocolError
+from edge_sdk.errors import DecodeError, EdgeFedError, ProtocolError
 from edge_sdk.mqtt import (
     BrokerSettings,
     Connected,
@@ -26,6 +25,7 @@ from edge_sdk.mqtt import (
     TransportEvent,
 )
 from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import decode_message
 from edge_sdk.wire.messages import Announce
 from edge_sdk.wire.topics import Topics
@@ -117,7 +117,7 @@ def _welcome(config: DeviceConfig, connected: Connected) -> Iterator[Finding]:
 
 def _reading(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
     topics = Topics(config.federation)
-    filters = (topics.coordinator_state, topics.announce(config.task), topics.to_device(config.device, "+"))
+    filters = (topics.lineage_states, topics.announce(config.task), topics.to_device(config.device, "+"))
     talk.transport.subscribe(filters)
     if not talk.wait(lambda: bool(talk.of(Subscribed)), ANSWER_SECONDS_MAX):
         yield talk.lost()
@@ -154,22 +154,25 @@ def _may_write(config: DeviceConfig, topic: str) -> Finding:
 
 def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
     topics = Topics(config.federation)
-    state, announce = topics.coordinator_state, topics.announce(config.task)
+    announce = topics.announce(config.task)
 
     def heard(topic: str) -> bytes | None:
         return next((event.payload for event in talk.of(Delivery) if event.topic == topic), None)
 
-    talk.wait(lambda: heard(state) is not None and heard(announce) is not None, RETAINED_SECONDS_MAX)
-    said = heard(state)
-    if said is None:
+    def states() -> list[CoordinatorState | None]:
+        found = [(topics.parse(event.topic), event.payload) for event in talk.of(Delivery)]
+        return [_state(parts[1], said) for parts, said in found if parts is not None and parts[0] == "coordinator"]
+
+    talk.wait(lambda: bool(states()) and heard(announce) is not None, RETAINED_SECONDS_MAX)
+    if not states():
         yield Finding(
             "warn",
             "coordinator",
             f"none speaks in federation {config.federation!r}: check the name, that it is running, and that the ACL "
-            f"lets this device read {state}",
+            f"lets this device read {topics.lineage_states}",
         )
         return
-    yield _online(said)
+    yield _online(states(), config.task)
     payload = heard(announce)
     if payload is None:
         yield Finding("warn", "task", f"federation {config.federation!r} announces no task {config.task!r}")
@@ -183,11 +186,20 @@ def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
         yield Finding("ok", "task", f"{config.task}: round {message.round}, {message.phase}")
 
 
-def _online(payload: bytes) -> Finding:
+def _state(lineage: str, payload: bytes) -> CoordinatorState | None:
     try:
-        online = bool(json.loads(payload)["online"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return CoordinatorState.decode(payload, lineage)
+    except DecodeError:
+        return None
+
+
+def _online(states: list[CoordinatorState | None], task: str) -> Finding:
+    known = [state for state in states if state is not None]
+    if not known:
         return Finding("FAIL", "coordinator", "what it publishes is no JSON of a coordinator's state")
-    if online:
+    ours = [state for state in known if task in state.tasks]
+    if any(state.online for state in ours):
         return Finding("ok", "coordinator", "online")
+    if not ours:
+        return Finding("warn", "coordinator", f"none that speaks here serves task {task!r}: check its name")
     return Finding("warn", "coordinator", "offline: devices wait for it")

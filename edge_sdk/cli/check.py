@@ -15,10 +15,11 @@ from typing import Final
 from edge_sdk.cli.broker import check_broker
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.findings import EXIT_STATE, Finding
+from edge_sdk.cli.run import find_codecs, make_algorithms, make_trainer
 from edge_sdk.cli.speed import check_engines
 from edge_sdk.device.eligibility import Eligibility
 from edge_sdk.device.files import LOCK_NAME, DirectoryFiles, owner_of
-from edge_sdk.errors import ExamplesError, StateError
+from edge_sdk.errors import ConfigurationError, ExamplesError, StateError
 from edge_sdk.training.examples import describe_file
 
 __all__ = ["checks"]
@@ -35,6 +36,7 @@ def checks(config: DeviceConfig, *, root: Path = Path("/")) -> Iterator[Finding]
     yield Finding("ok", "config", f"{config.path}: device {config.device} of {config.federation}/{config.task}")
     yield from _password(config)
     yield _data(config)
+    yield from _extensions(config)
     yield from _state(config)
     yield _files()
     yield _clock(config, time.time())
@@ -49,6 +51,21 @@ def _password(config: DeviceConfig) -> Iterator[Finding]:
     path = config.password_file
     if path is not None and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         yield Finding("warn", "password", f"others may read {path}: chmod 600 {path}")
+
+
+def _extensions(config: DeviceConfig) -> Iterator[Finding]:
+    """The device's own classes, each made once as a run would."""
+    own = [*filter(None, [config.trainer]), *config.algorithms.values(), *config.codecs]
+    if not own:
+        return
+    try:
+        make_trainer(config)
+        make_algorithms(config)
+        find_codecs(config)
+    except ConfigurationError as error:
+        yield Finding("FAIL", "extend", str(error))
+        return
+    yield Finding("ok", "extend", ", ".join(own))
 
 
 def _data(config: DeviceConfig) -> Finding:

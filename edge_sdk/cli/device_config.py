@@ -9,13 +9,14 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from edge_sdk.client import MAY_BE_ZERO, Limits
 from edge_sdk.device.eligibility import Rules
+from edge_sdk.device.limits import MAY_BE_ZERO, Limits
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
 from edge_sdk.training.examples import ExamplesFile
 from edge_sdk.wire.topics import is_segment
@@ -35,7 +36,8 @@ class Key:
     """One key of the file.
 
     Attributes:
-        kind: ``name`` (part of a topic), ``text``, ``path``, ``file`` (must exist), ``whole``, ``number``, ``switch``.
+        kind: ``name`` (part of a topic), ``text``, ``path``, ``file`` (must exist), ``whole``, ``number``, ``switch``,
+            ``dotted`` (``package.module:Name``), ``dotted by name`` (a table of such).
         default: Where the file says nothing; ``REQUIRED`` where it must say something.
         low, high: Limits of a number.
         choices: Of a text, what it may be.
@@ -59,6 +61,9 @@ class Key:
             "whole": "a whole number",
             "number": "a number",
             "switch": "true or false",
+            "dotted": 'the name of your own class, such as "mypackage.mymodule:MyClass"',
+            "dotted list": 'a list of your own classes, such as ["mypackage.mymodule:MyClass"]',
+            "dotted by name": 'your own classes by name, such as {mine = "mypackage.mymodule:MyClass"}',
         }[self.kind]
         if self.kind not in ("whole", "number"):
             return words
@@ -74,6 +79,12 @@ class Key:
                 return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
             case "name":
                 return isinstance(value, str) and is_segment(value)
+            case "dotted":
+                return isinstance(value, str) and is_dotted(value)
+            case "dotted list":
+                return isinstance(value, list) and all(isinstance(v, str) and is_dotted(v) for v in value)
+            case "dotted by name":
+                return isinstance(value, dict) and all(isinstance(v, str) and is_dotted(v) for v in value.values())
             case _:
                 if not isinstance(value, str) or not value or not value.isprintable():
                     return False
@@ -117,6 +128,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "load_max": Key("number", None, 0, 10_000),
         "memory_available_bytes_min": Key("whole", None, 0, BYTES_MAX),
     },
+    "extend": {"trainer": Key("dotted"), "algorithms": Key("dotted by name"), "codecs": Key("dotted list")},
     "status": {"publish": Key("switch", True)},
 }
 
@@ -138,6 +150,9 @@ class DeviceConfig:
         limits: How far the device may go.
         rules: When it may work.
         publish_status: Whether its status is published for people.
+        trainer: Dotted name of the class that trains in place of the engine, None for none.
+        algorithms: Dotted names of local algorithms, by the name that a plan asks for.
+        codecs: Dotted names of codecs.
     """
 
     path: Path
@@ -152,6 +167,9 @@ class DeviceConfig:
     limits: Limits
     rules: Rules
     publish_status: bool
+    trainer: str | None = None
+    algorithms: Mapping[str, str] = field(default_factory=dict)
+    codecs: tuple[str, ...] = ()
 
 
 def load_device_config(path: Path, environment: Mapping[str, str]) -> DeviceConfig:
@@ -268,6 +286,9 @@ def _config(
         limits=Limits(**values["limits"]),
         rules=Rules(**values["eligibility"]),
         publish_status=values["status"]["publish"],
+        trainer=values["extend"]["trainer"],
+        algorithms=values["extend"]["algorithms"] or {},
+        codecs=tuple(values["extend"]["codecs"] or ()),
     )
 
 

@@ -7,15 +7,21 @@ import signal
 import threading
 from collections.abc import Mapping
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.client import EdgeClient
-from edge_sdk.device.agent import Status
 from edge_sdk.device.eligibility import Eligibility, Rules
+from edge_sdk.device.progress import Status
+from edge_sdk.extension import make
 
-__all__ = ["make_client", "run"]
+if TYPE_CHECKING:  # the room of the engines, which is entered by the first job
+    from edge_sdk.codecs import Codec
+    from edge_sdk.training.algorithms import LocalAlgorithm
+    from edge_sdk.training.local import Trainer
+
+__all__ = ["find_codecs", "make_algorithms", "make_client", "make_trainer", "run"]
 
 LOOK_SECONDS: Final = 1.0
 STOP_SECONDS_MAX: Final = 40.0
@@ -39,9 +45,44 @@ def make_client(config: DeviceConfig) -> EdgeClient:
         engine=config.engine,
         task=config.task,
         publish_status=config.publish_status,
+        trainer=make_trainer(config),
+        algorithms=make_algorithms(config),
+        codecs=find_codecs(config),
     )
     eligibility.working = lambda: client.status.phase == "training"
     return client
+
+
+def make_trainer(config: DeviceConfig) -> Trainer | None:
+    """The device's own trainer.
+
+    Raises:
+        ConfigurationError: Its class cannot be imported or made, or has no ``fit``.
+    """
+    return None if config.trainer is None else cast("Trainer", make("extend.trainer", config.trainer, methods=("fit",)))
+
+
+def make_algorithms(config: DeviceConfig) -> dict[str, LocalAlgorithm]:
+    """The device's own local algorithms, by name.
+
+    Raises:
+        ConfigurationError: A class cannot be imported or made, or has no ``run``.
+    """
+    return {
+        name: cast("LocalAlgorithm", make(f"extend.algorithms.{name}", dotted, methods=("run",)))
+        for name, dotted in config.algorithms.items()
+    }
+
+
+def find_codecs(config: DeviceConfig) -> tuple[type[Codec], ...]:
+    """The device's own codecs, made known to this process.
+
+    Raises:
+        ConfigurationError: A class cannot be imported, or is no codec.
+    """
+    from edge_sdk.codecs import find_codec
+
+    return tuple(find_codec(dotted, "extend.codecs") for dotted in config.codecs)
 
 
 def run(config: DeviceConfig, environment: Mapping[str, str]) -> None:

@@ -1,26 +1,52 @@
 """What a codec is, and the values that codecs hand back.
 
-A codec turns one vector into the body of a frame and a body into (some of) the vector's coordinates, or into those of
-the rotated vector. It is an entry in the literal table of ``codecs.py``: functions, a bound and two facts. It knows
-nothing of versions, checksums and headers (``frame.py``).
+A codec turns one vector into the body of a frame, and a body into the vector's coordinates (some or all of them), or
+into those of the rotated vector. It is a class, derived from :class:`Codec`, and its objects are its settings: a frozen
+dataclass whose fields are declared with :func:`setting`. It knows nothing of versions, checksums and headers
+(``frame.py``). The table of codecs is in ``table.py``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.rotation import Span, hadamard, signs
+from edge_sdk.errors import ConfigurationError, DecodeError
+from edge_sdk.wire.fields import Check
 
-if TYPE_CHECKING:
-    from edge_sdk.codecs.settings import CodecSettings
+__all__ = [
+    "MAGNITUDE_MAX",
+    "MAGNITUDE_MAX_BITS",
+    "RESIDUAL",
+    "VELOCITY",
+    "Codec",
+    "Context",
+    "Decoded",
+    "Kept",
+    "Rotated",
+    "RotatedBlocks",
+    "Vectors",
+    "setting",
+    "settings_of",
+]
 
-__all__ = ["MAGNITUDE_MAX", "MAGNITUDE_MAX_BITS", "Codec", "Context", "Decoded", "Encoded", "Rotated", "RotatedBlocks"]
+Vectors: TypeAlias = dict[str, NDArray[np.float32]]
+
+Kept: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Vectors that a device keeps from one update to the next, by name: float32[P] each."""
+
+RESIDUAL: Final = "residual"
+"""The kept vector that holds what earlier frames left out (error feedback)."""
+
+VELOCITY: Final = "velocity"
+"""The kept vector that holds a running sum of deltas (momentum correction)."""
 
 MAGNITUDE_MAX: Final = 2.0**100
 """Above this no coordinate is sent or believed: sums of squares of such values would leave even float64's comfort, and
@@ -141,53 +167,151 @@ class Context:
         shared: The same for all devices of a round.
         matrices: First coordinate, rows and columns of tensors that have several of both, in order.
         keeps_residual: Whether what is left out now can be sent later.
-        velocity: float32[P], the running sum of earlier deltas (momentum correction); None for zeros.
     """
 
     own: int
     shared: int
     matrices: tuple[tuple[int, int, int], ...] = ()
     keeps_residual: bool = True
-    velocity: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """A frame, and what it left out.
+def setting(
+    check: Check, default: Any, meaning: str, *, allowed: str, unit: str = "", shown: str = "", key: bool = True
+) -> Any:
+    """Declares a setting of a codec: a field of its dataclass.
 
-    Attributes:
-        frame: The bytes to send.
-        residual: float32[P] to add to the next delta (error feedback), None where the codec keeps none.
+    Args:
+        check: Applied to the coordinator's configuration and to what comes over the network alike; of
+            ``edge_sdk.wire.fields``.
+        default: The value where nothing is said.
+        meaning: One sentence for people.
+        allowed: What ``check`` takes, in words that follow "must be".
+        unit: What a number counts, if anything.
+        shown: The default in words, where the value itself says too little.
+        key: Whether the setting is a key of the coordinator's configuration; else the coordinator fills it in.
     """
+    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown, "key": key}
+    return dataclasses.field(default=default, metadata=metadata)
 
-    frame: bytes
-    residual: NDArray[np.float32] | None
 
-
-@dataclass(frozen=True, slots=True)
 class Codec:
-    """One line of the table of codecs.
+    """A codec; its objects are settings.
+
+    A class of one's own derives from it, is a frozen dataclass with fields made by :func:`setting`, gives itself a
+    name and a wire id, and defines ``encode``, ``decode`` and ``body_bytes_max``. ``edge_sdk.codecs.table`` has
+    ``register_codec``, which makes it known to this process.
 
     Attributes:
-        wire_id: The byte that names the codec in a frame; never reused.
-        keeps_residual: Whether ``encode`` returns a residual (error feedback).
-        encode: ``(delta, residual, settings, context) -> (body, residual)``; changes neither vector. None for a codec
-            that only chooses.
-        decoders: By the byte in the frame (``wire_id``, and those of earlier forms of the body),
-            ``(body, size, settings) -> Decoded | Rotated``; they raise only DecodeError, whatever ``body`` is.
-        body_bytes_max: ``(size, settings) -> bytes`` that no body of an honest encoder exceeds.
-        choose: ``(total, settings, context) -> settings`` of the codec that encodes instead.
+        name: As in ``[codec] name`` and in a plan: 1 to 32 characters out of a-z 0-9 _ and -.
+        wire_id: The byte that names the codec in a frame. Below 128 are the project's own, 128 to 254 for others.
+        keeps: Names of the vectors that a device keeps for this codec from one update to the next. A residual that
+            is there although the codec keeps none is added to the delta, so that nothing is lost when a plan changes
+            codecs.
+        chooses: Whether it stands in no frame itself, but chooses for each update a codec that does.
+        sends_all: Whether every coordinate that it sends is there by itself, so that rules that look at single
+            coordinates (median) can be used.
     """
 
-    wire_id: int
-    keeps_residual: bool
-    encode: (
-        Callable[
-            [NDArray[np.float32], NDArray[np.float32] | None, CodecSettings, Context],
-            tuple[bytes, NDArray[np.float32] | None],
-        ]
-        | None
-    )
-    decoders: Mapping[int, Callable[[memoryview, int, CodecSettings], Decoded | Rotated]]
-    body_bytes_max: Callable[[int, CodecSettings], int]
-    choose: Callable[[NDArray[np.float32], CodecSettings, Context], CodecSettings] | None = None
+    __slots__ = ()
+    name: ClassVar[str]
+    wire_id: ClassVar[int]
+    keeps: ClassVar[tuple[str, ...]] = ()
+    chooses: ClassVar[bool] = False
+    sends_all: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ConfigurationError: A value is not allowed; names key, value and what is allowed.
+        """
+        for field in settings_of(type(self)):
+            value = getattr(self, field.name)
+            try:
+                checked = field.metadata["check"](value, field.name)
+            except DecodeError:
+                raise ConfigurationError(
+                    f"codec.{field.name} = {value!r}: must be {field.metadata['allowed']}. {field.metadata['meaning']}"
+                ) from None
+            object.__setattr__(self, field.name, checked)
+
+    def encode(self, delta: NDArray[np.float32], kept: Kept, context: Context) -> tuple[bytes, Vectors]:
+        """The body of a frame.
+
+        Args:
+            delta: float32[P], finite and at most ``MAGNITUDE_MAX`` (but for a codec that keeps a residual, which
+                checks the sum); not changed.
+            kept: What was kept of ``keeps``, float32[P] each; a name that was never kept is missing. Not changed.
+            context: Random bits, and what is known of the vector.
+
+        Returns:
+            The body, and the vectors to keep if the update counts.
+
+        Raises:
+            TrainingError: The vector cannot be sent.
+        """
+        raise NotImplementedError
+
+    def decode(self, body: memoryview, size: int) -> Decoded | Rotated:
+        """What a body that nobody vouches for says of a vector of ``size`` coordinates.
+
+        Raises:
+            DecodeError: It is not one that an honest encoder with these settings, or with settings that send less,
+                can make. Nothing else may be raised, and nothing large be allocated before lengths are checked.
+        """
+        raise NotImplementedError
+
+    def body_bytes_max(self, size: int) -> int:
+        """Bytes that no body of an honest encoder exceeds for a vector of ``size`` coordinates."""
+        raise NotImplementedError
+
+    def reader(self, wire_id: int) -> Codec | None:
+        """Who decodes a frame with this wire id under these settings; None where such a frame is refused."""
+        return self if wire_id == self.wire_id else None
+
+    def choose(self, total: NDArray[np.float32], context: Context) -> Codec:
+        """The codec that encodes ``total``, float32[P]: itself, unless it is one that only chooses."""
+        return self
+
+    def fitted(self, size: int, bytes_max: int) -> Self | None:
+        """The nearest settings with which no body is above ``bytes_max``; None where there are none.
+
+        A decoder with the settings of the plan takes what an encoder with the fitted ones makes: only less is sent.
+        """
+        return self if self.body_bytes_max(size) <= bytes_max else None
+
+    def smallest(self) -> Self:
+        """The settings that send least."""
+        return self
+
+    def split(self, kernels: int, size: int) -> tuple[Codec, Codec] | None:
+        """How to encode a model's kernels (tensors of convolutions), and how the rest; None for both alike.
+
+        It must depend on nothing but the arguments and the settings, since both sides ask; and whether there is a
+        split must not depend on settings that ``fitted`` changes.
+
+        Args:
+            kernels: Trainable coordinates of tensors of three dimensions and more.
+            size: All trainable coordinates.
+        """
+        return None
+
+    def taking_part(self, participation: float) -> Self:
+        """The settings for rounds in each of which a device takes part with probability ``participation``, 0 if that
+        is not known."""
+        return self
+
+    @classmethod
+    def for_cohort(cls, cohort: int, adaptive: bool) -> dict[str, Any]:
+        """Settings that follow from the size of a round, where the configuration leaves them open.
+
+        Args:
+            cohort: Updates of a round, at least 1.
+            adaptive: Whether the server optimiser is more than FedAvg, or the devices' one adapts its steps.
+        """
+        return {}
+
+
+def settings_of(codec: type[Codec]) -> tuple[dataclasses.Field[Any], ...]:
+    """The settings that a codec declares."""
+    return dataclasses.fields(codec) if dataclasses.is_dataclass(codec) else ()

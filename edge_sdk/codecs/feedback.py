@@ -1,4 +1,4 @@
-"""Error feedback's sum, and the one judgement of whether it can be sent."""
+"""The sum of delta and residual (error feedback), and the check that it can be sent."""
 
 from __future__ import annotations
 

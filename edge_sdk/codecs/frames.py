@@ -3,8 +3,8 @@
 A plan has one codec for most of the model, and may have another one for tensors whose names match a pattern
 (``CodecSettings.tensors``): biases and scales are few and matter, and can be sent denser. A running mean or variance
 (BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So buffers are a group of their
-own, float32 as they are, whatever the plan's codec is. ``auto`` without patterns sets kernels of convolutions apart
-(:func:`edge_sdk.codecs.auto.kernels_apart`).
+own, float32 as they are, whatever the plan's codec is. A codec may ask for kernels of convolutions apart, where there
+are no patterns (:meth:`edge_sdk.codecs.codec.Codec.split`).
 
 The groups follow from the specification and the plan, so that both sides know them: first the one that no pattern
 matches, then one per pattern in their order (a tensor belongs to the first that matches), last the buffers. A
@@ -14,7 +14,7 @@ group without elements is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final, TypeAlias
@@ -22,17 +22,11 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs import (
-    CodecSettings,
-    Decoded,
-    Matrix,
-    Rotated,
-    decode_update,
-    encode_update,
-    fitted,
-    frame_bytes_max,
-)
-from edge_sdk.codecs.auto import kernels_apart
+from edge_sdk.codecs.codec import RESIDUAL, Decoded, Kept, Rotated, Vectors
+from edge_sdk.codecs.dense import Dense
+from edge_sdk.codecs.index_coding import Matrix
+from edge_sdk.codecs.settings import CodecSettings, fitted
+from edge_sdk.codecs.update import decode_update, encode_update, frame_bytes_max
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.parameters import ParameterSpec, Tensor
 
@@ -49,7 +43,7 @@ __all__ = [
     "shared_seed",
 ]
 
-DENSE: Final = CodecSettings("dense")
+DENSE: Final = CodecSettings(Dense())
 BUFFERS: Final = -1
 DecodedParts: TypeAlias = tuple[Decoded | Rotated, ...]
 """What the frames say, in the order of the groups."""
@@ -91,17 +85,21 @@ class EncodedFrames:
 
     Attributes:
         frames: One for each group, in the order of the groups.
-        residual: float32[trainable elements] for the next update, twice as many with a velocity behind it; None where
-            no codec keeps one.
+        kept: The vectors to keep for the next update, float32[trainable elements] each, by name.
     """
 
     frames: tuple[bytes, ...]
-    residual: NDArray[np.float32] | None
+    kept: Vectors
+
+    @property
+    def residual(self) -> NDArray[np.float32] | None:
+        """What the frames left out, float32[trainable elements]; None where no codec keeps a residual."""
+        return self.kept.get(RESIDUAL)
 
 
 def encode_frames(
     delta: NDArray[np.float32],
-    residual: NDArray[np.float32] | None,
+    kept: Kept | None,
     settings: CodecSettings,
     spec: ParameterSpec,
     *,
@@ -113,25 +111,22 @@ def encode_frames(
 
     Args:
         delta: Local parameters minus global ones; not changed.
-        residual: float32[trainable elements] that earlier frames left out, or None; twice as many elements where a
-            velocity stands behind it (momentum correction).
+        kept: What the frames before gave, float32[trainable elements] each by name, or None.
         settings: The plan's codec.
         spec: Says which elements are buffers.
         seed: See :func:`edge_sdk.codecs.encode_update`, which also says what is raised.
         shared_seed: See there.
         keeps_residual: See there.
     """
-    groups = groups_of(spec, settings)
-    before = _spread(residual, spec)
+    mask = buffer_mask(spec)
+    before = {name: _spread(name, vector, spec, mask) for name, vector in (kept or {}).items()}
     frames: list[bytes] = []
-    left: NDArray[np.float32] | None = None
-    for number, group in enumerate(groups):
-        kept = None
-        if before is not None and group.kind != "buffers":
-            kept = np.concatenate([group.taken(row) for row in before]) if len(before) > 1 else group.taken(before[0])
+    after: Vectors = {}
+    for number, group in enumerate(groups_of(spec, settings)):
+        mine = {} if group.kind == "buffers" else {name: group.taken(vector) for name, vector in before.items()}
         encoded = encode_update(
             group.taken(delta),
-            kept,
+            mine,
             group.settings,
             seed=seed + number,
             shared_seed=shared_seed,
@@ -139,20 +134,16 @@ def encode_frames(
             keeps_residual=keeps_residual,
         )
         frames.append(encoded.frame)
-        if encoded.residual is not None:
-            rows = encoded.residual.reshape(-1, group.size)
-            if left is None:
-                left = rows if group.positions is None else np.zeros((2, spec.size), dtype=np.float32)[: len(rows)]
-            elif len(left) < len(rows):
-                left = np.concatenate([left, np.zeros_like(left)])
-            if group.positions is not None:
-                for row, values in zip(left, rows, strict=False):
-                    group.put(row, values)
-    mask = buffer_mask(spec)
-    return EncodedFrames(
-        frames=tuple(frames),
-        residual=None if left is None else np.ascontiguousarray(left if mask is None else left[:, ~mask]).reshape(-1),
-    )
+        for name, left in encoded.kept.items():
+            if group.positions is None:
+                after[name] = left
+            else:
+                if name not in after:
+                    after[name] = np.zeros(spec.size, dtype=np.float32)
+                group.put(after[name], left)
+    if mask is not None:
+        after = {name: vector[~mask] for name, vector in after.items()}
+    return EncodedFrames(tuple(frames), after)
 
 
 def decode_frames(
@@ -182,12 +173,12 @@ def fitted_frames(spec: ParameterSpec, settings: CodecSettings, bytes_max: int) 
 
     The main group gives way; what a pattern asks for stays.
     """
-    main, *others = groups_of(spec, settings)
-    if not bytes_max:
+    if not bytes_max or frames_bytes_max(spec, settings) <= bytes_max:
         return settings
+    main, *others = groups_of(spec, settings)
     left = bytes_max - sum(frame_bytes_max(group.size, group.settings) for group in others)
-    found = fitted(main.settings, main.size, left) if left > 0 else None
-    return found if found is None or main.kind != "main" else replace(found, tensors=settings.tensors)
+    found = fitted(main.settings, main.size, left) if left > 0 and main.kind == "main" else None
+    return None if found is None else settings.with_codec(found.codec)
 
 
 def buffer_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
@@ -203,12 +194,12 @@ def shared_seed(parameters: bytes) -> int:
 @lru_cache(maxsize=8)
 def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]:
     """How the elements of ``spec`` are divided under ``settings``; see the module's docstring."""
-    plain = replace(settings, tensors=())
+    plain = CodecSettings(settings.codec)
     rules = [rule for _, rule in settings.tensors]
     owners = np.empty(spec.size, dtype=np.int64)
     for tensor in spec:
         owners[tensor.offset : tensor.offset + tensor.size] = _owner(tensor, settings)
-    apart = _kernels_apart(spec, settings) if settings.name == "auto" and not rules else None
+    apart = None if rules else _kernels_apart(spec, settings)
     if apart is not None:
         fine, plain = apart
         rules = [fine]
@@ -249,7 +240,8 @@ def _owner(tensor: Tensor, settings: CodecSettings) -> int:
 
 def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
     trainable = sum(tensor.size for tensor in spec if tensor.kind != "buffer")
-    return kernels_apart(settings, sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
+    apart = settings.codec.split(sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
+    return None if apart is None else (CodecSettings(apart[0]), CodecSettings(apart[1]))
 
 
 def _is_kernel(tensor: Tensor) -> bool:
@@ -257,18 +249,15 @@ def _is_kernel(tensor: Tensor) -> bool:
     return tensor.kind != "buffer" and sum(length > 1 for length in tensor.shape) > 2
 
 
-def _spread(residual: NDArray[np.float32] | None, spec: ParameterSpec) -> NDArray[np.float32] | None:
-    """A residual of the trainable elements, with a velocity behind it or not, as float32[1 or 2, P], zero at the
-    buffers."""
-    if residual is None:
-        return None
-    mask = buffer_mask(spec)
+def _spread(
+    name: str, vector: NDArray[np.float32], spec: ParameterSpec, mask: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
+    """A kept vector of the trainable elements as float32[P], zero at the buffers."""
     trainable = spec.size if mask is None else spec.size - int(np.count_nonzero(mask))
-    if residual.size not in (trainable, 2 * trainable):
-        raise ConfigurationError(f"residual: {residual.size} elements, the model trains {trainable}; drop the residual")
+    if vector.size != trainable:
+        raise ConfigurationError(f"{name}: {vector.size} elements, the model trains {trainable}; drop it")
     if mask is None:
-        return residual.reshape(-1, trainable)
-    rows = residual.reshape(-1, trainable)
-    spread = np.zeros((len(rows), spec.size), dtype=np.float32)
-    spread[:, ~mask] = rows
+        return vector
+    spread = np.zeros(spec.size, dtype=np.float32)
+    spread[~mask] = vector
     return spread

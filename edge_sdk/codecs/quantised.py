@@ -16,56 +16,138 @@ with the maximum norm per bucket.
 from __future__ import annotations
 
 import struct
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Context, Decoded
-from edge_sdk.codecs.feedback import add_residual
+from edge_sdk.codecs.codec import (
+    MAGNITUDE_MAX,
+    MAGNITUDE_MAX_BITS,
+    Codec,
+    Context,
+    Decoded,
+    Kept,
+    Vectors,
+    setting,
+)
 from edge_sdk.codecs.splitmix import uniforms
 from edge_sdk.errors import DecodeError
+from edge_sdk.wire.fields import choice, integer
 
-if TYPE_CHECKING:
-    from edge_sdk.codecs.settings import CodecSettings
+__all__ = ["ROUNDINGS", "Int2", "Int4", "Int8"]
 
-__all__ = ["INT2", "INT4", "INT8"]
+ROUNDINGS: Final = ("nearest", "stochastic")
+"""``nearest`` has the smaller error in one update; ``stochastic`` is unbiased, so errors average out over a cohort."""
 
 _HEAD: Final = struct.Struct("<I")
 
 
-def _encode(
-    delta: NDArray[np.float32],
-    residual: NDArray[np.float32] | None,
-    settings: CodecSettings,
-    context: Context,
-    *,
-    bits: int,
-) -> tuple[bytes, None]:
-    block = settings.block_size
-    total = add_residual(delta, residual)
+def _block_size() -> Any:
+    return setting(
+        integer(8, 1 << 16),
+        1024,
+        "Elements that share one scale.",
+        allowed="a whole number at least 8, at most 65536",
+        unit="elements",
+    )
+
+
+def _rounding() -> Any:
+    return setting(
+        choice(*ROUNDINGS),
+        "stochastic",
+        "How coordinates are rounded: nearest has the smaller error in one update, stochastic is unbiased.",
+        allowed='one of "nearest", "stochastic"',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Int8(Codec):
+    """All coordinates in eight bits."""
+
+    name: ClassVar[str] = "int8"
+    wire_id: ClassVar[int] = 1
+    block_size: int = _block_size()
+    rounding: str = _rounding()
+
+    def encode(self, delta: NDArray[np.float32], kept: Kept, context: Context) -> tuple[bytes, Vectors]:
+        """See :meth:`Codec.encode`."""
+        return _encode(delta, self.block_size, self.rounding, context, 8), {}
+
+    def decode(self, body: memoryview, size: int) -> Decoded:
+        """See :meth:`Codec.decode`."""
+        return _decode(body, size, self.block_size, 8)
+
+    def body_bytes_max(self, size: int) -> int:
+        """See :meth:`Codec.body_bytes_max`."""
+        return _body_bytes(size, self.block_size, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4(Codec):
+    """All coordinates in four bits."""
+
+    name: ClassVar[str] = "int4"
+    wire_id: ClassVar[int] = 2
+    block_size: int = _block_size()
+    rounding: str = _rounding()
+
+    def encode(self, delta: NDArray[np.float32], kept: Kept, context: Context) -> tuple[bytes, Vectors]:
+        """See :meth:`Codec.encode`."""
+        return _encode(delta, self.block_size, self.rounding, context, 4), {}
+
+    def decode(self, body: memoryview, size: int) -> Decoded:
+        """See :meth:`Codec.decode`."""
+        return _decode(body, size, self.block_size, 4)
+
+    def body_bytes_max(self, size: int) -> int:
+        """See :meth:`Codec.body_bytes_max`."""
+        return _body_bytes(size, self.block_size, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Int2(Codec):
+    """All coordinates in two bits."""
+
+    name: ClassVar[str] = "int2"
+    wire_id: ClassVar[int] = 4
+    block_size: int = _block_size()
+    rounding: str = _rounding()
+
+    def encode(self, delta: NDArray[np.float32], kept: Kept, context: Context) -> tuple[bytes, Vectors]:
+        """See :meth:`Codec.encode`."""
+        return _encode(delta, self.block_size, self.rounding, context, 2), {}
+
+    def decode(self, body: memoryview, size: int) -> Decoded:
+        """See :meth:`Codec.decode`."""
+        return _decode(body, size, self.block_size, 2)
+
+    def body_bytes_max(self, size: int) -> int:
+        """See :meth:`Codec.body_bytes_max`."""
+        return _body_bytes(size, self.block_size, 2)
+
+
+def _encode(total: NDArray[np.float32], block: int, rounding: str, context: Context, bits: int) -> bytes:
     padded = np.zeros((_blocks(total.size, block), block), dtype=np.float32)
     padded.ravel()[: total.size] = total
     scales = _scales(np.abs(padded).max(axis=1), _level_max(bits))
     np.divide(padded, scales[:, None], out=padded, where=scales[:, None] > 0.0)
     steps = padded.ravel()[: total.size]
-    if settings.rounding == "nearest":
+    if rounding == "nearest":
         levels = np.rint(steps)
     else:
         levels = np.floor(steps)
         levels += uniforms(context.own, total.size) < steps - levels
     codes = levels.astype(np.int8)
-    return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + _pack_codes(codes, bits), None
+    return _HEAD.pack(block) + scales.astype("<f4", copy=False).tobytes() + _pack_codes(codes, bits)
 
 
-def _decode(body: memoryview, size: int, settings: CodecSettings, *, bits: int) -> Decoded:
-    block = settings.block_size
-    if len(body) != _body_bytes(size, settings, bits=bits):
-        raise DecodeError(
-            f"update frame: a body of {len(body)} bytes, expected {_body_bytes(size, settings, bits=bits)}",
-            reason="length",
-        )
+def _decode(body: memoryview, size: int, block: int, bits: int) -> Decoded:
+    expected = _body_bytes(size, block, bits)
+    if len(body) != expected:
+        raise DecodeError(f"update frame: a body of {len(body)} bytes, expected {expected}", reason="length")
     (frame_block,) = _HEAD.unpack_from(body)
     if frame_block != block:
         raise DecodeError(f"update frame: blocks of {frame_block}, the plan asked for {block}", reason="block_size")
@@ -129,20 +211,5 @@ def _blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def _body_bytes(size: int, settings: CodecSettings, *, bits: int) -> int:
-    return _HEAD.size + 4 * _blocks(size, settings.block_size) + ((size * bits + 7) >> 3)
-
-
-def _codec(wire_id: int, bits: int) -> Codec:
-    return Codec(
-        wire_id=wire_id,
-        keeps_residual=False,
-        encode=partial(_encode, bits=bits),
-        decoders={wire_id: partial(_decode, bits=bits)},
-        body_bytes_max=partial(_body_bytes, bits=bits),
-    )
-
-
-INT8: Final = _codec(1, bits=8)
-INT4: Final = _codec(2, bits=4)
-INT2: Final = _codec(4, bits=2)
+def _body_bytes(size: int, block: int, bits: int) -> int:
+    return _HEAD.size + 4 * _blocks(size, block) + ((size * bits + 7) >> 3)

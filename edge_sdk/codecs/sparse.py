@@ -16,8 +16,7 @@ mean excess are within 6 % of the entropy; their sum is at most k by the choice 
 clipped (a saturating quantiser lets outliers grow in the residual) and a decoder knows a bound on the length.
 
 With momentum correction the device keeps a velocity too, u = momentum * u + delta, adds that to the residual instead of
-the delta, and forgets it where a coordinate is sent (Lin et al., "Deep gradient compression", 2018, section 3). It
-stands behind the residual.
+the delta, and forgets it where a coordinate is sent (Lin et al., "Deep gradient compression", 2018, section 3).
 
 Source: Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", 2018, algorithm 1.
 """
@@ -25,31 +24,122 @@ Source: Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", 2018, algorithm 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs.codec import MAGNITUDE_MAX, Codec, Context, Decoded
+from edge_sdk.codecs.codec import MAGNITUDE_MAX, RESIDUAL, VELOCITY, Codec, Context, Decoded, Kept, Vectors, setting
+from edge_sdk.codecs.fit import largest_that_fits
 from edge_sdk.codecs.index_coding import decode_indices, encode_indices, indices_bytes_max
 from edge_sdk.codecs.leb128 import pack_number, unpack_number
 from edge_sdk.codecs.rice import bytes_for_bits, pack_unary, unpack_terminators
 from edge_sdk.codecs.select import add_and_select
 from edge_sdk.errors import DecodeError
+from edge_sdk.wire.fields import number
 
-if TYPE_CHECKING:
-    from edge_sdk.codecs.settings import CodecSettings
+__all__ = ["DENSITY_MIN", "Sparse", "largest_count"]
 
-__all__ = ["SPARSE", "largest_count"]
-
+DENSITY_MIN: Final = 1e-6
 _COUNT_BYTES_MAX: Final = 4  # of a number up to 2^28 in LEB128
 _LEVELS: Final = struct.Struct("<ff")
 _SIGN_BIT: Final = 1 << 31
 _STEP_MIN: Final = 2.0**-126  # the smallest normal float32: a denormal step would be zero where these are flushed
 
 
-def _count_max(size: int, settings: CodecSettings) -> int:
-    return min(size, max(1, round(settings.density * size)))
+@dataclass(frozen=True, slots=True)
+class Sparse(Codec):
+    """The largest coordinates, with error feedback."""
+
+    name: ClassVar[str] = "sparse"
+    wire_id: ClassVar[int] = 3
+    keeps: ClassVar[tuple[str, ...]] = (RESIDUAL, VELOCITY)
+    sends_all: ClassVar[bool] = False
+    density: float = setting(
+        number(DENSITY_MIN, 1.0),
+        0.03,
+        "Share of the coordinates that is sent.",
+        allowed="a number at least 1e-06, at most 1",
+    )
+    momentum: float = setting(
+        number(0.0, 0.999),
+        0.0,
+        "Momentum correction: devices send a running sum of deltas that forgets; 0 for none.",
+        allowed="a number at least 0, at most 0.999",
+    )
+
+    def encode(self, delta: NDArray[np.float32], kept: Kept, context: Context) -> tuple[bytes, Vectors]:
+        """See :meth:`Codec.encode`."""
+        velocity = self._velocity(delta, kept)
+        moved = delta if velocity is None else velocity
+        left, indices = add_and_select(moved, kept.get(RESIDUAL), self._count_max(delta.size))
+        after = {RESIDUAL: left} if velocity is None else {RESIDUAL: left, VELOCITY: velocity}
+        if indices.size == 0:
+            return pack_number(0), after
+        section, order = encode_indices(indices, delta.size, context.matrices)
+        if order is not None:
+            indices = indices[order]
+        sent = left[indices]
+        base, step, quotients = _quantise(np.abs(sent))
+        body = b"".join(
+            (
+                pack_number(indices.size),
+                section,
+                _LEVELS.pack(base, step),
+                np.packbits(sent < 0.0).tobytes(),
+                pack_unary(quotients),
+            )
+        )
+        sent -= np.copysign(_magnitudes(quotients, base, step), sent)
+        left[indices] = sent
+        if velocity is not None:
+            velocity[indices] = 0.0
+        return body, after
+
+    def decode(self, body: memoryview, size: int) -> Decoded:
+        """See :meth:`Codec.decode`."""
+        count, rest = unpack_number(body, self._count_max(size), "the number of coordinates sent")
+        if count == 0:
+            if len(rest):
+                raise DecodeError("update frame: bytes behind an update of no coordinates", reason="length")
+            return Decoded(size, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        indices, order, rest = decode_indices(rest, count, size)
+        values = _decode_values(rest, count)
+        return Decoded(size, indices, values) if order is None else Decoded(size, indices[order], values[order])
+
+    def body_bytes_max(self, size: int) -> int:
+        """See :meth:`Codec.body_bytes_max`."""
+        return _bytes_max(self._count_max(size), size)
+
+    def fitted(self, size: int, bytes_max: int) -> Self | None:
+        """See :meth:`Codec.fitted`: fewer coordinates; what is left out stays in the residual."""
+        if self.body_bytes_max(size) <= bytes_max:
+            return self
+
+        def fits(density: float) -> bool:
+            return replace(self, density=density).body_bytes_max(size) <= bytes_max
+
+        most = max(1, round(self.density * size))
+        density = largest_that_fits(lambda count: max(DENSITY_MIN, min(1.0, count / size)), most, fits)
+        return None if density is None else replace(self, density=density)
+
+    def smallest(self) -> Self:
+        """See :meth:`Codec.smallest`."""
+        return replace(self, density=DENSITY_MIN)
+
+    def _count_max(self, size: int) -> int:
+        return min(size, max(1, round(self.density * size)))
+
+    def _velocity(self, delta: NDArray[np.float32], kept: Kept) -> NDArray[np.float32] | None:
+        """The running sum of deltas that is sent instead of the delta, None without momentum correction."""
+        if not self.momentum:
+            return None
+        before = kept.get(VELOCITY)
+        velocity = np.zeros_like(delta) if before is None else np.float32(self.momentum) * before
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the selection
+            velocity += delta
+        return velocity
 
 
 def largest_count(size: int, bytes_max: int) -> int:
@@ -59,45 +149,6 @@ def largest_count(size: int, bytes_max: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if _bytes_max(middle, size) <= bytes_max else (low, middle)
     return low
-
-
-def _encode(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, settings: CodecSettings, context: Context
-) -> tuple[bytes, NDArray[np.float32]]:
-    velocity = _velocity(delta, settings, context)
-    left, indices = add_and_select(delta if velocity is None else velocity, residual, _count_max(delta.size, settings))
-    if indices.size == 0:
-        return pack_number(0), left if velocity is None else np.concatenate([left, velocity])
-    section, order = encode_indices(indices, delta.size, context.matrices)
-    if order is not None:
-        indices = indices[order]
-    sent = left[indices]
-    base, step, quotients = _quantise(np.abs(sent))
-    body = b"".join(
-        (
-            pack_number(indices.size),
-            section,
-            _LEVELS.pack(base, step),
-            np.packbits(sent < 0.0).tobytes(),
-            pack_unary(quotients),
-        )
-    )
-    sent -= np.copysign(_magnitudes(quotients, base, step), sent)
-    left[indices] = sent
-    if velocity is None:
-        return body, left
-    velocity[indices] = 0.0
-    return body, np.concatenate([left, velocity])
-
-
-def _velocity(delta: NDArray[np.float32], settings: CodecSettings, context: Context) -> NDArray[np.float32] | None:
-    """The running sum of deltas that is sent instead of the delta, None without momentum correction."""
-    if not settings.momentum:
-        return None
-    velocity = np.zeros_like(delta) if context.velocity is None else np.float32(settings.momentum) * context.velocity
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the selection
-        velocity += delta
-    return velocity
 
 
 def _quantise(magnitudes: NDArray[np.float32]) -> tuple[np.float32, np.float32, NDArray[np.int64]]:
@@ -121,21 +172,6 @@ def _magnitudes(quotients: NDArray[np.int64], base: np.float32, step: np.float32
     magnitudes *= step
     magnitudes += base
     return magnitudes
-
-
-def _decode(body: memoryview, size: int, settings: CodecSettings) -> Decoded:
-    count, rest = unpack_number(body, _count_max(size, settings), "the number of coordinates sent")
-    if count == 0:
-        return _nothing(rest, size)
-    indices, order, rest = decode_indices(rest, count, size)
-    values = _decode_values(rest, count)
-    return Decoded(size, indices, values) if order is None else Decoded(size, indices[order], values[order])
-
-
-def _nothing(rest: memoryview, size: int) -> Decoded:
-    if len(rest):
-        raise DecodeError("update frame: bytes behind an update of no coordinates", reason="length")
-    return Decoded(size, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
 
 
 def _decode_values(section: memoryview, count: int) -> NDArray[np.float32]:
@@ -165,10 +201,6 @@ def _decode_values(section: memoryview, count: int) -> NDArray[np.float32]:
     return magnitudes
 
 
-def _body_bytes_max(size: int, settings: CodecSettings) -> int:
-    return _bytes_max(_count_max(size, settings), size)
-
-
 def _bytes_max(count: int, size: int) -> int:
     return (
         _COUNT_BYTES_MAX
@@ -177,12 +209,3 @@ def _bytes_max(count: int, size: int) -> int:
         + bytes_for_bits(count)
         + bytes_for_bits(2 * count)
     )
-
-
-SPARSE: Final = Codec(
-    wire_id=3,
-    keeps_residual=True,
-    encode=_encode,
-    decoders={3: _decode},
-    body_bytes_max=_body_bytes_max,
-)

@@ -13,6 +13,8 @@ from typing import Final
 
 from edge_sdk.codecs import CodecSettings, fitted, frame_bytes_max
 from edge_sdk.device.daily_traffic import DailyTraffic
+from edge_sdk.device.limits import BYTES_PER_DAY_MIN
+from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
@@ -20,7 +22,7 @@ from edge_sdk.wire.messages import Invite
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
-__all__ = ["BYTES_PER_DAY_MIN", "RESERVE_BYTES", "DataQuota"]
+__all__ = ["RESERVE_BYTES", "DataQuota"]
 
 RESERVE_BYTES: Final = 4096
 SLACK_BYTES: Final = 2048
@@ -28,15 +30,13 @@ SLACK_BYTES: Final = 2048
 CONNECT_BYTES: Final = 1024
 """CONNECT, subscriptions, and the retained messages that they bring; a TLS handshake beside it."""
 CONNECT_TLS_BYTES: Final = 5000
-BYTES_PER_DAY_MIN: Final = 16_384
-"""A smaller daily limit is not worth a connection."""
 UNLIMITED_METER_BYTES: Final = 8192
 """Without a limit the count need not follow every message."""
 PARAMETERS_HEAD_BYTES: Final = 16
 
 
 class DataQuota:
-    """The budgets of one device.
+    """The quotas of one device.
 
     Args:
         traffic: The count of today, with the daily limit.
@@ -114,8 +114,8 @@ class DataQuota:
         """With its program at hand an update was found to be too large, whatever the size of the model had promised."""
         self._unfit = (program, plan.codec, self.frames_bytes_max(plan))
 
-    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[str, str] | None:
-        """Code and explanation where the work of an invite is beyond a budget; None where it fits.
+    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
+        """Code and explanation where the work of an invite is beyond a quota; None where it fits.
 
         Args:
             invite: The invite; its daily limit is in force from now on.
@@ -131,7 +131,7 @@ class DataQuota:
         size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
         settings = fitted(plan.codec, size, frames_max)
         if settings is None or self._unfit == (invite.program, plan.codec, frames_max):
-            return "bytes_per_update", (
+            return ProgressKind.BYTES_PER_UPDATE, (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
                 "have the coordinator use codec auto, sparse or eden"
             )
@@ -142,7 +142,7 @@ class DataQuota:
         if self.affords(work):
             return None
         used, limit = self.traffic.bytes_today, self.traffic.bytes_max
-        return "bytes_per_day", (
+        return ProgressKind.BYTES_PER_DAY, (
             f"{used} of {limit} bytes are used today and this round may need {work} (a reserve of {RESERVE_BYTES} is "
             "kept): not before tomorrow, and never unless bytes_per_device_per_day_max is above both together"
         )

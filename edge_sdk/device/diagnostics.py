@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session import Notify
 from edge_sdk.wire.topics import Topics
 
@@ -34,7 +35,8 @@ class Diagnostics:
         self._topics = topics
         self._task = task
         self._device = device
-        self._retained = frozenset({topics.coordinator_state, topics.announce(task)})
+        self._announce = topics.announce(task)
+        self._states = topics.lineage_states.split("+")[0]
         self._heard: set[str] = set()
         self._given = False
 
@@ -51,27 +53,38 @@ class Diagnostics:
 
     def on_message(self, topic: str) -> bool:
         """Notes that something was heard; returns whether a hint that was given has become untrue."""
-        if (self.deadline is None and not self._given) or topic not in self._retained:
+        if self.deadline is None and not self._given:
             return False
-        self._heard.add(topic)
-        if len(self._heard) == len(self._retained):
+        if topic == self._announce:
+            self._heard.add("announce")
+        elif topic.startswith(self._states) and topic.endswith("/state"):
+            self._heard.add("state")
+        else:
+            return False
+        if len(self._heard) == 2:
             self.deadline = None
         untrue, self._given = self._given, False
         return untrue
 
-    def on_deadline(self, coordinator_online: bool) -> Notify:
-        """What the silence means; call when ``deadline`` is due."""
+    def on_deadline(self, coordinator_known: bool, coordinator_online: bool) -> Notify:
+        """What the silence means; call when ``deadline`` is due.
+
+        Args:
+            coordinator_known: Whether any coordinator has said that it serves this device's task.
+            coordinator_online: Whether it is online.
+        """
         self.deadline, self._given = None, True
-        federation, state = self._topics.federation, self._topics.coordinator_state
-        if state not in self._heard:
+        federation, state = self._topics.federation, self._topics.lineage_states
+        if "state" not in self._heard:
             return Notify(
-                "no_coordinator",
+                ProgressKind.NO_COORDINATOR,
                 f"connected, but no coordinator speaks in federation {federation!r}: check the name, that the "
                 f"coordinator is running, and that the broker's ACL lets this device read {state}",
             )
-        if coordinator_online:
-            return Notify("no_task", f"federation {federation!r} announces no task {self._task!r}: check its name")
-        return Notify("coordinator_offline", "the coordinator is offline; this device waits for it")
+        if coordinator_online or not coordinator_known:
+            text = f"federation {federation!r} announces no task {self._task!r}: check its name"
+            return Notify(ProgressKind.NO_TASK, text)
+        return Notify(ProgressKind.COORDINATOR_OFFLINE, "the coordinator is offline; this device waits for it")
 
     def on_refused(self, reason: str) -> Notify | None:
         """The broker refused a message (only MQTT 5 says so); told once a connection."""
@@ -83,4 +96,4 @@ class Diagnostics:
             f"{root}/from/{device}/#, {root}/up/+/{device} and {root}/status/{device} "
             "(with the ACL that we ship, the user name is the device id)"
         )
-        return Notify("publish_refused", self.refusal)
+        return Notify(ProgressKind.PUBLISH_REFUSED, self.refusal)

@@ -1,29 +1,31 @@
-"""What a device keeps over a power cut: its instance, one unsettled update, the residual, and a cache of downloads.
+"""What a device keeps over a power cut: its instance, one unsettled update, named vectors, and a cache of downloads.
 
-The files (beside the counts of ``wear`` and ``traffic``), and what the order of writing them guarantees:
+A vector is as large as the parameters, or nearly: what earlier updates left out (``residual``), the velocity of
+momentum correction (``velocity``), and whatever a local algorithm keeps (``local.<name>``). They are kept together.
+
+The files (beside the counts of bytes written and of traffic), and what the order of writing them guarantees:
 
     instance        16 random bytes, made with the directory: a re-flashed or cloned device is another one
-    residual.next   the residual as it will be if the update counts; its header names the update's ticket
+    vectors.next    the vectors as they will be if the update counts; the head names the update's ticket
     outbox          the update, until the receipt with its payload, then without, until the outcome
-    residual        the residual in force; its header names the ticket that made it
+    vectors         the vectors in force; the head names the ticket that made them
 
-1. ``save_outbox`` writes ``residual.next`` first, then ``outbox``. A ``residual.next`` without an outbox is dropped.
-2. Counted: ``residual.next`` is renamed to ``residual``, then ``outbox`` is deleted. An outbox whose ticket the
-   residual names was counted: opening finishes the deletion.
-3. Not counted: ``outbox`` is deleted, then ``residual.next``: the same rule as 1 finishes that.
-4. Counted, by a codec that keeps no residual: the update has sent that of before too, so it is deleted, then
+1. ``save_outbox`` writes ``vectors.next`` first, then ``outbox``. A ``vectors.next`` without an outbox is dropped.
+2. Counted: ``vectors.next`` is renamed to ``vectors``, then ``outbox`` is deleted. An outbox whose ticket the
+   vectors name was counted: opening finishes the deletion.
+3. Not counted: ``outbox`` is deleted, then ``vectors.next``: the same rule as 1 finishes that.
+4. Counted, where nothing is to be kept: the update has sent what was kept before too, so that is deleted, then
    ``outbox``. A cut between the two leaves an update whose verdict is asked for again, and none to send twice.
 
-Thus the residual is always that of before or that of after, never both, and never a mixture. Where the residual of
-after could not be kept (write budget, full disk, a corrupt file) and the update counts, or may have counted, the
-residual of before is dropped as well: sending a part of it twice does harm, losing it costs accuracy for some rounds.
+Thus the vectors are always those of before or those of after, never both, and never a mixture. Where those of after
+could not be kept (write budget, full disk, a corrupt file) and the update counts, or may have counted, those of before
+are dropped as well: sending a part of a residual twice does harm, losing it costs accuracy for some rounds.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -32,82 +34,41 @@ from numpy.typing import NDArray
 from edge_sdk.device.blob_cache import BlobCache
 from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.files import DirectoryFiles, Files, MemoryFiles
+from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.state_file import HEAD_BYTES_MAX, CorruptError, seal, unseal
 from edge_sdk.device.write_budget import WriteBudget
 from edge_sdk.errors import StateError
 from edge_sdk.parameters import ELEMENTS_MAX
 from edge_sdk.wire.safe_msgpack import BytesLike
 
-__all__ = ["DeviceState", "DirectoryFiles", "Files", "MemoryFiles", "OutboxEntry"]
+__all__ = ["DeviceState", "DirectoryFiles", "Files", "MemoryFiles", "Vectors"]
 
 logger = logging.getLogger(__name__)
 
-INSTANCE, OUTBOX, RESIDUAL = 1, 2, 3
+Vectors = Mapping[str, NDArray[np.float32]]
+"""Vectors by name, float32 of any length each."""
+
+INSTANCE, OUTBOX, VECTORS = 1, 2, 3
 
 MIB: Final = 1 << 20
-TEXT_BYTES_MAX: Final = 256
-FILE_BYTES_MAX: Final = ELEMENTS_MAX * 4 + 2 * HEAD_BYTES_MAX
+VECTORS_MAX: Final = 16
+NAME_BYTES_MAX: Final = 64
+FILE_BYTES_MAX: Final = ELEMENTS_MAX * 4 * VECTORS_MAX + 2 * HEAD_BYTES_MAX
 
-NOT_ANY, ON_DISK, IN_MEMORY, IN_FORCE = 0, 1, 2, 3  # where the residual of after is
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxEntry:
-    """One finished update, kept until the coordinator has said whether it counted.
-
-    Attributes:
-        ticket: Identity of the piece of work, 16 bytes.
-        lineage: The federation's lineage that the ticket belongs to, at most 32 bytes.
-        task: Name of the task.
-        round: Number of the round.
-        shard: Uplink inbox named by the invite.
-        digest: SHA-256 of the payload, 32 bytes.
-        base: SHA-256 of the parameters that training began from, 32 bytes.
-        spec: SHA-256 of the parameter spec, 32 bytes; a residual fits only its own.
-        payload: The update frame; None once it is receipted.
-        received: Whether the coordinator holds the bytes.
-    """
-
-    ticket: bytes
-    lineage: bytes
-    task: str
-    round: int
-    shard: str
-    digest: bytes
-    base: bytes
-    spec: bytes
-    payload: bytes | None
-    received: bool = False
-
-    def check(self) -> None:
-        """Raises ValueError where a field has another type or length than documented."""
-        for name, length in (("ticket", 16), ("digest", 32), ("base", 32), ("spec", 32)):
-            value = getattr(self, name)
-            if not isinstance(value, bytes) or len(value) != length:
-                raise ValueError(f"outbox.{name} is not {length} bytes")
-        if not isinstance(self.lineage, bytes) or len(self.lineage) > 32:
-            raise ValueError("outbox.lineage is not at most 32 bytes")
-        for name in ("task", "shard"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or len(value.encode()) > TEXT_BYTES_MAX:
-                raise ValueError(f"outbox.{name} is not text of at most {TEXT_BYTES_MAX} bytes")
-        if type(self.round) is not int or not 0 <= self.round < 1 << 63:
-            raise ValueError(f"outbox.round is {self.round!r}, expected an integer from 0")
-        if self.received != (self.payload is None):
-            raise ValueError("outbox.payload is there exactly until the update is received")
+NOT_ANY, ON_DISK, IN_MEMORY, IN_FORCE = 0, 1, 2, 3  # where the vectors of after are
 
 
 class DeviceState:
     """The device's durable state; every change is on disk when the method returns.
 
-    Any thread may use the cache; outbox and residual belong to one thread at a time.
+    Any thread may use the cache; outbox and vectors belong to one thread at a time.
 
     Args:
         files: Where the files are; :class:`DirectoryFiles` on a device.
         new_instance: Gives 16 random bytes; called once for a new directory.
         wall_day: Today as a number of days since 1970.
-        state_write_bytes_per_day_max: Bounds SD-card wear. Beyond it nothing goes into the cache, and the residual is
-            kept in memory alone: after a power cut it is then absent. The outbox is written always.
+        state_write_bytes_per_day_max: Bounds SD-card wear. Beyond it nothing goes into the cache, and vectors are
+            kept in memory alone: after a power cut they are then absent. The outbox is written always.
         cache_bytes_max: Bytes of the cache of programs and parameters; 0 for none.
         outbox_bytes_max: Bytes of the largest update that is kept.
         bytes_per_device_per_day_max: Limit of bytes sent and received in a day, 0 for none; ``traffic`` counts them.
@@ -132,19 +93,19 @@ class DeviceState:
         self.traffic = DailyTraffic(files, wall_day, bytes_per_device_per_day_max)
         self._budget = WriteBudget(files, wall_day, state_write_bytes_per_day_max)
         self.outbox_bytes_max = outbox_bytes_max
-        self._residual_now: tuple[bytes, NDArray[np.float32]] | None = None  # spec, values; where disk has none
-        self._residual_next: NDArray[np.float32] | None = None
+        self._vectors_now: tuple[bytes, dict[str, NDArray[np.float32]]] | None = None  # spec, values; disk has none
+        self._vectors_next: dict[str, NDArray[np.float32]] | None = None
         self._next_is = NOT_ANY
         self._verdict: bool | None = None  # that the storage did not take yet
         self.instance = self._load_instance(new_instance)
-        self._outbox: OutboxEntry | None = None
+        self._outbox: PendingUpdate | None = None
         self._recover()
         self._cache = BlobCache(files, cache_bytes_max)
 
     # The outbox
 
     @property
-    def outbox(self) -> OutboxEntry | None:
+    def outbox(self) -> PendingUpdate | None:
         """The update that is not settled, if there is one."""
         return self._outbox
 
@@ -153,92 +114,89 @@ class DeviceState:
         """Tickets whose outcome is not known here, to be named in the next check-in."""
         return [] if self._outbox is None else [self._outbox.ticket]
 
-    def save_outbox(self, entry: OutboxEntry, residual_after: NDArray[np.float32] | None) -> None:
+    def save_outbox(self, update: PendingUpdate, vectors_after: Vectors) -> None:
         """Persists a finished update before anything of it is sent.
 
         Args:
-            entry: The update, with its payload.
-            residual_after: float32[P], the residual to be in force if the update counts; None where the codec
-                keeps none and has sent that of before. It is not copied: leave it as it is afterwards.
+            update: The update, with its payload.
+            vectors_after: All that is to be kept if the update counts, float32 each; empty where nothing is, because
+                the update has sent what was kept before. Nothing is copied: leave it as it is afterwards.
 
         Raises:
             StateError: Another update is not settled, this one is above ``outbox_bytes_max``, or the storage fails.
-            ValueError: A field of ``entry`` has a wrong type or length, or the residual is not a finite float32 vector.
+            ValueError: A field of ``update`` has a wrong type or length, or a vector is not a finite float32 vector.
         """
-        entry.check()
-        if entry.payload is None:
+        update.check()
+        if update.payload is None:
             raise ValueError("outbox.payload is None: there is nothing to send")
         if self._outbox is not None and self._verdict is not None:
             self.settle(self._outbox.ticket, self._verdict)
         if self._outbox is not None:
             raise StateError(f"update of ticket {self._outbox.ticket.hex()} is not settled yet: settle it first")
-        if len(entry.payload) > self.outbox_bytes_max:
+        if len(update.payload) > self.outbox_bytes_max:
             raise StateError(
-                f"update of {len(entry.payload)} bytes is above outbox_bytes_max {self.outbox_bytes_max}: "
+                f"update of {len(update.payload)} bytes is above outbox_bytes_max {self.outbox_bytes_max}: "
                 "raise it, or choose a codec with smaller updates"
             )
-        next_is = NOT_ANY if residual_after is None else self._write_next(entry, residual_after)
-        self._write_outbox(entry, next_is)
-        self._outbox, self._next_is = entry, next_is
-        self._residual_next = None
-        if residual_after is not None and next_is == IN_MEMORY:
-            self._residual_next = residual_after.view()
-            self._residual_next.flags.writeable = False
+        next_is = self._write_next(update, vectors_after) if vectors_after else NOT_ANY
+        self._write_outbox(update, next_is)
+        self._outbox, self._next_is = update, next_is
+        self._vectors_next = _read_only(vectors_after) if next_is == IN_MEMORY else None
 
     def mark_received(self, ticket: bytes) -> None:
-        """The coordinator holds the bytes: the payload goes, the entry stays until the outcome.
+        """The coordinator holds the bytes: the payload goes, the update stays until the outcome.
 
         An unknown ticket is ignored.
         """
-        entry = self._outbox
-        if entry is None or entry.ticket != ticket or entry.received:
+        update = self._outbox
+        if update is None or update.ticket != ticket or update.received:
             return
-        entry = replace(entry, payload=None, received=True)
-        self._write_outbox(entry, self._next_is)
-        self._outbox = entry
+        update = update.without_payload()
+        self._write_outbox(update, self._next_is)
+        self._outbox = update
 
     def settle(self, ticket: bytes, counted: bool) -> None:
-        """The outcome: counted, the residual of after comes into force; not counted, that of before stays.
+        """The outcome: counted, the vectors of after come into force; not counted, those of before stay.
 
         An unknown ticket is ignored. Where the storage fails half way, the next ``save_outbox`` tries again.
         """
-        entry = self._outbox
-        if entry is None or entry.ticket != ticket:
+        update = self._outbox
+        if update is None or update.ticket != ticket:
             return
         self._verdict = counted
         if counted and self._next_is == ON_DISK:
-            self._files.rename("residual.next", "residual")
-            self._residual_now = None
+            self._files.rename("vectors.next", "vectors")
+            self._vectors_now = None
             self._next_is = IN_FORCE  # a second attempt, after a failing delete, must leave it there
         elif counted and self._next_is != IN_FORCE:
-            self._files.delete("residual")
-            self._residual_now = None if self._residual_next is None else (entry.spec, self._residual_next)
+            self._files.delete("vectors")
+            self._vectors_now = None if self._vectors_next is None else (update.spec, self._vectors_next)
         self._files.delete("outbox")
         if not counted:
-            self._files.delete("residual.next")
-        self._outbox, self._next_is, self._residual_next, self._verdict = None, NOT_ANY, None, None
+            self._files.delete("vectors.next")
+        self._outbox, self._next_is, self._vectors_next, self._verdict = None, NOT_ANY, None, None
 
-    def residual(self, spec: bytes) -> NDArray[np.float32] | None:
-        """The residual in force, float32[P], read-only, or None where there is none.
+    def vectors(self, spec: bytes) -> dict[str, NDArray[np.float32]]:
+        """The vectors in force by name, float32, read-only; empty where there are none.
 
         Args:
-            spec: SHA-256 of the parameter spec; a residual of another spec is dropped.
+            spec: SHA-256 of the parameter spec; vectors of another spec are dropped.
         """
-        if self._residual_now is not None:
-            if self._residual_now[0] == spec:
-                return self._residual_now[1]
-            self._residual_now = None
-        opened = self._open_residual("residual")
+        if self._vectors_now is not None:
+            if self._vectors_now[0] == spec:
+                return dict(self._vectors_now[1])
+            self._vectors_now = None
+        opened = self._open_vectors("vectors")
         if opened is None:
-            return None
+            return {}
         if opened[1] != spec:
-            logger.info("state: the residual belongs to another model and is dropped")
-            self._files.delete("residual")
-            return None
+            logger.info("state: the vectors that are kept belong to another model and are dropped")
+            self._files.delete("vectors")
+            return {}
         return opened[2]
 
-    def keeps_residual(self, length: int) -> bool:
-        """Whether a residual of ``length`` bytes would go to disk: not beyond today's write budget."""
+    def keeps_vectors(self, length: int) -> bool:
+        """Whether vectors of ``length`` bytes together would go to disk: not beyond today's write budget."""
         return self._budget.allows(length)
 
     # The cache
@@ -295,61 +253,62 @@ class DeviceState:
         """Finishes what a power cut left half done (the three rules above)."""
         if self._files.size_bytes("outbox") is not None:
             self._load_outbox()
-        entry = self._outbox
-        if entry is None:
-            self._files.delete("residual.next")
+        update = self._outbox
+        if update is None:
+            self._files.delete("vectors.next")
             return
-        now = self._open_residual("residual")
-        if now is not None and now[0] == entry.ticket:
+        now = self._open_vectors("vectors")
+        if now is not None and now[0] == update.ticket:
             self._files.delete("outbox")
-            self._files.delete("residual.next")
+            self._files.delete("vectors.next")
             self._outbox, self._next_is = None, NOT_ANY
             return
         if self._next_is == ON_DISK:
-            after = self._open_residual("residual.next")
-            if after is None or after[0] != entry.ticket:
+            after = self._open_vectors("vectors.next")
+            if after is None or after[0] != update.ticket:
                 self._next_is = IN_MEMORY  # where it is no more either: see the end of this module's docstring
 
     def _load_outbox(self) -> None:
         opened = self._open("outbox", OUTBOX)
         try:
             if opened is not None:
-                self._outbox, self._next_is = _entry_of(*opened)
+                self._outbox, self._next_is = _update_of(*opened)
         except CorruptError as error:
             self._set_aside("outbox", error)
         if self._outbox is None:
-            self._files.delete("residual")  # nobody knows any more whether the update counted
+            self._files.delete("vectors")  # nobody knows any more whether the update counted
 
-    def _write_next(self, entry: OutboxEntry, values: NDArray[np.float32]) -> int:
-        if values.dtype != np.float32 or values.ndim != 1 or not 0 < values.size <= ELEMENTS_MAX:
-            raise ValueError(f"residual is {values.dtype}{list(values.shape)}, expected float32[P]")
-        if not np.isfinite(values).all():
-            raise ValueError("residual has elements that are not finite: it would spoil every later update")
-        body = np.ascontiguousarray(values, dtype="<f4").view(np.uint8).data
-        if not self._budget.allows(len(body)):
+    def _write_next(self, update: PendingUpdate, vectors: Vectors) -> int:
+        _check_vectors(vectors)
+        body = [np.ascontiguousarray(values, dtype="<f4").view(np.uint8).data for values in vectors.values()]
+        if not self._budget.allows(sum(len(piece) for piece in body)):
             logger.warning("state: today's write budget is used up, the residual is kept in memory only")
             return IN_MEMORY
+        sizes = [[name, values.size] for name, values in vectors.items()]
         try:
-            self._write("residual.next", seal(RESIDUAL, {"ticket": entry.ticket, "spec": entry.spec}, body))
+            head = {"ticket": update.ticket, "spec": update.spec, "vectors": sizes}
+            self._write("vectors.next", seal(VECTORS, head, *body))
         except StateError as error:
             logger.warning("state: the residual is kept in memory only: %s", error)
             return IN_MEMORY
         return ON_DISK
 
-    def _write_outbox(self, entry: OutboxEntry, next_is: int) -> None:
-        head = {name: getattr(entry, name) for name in ENTRY_FIELDS}
-        self._write("outbox", seal(OUTBOX, head | {"next_is": next_is}, entry.payload or b""))
+    def _write_outbox(self, update: PendingUpdate, next_is: int) -> None:
+        head = {name: getattr(update, name) for name in UPDATE_FIELDS}
+        head |= {"received": update.received, "next_is": next_is}
+        self._write("outbox", seal(OUTBOX, head, update.payload or b""))
 
-    def _open_residual(self, name: str) -> tuple[bytes, bytes, NDArray[np.float32]] | None:
-        opened = self._open(name, RESIDUAL)
+    def _open_vectors(self, name: str) -> tuple[bytes, bytes, dict[str, NDArray[np.float32]]] | None:
+        opened = self._open(name, VECTORS)
         if opened is None:
             return None
         head, body = opened
         ticket, spec = head.get("ticket"), head.get("spec")
-        if not isinstance(ticket, bytes) or not isinstance(spec, bytes) or len(body) % 4 or not body:
+        vectors = _vectors_of(head.get("vectors"), body)
+        if not isinstance(ticket, bytes) or not isinstance(spec, bytes) or vectors is None:
             self._set_aside(name, CorruptError("its head makes no sense"))
             return None
-        return ticket, spec, np.frombuffer(body, dtype="<f4").astype(np.float32, copy=False)
+        return ticket, spec, vectors
 
     def _write(self, name: str, parts: Sequence[BytesLike]) -> None:
         self._files.write(name, parts)
@@ -373,17 +332,55 @@ class DeviceState:
         self._files.rename(name, f"{name}.corrupt")
 
 
-ENTRY_FIELDS: Final = ("ticket", "lineage", "task", "round", "shard", "digest", "base", "spec", "received")
+UPDATE_FIELDS: Final = ("ticket", "digest", "lineage", "task", "round", "shard", "base", "spec")
 
 
-def _entry_of(head: dict[str, Any], body: memoryview) -> tuple[OutboxEntry, int]:
+def _update_of(head: dict[str, Any], body: memoryview) -> tuple[PendingUpdate, int]:
     places = (NOT_ANY, ON_DISK, IN_MEMORY, IN_FORCE)
-    if head.get("next_is") not in places or any(name not in head for name in ENTRY_FIELDS):
+    received = head.get("received")
+    missing = any(name not in head for name in UPDATE_FIELDS)
+    if head.get("next_is") not in places or missing or not isinstance(received, bool) or (received and len(body)):
         raise CorruptError("its head makes no sense")
-    fields = {name: head[name] for name in ENTRY_FIELDS}
-    entry = OutboxEntry(**fields, payload=None if fields["received"] else bytes(body))
+    fields = {name: head[name] for name in UPDATE_FIELDS}
+    update = PendingUpdate(**fields, payload=None if received else bytes(body))
     try:
-        entry.check()
+        update.check()
     except ValueError as error:
         raise CorruptError(str(error)) from None
-    return entry, head["next_is"]
+    return update, head["next_is"]
+
+
+def _check_vectors(vectors: Vectors) -> None:
+    if len(vectors) > VECTORS_MAX:
+        raise ValueError(f"{len(vectors)} vectors to keep, at most {VECTORS_MAX} are allowed")
+    for name, values in vectors.items():
+        if not 0 < len(name.encode()) <= NAME_BYTES_MAX:
+            raise ValueError(f"a vector's name {name[:80]!r} is not 1 to {NAME_BYTES_MAX} bytes")
+        if values.dtype != np.float32 or values.ndim != 1 or not 0 < values.size <= ELEMENTS_MAX:
+            raise ValueError(f"{name} is {values.dtype}{list(values.shape)}, expected a vector of float32")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has elements that are not finite: it would spoil every later update")
+
+
+def _vectors_of(sizes: object, body: memoryview) -> dict[str, NDArray[np.float32]] | None:
+    """The vectors in a body, read-only views of it; None where its head makes no sense."""
+    if not isinstance(sizes, list) or not 0 < len(sizes) <= VECTORS_MAX:
+        return None
+    vectors: dict[str, NDArray[np.float32]] = {}
+    start = 0
+    for entry in sizes:
+        match entry:
+            case [str(name), int(size)] if 0 < size <= ELEMENTS_MAX and start + 4 * size <= len(body):
+                piece = np.frombuffer(body[start : start + 4 * size], dtype="<f4")
+                vectors[name] = piece.astype(np.float32, copy=False)
+                start += 4 * size
+            case _:
+                return None
+    return vectors if start == len(body) and len(vectors) == len(sizes) else None
+
+
+def _read_only(vectors: Vectors) -> dict[str, NDArray[np.float32]]:
+    views = {name: values.view() for name, values in vectors.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return views

@@ -30,13 +30,13 @@ class CorruptError(Exception):
     """A state file that is torn, flipped, or of a version that is not known here."""
 
 
-def seal(kind: int, head: dict[str, Any], body: BytesLike = b"") -> list[BytesLike]:
+def seal(kind: int, head: dict[str, Any], *body: BytesLike) -> list[BytesLike]:
     """The parts of a state file.
 
     Args:
         kind: What the file is for, 0..255; a file under another's name is thus found out.
         head: Small values, at most ``HEAD_BYTES_MAX`` bytes when packed.
-        body: Bytes of any length; the returned list holds this very object.
+        body: Bytes of any length, in as many pieces as it has; the returned list holds these very objects.
 
     Raises:
         ValueError: The head is too long.
@@ -47,8 +47,10 @@ def seal(kind: int, head: dict[str, Any], body: BytesLike = b"") -> list[BytesLi
     if len(packed) > HEAD_BYTES_MAX:
         raise ValueError(f"the head of a state file has {len(packed)} bytes, at most {HEAD_BYTES_MAX} are allowed")
     prefix = PREFIX.pack(MAGIC, VERSION, kind, 0, len(packed))
-    checksum = zlib.crc32(body, zlib.crc32(packed, zlib.crc32(prefix)))
-    return [prefix + CHECKSUM.pack(checksum) + packed, body]
+    checksum = zlib.crc32(packed, zlib.crc32(prefix))
+    for piece in body:
+        checksum = zlib.crc32(piece, checksum)
+    return [prefix + CHECKSUM.pack(checksum) + packed, *body]
 
 
 def unseal(data: bytes, kind: int) -> tuple[dict[str, Any], memoryview]:

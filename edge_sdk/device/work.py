@@ -4,88 +4,42 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames, fitted_frames, shared_seed
-from edge_sdk.device.session import StartTraining
-from edge_sdk.device.state import OutboxEntry
-from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.state import Vectors
+from edge_sdk.device.training_job import Cancelled, OverQuota, TrainedUpdate, TrainingJob
+from edge_sdk.errors import ExamplesError, TrainingError
+from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork, find_local_algorithm
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import as_examples
-from edge_sdk.training.local import Trainer, TrainResult, train_locally, train_with_trainer
-from edge_sdk.wire.messages import DELTA, Update
+from edge_sdk.training.local import Trainer
+from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
+from edge_sdk.wire.plan import PLAIN
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = [
-    "Cancelled",
     "EngineCache",
-    "OverBudget",
-    "TrainedUpdate",
-    "TrainingJob",
     "TrainingWork",
-    "Work",
+    "job_codec",
     "make_update",
+    "spec_digest",
 ]
 
 ENGINES_KEPT: Final = 2
-
-
-class Cancelled(EdgeFedError):
-    """The work was called off; nothing of it is kept."""
-
-
-class OverBudget(EdgeFedError):
-    """No update would be small enough; found out before anything is trained."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """What is to be done.
-
-    Attributes:
-        start: The session's action: ticket, plan, digests.
-        program: The program's bytes.
-        parameters: The parameters' bytes.
-        residual: Gives float32[trainable elements] or None for the digest of a spec: what earlier updates did not send.
-        keeps_residual: Tells whether a residual of so many bytes can be kept.
-        seed: Seeds shuffling and stochastic rounding.
-        stop: Whether the work was called off; asked at each step, or each run of a few short ones.
-        progress: Told steps done and loss, as often.
-        frames_bytes_max: Bytes that the update's frames may have together, 0 for no limit.
-    """
-
-    start: StartTraining
-    program: bytes | memoryview
-    parameters: bytes | memoryview
-    residual: Callable[[bytes], NDArray[np.float32] | None]
-    keeps_residual: Callable[[int], bool]
-    seed: int
-    stop: Callable[[], bool]
-    progress: Callable[[int, float], None]
-    frames_bytes_max: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedUpdate:
-    """A finished update: what goes into the outbox, the residual if it counts, and how training went."""
-
-    entry: OutboxEntry
-    residual_after: NDArray[np.float32] | None
-    result: TrainResult
-
-
-class Work(Protocol):
-    """How a device turns an order into an update."""
-
-    def run(self, order: TrainingJob) -> TrainedUpdate:
-        """Raises EdgeFedError where there will be no update."""
-        ...
+LOCAL: Final = "local."
+NUMBERS_BYTES_MAX: Final = NUMBERS_MAX * (VECTOR_NAME_CHARACTERS_MAX + 11)
+VECTOR_HEAD_BYTES_MAX: Final = VECTOR_NAME_CHARACTERS_MAX + 32
+GROUPS_APART: Final = 1 << 20
+"""Between the seeds of two vectors of one update; the groups of a vector count on from its own."""
 
 
 class EngineCache:
@@ -96,7 +50,7 @@ class EngineCache:
         self._threads = threads
         self._engines: OrderedDict[bytes, tuple[Program, Engine | None]] = OrderedDict()
 
-    def get(self, digest: bytes, data: bytes | memoryview) -> tuple[Program, Engine | None]:
+    def get(self, digest: bytes, data: BytesLike) -> tuple[Program, Engine | None]:
         """The program of these bytes and its engine; the engine is None for a program of kind ``trainer``."""
         found = self._engines.get(digest)
         if found is None:
@@ -113,11 +67,12 @@ class TrainingWork:
     """Trains for real: on the device's engine, or with the user's own trainer.
 
     Args:
-        load_examples: Gives the local examples, in any form that ``as_examples`` takes; called once per order.
+        load_examples: Gives the local examples, in any form that ``as_examples`` takes; called once per job.
         engines: Where engines are kept.
         trainer: Replaces the engine where given.
         examples_min: Fewer local examples than this are no basis for an update.
         clock: Monotonic time in seconds.
+        algorithms: Local algorithms of the application's own, by the name in a plan.
     """
 
     def __init__(
@@ -128,97 +83,156 @@ class TrainingWork:
         trainer: Trainer | None = None,
         examples_min: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        algorithms: Mapping[str, LocalAlgorithm] | None = None,
     ) -> None:
         self._load_examples = load_examples
         self._engines = engines or EngineCache()
         self._trainer = trainer
         self._examples_min = examples_min
         self._clock = clock
+        self._algorithms = algorithms or {}
 
-    def run(self, order: TrainingJob) -> TrainedUpdate:
+    def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
-        program, engine = self._engines.get(order.start.program, order.program)
-        job_codec(order, program)
-        vector = decode_parameters(order.parameters, program.spec)
-        plan = replace(
-            order.start.plan.training, seconds_max=min(order.start.plan.training.seconds_max, order.start.seconds_max)
-        )
+        program, engine = self._engines.get(job.start.program, job.program)
+        local = find_local_algorithm(job.start.plan.local, self._algorithms)
+        job_codec(job, program, local.vectors)
+        plan = job.start.plan.training
         examples = as_examples(self._load_examples(), program)
         if len(examples) < self._examples_min:
             raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
-        options: dict[str, Any] = {
-            "rng": np.random.Generator(np.random.PCG64(order.seed)),
-            "clock": self._clock,
-            "stop": order.stop,
-            "progress": order.progress,
-        }
-        if self._trainer is not None:
-            result = train_with_trainer(self._trainer, program, vector, examples, plan, **options)
-        elif engine is not None:
-            result = train_locally(engine, vector, examples, plan, **options)
-        else:
-            raise TrainingError("this program brings no graph: give EdgeClient a trainer=...")
-        if order.stop():
+        before = job.vectors(spec_digest(program))
+        work = LocalWork(
+            program=program,
+            parameters=decode_parameters(job.parameters, program.spec),
+            examples=examples,
+            plan=replace(plan, seconds_max=min(plan.seconds_max, job.start.seconds_max)),
+            engine=engine,
+            trainer=self._trainer,
+            received={name: decode_parameters(data, program.spec) for name, data in job.received.items()},
+            kept=_kept(before, job.start.plan.local),
+            settings=job.start.plan.local_settings,
+            rng=np.random.Generator(np.random.PCG64(job.seed)),
+            clock=self._clock,
+            stop=job.stop,
+            progress=job.progress,
+        )
+        result = local.run(work)
+        if job.stop():
             raise Cancelled("training was called off")
-        name = "trainer" if self._trainer is not None or engine is None else engine.name
-        return make_update(order, program, result, name)
+        return make_update(job, program, result, work.engine_name, before)
 
 
-def make_update(order: TrainingJob, program: Program, result: TrainResult, engine: str) -> TrainedUpdate:
-    """Encodes a training result with the residual, into an outbox entry.
+def make_update(
+    job: TrainingJob, program: Program, result: LocalResult, engine: str, before: Vectors | None = None
+) -> TrainedUpdate:
+    """Encodes what a local algorithm gave, into the update that waits in the outbox.
+
+    Args:
+        job: What was to be done.
+        program: The program.
+        result: What the local algorithm gave.
+        engine: The name of what trained.
+        before: The vectors that this device keeps; asked of the job where None.
 
     Raises:
-        OverBudget: The frames may not be as large as they would be.
+        OverQuota: The frames may not be as large as they would be.
+        TrainingError: A vector to send is not one of float32[P].
     """
-    start = order.start
+    start, trained = job.start, result.trained
     spec = spec_digest(program)
-    codec = job_codec(order, program)
-    encoded = encode_frames(
-        result.delta,
-        order.residual(spec),
-        codec,
-        program.spec,
-        seed=order.seed,
-        shared_seed=shared_seed(start.parameters),
-        keeps_residual=order.keeps_residual(result.delta.nbytes),
-    )
-    evaluation = result.evaluation
+    before = job.vectors(spec) if before is None else before
+    codec = job_codec(job, program, tuple(result.vectors))
+    keeps = job.keeps_vectors(trained.delta.nbytes * (1 + len(result.vectors)))
+    frames: dict[str, tuple[bytes, ...]] = {}
+    after = {name: vector for name, vector in before.items() if _is_of_another(name, start.plan.local)}
+    after |= {f"{LOCAL}{start.plan.local}.{name}": vector for name, vector in result.keep.items()}
+    for number, (name, vector) in enumerate([(DELTA, trained.delta), *result.vectors.items()]):
+        if vector.shape != trained.delta.shape or vector.dtype != np.float32:
+            raise TrainingError(f"the local algorithm's vector {name!r} is {vector.dtype}{list(vector.shape)}")
+        encoded = encode_frames(
+            vector,
+            _feedback(before, name),
+            codec,
+            program.spec,
+            seed=job.seed + number * GROUPS_APART,
+            shared_seed=shared_seed(start.parameters),
+            keeps_residual=keeps,
+        )
+        frames[name] = encoded.frames
+        after |= _named_feedback(encoded.kept, name)
+    evaluation = trained.evaluation
     payload = Update(
-        examples=result.examples,
-        steps=result.steps,
-        loss=float(result.loss),
-        complete=result.complete,
-        seconds=round(result.seconds, 3),
+        examples=trained.examples,
+        steps=trained.steps,
+        loss=float(trained.loss),
+        complete=trained.complete,
+        seconds=round(trained.seconds, 3),
         engine=engine,
-        vectors={DELTA: encoded.frames},
+        vectors=frames,
+        numbers={name: float(value) for name, value in result.numbers.items()},
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
     ).encode()
-    entry = OutboxEntry(
+    update = PendingUpdate(
         ticket=start.ticket,
+        digest=digest_of(payload),
         lineage=start.lineage,
         task=start.task,
         round=start.round,
         shard=start.shard,
-        digest=digest_of(payload),
         base=start.parameters,
         spec=spec,
         payload=payload,
     )
-    return TrainedUpdate(entry, encoded.residual, result)
+    return TrainedUpdate(update, after, trained)
 
 
-def job_codec(order: TrainingJob, program: Program) -> CodecSettings:
+def _kept(vectors: Vectors, algorithm: str) -> dict[str, NDArray[np.float32]]:
+    """What one local algorithm keeps, by its own names."""
+    prefix = f"{LOCAL}{algorithm}."
+    return {name.removeprefix(prefix): vector for name, vector in vectors.items() if name.startswith(prefix)}
+
+
+def _is_of_another(name: str, algorithm: str) -> bool:
+    """Whether a vector is kept by a local algorithm that has no part in this round."""
+    return name.startswith(LOCAL) and not name.startswith(f"{LOCAL}{algorithm}.")
+
+
+def _feedback(vectors: Vectors, sent: str) -> Vectors:
+    """What codecs keep for a vector that is sent, by their own names."""
+    if sent == DELTA:
+        return {name: vector for name, vector in vectors.items() if "." not in name}
+    return {
+        name.removesuffix(f".{sent}"): vector
+        for name, vector in vectors.items()
+        if name.endswith(f".{sent}") and not name.startswith(LOCAL)
+    }
+
+
+def _named_feedback(kept: Vectors, sent: str) -> Vectors:
+    """The inverse, after encoding."""
+    return {name if sent == DELTA else f"{name}.{sent}": vector for name, vector in kept.items()}
+
+
+def job_codec(job: TrainingJob, program: Program, beside: tuple[str, ...] = ()) -> CodecSettings:
     """The plan's codec, made to fit where an update may have only so many bytes.
 
+    Args:
+        job: What is to be done.
+        program: The program.
+        beside: Names of the vectors that are sent beside the delta; all have the same share of the bytes.
+
     Raises:
-        OverBudget: It cannot be.
+        OverQuota: It cannot be.
     """
-    asked = order.start.plan.codec
-    codec = fitted_frames(program.spec, asked, order.frames_bytes_max)
+    asked = job.start.plan.codec
+    beside_bytes = 0 if job.start.plan.local == PLAIN else NUMBERS_BYTES_MAX + len(beside) * VECTOR_HEAD_BYTES_MAX
+    bytes_max = max(1, job.frames_bytes_max - beside_bytes) // (1 + len(beside)) if job.frames_bytes_max else 0
+    codec = fitted_frames(program.spec, asked, bytes_max)
     if codec is None:
-        raise OverBudget(
+        raise OverQuota(
             f"an update of {program.spec.size} elements with codec {asked.name} has more than the "
-            f"{order.frames_bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
+            f"{bytes_max} bytes that bytes_per_update_max leaves for it: raise it, or use codec auto"
         )
     return codec
 
@@ -228,17 +242,3 @@ def spec_digest(program: Program) -> bytes:
     import msgpack
 
     return digest_of(msgpack.packb(program.spec.to_wire()))
-
-
-def job_seed(parameters: bytes, device: str) -> int:
-    """The seed of a piece of work, 64 bits: it shuffles, rounds and rotates.
-
-    It follows from what everybody may know, the digest of the parameters and the device's name, so that a simulation of
-    the same devices on the same parameters gives the same update. Noise that is to protect privacy must therefore never
-    be drawn from it: who knows the seed can subtract the noise.
-
-    Args:
-        parameters: SHA-256 of the parameters that the device trains from.
-        device: The device's name.
-    """
-    return int.from_bytes(digest_of(parameters + device.encode())[:8], "little")

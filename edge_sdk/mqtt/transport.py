@@ -280,8 +280,8 @@ class PahoTransport:
     def _check_size(self, connection: Connection, body_bytes: int, what: str) -> None:
         if body_bytes + _PACKET_OVERHEAD_BYTES > connection.packet_bytes_max:
             raise ConfigurationError(
-                f"{what}: too large for {self.settings.address}, which takes packets of at most "
-                f"{connection.packet_bytes_max} bytes; send smaller ones, or raise the broker's maximum packet size"
+                f"{what}: too large for {self.settings.address}, which takes packets of {connection.packet_bytes_max} "
+                "bytes at most; send smaller ones, or raise the broker's maximum packet size"
             )
 
     def _check_deadline(self, connection: Connection, now: float) -> None:

@@ -12,6 +12,7 @@ the export of trained weights; no device reads it.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from dataclasses import dataclass
@@ -172,15 +173,27 @@ class Bundle:
         """
         try:
             with Path(path).open("rb") as file:
-                return _read(file, program_bytes_max)
+                return _read(file, os.fstat(file.fileno()).st_size, program_bytes_max)
         except OSError as error:
             raise BundleError(f"cannot read the bundle {path}: {error.strerror or error}") from error
         except DecodeError as error:
             raise BundleError(f"the bundle {path} is damaged: {error}; compile it again or copy it anew") from error
 
+    @classmethod
+    def decode(cls, data: bytes, *, program_bytes_max: int = PROGRAM_BYTES_MAX) -> Bundle:
+        """The bundle in the bytes of a bundle file, its digests checked.
 
-def _read(file: BinaryIO, program_bytes_max: int) -> Bundle:
-    size = os.fstat(file.fileno()).st_size
+        Raises:
+            BundleError: Damaged, or not what its manifest says.
+            VersionError: Written in a version that this side does not read.
+        """
+        try:
+            return _read(io.BytesIO(data), len(data), program_bytes_max)
+        except DecodeError as error:
+            raise BundleError(f"the bundle is damaged: {error}; compile it again or copy it anew") from error
+
+
+def _read(file: BinaryIO, size: int, program_bytes_max: int) -> Bundle:
     head = file.read(_BUNDLE_HEADER.size)
     if len(head) < _BUNDLE_HEADER.size or head[:4] != _BUNDLE_MAGIC:
         raise DecodeError("it does not start like a bundle", reason="magic")

@@ -30,10 +30,12 @@ class Examples:
     Attributes:
         inputs: Arrays by the model's input names.
         target: The labels or values to learn.
+        checked_for: Digest of the program that :func:`as_examples` has checked them against; empty for none.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     target: NDArray[Any]
+    checked_for: bytes = b""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -43,11 +45,23 @@ class Examples:
 
         ``index`` is int[n], or int[steps, n] for several batches at once; the arrays begin with its dimensions.
         """
-        entries = [(entry, self.inputs[entry.name]) for entry in program.inputs]
         return {
             entry.name: np.take(array, index, axis=0).astype(entry.dtype, copy=False)
-            for entry, array in (*entries, (program.target, self.target))
+            for entry, array in self._arrays(program)
         }
+
+    def run(self, program: Program, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """The examples from ``start`` up to ``stop``, as :meth:`batch` gives them; views where no cast is needed."""
+        return {entry.name: array[start:stop].astype(entry.dtype, copy=False) for entry, array in self._arrays(program)}
+
+    def part(self, index: NDArray[np.intp]) -> Examples:
+        """The examples at ``index``, int[n], as examples of their own."""
+        inputs = {name: np.take(array, index, axis=0) for name, array in self.inputs.items()}
+        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for)
+
+    def _arrays(self, program: Program) -> list[tuple[Input, NDArray[Any]]]:
+        arrays = [(entry, self.inputs[entry.name]) for entry in program.inputs]
+        return [*arrays, (program.target, self.target)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,8 @@ def as_examples(value: Any, program: Program) -> Examples:
     Raises:
         ExamplesError: Something is missing, or has another shape, type, length or range; says expected and got.
     """
+    if isinstance(value, Examples) and value.checked_for == program.digest:
+        return value
     if isinstance(value, ExamplesFile):
         return load_examples(value.path, program, value.target)
     arrays, target = _taken_apart(value, program)
@@ -89,7 +105,7 @@ def as_examples(value: Any, program: Program) -> Examples:
         raise ExamplesError(f"examples: different numbers of examples: {lengths}")
     if not len(labels):
         raise ExamplesError("examples: there are none; give at least one example")
-    examples = Examples(inputs, labels)
+    examples = Examples(inputs, labels, program.digest)
     _check_labels(examples, program)
     return examples
 

@@ -85,6 +85,10 @@ class Trainer(Protocol):
         """Train on ``examples`` from ``parameters`` (copies, by name) and return the new parameters by name.
 
         May return ``(parameters, info)`` with ``info`` of ``{"examples": int, "loss": float, "steps": int}``.
+
+        A trainer may have a second method, ``evaluate(parameters, examples) -> (loss_sum, metric_sum, count)``: sums
+        over ``count`` examples of the loss, and of correct answers or squared errors. Where the plan holds examples
+        out, they then do not go to ``fit``, and ``evaluate`` is asked about them with the round's parameters.
         """
 
 
@@ -98,6 +102,7 @@ def train_locally(
     clock: Callable[[], float],
     stop: Callable[[], bool] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    shift: NDArray[np.float32] | None = None,
 ) -> TrainResult:
     """Train from ``vector`` (float32[P], left as it is) on ``examples`` as ``plan`` says.
 
@@ -111,6 +116,7 @@ def train_locally(
         stop: Asked after each call of the engine; true ends training there, and what was done counts. A call makes one
             step, or where the engine makes several at once, as many as take about half a second, 64 at most.
         progress: Told ``(steps, loss)`` after each call of the engine.
+        shift: float32[P], added to the parameters after each step (control variates); steps are then made one by one.
 
     Raises:
         TrainingError: The loss or the parameters became NaN or infinite, the engine failed, or the plan has a scalar
@@ -130,9 +136,11 @@ def train_locally(
     handle = engine.load(vector)
     planned = planned_steps(len(train), plan)
     progress_of = _Progress()
-    pace = _Pace(_steps_at_once(engine, examples, plan), planned)
+    pace = _Pace(_steps_at_once(engine, examples, plan) if shift is None else 1, planned)
     for epoch, index in _batches(train, plan, rng, lambda: pace.count):
         losses = _losses(engine, handle, examples, index, scalars)
+        if shift is not None:
+            engine.shift(handle, shift)
         for loss in losses:
             progress_of.count(epoch, index.shape[1], loss)
         if progress is not None:
@@ -195,22 +203,25 @@ def train_with_trainer(
 ) -> TrainResult:
     """Train with the user's own ``fit``; arguments as for :func:`train_locally`.
 
-    The time budget and the batches are the trainer's affair: it gets the plan. There is no held-out evaluation,
-    because no graph could compute it; all examples go to ``fit``. ``rng`` and ``stop`` are not used.
+    The time budget and the batches are the trainer's affair: it gets the plan. Held-out examples are evaluated where
+    the trainer has a method ``evaluate`` (see :class:`Trainer`); without one all examples go to ``fit``. ``rng`` and
+    ``stop`` are not used.
 
     Raises:
-        TrainingError: ``fit`` failed, or returned something that is not this program's parameters.
+        TrainingError: ``fit`` or ``evaluate`` failed, or returned something that is not what it should.
         ExamplesError: There are no examples.
     """
     started = clock()
     if not len(examples):
         raise ExamplesError("examples: there are none; give at least one example")
-    try:
-        returned = trainer.fit(program.spec.unflatten(vector.copy()), examples, plan)
-    except EdgeFedError:
-        raise
-    except Exception as error:
-        raise TrainingError(f"the trainer's fit failed: {type(error).__name__}: {error}") from error
+    evaluation = None
+    evaluate = getattr(trainer, "evaluate", None)
+    if callable(evaluate):
+        train, held_out = split_held_out(len(examples), plan.held_out)
+        if len(held_out):
+            evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
+            examples = examples.part(train)
+    returned = _called("fit", lambda: trainer.fit(program.spec.unflatten(vector.copy()), examples, plan))
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     new = _flattened(arrays, program)
     if not _is_finite(new):
@@ -219,7 +230,35 @@ def train_with_trainer(
     if progress is not None:
         progress(steps, loss)
     delta = np.subtract(new, vector, out=new)
-    return TrainResult(_clipped(delta, plan.clip_norm, program), seen, steps, loss, clock() - started, complete=True)
+    clipped = _clipped(delta, plan.clip_norm, program)
+    return TrainResult(clipped, seen, steps, loss, clock() - started, complete=True, evaluation=evaluation)
+
+
+def _called(name: str, call: Callable[[], Any]) -> Any:
+    """Calls a method of the user's own; whatever it raises is a failed training."""
+    try:
+        return call()
+    except EdgeFedError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"the trainer's {name} failed: {type(error).__name__}: {error}") from error
+
+
+def _evaluated(evaluate: Callable[..., Any], parameters: Any, held_out: Examples) -> Evaluation | None:
+    returned = _called("evaluate", lambda: evaluate(parameters, held_out))
+    try:
+        loss_sum, metric_sum, count = returned
+        found = Evaluation(float(loss_sum), float(metric_sum), int(count))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TrainingError(
+            f"the trainer's evaluate returned {str(returned)[:80]}, expected (loss_sum, metric_sum, count)"
+        ) from error
+    if not 0 < found.count <= len(held_out):
+        raise TrainingError(f"the trainer's evaluate counted {found.count} of {len(held_out)} examples")
+    if not math.isfinite(found.loss_sum) or not math.isfinite(found.metric_sum):
+        log.warning("no evaluation: loss %s over %d examples", found.loss_sum, found.count)
+        return None
+    return found
 
 
 def split_held_out(count: int, share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError, ProtocolError
-from edge_sdk.wire.fields import octets_upto
+from edge_sdk.wire.fields import octets_upto, segment
 from edge_sdk.wire.messages import BODY_BYTES_MAX, MESSAGES, Message
 from edge_sdk.wire.records import VERSION, check_version, from_map, pack_map, to_map, unpack_map
-from edge_sdk.wire.topics import is_segment
 
 __all__ = ["ENVELOPE_BYTES_MAX", "Envelope", "decode_message", "encode_message"]
 
@@ -115,8 +114,5 @@ def decode_message(
 @functools.lru_cache(maxsize=256)
 def _envelope(federation: str, task: Any, lineage: Any, shard: Any) -> Envelope:
     """The checked envelope; one object for all messages that share it."""
-    if not isinstance(task, str) or not is_segment(task):
-        raise DecodeError("envelope.task: not a topic segment")
-    if not isinstance(shard, str) or (shard and not is_segment(shard)):
-        raise DecodeError("envelope.shard: not a topic segment")
-    return Envelope(federation, task, _LINEAGE(lineage, "envelope.lineage"), shard)
+    inbox = segment(shard, "envelope.shard") if shard != "" else ""
+    return Envelope(federation, segment(task, "envelope.task"), _LINEAGE(lineage, "envelope.lineage"), inbox)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError
+from edge_sdk.wire.topics import is_segment
 
 __all__ = [
     "Check",
@@ -28,6 +29,7 @@ __all__ = [
     "optional",
     "plain_list",
     "row_of",
+    "segment",
     "shown",
     "text",
 ]
@@ -80,6 +82,13 @@ def choice(*allowed: str) -> Check:
         return value
 
     return check
+
+
+def segment(value: object, where: str) -> str:
+    """Text that can stand as one segment of a topic."""
+    if not isinstance(value, str) or not is_segment(value):
+        raise DecodeError(f"{where}: {shown(value)} is not a topic segment")
+    return value
 
 
 def integer(low: int, high: int) -> Check:

@@ -75,7 +75,7 @@ VECTORS_MAX: Final = 8
 VECTOR_NAME_CHARACTERS_MAX: Final = 32
 NUMBERS_MAX: Final = 16
 FRAMES_MAX: Final = TENSOR_RULES_MAX + 2
-"""Of one vector: what no pattern matches, each pattern's tensors, the buffers."""
+"""Of one vector: one for what no pattern matches, one for each pattern's tensors, one for the buffers."""
 DELTA: Final = "delta"
 """The vector of an update that moves the model."""
 
@@ -90,6 +90,8 @@ TOTAL: Final = number(-1e12, 1e12)
 EVALUATION: Final = optional(row_of(loss_sum=TOTAL, metric_sum=TOTAL, count=integer(1, 1 << 40)))
 MODEL_DELTA: Final = row_of(digest=DIGEST, bytes=SIZE)
 VECTOR: Final = row_of(name=NAME, digest=DIGEST, bytes=SIZE)
+
+REQUIREMENTS: Final = list_of(text(64), 32)
 
 _SPAN: Final = row_of(start=integer(0, BLOB_BYTES_MAX), stop=integer(0, BLOB_BYTES_MAX))
 _CAPABILITY: Final = text(64)
@@ -131,7 +133,7 @@ class Announce:
     fraction: float = on_wire(number(0.0, 1.0))
     window_seconds: float = on_wire(SECONDS)
     remaining_seconds: float = on_wire(SECONDS)
-    requires: tuple[str, ...] = on_wire(list_of(text(64), 32), ())
+    requires: tuple[str, ...] = on_wire(REQUIREMENTS, ())
     reason: str = on_wire(text(400), "")
 
 
@@ -154,7 +156,8 @@ VERDICTS_WAITING: Final = list_of(record(Verdict), UNSETTLED_MAX)
 class CheckIn:
     """From a device: I could work.
 
-    ``unsettled`` names the tickets whose outcome it does not know yet, ``holds`` by SHA-256 the parameters that it has.
+    ``unsettled`` names the tickets whose outcome the device does not know yet. ``holds`` names the parameters that it
+    has, by SHA-256, the newest first.
     """
 
     kind: ClassVar[str] = "checkin"
@@ -169,12 +172,24 @@ class CheckIn:
 class Invite:
     """To one device, the answer to its check-in: a ticket, what to fetch, what to do.
 
-    ``report_seconds`` count from when the device *sent* the check-in with this nonce.
-    ``deltas``, the oldest first, as ``(digest, bytes)``, lead from the parameters ``base``, which the device said that
-    it has, to ``parameters``; without them, or where they fail, the parameters are fetched whole. ``blob_bytes`` > 0
-    says that the program, and the deltas or else the parameters, are also retained in pieces of that size (rule 7:
-    downloads are ranges). ``vectors``, as ``(name, digest, bytes)``, are further blobs of the size of the parameters,
-    which the plan's local algorithm needs.
+    Attributes:
+        nonce: That of the check-in; a reply with another one is dropped.
+        ticket: Names this piece of work (rule 2 of the protocol: a ticket is its identity).
+        round, attempt: Number of the round, and which attempt at it.
+        program, parameters: SHA-256 of the blobs to fetch.
+        program_bytes, parameters_bytes: Their lengths.
+        plan: How to train and encode.
+        report_seconds: Until when the update must have arrived, in seconds from when the device *sent* the check-in.
+        chunk_bytes_max: Largest range of bytes that the coordinator puts into one message.
+        blob_bytes: Above 0, the program, and the deltas or else the parameters, are also retained in pieces of that
+            size (rule 7: downloads are ranges).
+        requires: What the device must understand, or decline.
+        verdicts: On the tickets that the check-in named as unsettled.
+        base: The parameters that ``deltas`` start from, which the device said that it has.
+        deltas: ``(digest, bytes)`` of model deltas, the oldest first, that lead from ``base`` to ``parameters``.
+            Without them, or where they fail, the parameters are fetched whole.
+        vectors: ``(name, digest, bytes)`` of further blobs of the size of the parameters, which the plan's local
+            algorithm needs.
     """
 
     kind: ClassVar[str] = "invite"
@@ -190,7 +205,7 @@ class Invite:
     report_seconds: float = on_wire(SECONDS)
     chunk_bytes_max: int = on_wire(integer(256, BODY_BYTES_MAX))
     blob_bytes: int = on_wire(integer(0, BODY_BYTES_MAX), 0)
-    requires: tuple[str, ...] = on_wire(list_of(text(64), 32), ())
+    requires: tuple[str, ...] = on_wire(REQUIREMENTS, ())
     verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, ())
     base: bytes = on_wire(octets_upto(DIGEST_BYTES), b"", brief=True)
     deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), brief=True)

@@ -17,6 +17,7 @@ __all__ = ["PLAIN", "Plan", "TrainingPlan"]
 
 SCALARS_MAX: Final = 32
 LOCAL_SETTINGS_MAX: Final = 32
+LOCAL_CHARACTERS_MAX: Final = 58  # with "local:" it is one of an invite's requirements, of at most 64
 BYTE_LIMIT_MAX: Final = 1 << 50
 PLAIN: Final = "plain"
 """The local algorithm that every device has: train, then send what has changed."""
@@ -90,7 +91,7 @@ class Plan:
     weighting: str = on_wire(choice("examples", "uniform"), "examples", required=True)
     bytes_per_update_max: int = on_wire(integer(0, BYTE_LIMIT_MAX), 0, brief=True)
     bytes_per_device_per_day_max: int = on_wire(integer(0, BYTE_LIMIT_MAX), 0, brief=True)
-    local: str = on_wire(text(64, 1), PLAIN, brief=True)
+    local: str = on_wire(text(LOCAL_CHARACTERS_MAX, 1), PLAIN, brief=True)
     local_settings: dict[str, float] = on_wire(
         map_of(_NUMBER, LOCAL_SETTINGS_MAX, _NAME), default_factory=dict, brief=True
     )

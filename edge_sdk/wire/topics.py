@@ -9,8 +9,6 @@
     fl/v1/<federation>/tasks/<task>/round         retained   JSON for people: the round as it goes
     fl/v1/<federation>/coordinator/<lineage>/state  retained JSON: incarnation, online, tasks; every device hears it
     fl/v1/<federation>/coordinator/<lineage>/claim           JSON: coordinators among themselves
-    fl/v1/<federation>/coordinator/state          retained   JSON: incarnation, online; every device hears it
-    fl/v1/<federation>/coordinator/round          retained   JSON for people: the round as it goes
 
 ``<lineage>`` is the lineage of a coordinator's database in hexadecimal digits, so that coordinators of one federation
 do not overwrite each other's state.
@@ -32,7 +30,7 @@ __all__ = ["PREFIX", "Topics", "check_segment", "is_segment"]
 PREFIX: Final = "fl/v1"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LONG = re.compile(r"(to|from|up|blobs|tasks|coordinator)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
-_SHORT = re.compile(r"(status|coordinator)/([A-Za-z0-9_-]{1,64})\Z")
+_SHORT = re.compile(r"(status)/([A-Za-z0-9_-]{1,64})\Z")
 
 
 def is_segment(value: str) -> bool:
@@ -58,14 +56,6 @@ class Topics:
     @property
     def root(self) -> str:
         return f"{PREFIX}/{self.federation}"
-
-    @property
-    def coordinator_state(self) -> str:
-        return f"{self.root}/coordinator/state"
-
-    @property
-    def coordinator_round(self) -> str:
-        return f"{self.root}/coordinator/round"
 
     @property
     def lineage_states(self) -> str:
@@ -111,8 +101,7 @@ class Topics:
 
         ``("to", device, kind)``, ``("from", device, kind)``, ``("up", shard, device)``, ``("blobs", hex, offset)``,
         ``("tasks", task, "announce")``, ``("tasks", task, "round")``, ``("status", device)``,
-        ``("coordinator", lineage, "state")``, ``("coordinator", lineage, "claim")``, ``("coordinator", "state")`` or
-        ``("coordinator", "round")``.
+        ``("coordinator", lineage, "state")``, ``("coordinator", lineage, "claim")``.
         """
         root = f"{PREFIX}/{self.federation}/"
         if not topic.startswith(root):

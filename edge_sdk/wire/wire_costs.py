@@ -1,7 +1,7 @@
 """What work will cost on the wire, before any of it is done: whole MQTT packets with their answers, and TLS.
 
-The costs are those of a link that does not break. What a cut or a broker makes a device send again is counted when it
-happens (``traffic``) and not foreseen here.
+The costs are those of a connection that does not break. What a device has to send again after a cut is counted when it
+happens (``edge_sdk/device/daily_traffic.py``) and not foreseen here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edge_sdk.wire.topics import Topics
 
 __all__ = ["UPDATE_HEAD_BYTES_MAX", "Costs"]
 
-EPOCH: Final = bytes(8)
+LINEAGE: Final = bytes(8)
 TICKET: Final = bytes(TICKET_BYTES)
 DIGEST: Final = bytes(DIGEST_BYTES)
 LARGE: Final = 1 << 30  # of the length that most numbers have in msgpack
@@ -55,7 +55,7 @@ UPDATE_HEAD_BYTES_MAX: Final = len(_HEAD.encode()) + FRAMES_MAX * LENGTH_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of one device.
+    """What work costs one device on the wire.
 
     Attributes:
         federation, task, device: Its names; they are in every topic.
@@ -124,4 +124,4 @@ class Costs:
         return self.message(topic, len(encode_message(self._envelope(), message)))
 
     def _envelope(self, shard: str = "") -> Envelope:
-        return Envelope(self.federation, self.task, lineage=EPOCH, shard=shard)
+        return Envelope(self.federation, self.task, lineage=LINEAGE, shard=shard)

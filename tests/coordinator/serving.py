@@ -30,7 +30,8 @@ from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
 from edge_sdk.codecs.frame import pack_frame
-from edge_sdk.device.work import TrainedUpdate, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
+from edge_sdk.device.work import TrainingWork
 from edge_sdk.errors import StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Subscribed, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop
@@ -84,7 +85,9 @@ def write_config(directory: Path, url: str, **tables: dict[str, Any]) -> Path:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value)
 
 
@@ -227,7 +230,7 @@ class RecordedWork:
     def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:
             product = self._work.run(order)
-        self._books.payloads[product.entry.digest] = product.entry.payload
+        self._books.payloads[product.update.digest] = product.update.payload
         self._gate.pass_through(self._device)
         return product
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import MakeBroker
 from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, write_held_out
 
 from coordinator.__main__ import exit_code, main
@@ -44,6 +45,7 @@ from edge_sdk.errors import (
     VersionError,
 )
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.coordinator_state import CoordinatorState
 
 NOWHERE = "mqtt://127.0.0.1:1"
 VERDICTS = {"counted": 2, "late": 1, "declined": 0, "missing": 0, "refused": 1}
@@ -393,8 +395,8 @@ def test_check_of_another_model_and_of_missing_files_is_code_2(run: Run, tmp_pat
     assert "the database was made for another model" in found["database"][1]
 
 
-def test_check_notices_what_a_broker_does_not_allow(run: Run, tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto", users={"coordinator": "right", "pi-1": "pi"}) as broker:
+def test_check_notices_what_a_broker_does_not_allow(mosquitto: MakeBroker, run: Run, tmp_path: Path) -> None:
+    with mosquitto(users={"coordinator": "right", "pi-1": "pi"}) as broker:
         (tmp_path / "password").write_text("wrong\n")
         login = {"username": "coordinator", "password_file": "password"}
         path = write_config(tmp_path, broker.url, broker=login)
@@ -416,8 +418,8 @@ def test_check_notices_another_coordinator_of_the_same_name(
 ) -> None:
     other = HandMade(loop, mosquitto_broker.settings(), "other")
     assert loop.run_until(lambda: other.subscribed, 10.0)
-    state = {"online": True, "incarnation": 7, "federation": FEDERATION}
-    other.publish(other.topics.coordinator_state, json.dumps(state).encode(), retain=True)
+    state = CoordinatorState(b"lineage!", 7, True, ("default",))
+    other.publish(other.topics.lineage_state(b"lineage!"), state.encode(FEDERATION), retain=True)
     loop.run_until(lambda: False, 0.2)
     found = checks_of(run("check", write_config(tmp_path, mosquitto_broker.url), "--json"))["broker"]
     assert found[0] == "warning" and "another coordinator (incarnation 7) serves this federation" in found[1]

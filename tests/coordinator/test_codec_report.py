@@ -20,6 +20,7 @@ from coordinator.codec_report.trial import Trial, progress
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config.sections import Codec
 from edge_sdk.codecs import CodecSettings, encode_update
+from edge_sdk.codecs.eden import Eden
 from edge_sdk.codecs.frame import pack_frame
 from edge_sdk.codecs.frames import EncodedFrames, frames_bytes_max
 from edge_sdk.errors import ConfigurationError
@@ -101,7 +102,7 @@ def test_rules_for_tensors_and_statistics_have_frames_whose_bytes_add_up_too() -
     spec = ParameterSpec([("w", (40, 30), "trainable"), ("w.bias", (30,), "trainable"), ("mean", (30,), "buffer")])
     rng = np.random.default_rng(0)
     deltas = tuple(rng.standard_normal(spec.size).astype(np.float32) for _ in range(2))
-    settings = replace(SPARSE, tensors=(("*.bias", CodecSettings("dense")),))
+    settings = CodecSettings(SPARSE.codec, tensors=(("*.bias", CodecSettings("dense")),))
     cohort = last_cohort([LocalRound(n, deltas, n, 1.0) for n in (1, 2)], spec, [settings], 0)
     found = measure(cohort, settings, 2)
     heads = sum(len(pack_frame(b"", tensor.size, 1)) for tensor in spec)
@@ -143,7 +144,7 @@ def test_residuals_are_what_earlier_rounds_did_not_send(bundle: Bundle, rounds: 
 
 def test_eden_is_as_far_from_the_limit_as_its_theory_says(measured: list[Measurement]) -> None:
     for each in measured:
-        if each.settings.name == "eden" and each.settings.bits >= 0.09:
+        if isinstance(each.settings.codec, Eden) and each.settings.codec.bits >= 0.09:
             assert each.limit_ratio == pytest.approx(each.limit_theory, rel=0.15), each.label
     assert eden_nmse(1) == pytest.approx(math.pi / 2 - 1)
     assert eden_nmse(2) == pytest.approx(0.1175 / (1 - 0.1175), rel=0.01), "Lloyd and Max's distortion, unbiased"
@@ -229,10 +230,7 @@ def test_the_table_for_the_configuration_gives_the_settings_that_were_measured(m
     for each in measured:
         section = Codec(**tomllib.loads(codec_table(each.settings))["codec"])
         assert section.name == each.settings.name
-        if section.name == "sparse":
-            assert section.density == each.settings.density
-        if section.name in ("eden", "auto"):
-            assert section.bits == each.settings.bits
+        assert CodecSettings(section.name, **section.own) == each.settings
 
 
 def test_auto_says_what_it_took_and_how_much_the_largest_coordinates_hold(measured: list[Measurement]) -> None:

@@ -73,10 +73,10 @@ def state_of(desk: Desk, invite: Invite) -> str:
 def test_the_inboxes_are_open_before_anybody_is_told_that_the_coordinator_is_here() -> None:
     desk = Desk()
     kinds = [(type(e).__name__, getattr(e, "topic", "")) for e in desk.effects]
-    online = kinds.index(("Publish", TOPICS.coordinator_state))
+    online = kinds.index(("Publish", TOPICS.lineage_state(desk.store.lineage)))
     subscribed = [i for i, (name, _) in enumerate(kinds) if name == "Subscribe"]
     assert len(subscribed) == 2 and max(subscribed) < online
-    assert json.loads(desk.retained[TOPICS.coordinator_state])["online"] is True
+    assert json.loads(desk.retained[TOPICS.lineage_state(desk.store.lineage)])["online"] is True
 
 
 def test_with_one_connection_of_two_nothing_is_announced() -> None:
@@ -568,7 +568,7 @@ def test_losing_the_broker_loses_nothing() -> None:
     desk.play(BrokerDown(CONTROL))
     desk.retained.clear()
     desk.find_broker()
-    assert announced(desk).phase == "working" and TOPICS.coordinator_state in desk.retained
+    assert announced(desk).phase == "working" and TOPICS.lineage_state(desk.store.lineage) in desk.retained
     for device, invite in invites.items():
         upload(desk, device, invite)
     assert desk.store.latest_checkpoint(TASK).round == 1  # type: ignore[union-attr]
@@ -589,6 +589,6 @@ def test_what_people_see_adds_up() -> None:
     invites = desk.begin("a", "b", "c")
     upload(desk, "a", invites["a"])
     desk.wait(1.0)
-    shown = json.loads(desk.retained[TOPICS.coordinator_round])
+    shown = json.loads(desk.retained[TOPICS.task_round(TASK)])
     assert (shown["round"], shown["invited"], shown["committed"], shown["goal_count"]) == (1, 3, 1, 2)
     assert shown["phase"] in ("configuration", "reporting")

@@ -9,7 +9,8 @@ import pytest
 from wired import ROUND, TASK, TOPICS, Pair
 
 from coordinator.stopping import StoppingRule
-from edge_sdk.device.session import PendingUpdate, SetEligible
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.session import SetEligible
 
 
 def test_three_devices_and_three_rounds() -> None:
@@ -98,11 +99,11 @@ def test_an_upload_from_before_a_restart_counts_if_its_round_is_open() -> None:
     pair.lose = lambda topic, way: "/up/" in topic and topic.endswith("/a")
     pair.run(8.0)
     assert pair.sessions["a"].state == "uploading"
-    upload = pair.sessions["a"]._upload
+    upload = pair.sessions["a"]._deliver._upload
     assert upload is not None
     pair.cut("a")
     pair.lose = lambda topic, way: False
-    pair.sessions["a"] = pair.session("a", 9, holding=upload.holding)
+    pair.sessions["a"] = pair.session("a", 9, pending=upload.update)
     pair.connect("a")
     pair.run(100.0)
     assert pair.settled["a"] == [True]
@@ -113,8 +114,10 @@ def test_an_upload_of_a_round_that_is_long_over_is_settled_as_not_counted() -> N
     pair.run(300.0)
     ticket = next(iter(pair.trainings["b"])).ticket
     for device, lineage in (("b", pair.desk.store.lineage), ("b", b"restored")):
-        held = PendingUpdate(b"forgotten ticket", b"d" * 32, lineage, "0", 1, b"payload")
-        pair.sessions[device] = pair.session(device, 5, holding=held)
+        held = PendingUpdate(
+            b"forgotten ticket", b"d" * 32, lineage, "default", 1, "0", bytes(32), bytes(32), b"payload"
+        )
+        pair.sessions[device] = pair.session(device, 5, pending=held)
         pair.connect(device)
         pair.run(20.0)
         assert pair.settled[device][-1] is False and pair.sessions[device].state == "idle"

@@ -99,7 +99,7 @@ def test_a_device_that_misses_any_rounds_trains_on_what_is_published(
     present: list[bool], codec: str, deltas_max: int
 ) -> None:
     """``Pair`` compares the bytes with their digest at each training."""
-    downlink = Downlink(CodecSettings(codec, density=0.05, block_size=64, rounding="nearest"), deltas_max, 0)
+    downlink = Downlink(CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest"), deltas_max, 0)
     pair = Learners("a", "b", "c", rounds=len(present) + 1, downlink=downlink)
     for here in present:
         pair.play("c", SetEligible(here))

@@ -11,7 +11,9 @@ from wired import TASK, Desk, bundle, make_update
 
 from coordinator.pipeline import Aggregator, Counted, DecodedUpdate, PipelineSettings, Step, unpack_memory
 from coordinator.pipeline.memory import PartMemory
+from coordinator.pipeline.worker import stalled_attempts
 from coordinator.server_optimizers import FedAvgM
+from coordinator.store import TicketRecord
 from coordinator.validate import Validation
 from edge_sdk.errors import ConfigurationError, ProtocolError
 from edge_sdk.training.bundle import digest_of, encode_parameters
@@ -172,3 +174,26 @@ def test_weights_beyond_the_sum_are_refused_before_they_are_journalled() -> None
     with pytest.raises(ProtocolError, match="full"):
         pipeline.examine(make_update(0.1, 10), pending_weight=full - 9)
     assert Update.decode(make_update(0.1, 10)).examples == 10
+
+
+@pytest.mark.parametrize(
+    ("reasons", "stalled"),
+    [
+        ("norm norm norm", 1),
+        ("norm norm abandoned", 1),
+        ("norm abandoned", 0),
+        ("norm - - -", 0),  # one speaks while the others are cut off
+        ("norm norm - - - -", 1),
+        ("- - -", 0),
+        ("value value norm", 1),
+    ],
+)
+def test_a_bound_gives_way_to_many_and_not_to_a_few(reasons: str, stalled: int) -> None:
+    tickets = [
+        TicketRecord(bytes([i]) * 16, TASK, 1, 0, f"d{i}", bytes(16), "missing" if reason == "-" else "refused", reason)
+        for i, reason in enumerate(reasons.split())
+    ]
+    assert stalled_attempts([tickets, []]) == stalled
+    assert ADAPTIVE.norm_bound([1.0] * 4, stalled) == 3.0 * 2**stalled
+    fixed = replace(ADAPTIVE, norm_max=4.0)
+    assert fixed.norm_bound([1.0] * 4, 5) == 4.0, "a fixed bound stays"

@@ -54,7 +54,7 @@ def test_any_order_split_and_merge_gives_the_same_bits(
     expected = total(cohort)
     shuffled = list(cohort)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    merged = expected.zero()
+    merged = WeightedMean(SIZE, POINT)
     edges = sorted({0, len(cohort), *(min(cut, len(cohort)) for cut in cuts)})
     for start, stop in pairwise(edges):
         part = total(shuffled[start:stop])
@@ -199,12 +199,13 @@ metrics = st.dictionaries(
 
 @given(st.lists(metrics, max_size=8), st.randoms(use_true_random=False), st.integers(0, 8))
 def test_scalar_sums_do_not_depend_on_order_or_split(devices: list[dict[str, float]], random: object, cut: int) -> None:
-    expected = ScalarSums(["loss_sum", "metric_sum", "count"])
+    names = ["loss_sum", "metric_sum", "count"]
+    expected = ScalarSums(names)
     for numbers in devices:
         expected.accumulate(numbers)
     shuffled = list(devices)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    one, other = expected.zero(), expected.zero()
+    one, other = ScalarSums(names), ScalarSums(names)
     for numbers in shuffled[:cut]:
         one.accumulate(numbers)
     for numbers in shuffled[cut:]:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from serving import dense_frame, update_of, write_config, write_held_out
 
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import FederationConfig, load_config
 from coordinator.config.settings import database_path
 from coordinator.model_identity import differences
-from coordinator.setup import Prepared, build_bundle, make_service, prepare
+from coordinator.pipeline import make_step
+from coordinator.setup import Prepared, build_bundle, make_service, pipeline_settings, prepare
 from coordinator.setup_checks import fixed_point
 from coordinator.store import JournalRow, RoundRecord, Store, TicketRecord, backup_path
+from edge_sdk.aggregation.algorithm import make_algorithm
 from edge_sdk.aggregation.sums import WeightedMean
 from edge_sdk.codecs import Decoded
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, EdgeFedError, ExamplesError, StateError
@@ -251,6 +255,18 @@ def test_the_codec_stays_while_an_open_round_holds_updates_of_it(tmp_path: Path)
     assert "put the former [codec] table back" in message
 
 
+def test_an_algorithm_that_cannot_use_the_updates_of_an_open_round_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, codec=DENSE)
+    program = prepared(config).program
+    frame = dense_frame(np.zeros(program.spec.size, dtype=np.float32))
+    with_update(config, program.digest, update_of(frame, steps=7))
+    for algorithm in ("median", "fednova"):
+        prepared(config_of(tmp_path, codec=DENSE, aggregation={"algorithm": algorithm}))
+    options = {"algorithm": "fednova", "options": {"steps_max": 5}}
+    message = refusal(config_of(tmp_path, codec=DENSE, aggregation=options))
+    assert message.startswith("aggregation: round 1: the open round holds an update that the configuration cannot use")
+
+
 def with_update(config: FederationConfig, program: bytes, payload: bytes) -> None:
     """Leaves a round open in which one update is journalled."""
     store = Store(database_path(config), wall=lambda: 1e9, new_id=os.urandom)
@@ -296,3 +312,85 @@ def test_a_prepared_service_has_not_begun(tmp_path: Path) -> None:
     service = make_service(made, new_id=os.urandom, rng=rng, wall=lambda: 1e9)
     assert service.finished is None and made.store.open_round("default") is None
     made.store.close()
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A server optimiser of one's own."""
+
+    eta: float = 0.5
+
+    def init(self, size: int) -> dict[str, NDArray[np.float32]]:
+        return {"seen": np.zeros(size, dtype=np.float32)}
+
+    def apply(
+        self,
+        parameters: NDArray[np.float32],
+        mean_delta: NDArray[np.float32],
+        state: dict[str, NDArray[np.float32]],
+        buffer: object = None,
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        return parameters + np.float32(self.eta) * mean_delta, {"seen": state["seen"] + 1}
+
+
+DENSE = {"name": "dense", "density": None}
+
+
+def test_a_pipeline_is_put_together_from_the_configuration(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path,
+        codec=DENSE,
+        aggregation={
+            "algorithm": "trimmed_mean",
+            "options": {"fraction": 0.1},
+            "step": [{"name": "clip", "norm": 2.0}],
+            "server_optimizer": "test_setup:Slow",
+            "server_options": {"eta": 0.25},
+        },
+    )
+    settings = pipeline_settings(config, build_bundle(config).program)
+    assert settings.algorithm == make_algorithm("trimmed_mean", {"fraction": 0.1})
+    assert settings.steps == (("clip", make_step("clip", {"norm": 2.0})),)
+    assert settings.optimizer.eta == 0.25  # type: ignore[attr-defined]
+    assert prepared(config).is_new and not prepared(config).is_new
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"algorithm": "krum"}, "aggregation.algorithm = 'krum': choose one of mean, median"),
+        ({"algorithm": "median", "options": {"fraction": 0.1}}, "aggregation.options.fraction: median has no such"),
+        ({"algorithm": "trimmed_mean", "options": {"fraction": 0.6}}, "aggregation.options.fraction is 0.6, expected"),
+        ({"algorithm": "median", "weighting": "examples"}, 'aggregation.weighting = "examples": median counts every'),
+        ({"algorithm": "nowhere.to.be:Found"}, "aggregation.algorithm: 'nowhere.to.be:Found': there is no module"),
+        ({"algorithm": "fednova", "options": {"momentum": 0.9}}, "aggregation.options.momentum = 0.9: the devices'"),
+        ({"server_optimizer": "test_setup:Prepared"}, "aggregation.server_optimizer"),
+        ({"server_optimizer": "test_setup:Slow", "server_options": {"speed": 1}}, "aggregation.server_optimizer"),
+        ({"step": [{"name": "shorten"}]}, "aggregation.step.name = 'shorten': choose one of clip"),
+        ({"step": [{"name": "clip"}]}, "aggregation.step.name"),
+        ({"step": [{"name": "clip", "norm": -1.0}]}, "aggregation.step (clip): norm is -1.0, expected"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_is_refused_with_its_key(
+    tmp_path: Path, tables: dict[str, Any], message: str
+) -> None:
+    assert refusal(config_of(tmp_path, codec=DENSE, aggregation=tables)).startswith(message)
+
+
+def test_a_rule_that_compares_coordinates_is_refused_with_a_codec_that_leaves_some_out(tmp_path: Path) -> None:
+    sparse = config_of(tmp_path, aggregation={"algorithm": "median"})
+    assert refusal(sparse).startswith("codec.name = \"sparse\": with aggregation.algorithm = 'median' most coordinates")
+    tensors = {**DENSE, "tensors": {"*.bias": {"name": "sparse"}}}
+    part = config_of(tmp_path, aggregation={"algorithm": "median"}, codec=tensors)
+    assert refusal(part).startswith('codec.tensors."*.bias".name = "sparse"')
+
+
+def test_another_algorithm_cannot_take_over_the_memory_of_the_former(tmp_path: Path) -> None:
+    prepared(config_of(tmp_path, codec=DENSE, aggregation={"algorithm": "test_algorithms:Counting"}))
+    message = refusal(config_of(tmp_path, codec=DENSE, aggregation={"algorithm": "mean"}))
+    assert message.startswith("aggregation.algorithm = 'mean': keeps no state, and the task was trained with")
+    step = {"algorithm": "test_algorithms:Counting", "step": [{"name": "clip", "norm": 1.0}]}
+    assert not prepared(config_of(tmp_path, codec=DENSE, aggregation=step)).is_new, "a step may come at any time"

@@ -17,7 +17,7 @@ from coordinator.service import Service
 from coordinator.setup import make_service, prepare
 from coordinator.store import RoundRecord, Store, TicketRecord
 from edge_sdk.client import EdgeClient
-from edge_sdk.device.agent import Progress
+from edge_sdk.device.progress import Progress
 
 PATIENCE_SECONDS = 20.0
 FEATURES, CLASSES = 6, 3

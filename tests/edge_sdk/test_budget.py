@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs, mlp_program, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,13 +20,15 @@ from test_session import PARAMETERS, PLAN, PROGRAM, Bench, of
 from device_sim.broker import PrivateBroker
 from device_sim.counting_proxy import CountingProxy
 from device_sim.scenario import FAULTY, NetworkFaults, Scenario, run
-from edge_sdk.client import Limits
 from edge_sdk.codecs import CodecSettings, frame_bytes_max
 from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.data_quota import BYTES_PER_DAY_MIN, RESERVE_BYTES, DataQuota
 from edge_sdk.device.files import MemoryFiles
-from edge_sdk.device.session import CancelTraining, SetSpent, StartTraining
-from edge_sdk.device.work import OverBudget, TrainingJob, TrainingWork
+from edge_sdk.device.limits import Limits
+from edge_sdk.device.progress import ProgressKind
+from edge_sdk.device.session import CancelTraining, SetQuotaExhausted, StartTraining
+from edge_sdk.device.training_job import OverQuota, TrainingJob
+from edge_sdk.device.work import TrainingWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Meter
 from edge_sdk.training.bundle import encode_parameters
@@ -41,8 +44,8 @@ NAMES = (f"budget-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 
@@ -175,7 +178,7 @@ def order(frames_bytes_max: int, codec: CodecSettings) -> TrainingJob:
         bytes(16), b"", "default", 1, 0, "0", program.digest, bytes(32), Plan(PLAN.training, codec), 50.0
     )
     return TrainingJob(
-        begun, program.encode(), encode_parameters(start(program)), lambda spec: None,
+        begun, program.encode(), encode_parameters(start(program)), lambda spec: {},
         lambda length: True, 0, lambda: False, lambda steps, loss: None, frames_bytes_max,
     )  # fmt: skip
 
@@ -183,14 +186,14 @@ def order(frames_bytes_max: int, codec: CodecSettings) -> TrainingJob:
 @pytest.mark.parametrize("limit", [60, 100, 200])
 def test_an_encoded_update_is_never_above_what_it_may_be(limit: int) -> None:
     product = TrainingWork(lambda: blobs(60)).run(order(limit, CodecSettings("sparse", density=1.0)))
-    assert sum(map(len, Update.decode(product.entry.payload or b"").frames())) <= limit
-    assert len(product.entry.payload or b"") <= limit + UPDATE_HEAD_BYTES_MAX
-    assert product.residual_after is not None and np.abs(product.residual_after).sum() > 0.0, "what is left comes later"
+    assert sum(map(len, Update.decode(product.update.payload or b"").frames())) <= limit
+    assert len(product.update.payload or b"") <= limit + UPDATE_HEAD_BYTES_MAX
+    assert np.abs(product.vectors_after["residual"]).sum() > 0.0, "what is left comes later"
 
 
 def test_an_update_that_cannot_be_small_enough_is_found_out_before_training() -> None:
     asked: list[int] = []
-    with pytest.raises(OverBudget, match="bytes_per_update_max leaves for it"):
+    with pytest.raises(OverQuota, match="bytes_per_update_max leaves for it"):
         TrainingWork(lambda: asked.append(1)).run(order(100, CodecSettings("dense")))
     assert not asked
 
@@ -200,14 +203,14 @@ def test_an_update_that_cannot_be_small_enough_is_found_out_before_training() ->
 
 def test_who_has_declined_for_the_day_checks_in_again_when_the_day_has_changed() -> None:
     bench = Bench()
-    bench.session._over_budget = lambda invite, downloads: ("bytes_per_day", str(downloads))
+    bench.session._work._over_quota = lambda invite, downloads: (ProgressKind.BYTES_PER_DAY, str(downloads))
     bench.check_in()
     bench.hear(bench.invite())
     assert [message.reason for message in bench.said(Decline)] == ["bytes_per_day"] and not bench.said(Accept)
     bench.announce(round=2)
     bench.announce(round=3, after=600.0)
     assert bench.due is None and len(bench.said(CheckIn)) == 1
-    bench.play(SetSpent(False), after=3600.0)
+    bench.play(SetQuotaExhausted(False), after=3600.0)
     bench.tick()
     assert len(bench.said(CheckIn)) == 2
 
@@ -215,16 +218,16 @@ def test_who_has_declined_for_the_day_checks_in_again_when_the_day_has_changed()
 def test_a_budget_that_runs_out_gives_work_back_and_keeps_what_is_finished() -> None:
     bench = Bench()
     bench.training()
-    bench.play(SetSpent(True))
+    bench.play(SetQuotaExhausted(True))
     assert [message.reason for message in bench.said(Decline)] == ["bytes_per_day"]
     assert of(bench.actions, CancelTraining) and bench.session.state == "idle"
     bench = Bench()
     bench.check_in()
-    bench.play(SetSpent(True))
+    bench.play(SetQuotaExhausted(True))
     assert bench.session.state == "idle" and bench.due is None
     bench = Bench()
     bench.uploading()
-    bench.play(SetSpent(True))
+    bench.play(SetQuotaExhausted(True))
     assert bench.session.state == "uploading", "the update stays in the outbox until there is a new day"
 
 

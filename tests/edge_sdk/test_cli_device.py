@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from numpy.typing import NDArray
 from one_federation import Federation, wait
@@ -27,9 +28,11 @@ from edge_sdk.__main__ import main
 from edge_sdk.cli.check import checks
 from edge_sdk.cli.device_config import load_device_config
 from edge_sdk.cli.findings import EXIT_BROKER, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, EXIT_STATE, Finding
+from edge_sdk.cli.run import make_client
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.cli.speed import PROGRAM, load_yardstick, step_milliseconds
 from edge_sdk.device.state import DirectoryFiles
+from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.engine import make_engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,15 +40,15 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
     users = {"coordinator": "c", "pi": "right", "other": "other"}
-    with PrivateBroker("mosquitto", users=users) as started:
+    with mosquitto(users=users) as started:
         yield started
 
 
@@ -273,9 +276,11 @@ def test_a_coordinator_that_left_is_offline(broker: PrivateBroker, write: Write,
     with Federation(tmp_path / "coordinator", broker.url, "left") as plant, plant.client(tmp_path / "pi") as client:
         wait(lambda: client.status.counted >= 1)
     path = write(broker.url)
-    path.write_text(path.read_text().replace('"plant"', '"left"').replace("[broker]", 'task = "none"\n[broker]'))
+    path.write_text(path.read_text().replace('"plant"', '"left"'))
+    assert found(path)["coordinator"][0].text == "offline: devices wait for it"
+    path.write_text(path.read_text().replace("[broker]", 'task = "none"\n[broker]'))
     all_found = found(path)
-    assert all_found["coordinator"][0].text == "offline: devices wait for it"
+    assert all_found["coordinator"][0].text == "none that speaks here serves task 'none': check its name"
     assert all_found["task"][0].text == "federation 'left' announces no task 'none'"
 
 
@@ -406,3 +411,66 @@ def test_an_abstract_socket_is_reached_too() -> None:
 )
 def test_the_watchdog_is_for_the_process_that_is_named(environment: dict[str, str], seconds: float | None) -> None:
     assert watchdog_seconds(environment, 7) == seconds
+
+
+# one's own classes
+
+MINE = """
+import numpy as np
+
+
+class Trainer:
+    def fit(self, parameters, examples, plan):
+        return {name: value + np.float32(0.25) for name, value in parameters.items()}, {"steps": 7}
+
+    def evaluate(self, parameters, examples):
+        return 3.0 * len(examples), 1.0 * len(examples), len(examples)
+
+
+class Local:
+    vectors = ()
+
+    def run(self, work):
+        raise AssertionError("no plan asks for it")
+"""
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of the user's own on the path."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "my_device.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path / "package"))
+    return "my_device"
+
+
+def test_a_trainer_of_ones_own_trains_and_evaluates(
+    broker: PrivateBroker, write: Write, tmp_path: Path, own_package: str
+) -> None:
+    path = write(broker.url, extend='trainer = "my_device:Trainer"\nalgorithms = {mine = "my_device:Local"}')
+    evaluation = {"held_out": 0.3}
+    with Federation(tmp_path / "coordinator", broker.url, "plant", evaluation=evaluation) as plant:
+        assert found(path)["extend"][0] == Finding("ok", "extend", "my_device:Trainer, my_device:Local")
+        with make_client(load_device_config(path, {})) as client:
+            wait(lambda: client.status.counted >= 2, lambda: client.status)
+    metrics = plant.rounds[0].summary["metrics"]
+    assert metrics["loss"] == pytest.approx(3.0) and metrics["accuracy"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('trainer = "my_device:Nobody"', "extend.trainer: 'my_device:Nobody': my_device has no 'Nobody'"),
+        ('trainer = "my_device:Local"', "extend.trainer: 'my_device:Local' has no fit()"),
+        ('algorithms = {mine = "nowhere:Local"}', "extend.algorithms.mine: 'nowhere:Local': there is no module"),
+        ('algorithms = {mine = "my_device:Trainer"}', "extend.algorithms.mine: 'my_device:Trainer' has no run()"),
+    ],
+)
+def test_a_class_that_is_not_there_or_cannot_do_it_is_named(
+    write: Write, own_package: str, line: str, words: str
+) -> None:
+    path = write("mqtt://127.0.0.1:1", extend=line)
+    (finding,) = found(path)["extend"]
+    assert finding.level == "FAIL" and words in finding.text
+    with pytest.raises(ConfigurationError, match="extend"):
+        make_client(load_device_config(path, {}))

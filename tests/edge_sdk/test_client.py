@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
 from device_sim.broker import BrokerTls, PrivateBroker
-from edge_sdk.client import EdgeClient, Limits
-from edge_sdk.device.agent import Progress
+from edge_sdk.client import EdgeClient
+from edge_sdk.device.limits import Limits
+from edge_sdk.device.progress import Progress
 from edge_sdk.errors import ConfigurationError, EdgeFedError, StateError
 from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TlsSettings, TransportEvent
 from edge_sdk.mqtt.loop import EventLoop
@@ -43,9 +45,9 @@ MakeFederation = Callable[..., Federation]
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
     """One mosquitto for all tests here that do not end it."""
-    with PrivateBroker("mosquitto") as started:
+    with mosquitto() as started:
         yield started
 
 
@@ -302,6 +304,26 @@ def test_an_update_that_was_not_sent_yet_survives_sigkill_and_counts_once(
     assert states[:2] == ["counted", "counted"] and [r.number for r in plant.rounds[:2]] == [number, number + 1]
 
 
+def test_a_device_that_is_killed_in_mid_round_goes_on_with_its_ticket_at_once(
+    federation: MakeFederation, tmp_path: Path
+) -> None:
+    """The round would wait for it for a minute; and what it trains on is on its disk."""
+    diary = Diary()
+    with federation(training=ENDLESS) as plant:
+        with device_process(plant, tmp_path / "pi") as process:
+            number = printed(process, "training")
+            wait(lambda: list((tmp_path / "pi").glob("parameters-*")))
+            process.kill()
+        began = time.monotonic()
+        with plant.client(tmp_path / "pi", trainer=Trainer(), on_progress=diary) as client:
+            counted_anew(client)
+        assert time.monotonic() - began < 15.0
+    first = [(entry.what, entry.round) for entry in diary.entries if entry.round == number]
+    assert first[0] == ("invited", number) and ("counted", number) in first
+    assert [ticket.state for ticket in plant.tickets()][:1] == ["counted"], "it was the same ticket"
+    assert client.status.bytes_down < 20_000
+
+
 def test_a_restarted_device_downloads_nothing_that_it_has(federation: MakeFederation, tmp_path: Path) -> None:
     down = []
     with federation() as plant:
@@ -489,9 +511,9 @@ def test_a_hung_network_thread_can_be_seen_from_outside(federation: MakeFederati
 # The broker and the way to it
 
 
-def test_a_device_comes_back_after_the_broker_was_killed(tmp_path: Path) -> None:
+def test_a_device_comes_back_after_the_broker_was_killed(mosquitto: MakeBroker, tmp_path: Path) -> None:
     with (
-        PrivateBroker("mosquitto") as own,
+        mosquitto() as own,
         Federation(tmp_path / "coordinator", own.url, "plant") as plant,
         plant.client(tmp_path / "pi") as client,
     ):
@@ -503,8 +525,8 @@ def test_a_device_comes_back_after_the_broker_was_killed(tmp_path: Path) -> None
         assert client.status.connected and client.status.error == ""
 
 
-def test_a_broker_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto") as own:
+def test_a_broker_that_is_down_at_the_start_is_waited_for(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    with mosquitto() as own:
         own.stop()
         client = EdgeClient(
             broker=own.url, federation="plant", device_id="pi", load_examples=lambda: blobs(9), state_dir=tmp_path
@@ -518,11 +540,11 @@ def test_a_broker_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
+def secured(mosquitto: MakeBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
     """Passwords, the ACL that we ship, and a TLS listener."""
     tls = BrokerTls(TLS / "broker.pem", TLS / "broker.key")
     users = {"coordinator": "c", "pi": "right", "other": "other"}
-    with PrivateBroker("mosquitto", users=users, tls=tls) as started:
+    with mosquitto(users=users, tls=tls) as started:
         yield started
 
 
@@ -619,7 +641,7 @@ def test_the_log_of_a_device_says_what_happens(
     caplog.set_level(logging.INFO, logger="edge_sdk")
     with federation() as plant, plant.client(tmp_path / "pi") as client:
         wait(lambda: client.status.counted >= 1)
-    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.device.agent"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "edge_sdk.device.status"]
     assert [line.split(": ")[1] for line in lines[:5]] == ["online", "invited", "training", "trained", "received"]
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import Diary, Federation, wait
 
 from device_sim.broker import PrivateBroker
 from edge_sdk.client import EdgeClient
-from edge_sdk.device.agent import BlobMemory
+from edge_sdk.device.blobs import BlobMemory
 
 FEATURES, CLASSES = 4000, 5
 WHOLE_BYTES = 4 * (FEATURES + 1) * CLASSES
@@ -20,8 +21,8 @@ ROUNDS = 4
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edge_sdk.cli.device_config import CREDENTIAL, KEYS, REQUIRED, DeviceConfig, load_device_config
-from edge_sdk.client import Limits
 from edge_sdk.device.eligibility import Rules
+from edge_sdk.device.limits import Limits
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.examples import ExamplesFile
 
@@ -94,6 +94,10 @@ def test_every_key_reaches_its_place(load: Load, tmp_path: Path) -> None:
         key_file = "device.key"
         keepalive_seconds = 60
         protocol = "3.1.1"
+        [extend]
+        trainer = "mypackage:Mine"
+        algorithms = {own = "mypackage.local:Own", "other" = "m:A.B"}
+        codecs = ["mypackage.codec:Mine"]
         [limits]
         examples_min = 2
         program_bytes_max = 3
@@ -111,6 +115,9 @@ def test_every_key_reaches_its_place(load: Load, tmp_path: Path) -> None:
         """
     )
     broker = config.broker
+    assert config.trainer == "mypackage:Mine"
+    assert config.algorithms == {"own": "mypackage.local:Own", "other": "m:A.B"}
+    assert config.codecs == ("mypackage.codec:Mine",)
     assert (config.device, config.federation, config.task, config.engine) == ("a", "f", "t", "numpy")
     assert config.state_dir == Path("/var/lib/x") and config.data.target == "b" and not config.publish_status
     assert (broker.host, broker.port, broker.username, broker.password) == ("h", 8883, "u", "s3cret")
@@ -184,6 +191,10 @@ def test_systemd_brings_the_password_and_the_state_directory(load: Load, tmp_pat
             "[eligibility]\nload_max = nan\n[data]",
             "eligibility.load_max = nan: must be a number from 0 to 10000",
         ),
+        ("[data]", '[extend]\ntrainer = "mine"\n[data]', "extend.trainer = 'mine': must be the name of your own class"),
+        ("[data]", '[extend]\nalgorithms = ["a:B"]\n[data]', "must be your own classes by name, such as {mine ="),
+        ("[data]", '[extend]\ncodecs = "a:B"\n[data]', "must be a list of your own classes, such as"),
+        ("[data]", "[extend]\nalgorithms = {a = 1}\n[data]", "must be your own classes by name"),
         ("[device]", "status = 5\n[device]", "status: must be a table, [status]"),
         ("[data]", "[[limits]]\n[data]", "limits: must be a table, [limits]"),
         ("[device]", "[device", "is not valid TOML"),

@@ -199,17 +199,37 @@ def test_a_batch_that_does_not_fit_is_a_training_error(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_wrong_parameters_and_corrections_are_refused(engine: str) -> None:
+def test_wrong_parameters_are_refused(engine: str) -> None:
     program = mlp_program()
-    x, y = blobs(8)
     runner = make_engine(program, engine)
     with pytest.raises(TrainingError, match="needs float32"):
         runner.load(np.zeros(3, dtype=np.float32))
     with pytest.raises(TrainingError, match="needs float32"):
         runner.load(start(program).astype(np.float64))
     handle = runner.load(start(program))
-    with pytest.raises(TrainingError, match="reserved"):
-        runner.step(handle, {"x": x, "target": y}, program.scalars, {"w0": np.ones((8, 6), dtype=np.float32)})
+    with pytest.raises(TrainingError, match="needs float32"):
+        runner.shift(handle, np.zeros(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_shift_after_a_step_is_a_constant_in_its_gradient(engine: str) -> None:
+    """w - lr (g + c) is (w - lr g) - lr c: control variates need nothing else of an engine."""
+    program = mlp_program()
+    x, y = blobs(16)
+    batch, lr = {"x": x, "target": y}, 0.25
+    runner = make_engine(program, engine)
+    constant = np.linspace(-1, 1, program.spec.size, dtype=np.float32)
+    vector = start(program)
+    expected = vector.copy()
+    handle = runner.load(vector)
+    for _ in range(3):
+        alone = runner.load(expected.copy())
+        runner.step(alone, batch, {"lr": lr})
+        gradient = (expected - runner.read(alone)) / np.float32(lr)
+        expected = expected - np.float32(lr) * (gradient + constant)
+        runner.step(handle, batch, {"lr": lr})
+        runner.shift(handle, np.float32(-lr) * constant)
+    np.testing.assert_allclose(runner.read(handle), expected, atol=2e-6)
 
 
 # ---- which engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,20 @@ import pytest
 
 from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker
-from edge_sdk.device.agent import Agent, AgentSettings, Progress
+from edge_sdk.device.agent import Agent
 from edge_sdk.device.files import MemoryFiles
+from edge_sdk.device.progress import Progress
+from edge_sdk.device.settings import AgentSettings
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.work import TrainingWork
 from edge_sdk.mqtt import TransportEvent
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import Envelope, encode_message
 from edge_sdk.wire.messages import Announce
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("plant")
+LINEAGE = b"e" * 16
 
 
 class World:
@@ -35,9 +38,9 @@ class World:
     def run(self, seconds: float) -> None:
         self.clock.run(until=self.clock.now + seconds)
 
-    def say_state(self, online: bool) -> None:
-        state = json.dumps({"incarnation": 1, "online": online}).encode()
-        self.coordinator.publish(TOPICS.coordinator_state, state, retain=True)
+    def say_state(self, online: bool, tasks: tuple[str, ...] = ("default",)) -> None:
+        state = CoordinatorState(LINEAGE, 1, online, tasks).encode("plant")
+        self.coordinator.publish(TOPICS.lineage_state(LINEAGE), state, retain=True)
 
     def announce(self, task: str, phase: str = "working") -> None:
         announce = Announce(1, 1, 0, phase, fraction=1.0, window_seconds=1.0, remaining_seconds=600.0)
@@ -87,7 +90,7 @@ def test_a_federation_that_nobody_speaks_in_is_named_after_half_a_minute(world: 
     world.run(10.0)
     assert device.details("no_coordinator") == [device.agent.status.error]
     assert "no coordinator speaks in federation 'plant': check the name" in device.agent.status.error
-    assert f"read {TOPICS.coordinator_state}" in device.agent.status.error
+    assert f"read {TOPICS.lineage_states}" in device.agent.status.error
     world.run(300.0)
     assert len(device.details("no_coordinator")) == 1, "it is said once a connection"
 
@@ -102,8 +105,11 @@ def test_the_hint_is_taken_back_when_a_coordinator_comes(world: World) -> None:
     assert device.agent.status.error == ""
 
 
-def test_a_task_that_nobody_announces_is_named(world: World) -> None:
-    world.say_state(online=True)
+@pytest.mark.parametrize(
+    ("online", "tasks"), [(True, ("default",)), (True, ("another",)), (False, ("another",))], ids=str
+)
+def test_a_task_that_nobody_announces_is_named(world: World, online: bool, tasks: tuple[str, ...]) -> None:
+    world.say_state(online=online, tasks=tasks)
     world.announce("another")
     device = Device(world)
     world.run(40.0)
@@ -121,7 +127,7 @@ def test_a_coordinator_that_is_offline_is_no_mistake_of_the_device(world: World)
 
 def test_a_federation_at_work_needs_no_hint(world: World) -> None:
     world.say_state(online=True)
-    world.announce("default")
+    world.announce("default", phase="waiting")
     device = Device(world)
     world.run(300.0)
     assert [entry.what for entry in device.told] == ["online"]

@@ -13,30 +13,38 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("edge_sdk", "coordinator", "device_sim")
 
 LAYERS = (
-    {"errors", "parameters"},
-    {"mqtt", "extension"},
+    {"errors", "parameters", "extension"},
+    {"mqtt"},
     {"wire", "codecs"},
     {"training"},
     {"aggregation", "device"},
-    {"client"},
+    {"client", "aio"},
     {"cli"},
     {"__main__"},
 )
 """Of ``edge_sdk``: a room imports from itself and from those before it."""
 
 PURE = (
+    "coordinator.pipeline.clip",
+    "coordinator.pipeline.gate",
+    "coordinator.pipeline.memory",
+    "coordinator.pipeline.metrics",
+    "coordinator.pipeline.step",
     "coordinator.schedules",
     "coordinator.server_optimizers",
     "coordinator.stopping",
     "coordinator.validate",
     "edge_sdk.aggregation",
     "edge_sdk.device.diagnostics",
+    "edge_sdk.device.pending",
+    "edge_sdk.device.progress",
+    "edge_sdk.device.resting",
     "edge_sdk.device.session",
 )
 PURE_MAY_USE = {
     *PACKAGES,
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
-    *("bisect", "heapq", "json", "math", "numpy", "statistics", "struct", "zlib"),
+    *("bisect", "heapq", "json", "math", "msgpack", "numpy", "statistics", "struct", "zlib"),
 }
 """No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
 
@@ -45,11 +53,12 @@ ONLY_WHEN_NEEDED = {"onnxruntime", "paho", "ssl", "hashlib"}
 
 
 class Import(NamedTuple):
-    """One import: of what, where, and whether it happens as soon as the module is loaded."""
+    """One import: of what, where, whether it happens as soon as the module is loaded, or only for a type checker."""
 
     module: str
     line: int
     at_once: bool
+    for_types: bool
 
 
 def sources(package: str) -> Iterator[tuple[str, Path]]:
@@ -62,18 +71,18 @@ def sources(package: str) -> Iterator[tuple[str, Path]]:
 def imports(path: Path) -> list[Import]:
     found: list[Import] = []
 
-    def walk(node: ast.AST, at_once: bool) -> None:
+    def walk(node: ast.AST, at_once: bool, for_types: bool = False) -> None:
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, node.lineno, at_once) for alias in node.names)
+            found.extend(Import(alias.name, node.lineno, at_once, for_types) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path}:{node.lineno}: imports are absolute here"
             # "from package import module" names a module too, where there is one of that name.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [name for name in names if (REPOSITORY / f"{name.replace('.', '/')}.py").exists()]
-            found.extend(Import(module, node.lineno, at_once) for module in {node.module, *modules})
+            found.extend(Import(module, node.lineno, at_once, for_types) for module in {node.module, *modules})
         lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_for_types_only(node)
         for child in ast.iter_child_nodes(node):
-            walk(child, at_once and not lazy)
+            walk(child, at_once and not lazy, for_types or _is_for_types_only(node))
 
     walk(ast.parse(path.read_text()), True)
     return found
@@ -173,10 +182,16 @@ def test_a_device_never_imports_what_only_the_coordinator_installs() -> None:
         for name, (path, all_imports) in ALL.items()
         if top(name) == "edge_sdk"
         for found in all_imports
-        if top(found.module) in DEVICE_HAS_NOT or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
+        if (top(found.module) in DEVICE_HAS_NOT and (name, top(found.module)) != ("edge_sdk.aio", "asyncio"))
+        or (top(found.module) in ONLY_WHEN_NEEDED and found.at_once)
     ]
     on_connect = ("edge_sdk/mqtt/connection.py", "edge_sdk/mqtt/stream.py")  # imported by the first connect()
     assert [line for line in wrong if not any(name in line for name in on_connect)] == []
+
+
+def test_the_asyncio_client_is_known_to_nobody_but_those_who_ask_for_it() -> None:
+    knowing = [name for name, (_, found) in ALL.items() for i in found if i.module == "edge_sdk.aio" and i.at_once]
+    assert not knowing, "asyncio would come with every device"
 
 
 def test_nobody_unpickles_or_evaluates() -> None:
@@ -189,8 +204,10 @@ def test_nobody_unpickles_or_evaluates() -> None:
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
+    """Imports for types alone count too: who must know another's types depends on it. The front of the SDK, which names
+    what applications use and loads nothing of it, depends on nothing."""
     graph = {
-        name: {i.module for i in all_imports if i.at_once and i.module in ALL} - {name}
+        name: {i.module for i in all_imports if (i.at_once or i.for_types) and i.module in ALL} - {name, "edge_sdk"}
         for name, (_, all_imports) in ALL.items()
     }
     done: set[str] = set()

@@ -9,11 +9,24 @@ from pathlib import Path
 
 import pytest
 
+import edge_sdk
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-HEAVY = ("onnx", "onnxruntime", "pydantic", "typer", "rich", "sklearn", "matplotlib", "amqtt", "google", "coordinator")
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "pydantic",
+    "typer",
+    "rich",
+    "sklearn",
+    "matplotlib",
+    "iotcore",
+    "google",
+    "coordinator",
+)
 LATER = ("paho", "ssl", "_ssl", "hashlib", "_hashlib", "asyncio", "sqlite3", "http", "email", "multiprocessing", "xml")
-NAMES = "EdgeClient, Examples, Limits, Progress, Status, Trainer"
+ROOMS = ("edge_sdk.codecs", "edge_sdk.mqtt", "edge_sdk.training", "edge_sdk.wire", "edge_sdk.device.session")
 
 CLIENT = """
 import sys
@@ -27,6 +40,12 @@ client = EdgeClient(broker=broker, federation="f", device_id="d", load_examples=
 @cache
 def loaded_by(code: str, *arguments: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after ``code``."""
+    return {name.split(".")[0] for name in modules_of(code, *arguments)}
+
+
+@cache
+def modules_of(code: str, *arguments: str) -> set[str]:
+    """All modules that a fresh interpreter has loaded after ``code``, by their whole names."""
     listing = "\nimport sys\nprint('\\n'.join(sorted(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code + listing, *arguments],
@@ -36,7 +55,7 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
         cwd=REPOSITORY,
         check=True,
     )
-    return {name.split(".")[0] for name in result.stdout.split()}
+    return set(result.stdout.split())
 
 
 def third_party(modules: set[str]) -> set[str]:
@@ -49,10 +68,34 @@ def test_the_package_itself_loads_nothing() -> None:
     assert third_party(loaded_by("import edge_sdk")) == {"edge_sdk"}
 
 
-def test_everything_public_loads_numpy_and_msgpack_alone() -> None:
-    modules = loaded_by(f"from edge_sdk import {NAMES}")
+def test_everything_public_but_the_asyncio_client_loads_numpy_and_msgpack_alone() -> None:
+    names = ", ".join(name for name in edge_sdk.__all__ if name not in ("__version__", "AsyncEdgeClient"))
+    modules = loaded_by(f"from edge_sdk import {names}")
     assert third_party(modules) == {"edge_sdk", "numpy", "msgpack"}
     assert not modules & {*HEAVY, *LATER}
+
+
+def test_the_name_of_the_client_brings_no_engine_no_connection_and_no_codec() -> None:
+    """What a device is made of comes when one is made: its name costs less than numpy, which it does not need yet."""
+    modules = modules_of("from edge_sdk import EdgeClient, Limits, Progress, ProgressKind, Status")
+    assert third_party({name.split(".")[0] for name in modules}) == {"edge_sdk"}
+    assert not [name for name in modules if name.startswith(ROOMS)]
+
+
+def test_the_asyncio_client_brings_asyncio_and_nothing_else() -> None:
+    modules = modules_of("from edge_sdk import AsyncEdgeClient")
+    assert third_party({name.split(".")[0] for name in modules}) == {"edge_sdk"}
+    assert "asyncio" in modules and not [name for name in modules if name.startswith(ROOMS)]
+
+
+def test_a_client_that_is_made_has_no_engine_before_its_first_job(tmp_path: Path) -> None:
+    modules = modules_of(CLIENT, str(tmp_path))
+    assert not [
+        name
+        for name in modules
+        if name.startswith(("edge_sdk.training.local", "edge_sdk.training.engine", "edge_sdk.device.work"))
+    ]
+    assert not [name for name in modules if name.startswith(("edge_sdk.mqtt.connection", "edge_sdk.mqtt.stream"))]
 
 
 def test_a_client_brings_neither_tls_nor_an_engine_until_it_connects_and_trains(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_committed_links_lead_to_the_committed_parameters_for_ever() -> None:
     assert first.encode() == deltas[0]
 
 
-# --- hostile deltas ---------------------------------------------------------------------------------------------------
+# --- hostile deltas --------------------------------------------------------------------------------------------------
 
 PUBLISHED, LINKS = chain(walk(7, MIXED.size, 4), MIXED, CODECS[0])
 HONEST = ModelDelta.decode(LINKS[0])

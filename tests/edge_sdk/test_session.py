@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.codecs import CodecSettings
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session import (
     Action,
     CancelTraining,
     Leave,
     MarkReceived,
     MessageArrived,
-    ModelDeltasApplied,
     Notify,
     Offline,
     Online,
-    PendingUpdate,
     Published,
     Send,
     Session,
@@ -33,14 +34,14 @@ from edge_sdk.device.session import (
     Settle,
     StartTraining,
     Stop,
-    StoreBlob,
     Subscribe,
     Tick,
     TrainingFailed,
     TrainingFinished,
     Unsubscribe,
 )
-from edge_sdk.device.session.machine import TRANSITIONS
+from edge_sdk.device.session.stages import HEEDED, TRANSITIONS
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import (
     Accept,
@@ -62,6 +63,7 @@ from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR
 from edge_sdk.wire.topics import Topics
 
+NEVER = float("inf")
 A = TypeVar("A")
 M = TypeVar("M")
 TOPICS = Topics("garden")
@@ -84,6 +86,40 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def pending(
+    ticket: bytes = TICKET, payload: bytes | None = None, lineage: bytes = EPOCH, number: int = 0
+) -> PendingUpdate:
+    return PendingUpdate(ticket, UPDATE_DIGEST, lineage, "default", number, "0", bytes(32), bytes(32), payload)
+
+
+class BenchBlobs:
+    """What the device on the bench holds; ``made`` are the parameters that were to be made out of deltas."""
+
+    def __init__(self, cached: Iterable[bytes], holds: tuple[bytes, ...]) -> None:
+        self.here = {digest(data) for data in cached}
+        self.holds = holds
+        self.kept: list[tuple[str, bytes]] = []
+        self.made: list[tuple[bytes, list[bytes], bytes]] = []
+        self.error = ""
+
+    def has(self, wanted: bytes) -> bool:
+        return wanted in self.here
+
+    def parameters(self) -> tuple[bytes, ...]:
+        return self.holds
+
+    def keep(self, kind: str, wanted: bytes, data: memoryview) -> None:
+        assert digest(data) == wanted
+        self.kept.append((kind, bytes(data)))
+        self.here.add(wanted)
+
+    def follow(self, base: bytes, deltas: tuple[memoryview, ...], target: bytes) -> str:
+        self.made.append((base, [bytes(data) for data in deltas], target))
+        if not self.error:
+            self.here.add(target)
+        return self.error
+
+
 class Bench:
     """A session on a bench: events go in by hand, actions are written down."""
 
@@ -97,7 +133,7 @@ class Bench:
         **given: Any,
     ) -> None:
         self.now = 0.0
-        self.cached = {digest(data) for data in cached}
+        self.blobs = BenchBlobs(cached, holds)
         self.actions: list[Action] = []
         self.session = Session(
             SessionSettings(
@@ -109,25 +145,21 @@ class Bench:
                 **given,
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
-            has_blob=lambda wanted: wanted in self.cached,
-            holds=lambda: holds,
-            holding=holding,
+            blobs=self.blobs,
+            pending=holding,
         )
 
     def play(self, event: Any, after: float = 0.0) -> list[Action]:
         self.now += after
         done = self.session.handle(event, self.now)
         self.actions += done
-        for action in done:
-            if isinstance(action, StoreBlob):
-                self.cached.add(action.digest)
         return done
 
     @property
     def due(self) -> float | None:
         """The next deadline, but for the one at which a device without a coordinator subscribes again."""
         session = self.session
-        return None if "listen" in session._timers else session.next_deadline()
+        return None if session._liveness.deadline < NEVER else session.next_deadline()
 
     def tick(self) -> list[Action]:
         """Time passes until the next deadline."""
@@ -142,9 +174,19 @@ class Bench:
     def announce(self, after: float = 0.0, *, lineage: bytes = EPOCH, **changes: Any) -> list[Action]:
         return self.hear(replace(ANNOUNCE, **changes), after, lineage=lineage, topic=TOPICS.announce("default"))
 
-    def state(self, incarnation: int = 1, online: bool = True, after: float = 0.0) -> list[Action]:
-        payload = json.dumps({"incarnation": incarnation, "online": online}).encode()
-        return self.play(MessageArrived(TOPICS.coordinator_state, payload), after)
+    def state(
+        self,
+        incarnation: int = 1,
+        online: bool = True,
+        after: float = 0.0,
+        *,
+        lineage: bytes = EPOCH,
+        tasks: tuple[str, ...] = ("default",),
+        retained: bool = False,
+    ) -> list[Action]:
+        """A coordinator says that it is there, or its last will that it is not."""
+        payload = CoordinatorState(lineage, incarnation, online, tasks).encode("garden")
+        return self.play(MessageArrived(TOPICS.lineage_state(lineage), payload, retained), after)
 
     def connect(self, incarnation: int = 1, packet_bytes_max: int = 1 << 20) -> list[Action]:
         return [*self.play(Online(packet_bytes_max)), *self.state(incarnation)]
@@ -187,14 +229,14 @@ class Bench:
 
     def training(self) -> StartTraining:
         """Invited, with everything in the cache."""
-        self.cached |= {digest(PROGRAM), digest(PARAMETERS)}
+        self.blobs.here |= {digest(PROGRAM), digest(PARAMETERS)}
         self.check_in()
         self.hear(self.invite())
         return of(self.actions, StartTraining)[-1]
 
     def uploading(self) -> None:
         self.training()
-        self.play(TrainingFinished(TICKET, UPDATE_DIGEST, PAYLOAD), after=5.0)
+        self.play(TrainingFinished(pending(payload=PAYLOAD, number=1)), after=5.0)
         assert self.session.state == "uploading"
 
     def received(self) -> None:
@@ -218,7 +260,7 @@ def test_a_connection_subscribes_to_three_filters_and_says_nothing_yet() -> None
     bench = Bench()
     (subscribe,) = of(bench.play(Online(1 << 20)), Subscribe)
     assert subscribe.filters == (
-        "fl/v1/garden/coordinator/state",
+        "fl/v1/garden/coordinator/+/state",
         "fl/v1/garden/tasks/default/announce",
         "fl/v1/garden/to/pi-1/+",
     )
@@ -270,7 +312,7 @@ def test_the_draw_for_a_round_is_made_once_however_often_it_is_announced() -> No
         assert len(set(answers)) == 1
 
 
-@pytest.mark.parametrize("phase", ["working", "waiting", "done"])
+@pytest.mark.parametrize("phase", ["waiting", "done"])
 def test_other_phases_ask_for_nothing(phase: str) -> None:
     bench = Bench()
     bench.connect()
@@ -279,7 +321,7 @@ def test_other_phases_ask_for_nothing(phase: str) -> None:
 
 
 def test_a_check_in_names_nonce_instance_and_unsettled_tickets() -> None:
-    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(holding=pending())
     message = bench.check_in()
     assert (message.instance, message.unsettled, len(message.nonce)) == (INSTANCE, (TICKET,), 8)
     assert bench.session.state == "checking_in"
@@ -420,15 +462,169 @@ def test_nothing_is_uploaded_while_no_coordinator_is_live() -> None:
     assert bench.hear(Have(ticket=TICKET, digest=UPDATE_DIGEST, ranges=())) == []
 
 
+GOOD = {"lineage": EPOCH.hex(), "incarnation": 1, "online": True, "federation": "garden", "tasks": ["default"]}
+
+
+def said(**changes: Any) -> bytes:
+    return json.dumps(GOOD | changes).encode()
+
+
 @pytest.mark.parametrize(
-    "payload", [b"", b"{}", b"[]", b'{"incarnation": "x", "online": true}', b"\xff", b"[" * 5_000, b"x" * 30_000]
+    "payload",
+    [
+        *(b"", b"{}", b"[]", b"null", b"7", b"\xff", b"[" * 5_000, b"x" * 30_000, b"1" * 10_000),
+        *(said(incarnation=value) for value in ("x", None, -1, 1.5, True, [1], 1 << 61)),
+        said().replace(b"1", b"1e999"),
+        said().replace(b"1", b"-1e999"),
+        said().replace(b"1", b"NaN"),
+        said().replace(b"1", b"1" * 5_000),
+        *(said(online=value) for value in ("true", 1, None, 1e308)),
+        *(said(tasks=value) for value in ("default", None, {"default": 1}, [1e308], ["a/b"], ["#"], [""], ["t"] * 300)),
+        *(said(lineage=value) for value in ("", None, 7, "zz", "AB", EPOCH.hex() + "00", "00" * 40)),
+    ],
 )
 def test_a_state_that_makes_no_sense_is_told_and_ignored(payload: bytes) -> None:
     bench = Bench()
     bench.play(Online(1 << 20))
-    (notice,) = bench.play(MessageArrived(TOPICS.coordinator_state, payload))
+    (notice,) = bench.play(MessageArrived(TOPICS.lineage_state(EPOCH), payload))
     assert isinstance(notice, Notify) and notice.what == "bad_message"
     assert not bench.session.coordinator_online
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_no_value_in_a_state_raises(value: Any) -> None:
+    for name in GOOD:
+        bench = Bench()
+        bench.play(Online(1 << 20))
+        for notice in bench.play(MessageArrived(TOPICS.lineage_state(EPOCH), said(**{name: value}))):
+            assert isinstance(notice, Notify) and notice.what == ProgressKind.BAD_MESSAGE
+
+
+# --- lineages: which coordinator is believed -------------------------------------------------------------------------
+
+NEW = b"lineage 2."
+
+
+def test_a_coordinator_with_a_new_database_is_believed_at_once() -> None:
+    bench = Bench()
+    bench.connect(incarnation=7)
+    bench.announce()
+    assert bench.session.coordinator_online
+    bench.state(1, lineage=NEW)
+    bench.announce(lineage=NEW, round=1)
+    bench.tick()
+    envelope, _ = decode_message(
+        of(bench.actions, Send)[-1].payload, federation="garden", expected=("checkin",), peer="device"
+    )
+    assert envelope.lineage == NEW
+
+
+def test_an_upload_is_offered_to_a_coordinator_with_a_new_database() -> None:
+    bench = Bench()
+    bench.uploading()
+    bench.state(1, lineage=NEW)
+    assert len(bench.said(Offer)) == 2
+
+
+def test_a_last_will_of_another_lineage_is_ignored() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.state(1, lineage=NEW)
+    bench.state(1, online=False)
+    assert bench.session.coordinator_online
+    bench.state(9, online=False, lineage=b"never heard")
+    assert bench.session.coordinator_online
+    bench.state(1, online=False, lineage=NEW)
+    assert not bench.session.coordinator_online
+
+
+def test_incarnations_are_ordered_within_a_lineage_alone() -> None:
+    bench = Bench()
+    bench.connect(incarnation=7)
+    bench.state(2, lineage=NEW)
+    bench.state(1, online=False, lineage=NEW)
+    assert bench.session.coordinator_online, "an earlier start of the same lineage"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["left behind", "new", "announcement"])))
+def test_of_several_retained_states_the_announcement_decides(order: tuple[str, ...]) -> None:
+    """A broker still has the state of a coordinator that died with it, whose last will was never published."""
+    bench = Bench()
+    bench.play(Online(1 << 20))
+    for what in order:
+        match what:
+            case "left behind":
+                bench.state(50, retained=True)
+            case "new":
+                bench.state(1, lineage=NEW, retained=True)
+            case "announcement":
+                bench.announce(lineage=NEW)
+    bench.state(50, online=False)
+    assert bench.session.coordinator_online, "that was the other one"
+    bench.state(1, online=False, lineage=NEW)
+    assert not bench.session.coordinator_online
+
+
+def test_a_coordinator_of_other_tasks_is_not_ours() -> None:
+    bench = Bench()
+    bench.play(Online(1 << 20))
+    bench.state(1, lineage=NEW, tasks=("another", "and-another"))
+    assert not bench.session.coordinator_online
+    bench.state(1)
+    bench.state(2, lineage=NEW, tasks=("another",))
+    bench.state(2, online=False, lineage=NEW, tasks=("another",))
+    assert bench.session.coordinator_online
+    bench.state(2, tasks=("another",))
+    assert not bench.session.coordinator_online, "it was started again without our task"
+
+
+# --- starting in the middle of a round -------------------------------------------------------------------------------
+
+
+def test_a_device_that_starts_while_others_work_asks_once_and_soon() -> None:
+    """It may have been invited before a power cut."""
+    bench = Bench()
+    bench.connect()
+    bench.announce(phase="working")
+    assert bench.session.next_deadline() <= bench.now + 5.0  # type: ignore[operator]
+    bench.tick()
+    bench.hear(ComeBack(nonce=bench.said(CheckIn)[-1].nonce, seconds=0.0))
+    for _ in range(3):
+        bench.announce(after=1.0, phase="working")
+        assert bench.session.next_deadline() is None
+    bench.announce(round=2, phase="working")
+    assert bench.session.next_deadline() is None, "once a start"
+
+
+def test_devices_that_start_together_do_not_ask_in_the_same_moment() -> None:
+    moments = []
+    for seed in range(50):
+        bench = Bench(seed=seed)
+        bench.connect()
+        bench.announce(phase="working")
+        moments.append(bench.session.next_deadline())
+    assert max(moments) - min(moments) > 3.0 and len(set(moments)) == 50  # type: ignore[operator,type-var]
+
+
+def test_a_rebooted_device_gets_its_ticket_again_and_trains() -> None:
+    bench = Bench(cached=[PROGRAM, PARAMETERS])
+    bench.connect()
+    bench.announce(phase="working")
+    bench.tick()
+    bench.hear(bench.invite())
+    assert bench.session.state == "training" and of(bench.actions, StartTraining)[0].ticket == TICKET
+
+
+def test_who_has_heard_of_the_round_from_its_beginning_does_not_ask_in_its_middle() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.announce(fraction=0.0)
+    assert bench.session.next_deadline() is None
+    bench.announce(phase="working")
+    assert bench.session.next_deadline() is None
+
+
+# --- messages of others ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -455,7 +651,7 @@ def test_what_was_lost_is_heard_by_subscribing_again_until_a_coordinator_is_live
     for _ in range(6):
         before = bench.now
         (subscribe,) = bench.tick()
-        assert subscribe == Subscribe((TOPICS.coordinator_state, TOPICS.announce("default")))
+        assert subscribe == Subscribe((TOPICS.lineage_states, TOPICS.announce("default")))
         waits.append(bench.now - before)
     assert 60.0 <= waits[0] <= 90.0 and all(600.0 <= wait <= 900.0 for wait in waits[-2:])
     bench.state()
@@ -505,14 +701,14 @@ def test_an_invite_for_a_device_that_may_not_work_now_is_declined() -> None:
 
 
 def test_no_new_ticket_while_an_update_is_unsettled() -> None:
-    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(holding=pending())
     bench.check_in()
     bench.hear(bench.invite(ticket=b"another ticket!!", verdicts=(verdict("received"),)))
     assert bench.said(Decline)[0].reason == "unsettled" and bench.session.unsettled == (TICKET,)
 
 
 def test_an_invite_may_settle_the_last_update_and_start_the_next() -> None:
-    bench = Bench(cached=[PROGRAM, PARAMETERS], holding=PendingUpdate(TICKET, UPDATE_DIGEST, EPOCH, "0", 0, None))
+    bench = Bench(cached=[PROGRAM, PARAMETERS], holding=pending())
     bench.check_in()
     actions = bench.hear(bench.invite(ticket=b"another ticket!!", verdicts=(verdict("counted"),)))
     kinds = [type(action) for action in actions]
@@ -545,8 +741,7 @@ def test_both_blobs_are_fetched_by_ranges_one_after_the_other(piece_bytes: int) 
         assert all(stop - start <= 4096 for start, stop in want.ranges), "as large as the coordinator sends"
         serve(bench, want, PROGRAM if want.digest == digest(PROGRAM) else PARAMETERS, piece_bytes)
         served += 1
-    assert [blob.kind for blob in of(bench.actions, StoreBlob)] == ["program", "parameters"]
-    assert bytes(of(bench.actions, StoreBlob)[1].data) == PARAMETERS
+    assert bench.blobs.kept == [("program", PROGRAM), ("parameters", PARAMETERS)]
     assert bench.session.state == "training"
 
 
@@ -711,7 +906,7 @@ def test_an_update_finished_after_it_was_called_off_is_settled_as_not_counted() 
     bench = Bench()
     bench.training()
     bench.announce(round=2)
-    (settle,) = bench.play(TrainingFinished(TICKET, UPDATE_DIGEST, PAYLOAD))
+    (settle,) = bench.play(TrainingFinished(pending(payload=PAYLOAD, number=1)))
     assert settle == Settle(TICKET, counted=False, reason="dropped")
     assert bench.play(TrainingFailed(TICKET, "cancelled")) == []
 
@@ -720,7 +915,7 @@ def test_training_goes_on_without_a_connection_and_the_upload_waits_for_one() ->
     bench = Bench()
     bench.training()
     bench.play(Offline())
-    actions = bench.play(TrainingFinished(TICKET, UPDATE_DIGEST, PAYLOAD))
+    actions = bench.play(TrainingFinished(pending(payload=PAYLOAD, number=1)))
     assert not of(actions, Send) and bench.session.state == "uploading"
     bench.connect()
     assert bench.said(Offer)[0].total == len(PAYLOAD)
@@ -788,7 +983,7 @@ def test_silence_offers_again_with_backoff() -> None:
 
 def test_a_cut_without_progress_halves_the_chunks() -> None:
     payload = b"u" * 300_000
-    bench = Bench(holding=PendingUpdate(TICKET, digest(payload), EPOCH, "0", 1, payload))
+    bench = Bench(holding=replace(pending(payload=payload, number=1), digest=digest(payload)))
     bench.connect()
     sizes = []
     for _ in range(6):
@@ -801,7 +996,7 @@ def test_a_cut_without_progress_halves_the_chunks() -> None:
 
 def test_chunks_fit_the_broker_that_is_found_at_the_next_connection() -> None:
     payload = b"u" * 100_000
-    bench = Bench(holding=PendingUpdate(TICKET, digest(payload), EPOCH, "0", 1, payload))
+    bench = Bench(holding=replace(pending(payload=payload, number=1), digest=digest(payload)))
     bench.connect(packet_bytes_max=10_000)
     bench.hear(Have(ticket=TICKET, digest=digest(payload), ranges=()))
     assert all(len(action.payload) < 10_000 for action in of(bench.actions, Send))
@@ -846,7 +1041,7 @@ def test_a_verdict_on_other_bytes_or_another_ticket_is_not_ours() -> None:
 
 
 def test_an_update_from_before_a_restart_is_offered_to_the_first_live_coordinator() -> None:
-    bench = Bench(holding=PendingUpdate(TICKET, UPDATE_DIGEST, b"old", "0", 7, PAYLOAD))
+    bench = Bench(holding=pending(payload=PAYLOAD, lineage=b"old", number=7))
     assert bench.session.state == "uploading"
     bench.play(Online(1 << 20))
     assert not bench.said(Offer)
@@ -926,7 +1121,7 @@ def test_after_leaving_no_announcement_brings_it_back() -> None:
 # --- any sequence ----------------------------------------------------------------------------------------------------
 
 WORDS = (
-    "tick offline online dead reborn announce working next done come_back hold invite linked blob gone applied broken "
+    "tick offline online dead reborn announce working next done come_back hold invite linked blob gone broken mended "
     "trained failed have published received counted late busy ineligible eligible foreign lineage"
 )
 STEPS = st.sampled_from(WORDS.split())
@@ -940,7 +1135,7 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
     number, incarnation = 1, 1
     for step in steps:
         before = bench.session.state
-        ticket = bench.session._invite.ticket if bench.session._invite else TICKET
+        ticket = bench.session.ticket or TICKET
         nonce = bench.said(CheckIn)[-1].nonce if bench.said(CheckIn) else b"nothing!"
         match step:
             case "tick":
@@ -971,10 +1166,10 @@ def test_whatever_happens_only_listed_transitions_are_made_and_nothing_raises(st
                 serve(bench, want, BLOBS[want.digest])
             case "gone":
                 bench.hear(BlobGone(digest=bench.said(RangeRequest)[-1].digest if bench.said(RangeRequest) else BASE))
-            case "applied" | "broken":
-                bench.play(ModelDeltasApplied(digest(PARAMETERS), "" if step == "applied" else "nonsense"))
+            case "broken" | "mended":
+                bench.blobs.error = "nonsense" if step == "broken" else ""
             case "trained":
-                bench.play(TrainingFinished(ticket, UPDATE_DIGEST, PAYLOAD))
+                bench.play(TrainingFinished(pending(ticket, PAYLOAD, number=number)))
             case "failed":
                 bench.play(TrainingFailed(ticket, "training"))
             case "have":
@@ -1000,7 +1195,7 @@ def reachable(start: str, goal: str) -> bool:
     """Whether listed transitions lead there (one event may make several)."""
     seen, todo = {start}, [start]
     while todo:
-        for following in TRANSITIONS[todo.pop()] - seen:
+        for following in set(TRANSITIONS[todo.pop()].values()) - seen:
             seen.add(following)
             todo.append(following)
     return goal in seen
@@ -1008,5 +1203,10 @@ def reachable(start: str, goal: str) -> bool:
 
 def test_no_unlisted_transition_is_possible() -> None:
     bench = Bench()
-    with pytest.raises(RuntimeError, match="no way from idle to training"):
-        bench.session._enter("training")
+    with pytest.raises(RuntimeError, match="'complete' leads nowhere from idle"):
+        bench.session._stage.step("complete")
+
+
+def test_every_state_leads_somewhere_and_can_be_reached() -> None:
+    assert {following for steps in TRANSITIONS.values() for following in steps.values()} == set(TRANSITIONS)
+    assert set(HEEDED) == set(TRANSITIONS) and all(TRANSITIONS.values())

@@ -8,15 +8,13 @@ import pytest
 from test_session import BASE, BLOBS, LINKS, PARAMETERS, PROGRAM, TOPICS, Bench, digest, of, serve
 
 from edge_sdk.device.session import (
-    ApplyModelDeltas,
     MessageArrived,
-    ModelDeltasApplied,
     Notify,
     Offline,
     SetEligible,
     StartTraining,
-    StoreBlob,
     Subscribe,
+    Tick,
     Unsubscribe,
 )
 from edge_sdk.wire.messages import BlobGone, CheckIn, Decline, Invite, RangeRequest
@@ -37,11 +35,11 @@ def invited(**changes: object) -> Bench:
     return bench
 
 
-def fetch_links(bench: Bench) -> ApplyModelDeltas:
+def fetch_links(bench: Bench) -> None:
     for _ in LINKS:
         want = bench.said(RangeRequest)[-1]
         serve(bench, want, BLOBS[want.digest])
-    return of(bench.actions, ApplyModelDeltas)[-1]
+    assert len(bench.blobs.made) == 1
 
 
 def fetched_whole(bench: Bench) -> bool:
@@ -62,15 +60,10 @@ def test_a_check_in_names_what_is_held_the_first_four() -> None:
 
 def test_links_are_fetched_in_order_and_applied_instead_of_the_whole() -> None:
     bench = invited()
-    action = fetch_links(bench)
+    fetch_links(bench)
     assert [want.digest for want in bench.said(RangeRequest)] == [digest(model_delta) for model_delta in LINKS]
-    assert (action.base, [bytes(model_delta) for model_delta in action.deltas], action.target) == (
-        BASE,
-        list(LINKS),
-        TARGET,
-    )
-    assert bench.session.state == "fetching" and not of(bench.actions, StoreBlob)
-    bench.play(ModelDeltasApplied(TARGET))
+    assert bench.blobs.made == [(BASE, list(LINKS), TARGET)]
+    assert not bench.blobs.kept
     assert of(bench.actions, StartTraining)[-1].parameters == TARGET
 
 
@@ -81,7 +74,6 @@ def test_links_come_from_the_retained_cache_too() -> None:
         assert of(bench.actions, Subscribe)[-1].filters == (topic,)
         bench.play(MessageArrived(topic, model_delta))
         assert of(bench.actions, Unsubscribe)[-1].filters == (topic,)
-    bench.play(ModelDeltasApplied(TARGET))
     assert bench.session.state == "training" and not bench.said(RangeRequest)
 
 
@@ -96,8 +88,8 @@ def test_a_newcomers_program_is_fetched_before_its_links() -> None:
 
 def test_links_that_could_not_be_applied_are_followed_by_the_whole() -> None:
     bench = invited()
+    bench.blobs.error = "the digest is another one"
     fetch_links(bench)
-    bench.play(ModelDeltasApplied(TARGET, "the digest is another one"))
     assert of(bench.actions, Notify)[-1].what == "deltas_failed"
     assert fetched_whole(bench) and not bench.said(Decline)
 
@@ -156,32 +148,34 @@ def test_after_a_reconnect_the_links_that_have_come_are_not_fetched_again() -> N
     bench.connect()
     assert [want.digest for want in bench.said(RangeRequest)] == [NAMED[0][0], NAMED[1][0], NAMED[1][0]]
     serve(bench, bench.said(RangeRequest)[-1], LINKS[1])
-    assert of(bench.actions, ApplyModelDeltas)
+    assert bench.blobs.made == [(BASE, list(LINKS), TARGET)] and bench.session.state == "training"
 
 
-def test_links_that_fail_while_offline_are_followed_by_the_whole_after_the_reconnect() -> None:
+def test_the_whole_after_links_that_failed_is_fetched_through_a_cut() -> None:
     bench = invited()
+    bench.blobs.error = "nonsense"
     fetch_links(bench)
     bench.play(Offline(), after=1.0)
     before = len(bench.said(RangeRequest))
-    bench.play(ModelDeltasApplied(TARGET, "nonsense"))
+    bench.play(Tick(), after=1.0)
     assert len(bench.said(RangeRequest)) == before, "nobody would hear it"
     bench.connect()
     assert fetched_whole(bench)
 
 
-@pytest.mark.parametrize("error", ["", "nonsense"])
-def test_links_applied_after_the_ticket_was_given_back_change_nothing(error: str) -> None:
+def test_links_are_not_followed_after_the_ticket_was_given_back() -> None:
     bench = invited()
-    fetch_links(bench)
+    want = bench.said(RangeRequest)[-1]
+    serve(bench, want, BLOBS[want.digest])
     bench.play(SetEligible(False))
     assert bench.said(Decline)[0].reason == "not_eligible"
-    assert bench.play(ModelDeltasApplied(TARGET, error)) == []
-    assert bench.session.state == "idle"
+    want = bench.said(RangeRequest)[-1]
+    serve(bench, want, BLOBS[want.digest])
+    assert bench.session.state == "idle" and not bench.blobs.made
 
 
-def test_links_that_are_never_applied_end_at_the_deadline() -> None:
+def test_links_that_never_come_end_at_the_deadline() -> None:
     bench = invited(report_seconds=30.0)
-    fetch_links(bench)
-    bench.tick()
+    while bench.session.state == "fetching":
+        bench.tick()
     assert bench.said(Decline)[0].reason == "deadline" and len(bench.said(CheckIn)) == 1

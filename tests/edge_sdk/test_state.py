@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_sdk.device.files import BytesLike
-from edge_sdk.device.state import DeviceState, DirectoryFiles, Files, MemoryFiles, OutboxEntry
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.state import DeviceState, DirectoryFiles, Files, MemoryFiles
 from edge_sdk.errors import StateError
 
 SPEC = b"s" * 32
@@ -93,9 +94,9 @@ def open_state(
     )
 
 
-def entry(number: int, spec: bytes = SPEC) -> OutboxEntry:
+def entry(number: int, spec: bytes = SPEC) -> PendingUpdate:
     payload = bytes([number]) * 100
-    return OutboxEntry(
+    return PendingUpdate(
         ticket=bytes([number]) * 16,
         lineage=b"lineage",
         task="digits",
@@ -112,6 +113,21 @@ def vector(number: int) -> Vector:
     return np.full(50, number, dtype=np.float32)
 
 
+def kept(number: int) -> dict[str, Vector]:
+    """What is kept after the update of this number: a residual, and a longer vector of a local algorithm."""
+    return {"residual": vector(number), "local.plain.mine": np.full(70, 100 + number, dtype=np.float32)}
+
+
+def residual_of(state: DeviceState, spec: bytes = SPEC) -> Vector | None:
+    """The residual in force; what is kept beside it is always of the same update."""
+    vectors = state.vectors(spec)
+    if not vectors:
+        return None
+    assert set(vectors) == {"residual", "local.plain.mine"}
+    assert np.array_equal(vectors["local.plain.mine"], np.full(70, 100 + vectors["residual"][0]))
+    return vectors["residual"]
+
+
 def same(a: Vector | None, b: Vector | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or bool(np.array_equal(a, b)))
 
@@ -120,7 +136,7 @@ def run_round(
     state: DeviceState, number: int, counted: bool, receipt: bool, phase: list[str], keeps: bool = True
 ) -> None:
     phase[:] = ["save"]
-    state.save_outbox(entry(number), vector(number) if keeps else None)
+    state.save_outbox(entry(number), kept(number) if keeps else {})
     phase[:] = ["saved"]
     if receipt:
         state.mark_received(entry(number).ticket)
@@ -144,7 +160,7 @@ def reopen(files: CrashingFiles, second_cut_after: int, budget: int) -> DeviceSt
 def check_after_the_cut(
     state: DeviceState, phase: str, before: Vector | None, counted: bool, lossy: bool, keeps: bool
 ) -> None:
-    found, residual = state.outbox, state.residual(SPEC)
+    found, residual = state.outbox, residual_of(state)
     after = (vector(2) if keeps else None) if counted else before
     legal: list[Vector | None] = [None] if lossy else []
     if found is None:
@@ -161,13 +177,13 @@ def check_after_the_cut(
     state.settle(entry(2).ticket, counted)  # the coordinator repeats its verdict
     assert state.unsettled == []
     if phase != "save" or found is not None:
-        assert same(state.residual(SPEC), after) or (lossy and state.residual(SPEC) is None)
+        assert same(residual_of(state), after) or (lossy and residual_of(state) is None)
 
 
 @pytest.mark.parametrize("second_cut_after", [0, 1, 99])
 @pytest.mark.parametrize("receipt", [False, True])
 @pytest.mark.parametrize("counted", [False, True])
-@pytest.mark.parametrize("budget", [1 << 31, 1200, 0], ids=["ample", "runs-out", "none"])
+@pytest.mark.parametrize("budget", [1 << 31, 2000, 0], ids=["ample", "runs-out", "none"])
 @pytest.mark.parametrize("keeps", [True, False], ids=["sparse", "dense"])
 def test_a_power_cut_between_any_two_changes_leaves_a_legal_state(
     counted: bool, receipt: bool, budget: int, second_cut_after: int, keeps: bool
@@ -176,7 +192,7 @@ def test_a_power_cut_between_any_two_changes_leaves_a_legal_state(
         files = CrashingFiles()
         first = open_state(files, budget=budget)
         run_round(first, 1, True, True, [])
-        before = first.residual(SPEC)
+        before = residual_of(first)
         assert same(before, vector(1))
         files.changes_left = cut_after
         phase: list[str] = []
@@ -211,11 +227,11 @@ def test_a_cut_while_the_directory_is_made_never_gives_two_instances() -> None:
 def test_the_outbox_comes_back_whole_and_then_without_its_payload() -> None:
     files = MemoryFiles()
     state = open_state(files)
-    state.save_outbox(entry(3), None)
+    state.save_outbox(entry(3), {})
     assert open_state(files).outbox == entry(3)
     assert open_state(files).unsettled == [entry(3).ticket]
     state.mark_received(entry(3).ticket)
-    assert open_state(files).outbox == replace(entry(3), payload=None, received=True)
+    assert open_state(files).outbox == entry(3).without_payload()
     assert sum(len(files.read(name) or b"") for name in files.names()) < 1000
     state.settle(entry(3).ticket, True)
     assert open_state(files).outbox is None
@@ -223,21 +239,21 @@ def test_the_outbox_comes_back_whole_and_then_without_its_payload() -> None:
 
 def test_a_second_update_is_refused_until_the_first_is_settled() -> None:
     state = open_state(MemoryFiles())
-    state.save_outbox(entry(1), None)
+    state.save_outbox(entry(1), {})
     with pytest.raises(StateError, match="not settled"):
-        state.save_outbox(entry(2), None)
+        state.save_outbox(entry(2), {})
     state.settle(entry(1).ticket, False)
-    state.save_outbox(entry(2), None)
+    state.save_outbox(entry(2), {})
 
 
 def test_a_verdict_on_an_unknown_ticket_changes_nothing() -> None:
     state = open_state(MemoryFiles())
     state.settle(b"x" * 16, True)
-    state.save_outbox(entry(1), vector(1))
+    state.save_outbox(entry(1), kept(1))
     state.settle(b"x" * 16, True)
     state.mark_received(b"x" * 16)
     assert state.outbox == entry(1)
-    assert state.residual(SPEC) is None
+    assert residual_of(state) is None
 
 
 @pytest.mark.parametrize("budget", [1 << 31, 0], ids=["on-disk", "in-memory"])
@@ -247,8 +263,8 @@ def test_a_residual_that_was_sent_whole_is_dropped_once_that_update_counts(count
     state = open_state(files, budget=budget)
     run_round(state, 1, True, True, [])
     run_round(state, 2, counted, True, [], keeps=False)
-    assert same(state.residual(SPEC), None if counted else vector(1))
-    assert budget == 0 or same(open_state(files).residual(SPEC), None if counted else vector(1))
+    assert same(residual_of(state), None if counted else vector(1))
+    assert budget == 0 or same(residual_of(open_state(files)), None if counted else vector(1))
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -257,7 +273,7 @@ def test_a_verdict_that_the_storage_refused_is_tried_again_before_the_next_updat
     files = FailingFiles()
     state = open_state(files)
     run_round(state, 1, True, True, [])
-    state.save_outbox(entry(2), vector(2) if keeps else None)
+    state.save_outbox(entry(2), kept(2) if keeps else {})
     files.refuses = lambda action, name: (action, name) == ("delete", "outbox")
     with pytest.raises(StateError):
         state.settle(entry(2).ticket, counted)
@@ -269,24 +285,24 @@ def test_a_verdict_that_the_storage_refused_is_tried_again_before_the_next_updat
         copy.write(name, [files.read(name) or b""])
     reopened = open_state(copy)
     reopened.settle(entry(2).ticket, counted)
-    assert same(reopened.residual(SPEC), expected)
-    state.save_outbox(entry(3), None)
+    assert same(residual_of(reopened), expected)
+    state.save_outbox(entry(3), {})
     assert state.outbox == entry(3)
-    assert same(state.residual(SPEC), expected)
+    assert same(residual_of(state), expected)
 
 
 def test_a_residual_of_another_spec_is_dropped_for_good() -> None:
     state = open_state(MemoryFiles())
     run_round(state, 1, True, True, [])
-    assert state.residual(b"t" * 32) is None
-    assert state.residual(SPEC) is None
+    assert residual_of(state, b"t" * 32) is None
+    assert residual_of(state) is None
 
 
 def test_the_residual_is_read_only() -> None:
     for budget in (1 << 31, 0):
         state = open_state(MemoryFiles(), budget=budget)
         run_round(state, 1, True, True, [])
-        residual = state.residual(SPEC)
+        residual = residual_of(state)
         assert residual is not None
         with pytest.raises(ValueError, match="read-only"):
             residual[0] = 1.0
@@ -298,7 +314,6 @@ def test_the_residual_is_read_only() -> None:
         ({"ticket": b"short"}, "ticket"),
         ({"digest": b""}, "digest"),
         ({"payload": None}, "payload"),
-        ({"received": True}, "payload"),
         ({"round": -1}, "round"),
         ({"task": "x" * 300}, "task"),
         ({"lineage": b"x" * 33}, "lineage"),
@@ -306,7 +321,7 @@ def test_the_residual_is_read_only() -> None:
 )
 def test_a_wrong_entry_is_named(change: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        open_state(MemoryFiles()).save_outbox(replace(entry(1), **change), None)  # type: ignore[arg-type]
+        open_state(MemoryFiles()).save_outbox(replace(entry(1), **change), {})  # type: ignore[arg-type]
 
 
 def test_a_residual_that_would_spoil_later_updates_is_refused() -> None:
@@ -317,14 +332,19 @@ def test_a_residual_that_would_spoil_later_updates_is_refused() -> None:
         np.zeros(3),
         np.zeros((2, 2), np.float32),
     ):
-        with pytest.raises(ValueError, match="residual"):
-            state.save_outbox(entry(1), bad)
+        for name in ("residual", "local.plain.mine"):
+            with pytest.raises(ValueError, match=name):
+                state.save_outbox(entry(1), {name: bad})
+    with pytest.raises(ValueError, match="name"):
+        state.save_outbox(entry(1), {"ö" * 33: vector(1)})
+    with pytest.raises(ValueError, match="at most 16"):
+        state.save_outbox(entry(1), {str(number): vector(1) for number in range(17)})
     assert state.outbox is None
 
 
 def test_an_update_above_the_limit_is_refused_with_the_remedy() -> None:
     with pytest.raises(StateError, match=r"10001 bytes is above outbox_bytes_max 10000: raise it"):
-        open_state(MemoryFiles()).save_outbox(replace(entry(1), payload=bytes(10_001)), None)
+        open_state(MemoryFiles()).save_outbox(replace(entry(1), payload=bytes(10_001)), {})
 
 
 # Corruption
@@ -334,11 +354,11 @@ def filled() -> MemoryFiles:
     files = MemoryFiles()
     state = open_state(files)
     run_round(state, 1, True, True, [])
-    state.save_outbox(entry(2), vector(2))
+    state.save_outbox(entry(2), kept(2))
     return files
 
 
-@pytest.mark.parametrize("name", ["instance", "outbox", "residual", "residual.next"])
+@pytest.mark.parametrize("name", ["instance", "outbox", "vectors", "vectors.next"])
 def test_any_flipped_bit_or_torn_file_is_set_aside_and_never_stops_the_start(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -351,7 +371,7 @@ def test_any_flipped_bit_or_torn_file_is_set_aside_and_never_stops_the_start(
         files = filled()
         files.write(name, [bad])
         state = open_state(files)
-        residual = state.residual(SPEC)
+        residual = residual_of(state)
         if name != "instance":
             assert f"{name}.corrupt" in files.names() and name not in files.names()
             assert residual is None or same(residual, vector(1))
@@ -362,68 +382,68 @@ def test_any_flipped_bit_or_torn_file_is_set_aside_and_never_stops_the_start(
 
 def test_a_new_residual_that_another_ticket_made_is_never_adopted() -> None:
     files, other = filled(), MemoryFiles()
-    open_state(other).save_outbox(entry(3), vector(3))
-    files.write("residual.next", [other.read("residual.next") or b""])
+    open_state(other).save_outbox(entry(3), kept(3))
+    files.write("vectors.next", [other.read("vectors.next") or b""])
     state = open_state(files)
     state.settle(entry(2).ticket, True)
-    assert state.residual(SPEC) is None
+    assert residual_of(state) is None
 
 
 def test_a_new_residual_without_its_update_is_removed_at_the_start() -> None:
     files, other = MemoryFiles(), filled()
-    files.write("residual.next", [other.read("residual.next") or b""])
+    files.write("vectors.next", [other.read("vectors.next") or b""])
     open_state(files)
     assert files.names() == ["instance"]
 
 
-@pytest.mark.parametrize("name", ["residual.next", "outbox"])
+@pytest.mark.parametrize("name", ["vectors.next", "outbox"])
 def test_where_the_new_residual_is_lost_the_old_one_is_not_sent_twice(name: str) -> None:
     files = filled()
     files.write(name, [b"torn"])
     state = open_state(files)
     state.settle(entry(2).ticket, True)
-    assert state.residual(SPEC) is None
-    assert open_state(files).residual(SPEC) is None
+    assert residual_of(state) is None
+    assert residual_of(open_state(files)) is None
 
 
 def test_where_the_new_residual_is_lost_and_the_update_does_not_count_the_old_one_stays() -> None:
     files = filled()
-    files.write("residual.next", [b"torn"])
+    files.write("vectors.next", [b"torn"])
     state = open_state(files)
     state.settle(entry(2).ticket, False)
-    assert same(state.residual(SPEC), vector(1))
+    assert same(residual_of(state), vector(1))
 
 
 def test_a_bad_sector_is_treated_as_a_corrupt_file() -> None:
     files = FailingFiles()
     run_round(open_state(files), 1, True, True, [])
-    files.refuses = lambda action, name: (action, name) == ("read", "residual")
-    assert open_state(files).residual(SPEC) is None
+    files.refuses = lambda action, name: (action, name) == ("read", "vectors")
+    assert residual_of(open_state(files)) is None
 
 
 def test_a_verdict_can_be_repeated_after_the_storage_failed_half_way() -> None:
     files = FailingFiles()
     state = open_state(files)
     run_round(state, 1, True, True, [])
-    state.save_outbox(entry(2), vector(2))
+    state.save_outbox(entry(2), kept(2))
     files.refuses = lambda action, name: (action, name) == ("delete", "outbox")
     with pytest.raises(StateError):
         state.settle(entry(2).ticket, True)
     files.refuses = lambda action, name: False
     state.settle(entry(2).ticket, True)
-    assert same(state.residual(SPEC), vector(2))
-    assert same(open_state(files).residual(SPEC), vector(2))
+    assert same(residual_of(state), vector(2))
+    assert same(residual_of(open_state(files)), vector(2))
 
 
 def test_a_full_disk_keeps_the_residual_in_memory_and_the_outbox_raises() -> None:
     files = FailingFiles()
     state = open_state(files)
-    files.refuses = lambda action, name: (action, name) == ("write", "residual.next")
+    files.refuses = lambda action, name: (action, name) == ("write", "vectors.next")
     run_round(state, 1, True, True, [])
-    assert same(state.residual(SPEC), vector(1))
+    assert same(residual_of(state), vector(1))
     files.refuses = lambda action, name: action == "write"
     with pytest.raises(StateError):
-        state.save_outbox(entry(2), vector(2))
+        state.save_outbox(entry(2), kept(2))
     assert state.outbox is None
     assert not state.cache_put(hashlib.sha256(b"x").digest(), b"x", "program")
 
@@ -438,15 +458,15 @@ def test_beyond_the_write_budget_only_what_must_last_is_written() -> None:
     digest = hashlib.sha256(blob).digest()
     assert state.cache_put(digest, blob, "program")
     assert not state.cache_put(hashlib.sha256(b"y" * 200).digest(), b"y" * 200, "program")
-    state.save_outbox(entry(1), vector(1))
-    assert {"outbox", "residual.next"} & set(files.names()) == {"outbox"}
+    state.save_outbox(entry(1), kept(1))
+    assert {"outbox", "vectors.next"} & set(files.names()) == {"outbox"}
     state.settle(entry(1).ticket, True)
-    assert same(state.residual(SPEC), vector(1)), "in memory it lives on"
-    assert open_state(files, day=lambda: days[0], budget=1000).residual(SPEC) is None
+    assert same(residual_of(state), vector(1)), "in memory it lives on"
+    assert residual_of(open_state(files, day=lambda: days[0], budget=1000)) is None
     days[0] = 2
     assert state.bytes_written_today == 0
-    state.save_outbox(entry(2), vector(2))
-    assert "residual.next" in files.names()
+    state.save_outbox(entry(2), kept(2))
+    assert "vectors.next" in files.names()
 
 
 def test_the_count_of_bytes_written_survives_a_restart_but_not_the_day() -> None:
@@ -541,16 +561,16 @@ def test_the_state_survives_on_disk(tmp_path: Path) -> None:
     with DirectoryFiles(path) as files:
         state = open_state(files)
         run_round(state, 1, True, True, [])
-        state.save_outbox(entry(2), vector(2))
+        state.save_outbox(entry(2), kept(2))
         digest = put(state, b"program")
     assert path.stat().st_mode & 0o777 == 0o700
     with DirectoryFiles(path) as files:
         again = open_state(files)
         assert (again.instance, again.outbox) == (state.instance, entry(2))
-        assert same(again.residual(SPEC), vector(1))
+        assert same(residual_of(again), vector(1))
         assert again.cache_get(digest) == b"program"
         again.settle(entry(2).ticket, True)
-        assert same(again.residual(SPEC), vector(2))
+        assert same(residual_of(again), vector(2))
         assert not list(path.glob("*.tmp"))
 
 

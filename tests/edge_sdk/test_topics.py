@@ -21,8 +21,6 @@ def test_the_topics_are_those_of_the_protocol() -> None:
     assert TOPICS.from_device("pi-1", "checkin") == "fl/v1/garden/from/pi-1/checkin"
     assert TOPICS.up("0", "pi-1") == "fl/v1/garden/up/0/pi-1"
     assert TOPICS.status("pi-1") == "fl/v1/garden/status/pi-1"
-    assert TOPICS.coordinator_state == "fl/v1/garden/coordinator/state"
-    assert TOPICS.coordinator_round == "fl/v1/garden/coordinator/round"
     assert TOPICS.lineage_state(b"\x01\xff") == "fl/v1/garden/coordinator/01ff/state"
     assert TOPICS.lineage_claim(b"\x01\xff") == "fl/v1/garden/coordinator/01ff/claim"
     assert TOPICS.lineage_states == "fl/v1/garden/coordinator/+/state"

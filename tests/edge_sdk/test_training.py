@@ -15,6 +15,7 @@ from edge_sdk.training.engine import make_engine
 from edge_sdk.training.engine.base import Engine
 from edge_sdk.training.examples import Examples, as_examples
 from edge_sdk.training.local import (
+    Evaluation,
     TrainResult,
     evaluate_locally,
     planned_steps,
@@ -302,3 +303,56 @@ def test_a_trainers_delta_is_clipped_too() -> None:
 def test_what_a_trainer_returns_is_checked(trainer: Any, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         fit(trainer)
+
+
+class Judge(Shift):
+    """Can also evaluate: how far the labels are from the sum of all parameters."""
+
+    def __init__(self, answer: Any = None) -> None:
+        super().__init__()
+        self.answer = answer
+        self.judged: list[tuple[float, Examples]] = []
+
+    def evaluate(self, parameters: dict[str, Any], examples: Examples) -> Any:
+        total = float(sum(value.sum() for value in parameters.values()))
+        self.judged.append((total, examples))
+        for value in parameters.values():
+            value += 1
+        return (2.0 * len(examples), 1.0 * len(examples), len(examples)) if self.answer is None else self.answer
+
+
+def test_a_trainer_that_can_evaluate_judges_the_received_parameters_on_what_is_held_out() -> None:
+    judge = Judge()
+    result = fit(judge, held_out=0.3)
+    train, held_out = split_held_out(50, 0.3)
+    total, examples = judge.judged[0]
+    assert math.isclose(total, float(start(PROGRAM).sum()), rel_tol=1e-4), "before training, and a copy"
+    assert result.evaluation == Evaluation(2.0 * len(held_out), 1.0 * len(held_out), len(held_out))
+    np.testing.assert_array_equal(examples.target, data().target[held_out])
+    np.testing.assert_array_equal(judge.seen[0][0].target, data().target[train])
+    assert result.examples == len(train)
+    np.testing.assert_allclose(result.delta, 1, atol=1e-6)
+
+
+def test_a_trainer_that_can_evaluate_is_not_asked_where_nothing_is_held_out() -> None:
+    judge = Judge()
+    assert fit(judge).evaluation is None and not judge.judged and len(judge.seen[0][0]) == 50
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (7, "expected .loss_sum, metric_sum, count."),
+        ((1.0, 2.0), "expected"),
+        (("much", 1.0, 3), "expected"),
+        ((1.0, 1.0, 0), "counted 0 of"),
+        ((1.0, 1.0, 51), "counted 51 of"),
+    ],
+)
+def test_what_evaluate_returns_is_checked(answer: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(Judge(answer), held_out=0.3)
+
+
+def test_an_evaluation_that_is_not_finite_is_none() -> None:
+    assert fit(Judge((float("nan"), 1.0, 3)), held_out=0.3).evaluation is None

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update, fitted, frame_bytes_max, frame_codec
-from edge_sdk.codecs.auto import bits_for
+from edge_sdk.codecs.eden import bits_for
 from edge_sdk.errors import DecodeError
 
 SIZE = 50_000
@@ -70,7 +70,7 @@ def test_frames_of_codecs_that_it_never_chooses_and_larger_ones_are_refused() ->
 def test_the_residual_of_sparse_is_sent_whatever_comes_next() -> None:
     first = encode_update(few(rest=0.005), None, AUTO, seed=0)
     assert first.residual is not None and first.residual.any()
-    second = encode_update(flat(), first.residual, AUTO, seed=1)
+    second = encode_update(flat(), first.kept, AUTO, seed=1)
     assert second.residual is None
     assert second.frame == encode_update(flat() + first.residual, None, AUTO, seed=1).frame
 
@@ -93,19 +93,20 @@ def test_momentum_correction_sends_a_sum_that_forgets_and_is_forgotten_where_it_
     codec, size = CodecSettings("sparse", density=0.1, momentum=0.5), 200
     delta = flat(size)
     residual, velocity = np.zeros(size), np.zeros(size)
-    kept: NDArray[np.float32] | None = None
+    kept: dict[str, NDArray[np.float32]] = {}
     for seed in range(5):
         encoded = encode_update(delta, kept, codec, seed=seed)
-        kept = encoded.residual
+        kept = encoded.kept
         sent = decode_update(encoded.frame, size, codec).dense()
         velocity = 0.5 * velocity + delta
         residual = residual + velocity - sent
         velocity[sent != 0] = 0.0
-        assert kept is not None and kept.shape == (2 * size,)
-        np.testing.assert_allclose(kept, np.concatenate([residual, velocity]), atol=1e-5)
+        assert kept.keys() == {"residual", "velocity"}
+        np.testing.assert_allclose(kept["residual"], residual, atol=1e-5)
+        np.testing.assert_allclose(kept["velocity"], velocity, atol=1e-5)
     # A plan that drops the momentum goes on with the residual alone.
     plain = encode_update(delta, kept, CodecSettings("sparse", density=1.0), seed=9)
-    assert plain.residual is not None and plain.residual.shape == (size,)
+    assert plain.kept.keys() == {"residual"} and plain.residual is not None
     np.testing.assert_allclose(
         decode_update(plain.frame, size, CodecSettings("sparse", density=1.0)).dense() + plain.residual,
         delta + residual,

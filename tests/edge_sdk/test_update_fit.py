@@ -16,7 +16,7 @@ SPARSE = CodecSettings("sparse", density=0.1)
 
 @pytest.mark.parametrize("name", CODECS)
 def test_what_fits_and_what_is_not_limited_stays_as_it_is(name: str) -> None:
-    asked = CodecSettings(name, density=0.1)
+    asked = CodecSettings.of(name, density=0.1)
     assert fitted(asked, 5000, 0) is asked
     assert fitted(asked, 5000, frame_bytes_max(5000, asked)) is asked
 
@@ -38,7 +38,7 @@ def test_a_fitted_density_is_within_the_limit_and_never_above_what_was_asked(
         assert frame_bytes_max(size, CodecSettings("sparse", density=1e-6)) > limit
         return
     assert frame_bytes_max(size, found) <= limit
-    assert max(1, round(found.density * size)) <= max(1, round(density * size))
+    assert max(1, round(found.to_wire()["density"] * size)) <= max(1, round(density * size))
 
 
 def test_a_fitted_density_leaves_little_of_the_limit_unused() -> None:
@@ -64,7 +64,7 @@ def test_eden_spends_fewer_bits_and_then_a_smaller_share(bits: float) -> None:
     delta = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     for limit in (15_000, 6_000, 2_000, 300):
         found = fitted(asked, delta.size, limit)
-        assert found is not None and found.bits <= bits and frame_bytes_max(delta.size, found) <= limit
+        assert found is not None and found.to_wire()["bits"] <= bits and frame_bytes_max(delta.size, found) <= limit
         decode_update(encode_update(delta, None, found, seed=0).frame, delta.size, asked)
     assert fitted(asked, delta.size, 30) is None
 

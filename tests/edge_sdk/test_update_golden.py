@@ -764,7 +764,7 @@ def test_every_golden_frame_is_expected() -> None:
     st.integers(0, 100),
 )
 def test_a_second_decoder_agrees_on_any_frame(name: str, size: int, density: float, period: int, seed: int) -> None:
-    codec = CodecSettings(name, density=density, block_size=64)
+    codec = CodecSettings.of(name, density=density, block_size=64)
     rng = np.random.default_rng(seed)
     # A period makes positions repeat, so that both index codings are seen.
     vector = (rng.standard_normal(size) * (np.arange(size) % period < 3)).astype(np.float32)

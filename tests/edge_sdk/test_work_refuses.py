@@ -12,7 +12,8 @@ from hand_made import blobs, mlp_program, start
 
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.device.session import StartTraining
-from edge_sdk.device.work import EngineCache, TrainingJob, TrainingWork
+from edge_sdk.device.training_job import TrainingJob
+from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan, TrainingPlan
@@ -22,11 +23,11 @@ PARAMETERS = encode_parameters(start(PROGRAM))
 
 
 def order(program: bytes, parameters: bytes = PARAMETERS) -> TrainingJob:
-    plan = Plan(TrainingPlan(), CodecSettings(name="dense"))
+    plan = Plan(TrainingPlan(), CodecSettings("dense"))
     digests = digest_of(program), digest_of(parameters)
     begun = StartTraining(bytes(16), bytes(8), "default", 1, 1, "0", *digests, plan, 10.0)
     return TrainingJob(
-        begun, program, parameters, lambda spec: None, lambda length: True, 0, lambda: False, lambda steps, loss: None
+        begun, program, parameters, lambda spec: {}, lambda length: True, 0, lambda: False, lambda steps, loss: None
     )
 
 

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.progress import ProgressKind
 from edge_sdk.wire.plan import Plan
 
 __all__ = [
     "Action",
-    "ApplyModelDeltas",
     "CancelTraining",
     "Event",
     "Leave",
     "MarkReceived",
     "MessageArrived",
-    "ModelDeltasApplied",
     "Notify",
     "Offline",
     "Online",
-    "PendingUpdate",
     "Published",
     "Send",
     "SetEligible",
-    "SetSpent",
+    "SetQuotaExhausted",
     "Settle",
     "StartTraining",
     "Stop",
-    "StoreBlob",
     "Subscribe",
     "Tick",
     "TrainingFailed",
@@ -52,10 +50,14 @@ class Offline:
 
 @dataclass(frozen=True, slots=True)
 class MessageArrived:
-    """One message on a topic; nothing about it has been checked."""
+    """One message on a topic; nothing about it has been checked.
+
+    ``retained`` says that the broker kept it and hands it out because this device has just subscribed.
+    """
 
     topic: str
     payload: bytes
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The update for ``ticket`` is encoded and safe on disk."""
+    """The update is encoded and safe on disk."""
 
-    ticket: bytes
-    digest: bytes
-    payload: bytes
+    update: PendingUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,6 @@ class TrainingFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDeltasApplied:
-    """The parameters ``target`` were made from deltas and are kept; or they could not be, for the reason ``error``."""
-
-    target: bytes
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SetEligible:
     """The app (or the device's own health) says whether it may work now."""
 
@@ -100,10 +92,10 @@ class SetEligible:
 
 
 @dataclass(frozen=True, slots=True)
-class SetSpent:
-    """Whether today's budget of bytes is used up."""
+class SetQuotaExhausted:
+    """Whether today's quota of bytes is used up."""
 
-    spent: bool
+    exhausted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +113,10 @@ Event = (
     | Offline
     | MessageArrived
     | Published
-    | ModelDeltasApplied
     | TrainingFinished
     | TrainingFailed
     | SetEligible
-    | SetSpent
+    | SetQuotaExhausted
     | Stop
     | Tick
 )
@@ -161,28 +152,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreBlob:
-    """A blob was fetched whole and its digest holds: keep it."""
-
-    kind: str
-    digest: bytes
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyModelDeltas:
-    """Make the parameters ``target`` out of ``base`` and ``deltas``, keep them, and say ``ModelDeltasApplied``."""
-
-    base: bytes
-    deltas: tuple[memoryview, ...]
-    target: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class StartTraining:
     """Train, encode, save to the outbox, and come back with ``TrainingFinished`` or ``TrainingFailed``.
 
-    ``seconds_max`` is what is left for training, in seconds. ``lineage`` and ``round`` go into the outbox entry.
+    ``seconds_max`` is what is left for training, in seconds. ``vectors`` are the further blobs that the invite named,
+    as ``(name, digest)``; they are here, like ``program`` and ``parameters``.
     """
 
     ticket: bytes
@@ -195,6 +169,7 @@ class StartTraining:
     parameters: bytes
     plan: Plan
     seconds_max: float
+    vectors: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +196,9 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Something that an app or a person may want to know; ``what`` is a short code."""
+    """Something that an app or a person may want to know."""
 
-    what: str
+    what: ProgressKind
     detail: str = ""
     round: int = 0
 
@@ -233,31 +208,4 @@ class Leave:
     """All is said: the shell may disconnect."""
 
 
-Action = (
-    Subscribe
-    | Unsubscribe
-    | Send
-    | StoreBlob
-    | ApplyModelDeltas
-    | StartTraining
-    | CancelTraining
-    | MarkReceived
-    | Settle
-    | Notify
-    | Leave
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PendingUpdate:
-    """What a device holds from before a restart: an update that is not settled.
-
-    ``payload`` is None once the coordinator has said that it has the bytes.
-    """
-
-    ticket: bytes
-    digest: bytes
-    lineage: bytes
-    shard: str
-    round: int
-    payload: bytes | None
+Action = Subscribe | Unsubscribe | Send | StartTraining | CancelTraining | MarkReceived | Settle | Notify | Leave

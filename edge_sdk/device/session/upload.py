@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from edge_sdk.device.session.events import Action, PendingUpdate
+from edge_sdk.device.pending import PendingUpdate
+from edge_sdk.device.session.events import Action
 from edge_sdk.wire.messages import Chunk, Have, Offer
 from edge_sdk.wire.ranges import ChunkSize, Ranges, plan_chunks
 
@@ -27,7 +28,7 @@ class Upload:
     """One update on its way to the coordinator.
 
     Args:
-        holding: The update; ``payload`` must be there.
+        update: The update; ``payload`` must be there.
         chunk: Gives the link's chunk size: halved after a cut or a silence without progress.
         send_offer: Wraps an offer into an action.
         send_chunk: Wraps a chunk into an action and returns it with its token.
@@ -36,17 +37,17 @@ class Upload:
 
     def __init__(
         self,
-        holding: PendingUpdate,
+        update: PendingUpdate,
         *,
         chunk: Callable[[], ChunkSize],
         send_offer: Callable[[Offer], Action],
         send_chunk: Callable[[Chunk], tuple[int, Action]],
         rng: np.random.Generator,
     ) -> None:
-        if holding.payload is None:
+        if update.payload is None:
             raise ValueError("an update without its payload cannot be uploaded")
-        self.holding = holding
-        self._payload = memoryview(holding.payload)
+        self.update = update
+        self._payload = memoryview(update.payload)
         self._chunk = chunk
         self._send_offer = send_offer
         self._send_chunk = send_chunk
@@ -68,7 +69,7 @@ class Upload:
         self._in_flight.clear()
         self._offered = True
         self._arm(now)
-        return [self._send_offer(Offer(ticket=self.holding.ticket, digest=self.holding.digest, total=self.total))]
+        return [self._send_offer(Offer(ticket=self.update.ticket, digest=self.update.digest, total=self.total))]
 
     def pause(self) -> None:
         """The connection or the coordinator is gone: wait for a new one."""
@@ -127,8 +128,8 @@ class Upload:
             start, stop = self._queue.pop(0)
             token, action = self._send_chunk(
                 Chunk(
-                    ticket=self.holding.ticket,
-                    digest=self.holding.digest,
+                    ticket=self.update.ticket,
+                    digest=self.update.digest,
                     total=self.total,
                     offset=start,
                     data=bytes(self._payload[start:stop]),

@@ -41,19 +41,17 @@ class Engine(Protocol):
         ``vector`` is read during the whole training and must not be changed meanwhile.
         """
 
-    def step(
-        self,
-        handle: Handle,
-        batch: Batch,
-        scalars: Mapping[str, float],
-        corrections: Mapping[str, NDArray[np.float32]] | None = None,
-    ) -> float:
+    def step(self, handle: Handle, batch: Batch, scalars: Mapping[str, float]) -> float:
         """One optimiser step in place; returns the batch's mean loss. Scalars not given have the program's defaults.
 
-        ``corrections`` (to be added to the gradients, for SCAFFOLD and its kin) are reserved.
-
         Raises:
-            TrainingError: The graph failed on this batch, the program lacks a scalar, or corrections were given.
+            TrainingError: The graph failed on this batch, or the program lacks a scalar.
+        """
+
+    def shift(self, handle: Handle, vector: NDArray[np.float32]) -> None:
+        """Adds ``vector`` (float32[P]) to the parameters in training.
+
+        After a step of plain SGD with learning rate ``lr`` this is what adding ``-vector / lr`` to its gradient gives.
         """
 
     def steps(self, handle: Handle, batches: Batch, scalars: Mapping[str, float]) -> NDArray[np.float32]:
@@ -107,9 +105,3 @@ def steps_one_by_one(
     count = len(batches["target"])
     parts = ({name: array[number] for name, array in batches.items()} for number in range(count))
     return np.array([engine.step(handle, part, scalars) for part in parts], dtype=np.float32)
-
-
-def no_corrections(corrections: object) -> None:
-    """Raise TrainingError if there are any."""
-    if corrections:
-        raise TrainingError("corrections are reserved: no compiled graph takes them yet")

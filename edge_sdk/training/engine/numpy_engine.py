@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import BundleError, TrainingError
-from edge_sdk.training.engine.base import Batch, check_vector, merged_scalars, no_corrections, steps_one_by_one
+from edge_sdk.training.engine.base import Batch, check_vector, merged_scalars, steps_one_by_one
 from edge_sdk.training.engine.blas import limit_blas_threads, restore_blas_threads
 from edge_sdk.training.engine.executor import Executor
 from edge_sdk.training.numpy_plan import NumpyPlan
@@ -59,21 +59,20 @@ class NumpyEngine:
         tensors.update((name, np.zeros(shape, dtype=np.float32)) for name, shape in self.program.state)
         return NumpyHandle(tensors, anchors)
 
-    def step(
-        self,
-        handle: NumpyHandle,
-        batch: Batch,
-        scalars: Mapping[str, float],
-        corrections: Mapping[str, NDArray[np.float32]] | None = None,
-    ) -> float:
+    def step(self, handle: NumpyHandle, batch: Batch, scalars: Mapping[str, float]) -> float:
         """See :class:`Engine`."""
-        no_corrections(corrections)
         values = {
             name: np.array(value, dtype=np.float32) for name, value in merged_scalars(self.program, scalars).items()
         }
         results = self._run(self._train, {**handle.anchors, **handle.tensors, **batch, **values})
         handle.tensors.update([(name, results[new]) for name, new in self._updates])
         return _scalar(results["loss"], "loss")
+
+    def shift(self, handle: NumpyHandle, vector: NDArray[np.float32]) -> None:
+        """See :class:`Engine`."""
+        check_vector(self.program, vector)
+        for name, part in self.program.spec.unflatten(vector).items():
+            handle.tensors[name] = handle.tensors[name] + part
 
     def steps(self, handle: NumpyHandle, batches: Batch, scalars: Mapping[str, float]) -> NDArray[np.float32]:
         """See :class:`Engine`; one by one, a loop would cost the same here."""

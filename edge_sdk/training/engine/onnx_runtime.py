@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import BundleError, TrainingError
-from edge_sdk.training.engine.base import Batch, check_vector, merged_scalars, no_corrections, steps_one_by_one
+from edge_sdk.training.engine.base import Batch, check_vector, merged_scalars, steps_one_by_one
 from edge_sdk.training.engine.onnx_bytes import check_onnx
 from edge_sdk.training.program import ANCHOR, NEW, Program
 
@@ -106,15 +106,8 @@ class OnnxRuntimeEngine:
             raise _failed("train", error) from error
         return handle
 
-    def step(
-        self,
-        handle: OnnxRuntimeHandle,
-        batch: Batch,
-        scalars: Mapping[str, float],
-        corrections: Mapping[str, Vector] | None = None,
-    ) -> float:
+    def step(self, handle: OnnxRuntimeHandle, batch: Batch, scalars: Mapping[str, float]) -> float:
         """See :class:`Engine`."""
-        no_corrections(corrections)
         for name, number in merged_scalars(self.program, scalars).items():
             handle.scalars[name][()] = number
         binding = handle.bindings[handle.turn]
@@ -128,6 +121,11 @@ class OnnxRuntimeEngine:
             raise _failed("train", error) from error
         handle.turn = 1 - handle.turn
         return float(handle.loss)
+
+    def shift(self, handle: OnnxRuntimeHandle, vector: Vector) -> None:
+        """See :class:`Engine`; the bindings read the parameters where they are."""
+        check_vector(self.program, vector)
+        handle.parameters[handle.turn][:] += vector
 
     def steps(self, handle: OnnxRuntimeHandle, batches: Batch, scalars: Mapping[str, float]) -> Vector:
         """See :class:`Engine`; in one run where the program has a loop for it."""

@@ -1,0 +1,163 @@
+"""The model of a simulation: a zoo name, an ONNX model or a bundle, as a compiled bundle."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from coordinator.compile.cost import step_cost
+from coordinator.compile.loop import BATCH_SIZE as LOOP_BATCH_SIZE
+from coordinator.compile.loop import FLOPS_MAX as LOOP_FLOPS_MAX
+from coordinator.compile.zoo import ZOO
+from coordinator.config import FederationConfig
+from coordinator.setup import build_bundle
+from device_sim.datasets import Dataset
+from device_sim.simulation.clients import Clients
+from device_sim.simulation.settings import Tables, configured
+from edge_sdk.errors import ConfigurationError, ExamplesError
+from edge_sdk.training.bundle import Bundle, digest_of
+
+__all__ = ["Source", "bundle_for", "source_of"]
+
+IN_MEMORY: Final = Path("model.onnx")
+BUNDLE_MAGIC: Final = b"EFBN"
+COMPILED_KEPT: Final = 16
+
+_COMPILED: Final[OrderedDict[tuple[str, int, bytes], Bundle]] = OrderedDict()
+"""Models that this process has compiled: a sweep over settings compiles once."""
+
+
+class Source:
+    """Where the model comes from.
+
+    Attributes:
+        table: What it sets in the table [model] of the configuration.
+        bundle: The bundle, if it is one already.
+        onnx: The bytes of an ONNX model that is in no file; None for another source.
+    """
+
+    def __init__(self, table: dict[str, Any], bundle: Bundle | None = None, onnx: bytes | None = None) -> None:
+        self.table = table
+        self.bundle = bundle
+        self.onnx = onnx
+
+    def built(self, config: FederationConfig) -> Bundle:
+        """The compiled model.
+
+        Raises:
+            CompileError, BundleError: It cannot be used; says why, and what to do.
+        """
+        if self.bundle is not None:
+            return self.bundle
+        model, data = config.model, self.onnx
+        if model.onnx is not None and data is None and model.onnx.is_file():
+            data = model.onnx.read_bytes()
+        key = (model.model_dump_json(), config.federation.seed, digest_of(data or b""))
+        if key not in _COMPILED:
+            _COMPILED[key] = _compiled(config, data)
+            while len(_COMPILED) > COMPILED_KEPT:
+                _COMPILED.popitem(last=False)
+        _COMPILED.move_to_end(key)
+        return _COMPILED[key]
+
+
+def source_of(model: Any, clients: Clients, given: Mapping[str, Any]) -> Source:
+    """Tells the forms of a model apart.
+
+    Args:
+        model: As of ``simulate``.
+        clients: Their examples give ``inputs`` and ``outputs`` of a zoo model.
+        given: The keys of the table [model] that were set beside.
+
+    Raises:
+        ConfigurationError: It is in no form that is known.
+    """
+    if isinstance(model, Bundle):
+        return Source({"bundle": "model.bundle"}, model)
+    if isinstance(model, bytes | bytearray | memoryview):
+        data = bytes(model)
+        if data.startswith(BUNDLE_MAGIC):
+            return Source({"bundle": "model.bundle"}, Bundle.decode(data))
+        return Source({"onnx": str(IN_MEMORY)}, onnx=data)
+    if hasattr(model, "SerializeToString"):
+        return Source({"onnx": str(IN_MEMORY)}, onnx=model.SerializeToString())
+    if isinstance(model, str) and model in ZOO:
+        return Source({"zoo": model, **_shape(model, clients, given)})
+    if isinstance(model, str | Path):
+        path = Path(model)
+        if path.suffix == ".onnx":
+            return Source({"onnx": str(path)})
+        if path.is_file() or path.suffix == ".bundle":
+            return Source({"bundle": str(path)}, Bundle.load(path))
+    raise ConfigurationError(
+        f"simulate: model={str(model)[:60]!r}: is neither one of {', '.join(ZOO)}, nor an .onnx file or its bytes, nor "
+        "a bundle (edge-coordinator compile makes one)"
+    )
+
+
+def bundle_for(model: Any, data: Dataset, *, loss: str | None, seed: int) -> Bundle:
+    """A model for a data set, compiled.
+
+    Args:
+        model: As of ``simulate``; None for a linear model.
+        data: Gives ``inputs`` and ``outputs`` of a zoo model.
+        loss: The loss; None for the model's own.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigurationError, CompileError, BundleError: It cannot be used.
+    """
+    linear = "linear_regression" if data.labels is None else "softmax_regression"
+    tables: Tables = {"model": {"loss": loss}} if loss else {}
+    source = source_of(model or linear, Clients({"all": (data.x, data.y)}, None), tables.get("model", {}))
+    config = configured(tables, model=source.table, goal_count=1, rounds=1, seed=seed, evaluated=False)
+    return source.built(config)
+
+
+def _compiled(config: FederationConfig, onnx: bytes | None) -> Bundle:
+    """A zoo model is known to be right: it is checked only where it is so small that a loop is worth a measurement."""
+    if config.model.zoo is None:
+        return build_bundle(config, onnx=onnx)
+    bundle = build_bundle(config, verify=False)
+    is_tiny = step_cost(bundle.program.train, LOOP_BATCH_SIZE).flops <= LOOP_FLOPS_MAX
+    return build_bundle(config) if is_tiny else bundle
+
+
+def _shape(name: str, clients: Clients, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs and outputs of a zoo model by the clients' examples, where they are not given."""
+    found: dict[str, Any] = {}
+    first = next(iter(clients.values()))
+    if "inputs" not in given:
+        found["inputs"] = list(_pair(first)[0].shape[1:])
+    if "outputs" not in given:
+        found["outputs"] = _outputs(name, clients)
+    return found
+
+
+def _outputs(name: str, clients: Clients) -> int:
+    targets = [_pair(value)[1] for value in (*clients.values(), clients.evaluation) if value is not None]
+    if name == "linear_regression" or any(y.dtype.kind == "f" and y.ndim > 1 for y in targets):
+        return int(np.prod(targets[0].shape[1:], dtype=int))
+    highest = max((float(y.max()) for y in targets if y.size), default=0.0)
+    if name == "linear_svm" or (name == "logistic_regression" and highest <= 1):
+        return 1
+    return max(2, int(highest) + 1)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Features and targets out of the forms that have one of each."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        x, y = (np.asarray(part) for part in value)
+    elif isinstance(value, Mapping) and {"x", "y"} <= set(value):
+        x, y = np.asarray(value["x"]), np.asarray(value["y"])
+    else:
+        raise ExamplesError(
+            "clients: a zoo model takes (x, y) from each client; give inputs= and outputs= too for other forms"
+        )
+    if x.ndim < 2:
+        raise ExamplesError(f"clients: x has shape {list(x.shape)}, expected [examples, features...]")
+    return x, y

@@ -1,0 +1,119 @@
+"""The coordinator's half of a simulation: the shipped pipeline, round after round, and what clients have to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from coordinator.config import FederationConfig
+from coordinator.downlink import chain_from
+from coordinator.pipeline import Aggregator, Step
+from coordinator.server_optimizers import ServerOptimizer
+from coordinator.setup import pipeline_settings
+from coordinator.store import ModelDeltaRecord, Published
+from coordinator.store.model_deltas import deltas_kept
+from edge_sdk.aggregation.algorithm import Algorithm
+from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.plan import Plan
+
+__all__ = ["Server"]
+
+
+class Server:
+    """What the coordinator knows between the rounds, and how it makes the next model.
+
+    Args:
+        bundle: The program, and the parameters to start from.
+        plan: What clients are asked to do.
+        config: Everything else, by name.
+        algorithm: In place of the configuration's; None for that one.
+        optimizer: In place of the configuration's; None for that one.
+        steps: Behind those of the configuration.
+
+    Attributes:
+        parameters: The model's parameters blob.
+        model_digest: Its SHA-256.
+        vector: float32[P], the model.
+        published: The blob that clients train from; the same where they get the model itself.
+        base: Its SHA-256.
+        broadcast: Blobs of the vectors that clients get beside it, by name.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: Plan,
+        config: FederationConfig,
+        algorithm: Algorithm | None = None,
+        optimizer: ServerOptimizer | None = None,
+        steps: Sequence[tuple[str, Step]] = (),
+    ) -> None:
+        settings = pipeline_settings(config, bundle.program)
+        self._aggregator = Aggregator(
+            bundle.program,
+            plan,
+            replace(
+                settings,
+                algorithm=algorithm or settings.algorithm,
+                optimizer=optimizer or settings.optimizer,
+                steps=(*settings.steps, *steps),
+                directory=None,
+            ),
+        )
+        self.vector = bundle.parameters
+        self.parameters = self.published = encode_parameters(bundle.parameters)
+        self.base = self.model_digest = digest_of(self.published)
+        self._memory = self._aggregator.initial_memory()
+        self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
+        self._chain: list[ModelDeltaRecord] = []
+        self._round = 0
+
+    def begin(self) -> None:
+        """A round begins."""
+        self._round += 1
+        self._aggregator.begin(self.parameters, self._memory, self.published, self.base)
+
+    def take(self, payload: bytes, digest: bytes) -> None:
+        """Adds one client's update, and its SHA-256, to the round.
+
+        Raises:
+            ProtocolError: It is refused; its reason says why.
+        """
+        self._aggregator.add(self._aggregator.examine(payload, digest))
+
+    def finish(self) -> dict[str, float]:
+        """The next model from the updates that were taken; returns what the clients reported.
+
+        Raises:
+            TrainingError: The model has diverged.
+            ValueError: Nothing was taken.
+        """
+        made = self._aggregator.finish()
+        self._memory, self.broadcast = made.memory, made.broadcast
+        self.vector, self.parameters = made.vector, made.parameters
+        self.model_digest = digest_of(self.parameters)
+        self._publish(made.published)
+        return made.metrics
+
+    def close(self) -> None:
+        """Gives up a round that is not finished."""
+        self._aggregator.close()
+
+    def bytes_down(self, holds: Collection[bytes]) -> int:
+        """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""
+        vectors = sum(map(len, self.broadcast.values()))
+        if self.base in holds:
+            return vectors
+        _, deltas = chain_from(self._chain, holds)
+        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.published))
+
+    def _publish(self, made: Published | None) -> None:
+        before = self.base
+        if made is None:
+            self.published, self.base = self.parameters, self.model_digest
+            self._chain.clear()
+            return
+        self.published, self.base = made.blob, digest_of(made.blob)
+        if self.base != before:
+            delta = ModelDeltaRecord(self._round, before, self.base, b"", len(made.model_delta))
+            self._chain = deltas_kept([*self._chain, delta], made)

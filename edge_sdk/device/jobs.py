@@ -1,0 +1,146 @@
+"""The one job of a device: training handed out to wherever the shell runs it, and what comes back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_sdk.device.blobs import DeviceBlobs, JobBlobs
+from edge_sdk.device.session import Event, StartTraining, TrainingFailed, TrainingFinished
+from edge_sdk.device.state import DeviceState
+from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
+from edge_sdk.errors import EdgeFedError, ExamplesError, StateError
+from edge_sdk.wire.plan import Plan
+
+__all__ = ["Ended", "Jobs"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Job:
+    start: StartTraining
+    blobs: JobBlobs | None
+    cancelled: bool = False
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a job: what it was about, and the loss of its training, None where there was none."""
+
+    start: StartTraining
+    loss: float | None
+
+
+class Jobs:
+    """Gives out one job at a time; the next one waits until the one before knows that it was called off.
+
+    Args:
+        device: The device's name; the seed of its work follows from it.
+        state: Where a finished update is saved before anything is said of it (rule 4).
+        work: Turns a job into an update.
+        blobs: Where program and parameters are.
+        run_job: Runs a job elsewhere and hands its event back to the agent.
+        frames_bytes_max: Bytes that the frames of one update may have under a plan, 0 for no limit.
+        on_step: Told what is being trained, steps done and loss, on the job's thread.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        state: DeviceState,
+        work: Work,
+        blobs: DeviceBlobs,
+        run_job: Callable[[Callable[[], Event]], None],
+        frames_bytes_max: Callable[[Plan], int],
+        on_step: Callable[[StartTraining, int, float], None],
+    ) -> None:
+        self._device = device
+        self._state = state
+        self._work = work
+        self._blobs = blobs
+        self._run_job = run_job
+        self._frames_bytes_max = frames_bytes_max
+        self._on_step = on_step
+        self._job: _Job | None = None
+        self._waiting: _Job | None = None
+
+    @property
+    def current(self) -> StartTraining | None:
+        """What the job that was given out is about."""
+        return self._job.start if self._job is not None else None
+
+    def start(self, start: StartTraining) -> None:
+        """Gives out a job, or keeps it for when the last one has found out that it was called off."""
+        job = _Job(start, self._blobs.take(start.program, start.parameters, dict(start.vectors)))
+        if self._job is not None:
+            self._waiting = job
+        else:
+            self._give_out(job)
+
+    def cancel(self, ticket: bytes) -> None:
+        """Calls off the work for a ticket."""
+        for job in (self._job, self._waiting):
+            if job is not None and job.start.ticket == ticket:
+                job.cancelled = True
+
+    def end(self) -> Ended | None:
+        """The job that was given out has ended; returns what it was."""
+        job, self._job = self._job, None
+        return None if job is None else Ended(job.start, job.loss)
+
+    def go_on(self) -> None:
+        """Gives out the job that has waited, if it is still wanted."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or waiting.cancelled:
+            return
+        if self._job is None:
+            self._give_out(waiting)
+        else:
+            self._waiting = waiting
+
+    def _give_out(self, job: _Job) -> None:
+        self._job = job
+        start, blobs = job.start, job.blobs
+        if blobs is None:
+            self._run_job(lambda: TrainingFailed(start.ticket, "gone", "the downloads are no longer in memory"))
+            return
+        order = TrainingJob(
+            start=start,
+            program=blobs.program,
+            parameters=blobs.parameters,
+            received=blobs.vectors,
+            vectors=self._state.vectors,
+            keeps_vectors=self._state.keeps_vectors,
+            seed=job_seed(start.parameters, self._device),
+            stop=lambda: job.cancelled,
+            progress=lambda steps, loss: self._on_step(start, steps, loss),
+            frames_bytes_max=self._frames_bytes_max(start.plan),
+        )
+        self._run_job(lambda: self._work_off(job, order, blobs))
+
+    def _work_off(self, job: _Job, order: TrainingJob, blobs: JobBlobs) -> Event:
+        """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4)."""
+        ticket = order.start.ticket
+        try:
+            self._blobs.cache(blobs)
+            trained = self._work.run(order)
+            self._state.save_outbox(trained.update, trained.vectors_after)
+        except Cancelled:
+            return TrainingFailed(ticket, "cancelled")
+        except OverQuota as error:
+            return TrainingFailed(ticket, "bytes_per_update", str(error))
+        except ExamplesError as error:
+            return TrainingFailed(ticket, "no_examples", str(error))
+        except StateError as error:
+            return TrainingFailed(ticket, "state", str(error))
+        except EdgeFedError as error:
+            return TrainingFailed(ticket, "training", str(error))
+        except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
+            logger.exception("training failed")
+            return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
+        job.loss = float(trained.result.loss)
+        return TrainingFinished(trained.update)

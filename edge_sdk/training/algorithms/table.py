@@ -1,0 +1,13 @@
+"""The table of local algorithms that come with the SDK: a new one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["LOCAL_ALGORITHMS"]
+
+LOCAL_ALGORITHMS: Final[Mapping[str, str]] = {
+    "plain": "edge_sdk.training.algorithms.plain:Plain",
+}
+"""Dotted names of the classes, by the name in a plan."""
