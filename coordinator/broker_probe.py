@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable
+from edge_sdk.errors import ConnectionRefused, ConnectionUnavailable, DecodeError
 from edge_sdk.mqtt import (
     BrokerSettings,
     Connected,
@@ -18,6 +17,7 @@ from edge_sdk.mqtt import (
     TransportEvent,
 )
 from edge_sdk.mqtt.loop import EventLoop
+from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["BrokerFound", "probe_broker"]

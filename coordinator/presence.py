@@ -131,11 +131,11 @@ class Presence:
             self._others = {known: other for known, other in self._others.items() if known.hex() != lineage}
             return []
         said = CoordinatorState.decode(payload, lineage)
-        if said.session == self._session:
-            return []
-        if said.lineage == self._lineage and said.incarnation < self._incarnation:
-            # An earlier start on our database; its last will may come late, and all devices would wait.
-            return [self._say()] if self.state == SERVING else []
+        ours = said.session == self._session
+        if ours or (said.lineage == self._lineage and said.incarnation < self._incarnation):
+            # The last will of an earlier connection or start may come late, and all devices would wait.
+            contradicted = self.state == SERVING and not (ours and said.online)
+            return [self._say()] if contradicted else []
         if not said.online:
             self._others.pop(said.lineage, None)
             return self._claim(now) if self.state == STANDING_BACK else []
@@ -195,8 +195,8 @@ class Presence:
         self.entitled = False
         served, self.state, self.due = self.serving, STANDING_BACK, now + seconds
         self.reason = (
-            f"another coordinator serves task {tasks} of federation {self._federation} (database {other.lineage.hex()}, "
-            f"start {other.incarnation}): stop one of them, or give the task another name (federation.task)"
+            f"another coordinator serves task {tasks} of federation {self._federation} (database "
+            f"{other.lineage.hex()}, start {other.incarnation}): stop one of them, or give the task another name (federation.task)"
         )
         effects: list[Effect] = [SteppedBack(self.reason, seconds)]
         if served and other.lineage != self._lineage:

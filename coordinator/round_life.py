@@ -7,7 +7,7 @@ told of it is the task's (``coordinator/task.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from coordinator.downloads import Downloads
 from coordinator.events import CloseJob, Effect, Evaluated, Finished, RoundCommitted, RoundEnded, StartJob, Workers
 from coordinator.registry import Registry
 from coordinator.schedules.schedule import PhaseChanged, Schedule
-from coordinator.schedules.selection import announced_fraction, wanted_count
+from coordinator.schedules.selection import Candidate, Uniform, announced_fraction, wanted_count
 from coordinator.schedules.synchronous import CLOSING, SELECTION, Round
 from coordinator.schedules.tickets import Ticket, TicketTable
 from coordinator.serving import Serving
@@ -152,6 +152,8 @@ class RoundLife:
             new_ticket=lambda: self._new_id(16),
             base=self._serving.parameters,
             now=now,
+            rule=s.rule,
+            describe=self._describe,
         )
         self._begin(self.record, now)
 
@@ -168,6 +170,8 @@ class RoundLife:
             new_ticket=lambda: self._new_id(16),
             base=record.base,
             now=now,
+            rule=self._settings.rule,
+            describe=self._describe,
         )
         schedule.pause(now)
         self.schedule, self.record = schedule, record
@@ -188,6 +192,12 @@ class RoundLife:
         self.fraction = announced_fraction(population, wanted, s.fraction, attempt)
         self.participation = round(min(1.0, wanted / population), 3) if population else 0.0
         return int(population * self.fraction)
+
+    def _describe(self, devices: Sequence[str]) -> list[Candidate]:
+        """What a rule of the user's own may go by; a uniform choice needs no more than the names."""
+        if isinstance(self._settings.rule, Uniform):
+            return [Candidate(device) for device in devices]
+        return self._registry.candidates(devices)
 
     def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._settings.seed, number, attempt])))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from coordinator.schedules.selection import SelectionRule, Uniform
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
 from edge_sdk.wire.plan import Plan
@@ -33,7 +34,8 @@ class TaskSettings:
         retained_blobs: ``auto``, ``always`` or ``never``.
         evaluate_every: Evaluate after every so many rounds, 0 for never.
         dense_bytes: Bytes of one update as dense float32, for comparison.
-        seed: StableRandom the cohorts.
+        seed: Draws the cohorts.
+        rule: Chooses them.
     """
 
     federation: str
@@ -54,6 +56,7 @@ class TaskSettings:
     evaluate_every: int = 1
     dense_bytes: int = 0
     seed: int = 0
+    rule: SelectionRule = field(default_factory=Uniform)
 
     def plan_for(self, participation: float) -> Plan:
         """The plan of a round; a codec that chooses is told how often a device can expect to take part.
@@ -61,7 +64,4 @@ class TaskSettings:
         Args:
             participation: Share of the rounds, 0 if unknown.
         """
-        codec = self.plan.codec
-        if codec.name != "auto":
-            return self.plan
-        return replace(self.plan, codec=replace(codec, participation=participation))
+        return replace(self.plan, codec=self.plan.codec.taking_part(participation))

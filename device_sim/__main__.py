@@ -32,7 +32,7 @@ EXIT_CODES = ((ConfigurationError, 2), (ConnectionRefused, 3), (ConnectionUnavai
 def demo(
     devices: Annotated[int, typer.Option(min=4, help="Devices, each with its own MQTT connection.")] = 30,
     broker: Annotated[str, typer.Option(help="auto, mosquitto or iotcore.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="StableRandom the split, the weights and the cohorts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the split, the weights and the cohorts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/demo-<time>.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Round budget.")] = 90,
     seconds: Annotated[float, typer.Option(help="Give up after so many seconds.")] = 120.0,

@@ -40,7 +40,7 @@ class DemoSettings:
     Attributes:
         folder: The run folder, made by the demo.
         devices: Size of the fleet.
-        seed: StableRandom the split, the weights, the profiles and the cohorts.
+        seed: Draws the split, the weights, the profiles and the cohorts.
         broker: ``auto``, ``mosquitto`` or ``iotcore``.
         seconds_max: The demo gives up after this time.
         target: Held-out accuracy at which training stops.

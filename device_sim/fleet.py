@@ -59,7 +59,7 @@ class FleetSettings:
         federation: Topic segment.
         task: Topic segment.
         engine: Engine preference.
-        seed: StableRandom dropouts, instances and jitter.
+        seed: Draws dropouts, instances and jitter.
         training_threads: Worker threads that train.
         connects_per_second: Pace of the first connections.
         away_seconds: How long a device that dropped out stays away, in seconds.

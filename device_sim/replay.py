@@ -24,7 +24,7 @@ class ReplayWork:
     """Hands out one of a few updates, encoded once; every device of a process may share it, from one thread.
 
     Args:
-        seed: StableRandom the deltas where none are given.
+        seed: Draws the deltas where none are given.
         deltas: float32[P] vectors to replay; Gaussian ones of scale 0.01 otherwise.
         examples: Weight that each update claims.
     """

@@ -70,7 +70,7 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def write_picture(rows: Sequence[dict[str, Any]], path: Path, *, metric: str, title: str) -> None:
-    """StableRandom the metric over the rounds, and bytes a round beside what dense float32 would have cost."""
+    """Draws the metric over the rounds, and bytes a round beside what dense float32 would have cost."""
     import matplotlib as mpl
 
     mpl.use("Agg")

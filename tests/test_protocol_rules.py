@@ -184,7 +184,8 @@ def test_rule_02_a_restored_database_begins_a_new_epoch_and_abandons_its_open_ro
         leftover.unlink(missing_ok=True)
     restored = Desk(store=opened(), seed=1)
     assert restored.store.restored and restored.store.lineage != old
-    assert restored.store.open_round(TASK) is None
+    abandoned = [record for record in restored.store.rounds(TASK) if record.attempt == 0]
+    assert [(record.phase, record.reason) for record in abandoned] == [("abandoned", "restored")]
     answer = restored.hear("a", offer(invite, make_update()), lineage=old)
     assert restored.told("a", Verdict, answer)[0].outcome in ("unknown", "missing")
     restored.store.close()
@@ -465,7 +466,7 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
     envelope = msgpack.unpackb(payload)
     assert list(envelope) == ["version", "kind", "federation", "task", "lineage", "shard", "body"]
     assert isinstance(envelope["body"], bytes)
-    assert envelope["shard"] == "0", "the uplink inbox is named in the invite"
+    assert envelope["shard"] == desk.shard, "the uplink inbox is named in the invite"
     later = {"phase": "masks", "group": "a", "sig": b"over the exact bytes of body"}
     expected = {"federation": FEDERATION, "expected": ("invite",), "peer": "coordinator"}
     assert decode_message(msgpack.packb(envelope | later), **expected) == decode_message(payload, **expected)
@@ -475,7 +476,8 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
 
 def test_rule_08_what_a_plan_requires_must_be_understood_or_declined() -> None:
     pair = Pair("a", requires=("codec:dense",))
-    pair.desk.settings = pair.desk.core.settings = replace(pair.desk.settings, requires=("codec:dense", "secure:sums"))
+    pair.desk.task.settings = replace(pair.desk.settings, requires=("codec:dense", "secure:sums"))
+    pair.desk.task._invitations._settings = pair.desk.task.settings
     pair.run(20.0)
     assert not pair.trainings["a"], "the coordinator does not ask a device that cannot"
 
@@ -570,7 +572,14 @@ class _Wall:
 
 
 @pytest.mark.parametrize(
-    "module", ["coordinator/core.py", "coordinator/schedules/synchronous.py", "edge_sdk/device/session/session.py"]
+    "module",
+    [
+        "coordinator/router.py",
+        "coordinator/task.py",
+        "coordinator/round_life.py",
+        "coordinator/schedules/synchronous.py",
+        "edge_sdk/device/session/session.py",
+    ],
 )
 def test_rule_12_machines_decode_no_update_and_read_no_clock(module: str) -> None:
     tree = ast.parse((ROOT / module).read_text())
@@ -643,13 +652,17 @@ def test_rule_14_full_means_busy_and_busy_may_come_again() -> None:
 # --- 15 status -------------------------------------------------------------------------------------------------------
 
 
-def test_rule_15_the_coordinator_subscribes_to_its_inboxes_and_its_own_state_only() -> None:
+def test_rule_15_the_coordinator_hears_its_inboxes_other_coordinators_and_whom_it_has_invited() -> None:
     desk = Desk()
-    assert sorted(desk.filters()) == [
-        f"fl/v1/garden/coordinator/{desk.store.lineage.hex()}/state",
+    inboxes = [
+        "fl/v1/garden/coordinator/+/claim",
+        "fl/v1/garden/coordinator/+/state",
         "fl/v1/garden/from/+/+",
-        "fl/v1/garden/up/0/+",
+        f"fl/v1/garden/up/{desk.shard}/+",
     ]
+    assert sorted(desk.filters()) == inboxes
+    desk.begin("a", "b", "c")
+    assert sorted(desk.filters()) == [*inboxes[:3], *(f"fl/v1/garden/status/{device}" for device in "abc"), inboxes[3]]
 
 
 # --- 16 clones and cards ---------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from coordinator.schedules.schedule import (
     UpdateRefused,
     WentAway,
 )
-from coordinator.schedules.selection import choose, wanted_count
+from coordinator.schedules.selection import Candidate, SelectionRule, Uniform, select, wanted_count
 from coordinator.schedules.tickets import Ticket, TicketTable
 from edge_sdk.wire.outcomes import (
     ACCEPTED,
@@ -68,6 +68,7 @@ CLOSING: Final = "closing"
 CLOSED: Final = "closed"
 ABANDONED: Final = "abandoned"
 NEVER: Final = float("inf")
+Describe: TypeAlias = Callable[[Sequence[str]], Sequence[Candidate]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ class RoundSettings:
     reporting_seconds_max: float = 600.0
 
 
+def _names_alone(devices: Sequence[str]) -> list[Candidate]:
+    """Nothing is known of anybody."""
+    return [Candidate(device) for device in devices]
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     device: str
@@ -110,6 +116,8 @@ class Round:
         rng: Draws the cohort.
         new_ticket: Makes 16 fresh random bytes.
         base: SHA-256 of the parameters that this round's tickets train from.
+        rule: Chooses the cohort.
+        describe: What is known of devices, by their names; asked by rules of the user's own.
         now: Monotonic time in seconds.
     """
 
@@ -122,6 +130,8 @@ class Round:
         new_ticket: Callable[[], bytes],
         base: bytes,
         now: float,
+        rule: SelectionRule | None = None,
+        describe: Describe | None = None,
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
@@ -130,6 +140,8 @@ class Round:
         self._rng = rng
         self._new_ticket = new_ticket
         self._base = base
+        self._rule = rule or Uniform()
+        self._describe = describe or _names_alone
         self._candidates: dict[str, _Candidate] = {}
         self._standby: list[str] = []
         self._refilled = False
@@ -164,6 +176,8 @@ class Round:
         new_ticket: Callable[[], bytes],
         base: bytes,
         now: float,
+        rule: SelectionRule | None = None,
+        describe: Describe | None = None,
     ) -> Round:
         """The round as it was committed before a crash; downtime does not count (rule 11).
 
@@ -171,7 +185,16 @@ class Round:
         journalled was never acknowledged: its device offers it again. A round that was closing is closed: what it was
         to count is committed.
         """
-        machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, base=base, now=now)
+        machine = cls(
+            settings,
+            expected=expected,
+            rng=rng,
+            new_ticket=new_ticket,
+            base=base,
+            now=now,
+            rule=rule,
+            describe=describe,
+        )
         machine.phase = CLOSED if phase == CLOSING else phase
         machine._deadline = now + seconds_remaining
         if phase == CONFIGURATION:
@@ -273,7 +296,7 @@ class Round:
     def _select(self, now: float) -> list[Action]:
         s = self.settings
         wanted = wanted_count(s.goal_count, s.over_selection)
-        chosen, self._standby = choose(list(self._candidates), wanted, self._rng)
+        chosen, self._standby = select(self._rule, self._describe(list(self._candidates)), wanted, self._rng)
         self.phase = CONFIGURATION
         self._deadline = now + s.configuration_seconds_max
         self._refill_at = now + s.configuration_seconds_max / 2

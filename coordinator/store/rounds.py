@@ -146,7 +146,8 @@ class RoundWriter(Rounds):
                 if record.state not in OPEN_STATES:
                     raise StateError(f"ticket {record.ticket.hex()}: a new one cannot be {record.state!r}")
             self._database.write_many(
-                "INSERT INTO tickets (ticket, round, device, instance, base, state, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO tickets (ticket, round, device, instance, base, state, reason) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (t.ticket, ids[t.task, t.round, t.attempt], t.device, t.instance, t.base, t.state, t.reason)
                     for t in records

@@ -1,7 +1,8 @@
 """What a coordinator says of itself, as retained JSON for machines and people, and as its last will.
 
     fl/v1/<federation>/coordinator/<lineage>/state
-    {"lineage": "6f..", "incarnation": 3, "session": "a1..", "online": true, "federation": "garden", "tasks": ["default"]}
+    {"lineage": "6f..", "incarnation": 3, "session": "a1..", "online": true, "federation": "garden",
+     "tasks": ["default"]}
 
 The *lineage* is that of the coordinator's database: random, and made with the database. The *incarnation* counts the
 starts on that database, so that incarnations are ordered within one lineage only. Unknown fields are ignored.

@@ -282,7 +282,7 @@ def test_a_flood_of_one_kind_of_message_does_not_fill_the_log() -> None:
     calm = RateLimitFilter(lines_max=3)
 
     def passes(seconds: float, line: int, message: str = "refused %s") -> str | None:
-        record = logging.LogRecord("coordinator.core", logging.INFO, "core.py", line, message, ("it",), None)
+        record = logging.LogRecord("coordinator.task", logging.INFO, "task.py", line, message, ("it",), None)
         record.created = 1000.0 + seconds
         return record.getMessage() if calm.filter(record) else None
 

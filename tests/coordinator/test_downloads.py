@@ -11,6 +11,12 @@ from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")
+
+
+def wrap(message: Message) -> bytes:
+    return encode_message(Envelope("garden", "default"), message)
+
+
 BLOB, DIGEST = bytes(range(256)) * 200, b"d" * 32
 
 
@@ -18,14 +24,20 @@ class Shop:
     def __init__(self, blob: bytes = BLOB, chunk_bytes_max: int = 1024) -> None:
         self.journal: set[str] = set()
         self.retained: dict[str, bytes] = {}
+        self.blobs: dict[bytes, bytes] = {}
         self.downloads = Downloads(
             TOPICS,
-            lambda message: encode_message(Envelope("garden", "default"), message),
+            self.blobs.get,
             chunk_bytes_max=chunk_bytes_max,
             retained_add=lambda *topics: self.journal.update(topics),
             retained_remove=lambda *topics: self.journal.difference_update(topics),
         )
-        self.downloads.serve({DIGEST: blob})
+        self.serve({DIGEST: blob})
+
+    def serve(self, blobs: dict[bytes, bytes]) -> None:
+        self.blobs.clear()
+        self.blobs.update(blobs)
+        self.downloads.serve("default", blobs)
 
     def up(self) -> list[Publish]:
         return self.broker(self.downloads.on_broker_up())
@@ -67,7 +79,7 @@ def want(*ranges: tuple[int, int], digest: bytes = DIGEST) -> RangeRequest:
 def test_ranges_are_served_in_messages_of_the_largest_size_at_most() -> None:
     shop = Shop()
     shop.up()
-    served = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB)))))
+    served = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB))), wrap)))
     assert assembled(served) == BLOB
     assert all(len(publish.payload) < 1024 + 600 for publish in served)
     assert {publish.topic for publish in served} == {"fl/v1/garden/to/a/bytes"}
@@ -76,7 +88,7 @@ def test_ranges_are_served_in_messages_of_the_largest_size_at_most() -> None:
 def test_ranges_beyond_the_end_are_cut_and_others_are_empty() -> None:
     shop = Shop()
     shop.up()
-    (publish,) = shop.broker(shop.downloads.on_want("a", want((len(BLOB) - 10, len(BLOB) + 5000), (1 << 30, 1 << 31))))
+    (publish,) = shop.broker(shop.downloads.on_want("a", want((len(BLOB) - 10, len(BLOB) + 5000), (1 << 30, 1 << 31))), wrap))
     piece = message(publish)
     assert isinstance(piece, RangeData) and piece.data == BLOB[-10:]
 
@@ -84,14 +96,14 @@ def test_ranges_beyond_the_end_are_cut_and_others_are_empty() -> None:
 def test_a_blob_that_is_not_served_is_gone() -> None:
     shop = Shop()
     shop.up()
-    (publish,) = shop.broker(shop.downloads.on_want("a", want((0, 10), digest=b"x" * 32)))
+    (publish,) = shop.broker(shop.downloads.on_want("a", want((0, 10), digest=b"x" * 32), wrap))
     assert message(publish) == BlobGone(digest=b"x" * 32)
 
 
 def test_only_a_few_messages_are_in_flight_and_the_rest_follow_their_acknowledgements() -> None:
     shop = Shop()
     shop.up()
-    first = shop.downloads.on_want("a", want((0, len(BLOB))))
+    first = shop.downloads.on_want("a", want((0, len(BLOB))), wrap))
     assert len(first) == IN_FLIGHT_MAX
     assert len(shop.broker(first)) == len(BLOB) // 1024
     assert shop.downloads.on_published(12345) == []
@@ -102,8 +114,8 @@ def test_one_device_cannot_fill_the_queue_for_the_others() -> None:
     shop.up()
     waiting: list[Effect] = []
     for _ in range(10):
-        waiting += shop.downloads.on_want("greedy", want((0, 8 << 20)))
-    waiting += shop.downloads.on_want("modest", want((0, 100)))
+        waiting += shop.downloads.on_want("greedy", want((0, 8 << 20))), wrap)
+    waiting += shop.downloads.on_want("modest", want((0, 100))), wrap)
     served = [publish.topic for publish in shop.broker(waiting)]
     assert served.count("fl/v1/garden/to/greedy/bytes") <= QUEUED_PER_DEVICE_MAX + IN_FLIGHT_MAX
     assert served.count("fl/v1/garden/to/modest/bytes") == 1
@@ -112,9 +124,9 @@ def test_one_device_cannot_fill_the_queue_for_the_others() -> None:
 def test_what_was_asked_for_in_a_lost_connection_is_forgotten() -> None:
     shop = Shop()
     shop.up()
-    shop.downloads.on_want("a", want((0, len(BLOB))))
+    shop.downloads.on_want("a", want((0, len(BLOB))), wrap))
     shop.downloads.on_broker_down()
-    assert shop.downloads.on_want("b", want((0, 10))) == [], "asked on the other connection: it waits for this one"
+    assert shop.downloads.on_want("b", want((0, 10))), wrap) == [], "asked on the other connection: it waits for this one"
     assert [publish.topic for publish in shop.up()] == ["fl/v1/garden/to/b/bytes"]
 
 
@@ -132,7 +144,7 @@ def test_a_large_blob_does_not_flood_the_connection_and_requests_take_turns_with
     shop.up()
     first = shop.downloads.retain(DIGEST)
     assert len(first) == IN_FLIGHT_MAX
-    waiting = first + shop.downloads.on_want("a", want((0, 4 << 20)))
+    waiting = first + shop.downloads.on_want("a", want((0, 4 << 20))), wrap)
     served = shop.broker(waiting)
     assert len(served) == 512
     middle = served[IN_FLIGHT_MAX : IN_FLIGHT_MAX + 100]
@@ -154,7 +166,7 @@ def test_pieces_of_what_is_not_served_any_more_are_cleared_and_leave_the_journal
     shop = Shop()
     shop.up()
     shop.broker(shop.downloads.retain(DIGEST))
-    shop.downloads.serve({})
+    shop.serve({})
     clearing = shop.downloads.clear_retained(sorted(shop.journal))
     assert shop.journal, "the broker has not taken it yet"
     shop.broker(clearing)
@@ -165,7 +177,7 @@ def test_a_clearing_that_was_lost_with_the_connection_is_done_again() -> None:
     shop = Shop()
     shop.up()
     shop.broker(shop.downloads.retain(DIGEST))
-    shop.downloads.serve({})
+    shop.serve({})
     shop.downloads.clear_retained(sorted(shop.journal))  # published, and the connection dies
     shop.downloads.on_broker_down()
     shop.up()
@@ -178,7 +190,7 @@ def test_a_restarted_coordinator_clears_what_an_earlier_one_left() -> None:
     before.broker(before.downloads.retain(DIGEST))
     after = Shop(blob=b"another")
     after.journal, after.retained = set(before.journal), dict(before.retained)
-    after.downloads.serve({b"n" * 32: b"another"})
+    after.serve({b"n" * 32: b"another"})
     assert after.downloads.clear_retained(sorted(after.journal)) == [], "nothing is said before the broker is there"
     after.up()
     assert not after.journal and not after.retained
@@ -196,9 +208,9 @@ def test_a_blob_that_is_retained_again_while_it_is_cleared_stays() -> None:
     shop = Shop()
     shop.up()
     shop.broker(shop.downloads.retain(DIGEST))
-    shop.downloads.serve({})
+    shop.serve({})
     clearing = shop.downloads.clear_retained(sorted(shop.journal))
-    shop.downloads.serve({DIGEST: BLOB})
+    shop.serve({DIGEST: BLOB})
     again = shop.downloads.retain(DIGEST)
     shop.broker([*clearing, *again])
     assert len(shop.retained) == len(shop.journal) == 4
@@ -217,5 +229,5 @@ def test_a_small_broker_gets_small_messages() -> None:
     shop = Shop(chunk_bytes_max=58 * 1024)
     shop.downloads.limit_chunk(5_000, 600)
     shop.up()
-    served: list[Any] = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB)))))
+    served: list[Any] = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB))), wrap)))
     assert all(len(publish.payload) < 5_000 for publish in served) and assembled(served) == BLOB

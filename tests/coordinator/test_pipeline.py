@@ -190,7 +190,17 @@ def test_weights_beyond_the_sum_are_refused_before_they_are_journalled() -> None
 )
 def test_a_bound_gives_way_to_many_and_not_to_a_few(reasons: str, stalled: int) -> None:
     tickets = [
-        TicketRecord(bytes([i]) * 16, TASK, 1, 0, f"d{i}", bytes(16), "missing" if reason == "-" else "refused", reason)
+        TicketRecord(
+            bytes([i]) * 16,
+            TASK,
+            1,
+            0,
+            f"d{i}",
+            bytes(16),
+            bytes(32),
+            "missing" if reason == "-" else "refused",
+            reason,
+        )
         for i, reason in enumerate(reasons.split())
     ]
     assert stalled_attempts([tickets, []]) == stalled
