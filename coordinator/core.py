@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.choosing import chooser
 from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import (
@@ -44,7 +45,7 @@ from coordinator.schedules import synchronous as rounds
 from coordinator.schedules.selection import announced_fraction, come_back_seconds, wanted_count
 from coordinator.schedules.synchronous import Round, Ticket
 from coordinator.stopping import Stopping
-from coordinator.store import Checkpoint, ModelDeltaRecord, RoundRecord, Store, TicketRecord
+from coordinator.store import Checkpoint, DeviceRecord, ModelDeltaRecord, RoundRecord, Store, TicketRecord
 from coordinator.task import TaskSettings
 from coordinator.uploads import Uploads
 from edge_sdk.errors import ProtocolError
@@ -145,6 +146,7 @@ class Coordinator:
         self.incarnation = incarnation
         self.round: Round | None = None
         self.record: RoundRecord | None = None
+        self._choose_by = chooser(settings.rule, self._known_devices)
         self.finished: str | None = None
         self.metrics: dict[str, float] = {}
         self._workers = workers
@@ -366,6 +368,10 @@ class Coordinator:
         event = rounds.CheckedIn(device, message.instance, message.nonce)
         self._perform(self.round.handle(event, now), now)
 
+    def _known_devices(self) -> list[DeviceRecord]:
+        self._flush_seen()  # those who ask just now too
+        return self.store.devices()
+
     def _flush_seen(self) -> None:
         """Check-ins are noted with the next write, soon at the latest: no device is told, so none needs a commit."""
         seen, self._seen = self._seen, []
@@ -581,6 +587,7 @@ class Coordinator:
             rng=self._cohort_rng(number, attempt),
             new_ticket=lambda: self._new_id(16),
             now=now,
+            choose_by=self._choose_by,
         )
         self._begin(now)
         self._announce(now)
@@ -631,6 +638,7 @@ class Coordinator:
             rng=self._cohort_rng(record.number, record.attempt),
             new_ticket=lambda: self._new_id(16),
             now=now,
+            choose_by=self._choose_by,
         )
         self._begin(now)
         if record.phase == rounds.CLOSING:

@@ -31,6 +31,7 @@ from coordinator.config.settings import (
 from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory, unpack_memory
+from coordinator.schedules.selection import make_rule
 from coordinator.service import Service
 from coordinator.setup_checks import (
     check_memory,
@@ -275,6 +276,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         evaluate_every=config.evaluation.every_rounds if config.evaluation.data is not None else 0,
         dense_bytes=4 * program.spec.size,
         seed=config.federation.seed,
+        rule=make_rule(selection.rule, selection.rule_options),
     )
 
 

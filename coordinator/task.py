@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coordinator.schedules.selection import SelectionRule, Uniform
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
 from edge_sdk.wire.plan import Plan
@@ -34,6 +35,7 @@ class TaskSettings:
         evaluate_every: Evaluate after every so many rounds, 0 for never.
         dense_bytes: Bytes of one update as dense float32, for comparison.
         seed: StableRandom the cohorts.
+        rule: Who takes part.
     """
 
     federation: str
@@ -54,3 +56,4 @@ class TaskSettings:
     evaluate_every: int = 1
     dense_bytes: int = 0
     seed: int = 0
+    rule: SelectionRule = Uniform()

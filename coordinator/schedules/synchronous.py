@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from coordinator.schedules.selection import choose, wanted_count
+from coordinator.schedules.selection import Choose, choose, wanted_count
 from edge_sdk.wire.outcomes import (
     ACCEPTED,
     ADMITTED,
@@ -272,6 +272,7 @@ class Round:
         rng: StableRandom the cohort.
         new_ticket: Makes 16 fresh random bytes.
         now: Monotonic time in seconds.
+        choose_by: Who takes part; a uniform sample without it.
     """
 
     def __init__(
@@ -282,6 +283,7 @@ class Round:
         rng: np.random.Generator,
         new_ticket: Callable[[], bytes],
         now: float,
+        choose_by: Choose = choose,
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
@@ -289,6 +291,7 @@ class Round:
         self._expected = expected
         self._rng = rng
         self._new_ticket = new_ticket
+        self._choose = choose_by
         self._candidates: dict[str, _Candidate] = {}
         self._reserves: list[str] = []
         self._by_device: dict[str, bytes] = {}
@@ -322,13 +325,14 @@ class Round:
         rng: np.random.Generator,
         new_ticket: Callable[[], bytes],
         now: float,
+        choose_by: Choose = choose,
     ) -> Round:
         """The round as it was committed before a crash; downtime does not count (rule 11).
 
         Candidates and reserves are forgotten: they will check in again. An update that was admitted but not journalled
         was never acknowledged: its device offers it again.
         """
-        machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, now=now)
+        machine = cls(settings, expected=expected, rng=rng, new_ticket=new_ticket, now=now, choose_by=choose_by)
         machine.phase = phase
         machine._deadline = now + seconds_remaining
         if phase == CONFIGURATION:
@@ -410,7 +414,8 @@ class Round:
 
     def _select(self, now: float) -> list[Action]:
         s = self.settings
-        chosen, self._reserves = choose(list(self._candidates), wanted_count(s.goal_count, s.over_selection), self._rng)
+        wanted = wanted_count(s.goal_count, s.over_selection)
+        chosen, self._reserves = self._choose(list(self._candidates), wanted, self._rng)
         self.phase = CONFIGURATION
         self._deadline = now + s.configuration_seconds_max
         self._refill_at = now + s.configuration_seconds_max / 2
