@@ -31,7 +31,7 @@ EXIT_CODES = ((ConfigurationError, 2), (ConnectionRefused, 3), (ConnectionUnavai
 @app.command()
 def demo(
     devices: Annotated[int, typer.Option(min=4, help="Devices, each with its own MQTT connection.")] = 30,
-    broker: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+    broker: Annotated[str, typer.Option(help="auto, mosquitto or iotcore.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="StableRandom the split, the weights and the cohorts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/demo-<time>.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Round budget.")] = 90,
@@ -40,8 +40,8 @@ def demo(
     """A private broker, a coordinator process and a fleet learn the digits in under a minute."""
     from device_sim.demo import DemoSettings, run_demo
 
-    if broker not in ("auto", "mosquitto", "amqtt"):
-        raise ConfigurationError(f"--broker: {broker!r} is not one of auto, mosquitto, amqtt")
+    if broker not in ("auto", "mosquitto", "iotcore"):
+        raise ConfigurationError(f"--broker: {broker!r} is not one of auto, mosquitto, iotcore")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     settings = DemoSettings(
         folder=folder,
@@ -113,20 +113,21 @@ def run(
 
 @app.command()
 def broker(
-    kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, mosquitto or iotcore.")] = "auto",
     directory: Annotated[Path | None, typer.Option(help="For its configuration and log.")] = None,
 ) -> None:
     """Starts a private broker on a random loopback port and prints its address; Ctrl-C ends it."""
     from device_sim.broker import PrivateBroker
 
-    if kind not in ("auto", "mosquitto", "amqtt"):
-        raise ConfigurationError(f"--kind: {kind!r} is not one of auto, mosquitto, amqtt")
+    if kind not in ("auto", "mosquitto", "iotcore"):
+        raise ConfigurationError(f"--kind: {kind!r} is not one of auto, mosquitto, iotcore")
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.append(number))
     with PrivateBroker(kind, directory) as started:  # type: ignore[arg-type]
         print(f"{started.kind} {started.url}", flush=True)
         while not stopped:
+            started.check()
             time.sleep(0.1)
 
 

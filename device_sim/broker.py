@@ -1,9 +1,10 @@
-"""A broker of one's own for a fleet, an example or a test: mosquitto where it is installed, else the embedded amqtt.
+"""A broker of one's own for a fleet, an example or a test: mosquitto where it is installed, else an embedded one.
 
 ``with PrivateBroker() as broker:`` starts one on a free port of this machine, with the configuration that the project
 ships (``mosquitto.conf``), and stops it at the end. With ``users`` it is the secured flavour: passwords and the topic
-rules of ``mosquitto-acl.conf``. amqtt needs no installation beside ``pip``, and is good for a first run: it speaks
-MQTT 3.1.1 only, forgets a QoS 1 message that is not acknowledged within 5 s, and knows none of the limits.
+rules of ``mosquitto-acl.conf``. The embedded one is rumqttd from the wheel ``iotcore``. It needs no installation beside
+``pip`` and holds fleets of thousands; it speaks MQTT 3.1.1 only here, has no users, and keeps messages in memory after
+their delivery (``rumqttd.toml`` says how many).
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from device_sim.mosquitto import find_mosquitto
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.mqtt import BrokerSettings
 
-__all__ = ["BrokerTls", "PrivateBroker", "find_mosquitto", "password_line"]
+__all__ = ["BrokerTls", "PrivateBroker", "password_line"]
 
 _HERE: Final = Path(__file__).parent
 _HOST: Final = "127.0.0.1"
@@ -40,7 +42,7 @@ _START_SECONDS_MAX: Final = 15.0
 _STOP_SECONDS_MAX: Final = 5.0
 _PORT_ATTEMPTS: Final = 5
 
-BrokerKind = Literal["mosquitto", "amqtt"]
+BrokerKind = Literal["mosquitto", "iotcore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class PrivateBroker:
 
     def __init__(
         self,
-        kind: Literal["auto", "mosquitto", "amqtt"] = "auto",
+        kind: Literal["auto", "mosquitto", "iotcore"] = "auto",
         directory: Path | None = None,
         *,
         users: Mapping[str, str] | None = None,
@@ -76,8 +78,8 @@ class PrivateBroker:
         options: Mapping[str, str | int] | None = None,
     ) -> None:
         self.kind: BrokerKind = _choose(kind)
-        if self.kind == "amqtt" and (users is not None or tls is not None or options):
-            raise ConfigurationError("broker kind: amqtt knows no users, tls or options here; use kind='mosquitto'")
+        if self.kind == "iotcore" and (users is not None or tls is not None or options):
+            raise ConfigurationError("broker kind: iotcore knows no users, tls or options here; use kind='mosquitto'")
         self.port = 0
         self.tls_port: int | None = None
         self._users = users
@@ -106,8 +108,8 @@ class PrivateBroker:
         return f"mqtt://{self.host}:{self.port}"
 
     def settings(self, **fields: Any) -> BrokerSettings:
-        """How to reach it; for amqtt with its protocol, which a client would find out in two seconds otherwise."""
-        return BrokerSettings.parse(self.url, **({"protocol": "3.1.1"} if self.kind == "amqtt" else {}), **fields)
+        """How to reach it; for iotcore with its protocol, which costs a client a second connection to find out."""
+        return BrokerSettings.parse(self.url, **(({"protocol": "3.1.1"} if self.kind == "iotcore" else {}) | fields))
 
     @property
     def tls_url(self) -> str:
@@ -143,6 +145,13 @@ class PrivateBroker:
                 if attempt == _PORT_ATTEMPTS or "in use" not in self._last_words():
                     self.port = 0
                     raise
+
+    def check(self) -> None:
+        """Raise ConnectionUnavailable with its last words if it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            words = self._last_words() or "nothing"
+            code = self._process.returncode
+            raise ConnectionUnavailable(f"the private {self.kind} has ended (exit code {code}); it said: {words}")
 
     def stop(self) -> None:
         """Ask it to end, and end it if it does not within 5 s."""
@@ -187,8 +196,11 @@ class PrivateBroker:
         return self.log_file.read_text(errors="replace")[-500:].strip()
 
     def _command(self) -> list[str]:
-        if self.kind == "amqtt":
-            return [sys.executable, "-m", "device_sim.broker_amqtt", self.host, str(self.port)]
+        if self.kind == "iotcore":
+            settings = self.directory / "rumqttd.toml"
+            shipped = string.Template((_HERE / "rumqttd.toml").read_text())
+            settings.write_text(shipped.substitute(address=f"{self.host}:{self.port}"))
+            return [sys.executable, "-m", "device_sim.broker_iotcore", str(settings)]
         program = find_mosquitto()
         assert program is not None
         settings = self.directory / "mosquitto.conf"
@@ -230,11 +242,6 @@ def _settings_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and line[0] != "#"]
 
 
-def find_mosquitto() -> str | None:
-    """Where mosquitto is installed, None if it is not; Debian puts it where only root's PATH looks."""
-    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-
-
 def password_line(username: str, password: str) -> str:
     """One line of a mosquitto 2 password file, as ``mosquitto_passwd`` writes it (PBKDF2 with SHA-512)."""
     if not username or ":" in username or "\n" in username:
@@ -247,12 +254,12 @@ def password_line(username: str, password: str) -> str:
 
 
 def _choose(kind: str) -> BrokerKind:
-    if kind not in ("auto", "mosquitto", "amqtt"):
-        raise ConfigurationError(f"broker kind: {kind!r} is unknown; use 'auto', 'mosquitto' or 'amqtt'")
+    if kind not in ("auto", "mosquitto", "iotcore"):
+        raise ConfigurationError(f"broker kind: {kind!r} is unknown; use 'auto', 'mosquitto' or 'iotcore'")
     if kind in ("auto", "mosquitto") and find_mosquitto() is not None:
         return "mosquitto"
-    if kind in ("auto", "amqtt") and importlib.util.find_spec("amqtt") is not None:
-        return "amqtt"
+    if kind in ("auto", "iotcore") and importlib.util.find_spec("iotcore") is not None:
+        return "iotcore"
     remedy = "run `apt install mosquitto`" if kind == "mosquitto" else "run `pip install 'edgefed[sim]'`"
     raise ConfigurationError(f"broker kind: {kind!r} is not installed; {remedy}")
 
@@ -264,7 +271,7 @@ def _free_port() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this checkout first on the path: amqtt's process runs a module of this package."""
+    """Ours, with this checkout first on the path: the embedded broker runs a module of this package."""
     paths = [str(_HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 

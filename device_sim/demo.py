@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,7 +22,7 @@ from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.report import round_rows, write_csv, write_picture
 from device_sim.view import View, human_bytes
 from edge_sdk.errors import EdgeFedError
-from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
+from edge_sdk.mqtt import Connected, Delivery, PahoTransport, TransportEvent
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -41,7 +41,7 @@ class DemoSettings:
         folder: The run folder, made by the demo.
         devices: Size of the fleet.
         seed: StableRandom the split, the weights, the profiles and the cohorts.
-        broker: ``auto``, ``mosquitto`` or ``amqtt``.
+        broker: ``auto``, ``mosquitto`` or ``iotcore``.
         seconds_max: The demo gives up after this time.
         target: Held-out accuracy at which training stops.
         rounds_max: Round budget.
@@ -52,7 +52,7 @@ class DemoSettings:
     folder: Path
     devices: int = 30
     seed: int = 0
-    broker: Literal["auto", "mosquitto", "amqtt"] = "auto"
+    broker: Literal["auto", "mosquitto", "iotcore"] = "auto"
     seconds_max: float = 120.0
     target: float = 0.955
     rounds_max: int = 90
@@ -84,7 +84,7 @@ def run_demo(settings: DemoSettings, terminal: bool | None = None) -> float:
         coordinator = _start_coordinator(settings.folder)
         view.say(f"coordinator: process {coordinator.pid}; run folder: {settings.folder}")
         try:
-            _run_fleet(settings, broker.settings(), train, coordinator, view)
+            _run_fleet(settings, broker, train, coordinator, view)
         finally:
             _stop(coordinator)
     seconds = time.monotonic() - began
@@ -165,12 +165,12 @@ def _stop(coordinator: subprocess.Popen[bytes]) -> None:
 class _Watcher:
     """Listens to the coordinator's retained JSON, like any dashboard."""
 
-    def __init__(self, broker: BrokerSettings, fleet: Fleet, view: View) -> None:
+    def __init__(self, broker: PrivateBroker, fleet: Fleet, view: View) -> None:
         self._fleet = fleet
         self._view = view
         self._topic = Topics(FEDERATION).task_round("default")
         self.phase = ""
-        settings = replace(broker, client_id="edgefed-demo-view")
+        settings = broker.settings(client_id="edgefed-demo-view")
         self.transport = PahoTransport(settings, self._on_event)
         fleet.loop.register(self.transport)
         self.transport.connect()
@@ -190,7 +190,7 @@ class _Watcher:
 
 
 def _run_fleet(
-    settings: DemoSettings, broker: BrokerSettings, train: Dataset, coordinator: subprocess.Popen[bytes], view: View
+    settings: DemoSettings, broker: PrivateBroker, train: Dataset, coordinator: subprocess.Popen[bytes], view: View
 ) -> None:
     parts = partition(train, settings.split, settings.devices, settings.seed, EXAMPLES_MIN)
     profiles = draw_profiles(settings.devices, settings.seed, settings.profile)
@@ -198,13 +198,16 @@ def _run_fleet(
         Member(f"pi-{number:02d}", profile, (train.x[part], train.y[part]))
         for number, (profile, part) in enumerate(zip(profiles, parts, strict=True))
     ]
-    fleet = Fleet(broker, FleetSettings(FEDERATION, seed=settings.seed, away_seconds=2.0), members)
+    fleet = Fleet(broker.settings(), FleetSettings(FEDERATION, seed=settings.seed, away_seconds=2.0), members)
     try:
         with view:
             watcher = _Watcher(broker, fleet, view)
-            done = fleet.run(
-                lambda: watcher.phase == "done" or coordinator.poll() is not None, timeout_seconds=settings.seconds_max
-            )
+
+            def over() -> bool:
+                broker.check()
+                return watcher.phase == "done" or coordinator.poll() is not None
+
+            done = fleet.run(over, timeout_seconds=settings.seconds_max)
             fleet.run(lambda: coordinator.poll() is not None, timeout_seconds=STOP_SECONDS)
     finally:
         fleet.close()

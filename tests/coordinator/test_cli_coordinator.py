@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import MakeBroker
 from serving import FEDERATION, HandMade, dense_frame, update_of, write_config, write_held_out
 
 from coordinator.__main__ import exit_code, main
@@ -394,8 +395,8 @@ def test_check_of_another_model_and_of_missing_files_is_code_2(run: Run, tmp_pat
     assert "the database was made for another model" in found["database"][1]
 
 
-def test_check_notices_what_a_broker_does_not_allow(run: Run, tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto", users={"coordinator": "right", "pi-1": "pi"}) as broker:
+def test_check_notices_what_a_broker_does_not_allow(mosquitto: MakeBroker, run: Run, tmp_path: Path) -> None:
+    with mosquitto(users={"coordinator": "right", "pi-1": "pi"}) as broker:
         (tmp_path / "password").write_text("wrong\n")
         login = {"username": "coordinator", "password_file": "password"}
         path = write_config(tmp_path, broker.url, broker=login)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -11,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeClient, MqttClient
+from conftest import MakeBroker, MakeClient, MqttClient
 
 from device_sim import broker as broker_module
-from device_sim.broker import BrokerTls, PrivateBroker, find_mosquitto, password_line
+from device_sim.broker import BrokerTls, PrivateBroker, password_line
+from device_sim.mosquitto import find_mosquitto
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Published
 from edge_sdk.wire.topics import Topics
@@ -50,37 +54,41 @@ def test_restart_keeps_the_port_and_changes_the_process(broker: PrivateBroker, m
 def test_many_brokers_stand_side_by_side() -> None:
     with PrivateBroker() as first, PrivateBroker() as second:
         assert first.port != second.port
-        assert first.kind == second.kind == "mosquitto"
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_auto_takes_mosquitto_where_it_is_installed() -> None:
+    assert PrivateBroker().kind == "mosquitto"
 
 
 def test_auto_takes_the_embedded_broker_where_mosquitto_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "find_mosquitto", lambda: None)
-    assert PrivateBroker().kind == "amqtt"
+    assert PrivateBroker().kind == "iotcore"
     with pytest.raises(ConfigurationError, match="apt install mosquitto"):
         PrivateBroker("mosquitto")
 
 
-def test_an_unknown_kind_and_what_amqtt_cannot_do_are_refused() -> None:
+def test_an_unknown_kind_and_what_iotcore_cannot_do_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="'hive' is unknown"):
         PrivateBroker("hive")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="kind='mosquitto'"):
-        PrivateBroker("amqtt", users=USERS)
+        PrivateBroker("iotcore", users=USERS)
 
 
-def test_a_broker_that_does_not_start_says_why(tmp_path: Path) -> None:
-    broken = PrivateBroker("mosquitto", tmp_path, options={"no_such_setting": 1})
+def test_a_broker_that_does_not_start_says_why(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    broken = mosquitto(tmp_path, options={"no_such_setting": 1})
     with pytest.raises(ConnectionUnavailable, match=r"mosquitto ended at once; it said: (?s:.*)no_such_setting"):
         broken.start()
     assert broken.pid == 0
 
 
-def test_a_given_directory_is_kept(tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto", tmp_path / "b") as broker:
+def test_a_given_directory_is_kept(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    with mosquitto(tmp_path / "b") as broker:
         assert broker.directory == tmp_path / "b"
     assert (tmp_path / "b" / "mosquitto.conf").exists()
 
 
-@pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
+@pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
 def test_the_broker_ends_with_a_process_that_is_killed(kind: str) -> None:
     code = (
         "import time; from device_sim.broker import PrivateBroker\n"
@@ -99,16 +107,45 @@ def test_the_broker_ends_with_a_process_that_is_killed(kind: str) -> None:
     assert gone(pid)
 
 
-def test_the_embedded_broker_is_quiet(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker).connected().subscribed("t/x")
+def test_a_broker_that_has_ended_by_itself_is_told(broker: PrivateBroker) -> None:
+    broker.check()
+    os.kill(broker.pid, signal.SIGKILL)
+    with pytest.raises(ConnectionUnavailable, match=f"the private {broker.kind} has ended .exit code -9.; it said: "):
+        for _ in range(100):
+            broker.check()
+            time.sleep(0.02)
+    broker.stop()
+    broker.check()
+
+
+def test_the_embedded_broker_takes_new_clients_or_ends_and_never_goes_mute(
+    iotcore_broker: PrivateBroker, make_client: MakeClient
+) -> None:
+    reset = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends a TCP reset.
+    for _ in range(3):
+        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", iotcore_broker.port)) as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            peer.sendall(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04same")
+        time.sleep(0.2)
+    try:
+        iotcore_broker.check()
+    except ConnectionUnavailable as ended:
+        assert "panicked" in str(ended)
+    else:
+        make_client(iotcore_broker).connected()
+
+
+def test_the_embedded_broker_is_quiet(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker).connected().subscribed("t/x")
     client.transport.publish("t/x", b"1")
     client.expect(Delivery)
     client.transport.disconnect(will=True)
     client.expect(Disconnected)
-    amqtt_broker.stop()
-    assert amqtt_broker.log_file.read_text() == ""
+    iotcore_broker.stop()
+    assert iotcore_broker.log_file.read_text() == ""
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_more_clients_than_the_usual_file_limit_can_connect() -> None:
     code = (
         "import resource, socket\n"
@@ -138,8 +175,10 @@ def test_the_queue_holds_far_more_than_the_thousand_of_mosquittos_default(
     assert [int.from_bytes(event.payload, "big") for event in receiver.of(Delivery)] == list(range(3_000))
 
 
-def test_the_queue_is_capped_in_bytes(make_client: MakeClient, settle: Callable[[float], None]) -> None:
-    with PrivateBroker("mosquitto", options={"max_queued_bytes": 2_000_000}) as broker:
+def test_the_queue_is_capped_in_bytes(
+    mosquitto: MakeBroker, make_client: MakeClient, settle: Callable[[float], None]
+) -> None:
+    with mosquitto(options={"max_queued_bytes": 2_000_000}) as broker:
         receiver = make_client(broker, manual_ack=True).connected().subscribed("t/x")
         sender = make_client(broker, in_flight_max=200).connected()
         for _ in range(600):
@@ -162,8 +201,8 @@ def test_the_message_limit_is_announced(mosquitto_broker: PrivateBroker, make_cl
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", users=USERS) as started:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(users=USERS) as started:
         yield started
 
 
@@ -233,13 +272,14 @@ def test_passwords_are_as_mosquitto_passwd_writes_them(secured: PrivateBroker, m
         password_line("a:b", "c")
 
 
-def test_both_listeners_serve_when_there_is_tls(make_client: MakeClient) -> None:
+def test_both_listeners_serve_when_there_is_tls(mosquitto: MakeBroker, make_client: MakeClient) -> None:
     tls = Path(__file__).parents[1] / "data" / "tls"
-    with PrivateBroker("mosquitto", tls=BrokerTls(tls / "broker.pem", tls / "broker.key")) as broker:
+    with mosquitto(tls=BrokerTls(tls / "broker.pem", tls / "broker.key")) as broker:
         make_client(broker).connected()
         assert broker.tls_url.startswith("mqtts://localhost:")
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_mosquitto_is_found_outside_an_ordinary_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert find_mosquitto() is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import Federation
 
@@ -22,8 +23,8 @@ NAMES = (f"async-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs, mlp_program, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,8 +44,8 @@ NAMES = (f"budget-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 

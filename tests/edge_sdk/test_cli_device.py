@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from numpy.typing import NDArray
 from one_federation import Federation, wait
@@ -39,15 +40,15 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
     users = {"coordinator": "c", "pi": "right", "other": "other"}
-    with PrivateBroker("mosquitto", users=users) as started:
+    with mosquitto(users=users) as started:
         yield started
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
 
@@ -44,9 +45,9 @@ MakeFederation = Callable[..., Federation]
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
     """One mosquitto for all tests here that do not end it."""
-    with PrivateBroker("mosquitto") as started:
+    with mosquitto() as started:
         yield started
 
 
@@ -510,9 +511,9 @@ def test_a_hung_network_thread_can_be_seen_from_outside(federation: MakeFederati
 # The broker and the way to it
 
 
-def test_a_device_comes_back_after_the_broker_was_killed(tmp_path: Path) -> None:
+def test_a_device_comes_back_after_the_broker_was_killed(mosquitto: MakeBroker, tmp_path: Path) -> None:
     with (
-        PrivateBroker("mosquitto") as own,
+        mosquitto() as own,
         Federation(tmp_path / "coordinator", own.url, "plant") as plant,
         plant.client(tmp_path / "pi") as client,
     ):
@@ -524,8 +525,8 @@ def test_a_device_comes_back_after_the_broker_was_killed(tmp_path: Path) -> None
         assert client.status.connected and client.status.error == ""
 
 
-def test_a_broker_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> None:
-    with PrivateBroker("mosquitto") as own:
+def test_a_broker_that_is_down_at_the_start_is_waited_for(mosquitto: MakeBroker, tmp_path: Path) -> None:
+    with mosquitto() as own:
         own.stop()
         client = EdgeClient(
             broker=own.url, federation="plant", device_id="pi", load_examples=lambda: blobs(9), state_dir=tmp_path
@@ -539,11 +540,11 @@ def test_a_broker_that_is_down_at_the_start_is_waited_for(tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
+def secured(mosquitto: MakeBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
     """Passwords, the ACL that we ship, and a TLS listener."""
     tls = BrokerTls(TLS / "broker.pem", TLS / "broker.key")
     users = {"coordinator": "c", "pi": "right", "other": "other"}
-    with PrivateBroker("mosquitto", users=users, tls=tls) as started:
+    with mosquitto(users=users, tls=tls) as started:
         yield started
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import Diary, Federation, wait
 
@@ -20,8 +21,8 @@ ROUNDS = 4
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto") as started:
+def broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto() as started:
         yield started
 
 

@@ -13,7 +13,18 @@ import edge_sdk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-HEAVY = ("onnx", "onnxruntime", "pydantic", "typer", "rich", "sklearn", "matplotlib", "amqtt", "google", "coordinator")
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "pydantic",
+    "typer",
+    "rich",
+    "sklearn",
+    "matplotlib",
+    "iotcore",
+    "google",
+    "coordinator",
+)
 LATER = ("paho", "ssl", "_ssl", "hashlib", "_hashlib", "asyncio", "sqlite3", "http", "email", "multiprocessing", "xml")
 ROOMS = ("edge_sdk.codecs", "edge_sdk.mqtt", "edge_sdk.training", "edge_sdk.wire", "edge_sdk.device.session")
 

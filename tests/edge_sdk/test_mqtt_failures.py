@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeClient
+from conftest import MakeBroker, MakeClient
 
 from device_sim.broker import BrokerTls, PrivateBroker
 from edge_sdk.errors import ConfigurationError, ConnectionRefused, ConnectionUnavailable
@@ -21,14 +22,14 @@ USERS = {"coordinator": "c-secret", "dev1": "d-secret", "dev2": "e-secret"}
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", users=USERS) as broker:
+def secured(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(users=USERS) as broker:
         yield broker
 
 
 @pytest.fixture(scope="module")
-def tls_broker() -> Iterator[PrivateBroker]:
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / "broker.pem", TLS / "broker.key")) as broker:
+def tls_broker(mosquitto: MakeBroker) -> Iterator[PrivateBroker]:
+    with mosquitto(tls=BrokerTls(TLS / "broker.pem", TLS / "broker.key")) as broker:
         yield broker
 
 
@@ -79,6 +80,20 @@ def accept_then(more: bytes) -> Answer:
 
 def send_and_hang_up(data: bytes) -> Answer:
     return lambda client, _: client.sendall(data)
+
+
+def test_silence_to_mqtt_5_is_not_waited_out_and_3_1_1_is_tried(
+    make_client: MakeClient, peer: Callable[[Answer], str]
+) -> None:
+    def answer(client: socket.socket, connect: bytes) -> None:
+        if connect[8] == 4:
+            client.sendall(b"\x20\x02\x00\x00")
+        while client.recv(4_096):
+            pass
+
+    began = time.monotonic()
+    assert make_client(peer(answer)).connected().of(Connected)[0].protocol == "3.1.1"
+    assert time.monotonic() - began < 5.0, "of the ten seconds that an answer may take"
 
 
 def test_nothing_listens_here(make_client: MakeClient, peer: Callable[[Answer], str]) -> None:
@@ -190,10 +205,12 @@ def test_an_unknown_authority(tls_broker: PrivateBroker, make_client: MakeClient
     )
 
 
-def test_a_certificate_for_another_name(tls_broker: PrivateBroker, make_client: MakeClient) -> None:
+def test_a_certificate_for_another_name(
+    mosquitto: MakeBroker, tls_broker: PrivateBroker, make_client: MakeClient
+) -> None:
     gone = make_client(f"mqtts://127.0.0.2:{tls_broker.tls_port}", tls=AUTHORITY).failed()
     assert "nothing listens" in str(gone.error)
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / "client.pem", TLS / "client.key")) as broker:
+    with mosquitto(tls=BrokerTls(TLS / "client.pem", TLS / "client.key")) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
     assert "was not accepted" in str(gone.error)
 
@@ -205,16 +222,18 @@ def test_a_certificate_for_another_name(tls_broker: PrivateBroker, make_client: 
         ("broker-expired.pem", "it has expired. Renew it at the broker, unless this device's clock is wrong"),
     ],
 )
-def test_a_certificate_out_of_its_time(make_client: MakeClient, certificate: str, sentence: str) -> None:
-    with PrivateBroker("mosquitto", tls=BrokerTls(TLS / certificate, TLS / "broker.key")) as broker:
+def test_a_certificate_out_of_its_time(
+    mosquitto: MakeBroker, make_client: MakeClient, certificate: str, sentence: str
+) -> None:
+    with mosquitto(tls=BrokerTls(TLS / certificate, TLS / "broker.key")) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
     assert (gone.reason, type(gone.error)) == ("unavailable", ConnectionUnavailable)
     assert sentence in str(gone.error)
 
 
-def test_a_broker_that_asks_for_a_client_certificate(make_client: MakeClient) -> None:
+def test_a_broker_that_asks_for_a_client_certificate(mosquitto: MakeBroker, make_client: MakeClient) -> None:
     files = BrokerTls(TLS / "broker.pem", TLS / "broker.key", ca_file=TLS / "authority.pem")
-    with PrivateBroker("mosquitto", tls=files) as broker:
+    with mosquitto(tls=files) as broker:
         gone = make_client(broker.tls_url, tls=AUTHORITY).failed()
         assert "give cert_file and key_file" in str(gone.error)
         own = TlsSettings(AUTHORITY.ca_file, str(TLS / "client.pem"), str(TLS / "client.key"))

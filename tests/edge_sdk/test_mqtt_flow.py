@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import MakeClient, MqttClient
+from conftest import MakeBroker, MakeClient, MqttClient
 
 from device_sim.broker import PrivateBroker
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
@@ -23,8 +23,8 @@ def test_mqtt_5_is_spoken_where_the_broker_can(mosquitto_broker: PrivateBroker, 
     assert event == Connected("5", packet_bytes_max=262_144, receive_max=200)
 
 
-def test_falls_back_to_3_1_1_once_and_remembers_it(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker.url).connected()
+def test_falls_back_to_3_1_1_once_and_remembers_it(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker.url).connected()
     assert client.of(Connected)[0].protocol == "3.1.1"
     assert client.transport.connections == 2
     client.transport.disconnect()
@@ -33,12 +33,12 @@ def test_falls_back_to_3_1_1_once_and_remembers_it(amqtt_broker: PrivateBroker, 
     assert client.transport.connections == 3
 
 
-def test_another_broker_at_the_same_address_is_found_out_again(make_client: MakeClient) -> None:
-    with PrivateBroker("mosquitto") as first:
+def test_another_broker_at_the_same_address_is_found_out_again(mosquitto: MakeBroker, make_client: MakeClient) -> None:
+    with mosquitto() as first:
         client = make_client(first, connect_seconds_max=0.5).connected()
         first.stop()
         client.expect(Disconnected)
-        with PrivateBroker("amqtt") as second:
+        with PrivateBroker("iotcore") as second:
             second.stop()
             second.port = first.port
             second.start()
@@ -87,8 +87,8 @@ def test_an_expired_message_is_not_delivered_on_mqtt_5(
     assert [event.payload for event in receiver.of(Delivery)] == [b"here"]
 
 
-def test_expiry_is_left_out_on_3_1_1(amqtt_broker: PrivateBroker, make_client: MakeClient) -> None:
-    client = make_client(amqtt_broker).connected().subscribed("t/x")
+def test_expiry_is_left_out_on_3_1_1(iotcore_broker: PrivateBroker, make_client: MakeClient) -> None:
+    client = make_client(iotcore_broker).connected().subscribed("t/x")
     client.transport.publish("t/x", b"1", expiry_seconds=1)
     assert client.expect(Delivery).payload == b"1"
 
@@ -190,8 +190,10 @@ def test_a_restarted_broker_takes_us_back(broker: PrivateBroker, make_client: Ma
     assert client.expect(Delivery).payload == b"back"
 
 
-def test_the_window_follows_the_broker_and_the_rest_waits_in_order(make_client: MakeClient, loop: EventLoop) -> None:
-    with PrivateBroker("mosquitto", options={"max_inflight_messages": 4}) as narrow:
+def test_the_window_follows_the_broker_and_the_rest_waits_in_order(
+    mosquitto: MakeBroker, make_client: MakeClient, loop: EventLoop
+) -> None:
+    with mosquitto(options={"max_inflight_messages": 4}) as narrow:
         receiver = make_client(narrow).connected().subscribed("t/x")
         sender = make_client(narrow).connected()
         assert sender.of(Connected)[0].receive_max == 4
@@ -220,8 +222,8 @@ def test_the_queue_is_bounded_in_messages_and_bytes(mosquitto_broker: PrivateBro
     many.expect(Published, 4)
 
 
-def test_a_packet_above_the_brokers_limit_is_refused_here(make_client: MakeClient) -> None:
-    with PrivateBroker("mosquitto", options={"max_packet_size": 20_000}) as small:
+def test_a_packet_above_the_brokers_limit_is_refused_here(mosquitto: MakeBroker, make_client: MakeClient) -> None:
+    with mosquitto(options={"max_packet_size": 20_000}) as small:
         client = make_client(small).connected()
         assert client.of(Connected)[0].packet_bytes_max == 20_000
         with pytest.raises(ConfigurationError, match=r"20000 bytes at most; send smaller"):

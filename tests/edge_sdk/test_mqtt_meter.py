@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MakeClient
+from conftest import MakeBroker, MakeClient
 
 from device_sim.broker import BrokerTls, PrivateBroker
 from device_sim.counting_proxy import CountingProxy
@@ -116,9 +116,11 @@ def test_what_waits_is_not_counted_before_it_leaves(
     client.expect(Published, 3)
 
 
-def test_the_estimate_for_tls_is_near_what_a_proxy_counts(make_client: MakeClient, settle: Settle) -> None:
+def test_the_estimate_for_tls_is_near_what_a_proxy_counts(
+    mosquitto: MakeBroker, make_client: MakeClient, settle: Settle
+) -> None:
     files = BrokerTls(TLS / "broker.pem", TLS / "broker.key")
-    with PrivateBroker("mosquitto", tls=files) as broker, CountingProxy(broker.tls_port or 0) as proxy:
+    with mosquitto(tls=files) as broker, CountingProxy(broker.tls_port or 0) as proxy:
         client = make_client(f"mqtts://localhost:{proxy.port}", tls=AUTHORITY).connected().subscribed("t/x")
         meter = client.transport.meter
         settle(0.1)

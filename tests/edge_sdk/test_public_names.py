@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import MakeBroker
 from hand_made import blobs
 from one_federation import Federation
 
 import edge_sdk
-from device_sim.broker import PrivateBroker
 from edge_sdk import errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,12 +53,12 @@ def test_a_progress_kind_reads_as_its_text() -> None:
     assert f"{edge_sdk.ProgressKind.COUNTED}" == "counted" == edge_sdk.ProgressKind.COUNTED
 
 
-def test_the_asyncio_program_of_the_documentation_runs(tmp_path: Path) -> None:
+def test_the_asyncio_program_of_the_documentation_runs(mosquitto: MakeBroker, tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "embed-the-sdk.md").read_text()
     (program,) = [block for block in BLOCK.findall(page) if "AsyncEdgeClient" in block]
     x, y = blobs(60)
     np.savez(tmp_path / "examples.npz", x=x, y=y)
-    with PrivateBroker("mosquitto") as broker, Federation(tmp_path / "coordinator", broker.url, "demo"):
+    with mosquitto() as broker, Federation(tmp_path / "coordinator", broker.url, "demo"):
         written = {"mqtt://pi-07:secret@broker.local:1883": broker.url, "/var/lib/my-app/edgefed": "state"}
         for old, new in written.items():
             assert old in program
