@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.processes import peak_bytes, tell
-from coordinator.config import load_config
+from coordinator.config import load_tasks
 from coordinator.events import BULK, Arrived, CloseJob, Event, IngestItem, IngestResult, RoundCommitted, StartJob
 from coordinator.pipeline import TaskWorker
 from coordinator.service import Service
@@ -63,10 +63,11 @@ class Observed:
 def main() -> None:
     """Serves the federation.toml named in the settings until SIGTERM."""
     settings = json.loads(sys.argv[1])
-    prepared = prepare(load_config(Path(settings["config"])), wall=time.time, new_id=os.urandom)
-    observed = Observed(prepared.ingest)
+    prepared = prepare(load_tasks(Path(settings["config"])), wall=time.time, new_id=os.urandom)
+    (task,) = prepared.tasks
+    observed = Observed(task.worker)
     service = make_service(
-        replace(prepared, ingest=cast(TaskWorker, observed)),
+        replace(prepared, tasks=(replace(task, worker=cast(TaskWorker, observed)),)),
         new_id=os.urandom,
         rng=np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(16), "little"))),
         wall=time.time,

@@ -196,7 +196,7 @@ class Presence:
         served, self.state, self.due = self.serving, STANDING_BACK, now + seconds
         self.reason = (
             f"another coordinator serves task {tasks} of federation {self._federation} (database "
-            f"{other.lineage.hex()}, start {other.incarnation}): stop one of them, or give the task another name (federation.task)"
+            f"{other.lineage.hex()}, start {other.incarnation}): stop one of them, or give the task another name"
         )
         effects: list[Effect] = [SteppedBack(self.reason, seconds)]
         if served and other.lineage != self._lineage:

@@ -3,11 +3,9 @@ check-in needs a commit of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from coordinator.schedules.selection import Candidate
-from coordinator.store import Store
+from coordinator.store import DeviceRecord, Store
 
 __all__ = ["Registry"]
 
@@ -39,24 +37,10 @@ class Registry:
         if seen:
             self._store.device_seen(seen)
 
-    def candidates(self, devices: Sequence[str]) -> list[Candidate]:
-        """What is known of these devices: what they said of themselves, and how their tickets ended."""
+    def devices(self) -> list[DeviceRecord]:
+        """What is known of every device, those included who have checked in just now."""
         self.flush()
-        known = {record.device: record for record in self._store.devices()}
-        return [
-            Candidate(
-                device,
-                record.capabilities,
-                counted=record.counted,
-                refused=record.refused,
-                declined=record.declined,
-                late=record.late,
-                missing=record.missing,
-            )
-            if (record := known.get(device)) is not None
-            else Candidate(device)
-            for device in devices
-        ]
+        return self._store.devices()
 
     def population(self) -> int:
         """How many devices have checked in within the last week; any of them may be asked for any task."""

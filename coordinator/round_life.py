@@ -7,16 +7,17 @@ told of it is the task's (``coordinator/task.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from coordinator.choosing import chooser
 from coordinator.downloads import Downloads
 from coordinator.events import CloseJob, Effect, Evaluated, Finished, RoundCommitted, RoundEnded, StartJob, Workers
 from coordinator.registry import Registry
 from coordinator.schedules.schedule import PhaseChanged, Schedule
-from coordinator.schedules.selection import Candidate, Uniform, announced_fraction, wanted_count
+from coordinator.schedules.selection import announced_fraction, wanted_count
 from coordinator.schedules.synchronous import CLOSING, SELECTION, Round
 from coordinator.schedules.tickets import Ticket, TicketTable
 from coordinator.serving import Serving
@@ -93,6 +94,7 @@ class RoundLife:
         self._issued: list[TicketRecord] = []
         self._moved: list[tuple[bytes, str, str]] = []
         self._stopping = Stopping(settings.stopping)
+        self._choose_by = chooser(settings.rule, registry.devices)
 
     @property
     def best(self) -> float | None:
@@ -152,8 +154,7 @@ class RoundLife:
             new_ticket=lambda: self._new_id(16),
             base=self._serving.parameters,
             now=now,
-            rule=s.rule,
-            describe=self._describe,
+            choose_by=self._choose_by,
         )
         self._begin(self.record, now)
 
@@ -170,8 +171,7 @@ class RoundLife:
             new_ticket=lambda: self._new_id(16),
             base=record.base,
             now=now,
-            rule=self._settings.rule,
-            describe=self._describe,
+            choose_by=self._choose_by,
         )
         schedule.pause(now)
         self.schedule, self.record = schedule, record
@@ -192,12 +192,6 @@ class RoundLife:
         self.fraction = announced_fraction(population, wanted, s.fraction, attempt)
         self.participation = round(min(1.0, wanted / population), 3) if population else 0.0
         return int(population * self.fraction)
-
-    def _describe(self, devices: Sequence[str]) -> list[Candidate]:
-        """What a rule of the user's own may go by; a uniform choice needs no more than the names."""
-        if isinstance(self._settings.rule, Uniform):
-            return [Candidate(device) for device in devices]
-        return self._registry.candidates(devices)
 
     def _cohort_rng(self, number: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._settings.seed, number, attempt])))

@@ -182,8 +182,10 @@ class Service:
         )
 
     def _leave(self) -> None:
-        self._shell.say_goodbye()
         until = self._loop.clock() + LEAVE_SECONDS_MAX
+        while any(t.waiting_bytes for t in self._shell.transports()) and self._loop.clock() < until:
+            self._loop.run_once(0.05)  # the last words are not lost behind the broker's window
+        self._shell.say_goodbye()
         while self._shell.connected and self._loop.clock() < until:
             self._loop.run_once(0.05)
 

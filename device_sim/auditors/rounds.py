@@ -141,7 +141,8 @@ class Auditor:
 
     def on_invited(self, device: str, invite: Invite, known: TicketRecord | None) -> None:
         """An invite leaves the coordinator; ``known`` is what is committed."""
-        if known is None or known.device != device or known.state not in ("invited", "accepted"):
+        again = invite.ticket in self.invited
+        if known is None or known.device != device or not (again or known.state in ("invited", "accepted")):
             raise InvariantBroken(f"{device} is invited with a ticket that the database has as {known}")
         if invite.parameters != digest_of(self.published or self.parameters):
             raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which was not published last")

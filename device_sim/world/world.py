@@ -10,6 +10,7 @@ import numpy as np
 
 from coordinator.downlink import Downlink
 from coordinator.pipeline import PipelineSettings, make_step
+from coordinator.schedules.selection import make_rule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.stopping import StoppingRule
@@ -54,6 +55,7 @@ class Scenario:
         clip_norm: L2 norm that updates are scaled down to by the coordinator; 0 for no such step.
         norm_median_factor: Largest norm of an update as a multiple of the median of recent ones; None for no bound.
         weighting: ``examples`` or ``uniform``.
+        rule: Who takes part: ``uniform``, or the name of a rule of one's own.
         server_optimizer: Name of the server optimiser.
         training: How devices train.
         faults: The network.
@@ -86,6 +88,7 @@ class Scenario:
     clip_norm: float = 0.0
     norm_median_factor: float | None = None
     weighting: str = "examples"
+    rule: str = "uniform"
     server_optimizer: str = "fedavg"
     training: TrainingPlan = field(
         default_factory=lambda: TrainingPlan(epochs=1, batch_size=16, seconds_max=120.0, scalars={"lr": 0.5})
@@ -183,4 +186,5 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         retained_blobs=scenario.retained_blobs,
         dense_bytes=4 * program.spec.size,
         seed=seed,
+        rule=make_rule(scenario.rule),
     )

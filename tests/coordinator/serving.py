@@ -375,11 +375,18 @@ class HandMade:
         """Any bytes, anywhere."""
         self._transport.publish(topic, payload, qos=1, retain=retain)
 
+    @property
+    def shard(self) -> str:
+        """The uplink inbox, as an invite names it."""
+        return self.lineage.hex()[:8]
+
     def say(self, message: Message, *, shard: str = "", **envelope: Any) -> None:
         """A message in its place, in an envelope of which any field may be a wrong one."""
         fields = {"federation": FEDERATION, "task": "default", "lineage": self.lineage, "shard": shard} | envelope
         chunked = isinstance(message, Chunk)
-        topic = self.topics.up("0", self.device) if chunked else self.topics.from_device(self.device, message.kind)
+        topic = (
+            self.topics.up(self.shard, self.device) if chunked else self.topics.from_device(self.device, message.kind)
+        )
         self.publish(topic, encode_message(Envelope(**fields), message))
 
     def check_in(self) -> None:
@@ -403,7 +410,7 @@ class HandMade:
         """The whole update in one chunk, without any offer."""
         held = self.invite().ticket if ticket is None else ticket
         named = digest_of(payload) if digest is None else digest
-        self.say(Chunk(ticket=held, digest=named, total=len(payload), offset=0, data=payload), shard="0")
+        self.say(Chunk(ticket=held, digest=named, total=len(payload), offset=0, data=payload), shard=self.shard)
 
 
 def update_of(frame: bytes, **fields: Any) -> bytes:

@@ -79,25 +79,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def train(path: Path, rounds: int = 2) -> None:
     """Commits a few rounds without any device: each moves every parameter by 0.01."""
-    made = prepare(load_config(path), wall=lambda: 1_700_000_000.0, new_id=os.urandom, engine="numpy")
+    made = prepare([load_config(path)], wall=lambda: 1_700_000_000.0, new_id=os.urandom, engine="numpy")
     store, task = made.store, "default"
     base = store.latest_checkpoint(task)
     assert base is not None
     store.device_seen([("pi-1", bytes(16), {"sdk": "0.1.0", "engine": "numpy"})])
     store.count("malformed", 3)
-    vector = np.zeros(made.program.spec.size, dtype=np.float32)
+    vector = np.zeros(made.tasks[0].program.spec.size, dtype=np.float32)
     for number in range(1, rounds + 1):
         vector = vector + np.float32(0.01) * np.arange(vector.size, dtype=np.float32) / vector.size
         ticket, payload = os.urandom(16), update_of(dense_frame(vector))
         summary = {"invited": 4, **VERDICTS, "bytes_up": 400, "bytes_up_dense": 5200}
         summary |= {"bytes_down": 9000, "bytes_down_dense": 30_000}
-        record = RoundRecord(task, number, 0, "reporting", 9.0, base.parameters_digest, made.program.digest)
+        record = RoundRecord(task, number, 0, "reporting", 9.0, base.parameters_digest, made.tasks[0].program.digest)
         store.save_round(record)
         store.insert_tickets([TicketRecord(ticket, task, number, 0, "pi-1", bytes(16))])
         [seq] = store.journal([JournalRow(ticket, digest_of(payload), payload)])
         metrics = {"train_loss": 2.0 / number, "loss": float("nan"), "accuracy": 0.25 * number}
         ended = RoundRecord(
-            task, number, 0, "closed", 0.0, base.parameters_digest, made.program.digest, seq,
+            task, number, 0, "closed", 0.0, base.parameters_digest, made.tasks[0].program.digest, seq,
             summary={**summary, "metrics": metrics}, ended_at=1_700_000_012.5,
         )  # fmt: skip
         store.commit_round(
@@ -422,7 +422,10 @@ def test_check_notices_another_coordinator_of_the_same_name(
     other.publish(other.topics.lineage_state(b"lineage!"), state.encode(FEDERATION), retain=True)
     loop.run_until(lambda: False, 0.2)
     found = checks_of(run("check", write_config(tmp_path, mosquitto_broker.url), "--json"))["broker"]
-    assert found[0] == "warning" and "another coordinator (incarnation 7) serves this federation" in found[1]
+    assert (
+        found[0] == "warning"
+        and "another coordinator serves default there, from another database (6c696e6561676521)" in found[1]
+    )
     other.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 from coordinator.compile.losses import LOSSES
 from coordinator.compile.optimizers import OPTIMIZERS
 from coordinator.compile.zoo import ACTIVATIONS, ZOO, build_zoo_model, zoo_loss
-from coordinator.config import FederationConfig, Model, check_files, config_reference, load_config
+from coordinator.config import FederationConfig, Model, check_files, config_reference, load_config, load_tasks
 from coordinator.config.fields import default_text, toml_text
 from coordinator.config.loading import sections
 from coordinator.config.sections import CLIENT_SCALARS, OPTIMIZER_KEYS
@@ -379,3 +379,68 @@ def test_the_example_loads_and_shows_every_key_with_its_default() -> None:
         assert tomllib.loads(f"x = {value}"), where
         if commented and default_text(keys[where]).startswith("`"):
             assert value == toml_text(keys[where].get_default()), where
+
+
+# --- several tasks ----------------------------------------------------------------------------------------------------
+
+TWO_TASKS = """
+[federation]
+name = "farm"
+
+[broker]
+url = "mqtt://localhost"
+
+[training]
+epochs = 3
+learning_rate = 0.2
+
+[[task]]
+name = "pumps"
+[task.model]
+zoo = "mlp"
+inputs = [8]
+outputs = 2
+
+[[task]]
+name = "fans"
+[task.model]
+zoo = "softmax_regression"
+inputs = [4]
+outputs = 3
+[task.training]
+learning_rate = 0.05
+"""
+
+
+def test_each_task_has_its_own_tables_in_front_of_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(TWO_TASKS)
+    pumps, fans = load_tasks(path)
+    assert (pumps.federation.task, fans.federation.task) == ("pumps", "fans")
+    assert (pumps.model.zoo, fans.model.zoo) == ("mlp", "softmax_regression")
+    assert (pumps.training.epochs, fans.training.epochs) == (3, 3)
+    assert (pumps.training.learning_rate, fans.training.learning_rate) == (0.2, 0.05)
+    assert load_config(path, "fans") == fans
+    with pytest.raises(ConfigurationError, match="has the tasks pumps, fans; say which with --task"):
+        load_config(path)
+    with pytest.raises(ConfigurationError, match=r"--task valves: .* has pumps, fans"):
+        load_config(path, "valves")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('name = "fans"', 'name = "pumps"', "task pumps: there are two of this name"),
+        ('name = "fans"\n', "", "task 2: name is missing; give each"),
+        ('name = "farm"', 'name = "farm"\ntask = "x"', "federation.task: the tasks are named in"),
+        ("[task.training]", "[task.broker]", r"task fans: \[broker\] belongs to all tasks; write it once"),
+        ("learning_rate = 0.05", "learning_rat = 0.05", "task fans: training.learning_rat: unknown key; did you mean"),
+        ('name = "fans"', 'name = "a/b"', "task a/b: federation.task"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_said_with_its_name(tmp_path: Path, before: str, after: str, message: str) -> None:
+    path = tmp_path / "federation.toml"
+    assert before in TWO_TASKS
+    path.write_text(TWO_TASKS.replace(before, after))
+    with pytest.raises(ConfigurationError, match=message):
+        load_tasks(path)

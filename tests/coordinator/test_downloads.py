@@ -11,12 +11,6 @@ from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")
-
-
-def wrap(message: Message) -> bytes:
-    return encode_message(Envelope("garden", "default"), message)
-
-
 BLOB, DIGEST = bytes(range(256)) * 200, b"d" * 32
 
 
@@ -38,6 +32,11 @@ class Shop:
         self.blobs.clear()
         self.blobs.update(blobs)
         self.downloads.serve("default", blobs)
+
+    def want(self, device: str, wanted: RangeRequest) -> list[Effect]:
+        return self.downloads.on_want(
+            device, wanted, lambda message: encode_message(Envelope("garden", "default"), message)
+        )
 
     def up(self) -> list[Publish]:
         return self.broker(self.downloads.on_broker_up())
@@ -79,7 +78,7 @@ def want(*ranges: tuple[int, int], digest: bytes = DIGEST) -> RangeRequest:
 def test_ranges_are_served_in_messages_of_the_largest_size_at_most() -> None:
     shop = Shop()
     shop.up()
-    served = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB))), wrap)))
+    served = shop.broker(shop.want("a", want((0, len(BLOB)))))
     assert assembled(served) == BLOB
     assert all(len(publish.payload) < 1024 + 600 for publish in served)
     assert {publish.topic for publish in served} == {"fl/v1/garden/to/a/bytes"}
@@ -88,7 +87,7 @@ def test_ranges_are_served_in_messages_of_the_largest_size_at_most() -> None:
 def test_ranges_beyond_the_end_are_cut_and_others_are_empty() -> None:
     shop = Shop()
     shop.up()
-    (publish,) = shop.broker(shop.downloads.on_want("a", want((len(BLOB) - 10, len(BLOB) + 5000), (1 << 30, 1 << 31))), wrap))
+    (publish,) = shop.broker(shop.want("a", want((len(BLOB) - 10, len(BLOB) + 5000), (1 << 30, 1 << 31))))
     piece = message(publish)
     assert isinstance(piece, RangeData) and piece.data == BLOB[-10:]
 
@@ -96,14 +95,14 @@ def test_ranges_beyond_the_end_are_cut_and_others_are_empty() -> None:
 def test_a_blob_that_is_not_served_is_gone() -> None:
     shop = Shop()
     shop.up()
-    (publish,) = shop.broker(shop.downloads.on_want("a", want((0, 10), digest=b"x" * 32), wrap))
+    (publish,) = shop.broker(shop.want("a", want((0, 10), digest=b"x" * 32)))
     assert message(publish) == BlobGone(digest=b"x" * 32)
 
 
 def test_only_a_few_messages_are_in_flight_and_the_rest_follow_their_acknowledgements() -> None:
     shop = Shop()
     shop.up()
-    first = shop.downloads.on_want("a", want((0, len(BLOB))), wrap))
+    first = shop.want("a", want((0, len(BLOB))))
     assert len(first) == IN_FLIGHT_MAX
     assert len(shop.broker(first)) == len(BLOB) // 1024
     assert shop.downloads.on_published(12345) == []
@@ -114,8 +113,8 @@ def test_one_device_cannot_fill_the_queue_for_the_others() -> None:
     shop.up()
     waiting: list[Effect] = []
     for _ in range(10):
-        waiting += shop.downloads.on_want("greedy", want((0, 8 << 20))), wrap)
-    waiting += shop.downloads.on_want("modest", want((0, 100))), wrap)
+        waiting += shop.want("greedy", want((0, 8 << 20)))
+    waiting += shop.want("modest", want((0, 100)))
     served = [publish.topic for publish in shop.broker(waiting)]
     assert served.count("fl/v1/garden/to/greedy/bytes") <= QUEUED_PER_DEVICE_MAX + IN_FLIGHT_MAX
     assert served.count("fl/v1/garden/to/modest/bytes") == 1
@@ -124,9 +123,9 @@ def test_one_device_cannot_fill_the_queue_for_the_others() -> None:
 def test_what_was_asked_for_in_a_lost_connection_is_forgotten() -> None:
     shop = Shop()
     shop.up()
-    shop.downloads.on_want("a", want((0, len(BLOB))), wrap))
+    shop.want("a", want((0, len(BLOB))))
     shop.downloads.on_broker_down()
-    assert shop.downloads.on_want("b", want((0, 10))), wrap) == [], "asked on the other connection: it waits for this one"
+    assert shop.want("b", want((0, 10))) == [], "asked on the other connection: it waits for this one"
     assert [publish.topic for publish in shop.up()] == ["fl/v1/garden/to/b/bytes"]
 
 
@@ -144,7 +143,7 @@ def test_a_large_blob_does_not_flood_the_connection_and_requests_take_turns_with
     shop.up()
     first = shop.downloads.retain(DIGEST)
     assert len(first) == IN_FLIGHT_MAX
-    waiting = first + shop.downloads.on_want("a", want((0, 4 << 20))), wrap)
+    waiting = first + shop.want("a", want((0, 4 << 20)))
     served = shop.broker(waiting)
     assert len(served) == 512
     middle = served[IN_FLIGHT_MAX : IN_FLIGHT_MAX + 100]
@@ -229,5 +228,5 @@ def test_a_small_broker_gets_small_messages() -> None:
     shop = Shop(chunk_bytes_max=58 * 1024)
     shop.downloads.limit_chunk(5_000, 600)
     shop.up()
-    served: list[Any] = shop.broker(shop.downloads.on_want("a", want((0, len(BLOB))), wrap)))
+    served: list[Any] = shop.broker(shop.want("a", want((0, len(BLOB)))))
     assert all(len(publish.payload) < 5_000 for publish in served) and assembled(served) == BLOB

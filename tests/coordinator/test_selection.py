@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.schedules.selection import GATHER_BELOW, announced_fraction, choose, come_back_seconds, wanted_count
+from coordinator.schedules.selection import (
+    GATHER_BELOW,
+    Candidate,
+    Uniform,
+    announced_fraction,
+    choose,
+    come_back_seconds,
+    select,
+    wanted_count,
+)
+from edge_sdk.errors import ConfigurationError
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -60,3 +71,44 @@ def test_those_who_were_turned_away_do_not_come_back_together() -> None:
     times = [come_back_seconds(100.0, 0.2, rng(seed)) for seed in range(200)]
     assert min(times) >= 80.0 and max(times) <= 120.0 and np.std(times) > 8.0
     assert come_back_seconds(100.0, 0.0, rng()) == 100.0
+
+
+class Own:
+    """Gives what it is told to give."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def choose(self, candidates: Sequence[Candidate], count: int, rng: np.random.Generator) -> Sequence[str]:
+        assert [c.device for c in candidates] == sorted(c.device for c in candidates)
+        return self.names
+
+
+def candidates(*names: str) -> list[Candidate]:
+    return [Candidate(name) for name in names]
+
+
+def test_a_rule_of_ones_own_chooses_and_the_others_are_reserves() -> None:
+    chosen, reserves = select(Own("c", "a"), candidates("d", "c", "b", "a"), 2, rng())
+    assert chosen == ["c", "a"] and sorted(reserves) == ["b", "d"]
+    assert select(Own("b"), candidates("b"), 2, rng()) == (["b"], [])
+
+
+def test_the_uniform_rule_is_the_uniform_choice() -> None:
+    names = [f"d{i}" for i in range(30)]
+    assert select(Uniform(), candidates(*names), 8, rng()) == choose(names, 8, rng())
+    assert Uniform().choose(candidates(*names), 8, rng()) == choose(names, 8, rng())[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a", "z"), "gives 'z', who is no candidate; it must give 2 different names out of 3 candidates"),
+        (("a", "a"), "gives 2 names; it must give 2 different names"),
+        (("a",), "gives 1 names"),
+        (("a", "b", "c"), "gives 3 names"),
+    ],
+)
+def test_a_rule_that_gives_others_too_many_or_too_few_is_refused(names: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        select(Own(*names), candidates("a", "b", "c"), 2, rng())

@@ -34,7 +34,7 @@ def config_of(directory: Path, **tables: Any) -> FederationConfig:
 
 
 def prepared(config: FederationConfig) -> Prepared:
-    made = prepare(config, wall=lambda: 1e9, new_id=os.urandom, engine="numpy")
+    made = prepare([config], wall=lambda: 1e9, new_id=os.urandom, engine="numpy")
     made.store.close()
     return made
 
@@ -48,7 +48,7 @@ def refusal(config: FederationConfig, kind: type[EdgeFedError] = ConfigurationEr
 def test_a_new_database_begins_with_the_model_of_the_configuration(tmp_path: Path) -> None:
     config = config_of(tmp_path, model={"loop": False})
     first = prepared(config)
-    assert first.is_new and first.program == build_bundle(config).program
+    assert first.tasks[0].is_new and first.tasks[0].program == build_bundle(config).program
     with Store.open_readonly(database_path(config)) as store:
         checkpoint = store.latest_checkpoint("default")
     assert checkpoint is not None and checkpoint.round == 0
@@ -58,7 +58,7 @@ def test_a_new_database_begins_with_the_model_of_the_configuration(tmp_path: Pat
 def test_the_task_says_what_the_configuration_and_the_program_say(tmp_path: Path) -> None:
     write_held_out(tmp_path)
     config = config_of(tmp_path, evaluation={"data": "heldout.npz", "every_rounds": 3}, selection={"fraction": 0.5})
-    task = prepared(config).task
+    task = prepared(config).tasks[0].settings
     assert task.requires == ("codec:sparse",)
     assert task.dense_bytes == 4 * 650 and task.update_bytes_max > 4096
     assert task.fraction == 0.5 and task.evaluate_every == 3
@@ -69,24 +69,24 @@ def test_the_task_says_what_the_configuration_and_the_program_say(tmp_path: Path
 @pytest.mark.parametrize("evaluation", [{}, {"held_out": 0.2}])
 def test_without_data_nothing_is_left_to_evaluate_after_a_round(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     made = prepared(config_of(tmp_path, evaluation=evaluation))
-    assert made.evaluator is None and made.task.evaluate_every == 0
-    assert made.task.plan.training.held_out == evaluation.get("held_out", 0.0)
-    assert made.task.fraction is None, "auto"
+    assert made.tasks[0].evaluator is None and made.tasks[0].settings.evaluate_every == 0
+    assert made.tasks[0].settings.plan.training.held_out == evaluation.get("held_out", 0.0)
+    assert made.tasks[0].settings.fraction is None, "auto"
 
 
 def test_the_second_start_goes_on_with_what_is_stored(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     prepared(config)
     again = prepared(config_of(tmp_path, federation={"seed": 7}, stopping={"rounds_max": 9}))
-    assert not again.is_new
+    assert not again.tasks[0].is_new
     with Store.open_readonly(database_path(config)) as store:
         assert len(store.checkpoints("default")) == 1
 
 
 @pytest.mark.parametrize("later", ["auto", False, True])
 def test_the_second_start_keeps_the_loop_that_the_first_one_had(tmp_path: Path, later: object) -> None:
-    first = prepared(config_of(tmp_path, model={"loop": True})).program
-    assert first.train_loop and prepared(config_of(tmp_path, model={"loop": later})).program == first
+    first = prepared(config_of(tmp_path, model={"loop": True})).tasks[0].program
+    assert first.train_loop and prepared(config_of(tmp_path, model={"loop": later})).tasks[0].program == first
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_bundle_is_the_same_only_to_the_bit(tmp_path: Path) -> None:
     compile_model(graph, **options).save(tmp_path / "mine.bundle")
     model = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle"}
     config = config_of(tmp_path, model=model)
-    assert prepared(config).program.name == "mine"
-    assert not prepared(config).is_new
+    assert prepared(config).tasks[0].program.name == "mine"
+    assert not prepared(config).tasks[0].is_new
     compile_model(graph, weight_decay=True, **options).save(tmp_path / "mine.bundle")
     assert refusal(config).startswith("model.bundle: the database was made for another model")
 
@@ -247,7 +247,7 @@ def test_another_server_optimizer_cannot_take_over_the_state_of_the_former(tmp_p
 def test_the_codec_stays_while_an_open_round_holds_updates_of_it(tmp_path: Path) -> None:
     dense = {"name": "dense", "density": None}
     config = config_of(tmp_path, codec=dense)
-    program = prepared(config).program
+    program = prepared(config).tasks[0].program
     with_update(config, program.digest, update_of(dense_frame(np.zeros(program.spec.size, dtype=np.float32))))
     prepared(config)
     message = refusal(config_of(tmp_path, codec={"name": "int8", "density": None}))
@@ -257,7 +257,7 @@ def test_the_codec_stays_while_an_open_round_holds_updates_of_it(tmp_path: Path)
 
 def test_an_algorithm_that_cannot_use_the_updates_of_an_open_round_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path, codec=DENSE)
-    program = prepared(config).program
+    program = prepared(config).tasks[0].program
     frame = dense_frame(np.zeros(program.spec.size, dtype=np.float32))
     with_update(config, program.digest, update_of(frame, steps=7))
     for algorithm in ("median", "fednova"):
@@ -280,7 +280,7 @@ def with_update(config: FederationConfig, program: bytes, payload: bytes) -> Non
 
 def test_a_database_that_is_gone_while_its_backup_is_there_is_not_begun_anew(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    store = prepare(config, wall=lambda: 1e9, new_id=os.urandom).store
+    store = prepare([config], wall=lambda: 1e9, new_id=os.urandom).store
     path = database_path(config)
     store.backup(backup_path(path))
     lineage = store.lineage
@@ -289,14 +289,14 @@ def test_a_database_that_is_gone_while_its_backup_is_there_is_not_begun_anew(tmp
     message = refusal(config, StateError)
     assert f"copy {path.name}.backup to {path.name}" in message and "begin anew" in message
     path.write_bytes(backup_path(path).read_bytes())
-    assert not prepared(config).is_new
+    assert not prepared(config).tasks[0].is_new
     with Store.open_readonly(path) as reader:
         assert reader.lineage != lineage, "tickets of before belong to another life"
 
 
 def test_a_damaged_database_is_set_aside_and_the_backup_is_named(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    store = prepare(config, wall=lambda: 1e9, new_id=os.urandom).store
+    store = prepare([config], wall=lambda: 1e9, new_id=os.urandom).store
     path = database_path(config)
     store.backup(backup_path(path))
     store.close()
@@ -307,7 +307,7 @@ def test_a_damaged_database_is_set_aside_and_the_backup_is_named(tmp_path: Path)
 
 
 def test_a_prepared_service_has_not_begun(tmp_path: Path) -> None:
-    made = prepare(config_of(tmp_path), wall=lambda: 1e9, new_id=os.urandom)
+    made = prepare([config_of(tmp_path)], wall=lambda: 1e9, new_id=os.urandom)
     rng = np.random.Generator(np.random.PCG64(0))
     service = make_service(made, new_id=os.urandom, rng=rng, wall=lambda: 1e9)
     assert service.finished is None and made.store.open_round("default") is None
@@ -355,7 +355,7 @@ def test_a_pipeline_is_put_together_from_the_configuration(tmp_path: Path) -> No
     assert settings.algorithm == make_algorithm("trimmed_mean", {"fraction": 0.1})
     assert settings.steps == (("clip", make_step("clip", {"norm": 2.0})),)
     assert settings.optimizer.eta == 0.25  # type: ignore[attr-defined]
-    assert prepared(config).is_new and not prepared(config).is_new
+    assert prepared(config).tasks[0].is_new and not prepared(config).tasks[0].is_new
 
 
 @pytest.mark.parametrize(
@@ -393,4 +393,6 @@ def test_another_algorithm_cannot_take_over_the_memory_of_the_former(tmp_path: P
     message = refusal(config_of(tmp_path, codec=DENSE, aggregation={"algorithm": "mean"}))
     assert message.startswith("aggregation.algorithm = 'mean': keeps no state, and the task was trained with")
     step = {"algorithm": "test_algorithms:Counting", "step": [{"name": "clip", "norm": 1.0}]}
-    assert not prepared(config_of(tmp_path, codec=DENSE, aggregation=step)).is_new, "a step may come at any time"
+    assert not prepared(config_of(tmp_path, codec=DENSE, aggregation=step)).tasks[0].is_new, (
+        "a step may come at any time"
+    )

@@ -351,7 +351,7 @@ def test_devices_are_counted_as_population_while_they_were_seen_lately() -> None
     store.device_seen([("a", b"1" * 16, {"engine": "numpy"}), ("b", b"2" * 16, {})])
     wall.seconds += 100
     store.device_seen([("b", b"2" * 16, {"engine": "onnxruntime"})])
-    assert store.population(TASK, 100) == 2 and store.population(TASK, 99) == 1
+    assert store.population(100) == 2 and store.population(99) == 1
     a, b = store.devices()
     assert (a.capabilities, a.first_seen, a.last_seen) == ({"engine": "numpy"}, 1_700_000_000.0, 1_700_000_000.0)
     assert (b.capabilities, b.last_seen, b.instance_changes) == ({"engine": "onnxruntime"}, 1_700_000_100.0, 0)
@@ -369,7 +369,7 @@ def test_a_device_known_only_by_its_tickets_is_no_population_and_no_clone(store:
     (ticket,) = tickets_of(record, 1)
     store.insert_tickets([ticket])
     commit(store, closed(record), {ticket.ticket: ("missing", "")})
-    assert store.population(TASK, 1e9) == 0
+    assert store.population(1e9) == 0
     store.device_seen([(ticket.device, b"1" * 16, {})])
     (device,) = store.devices()
     assert (device.missing, device.instance_changes, device.instance_before) == (1, 0, None)

@@ -74,7 +74,7 @@ class Federation:
     directory:  for its database
     url:  the broker
     name:  of the federation; tests share a broker, so each has its own
-    tables:  of ``federation.toml``, merged into those above; a key of None is left out
+    tables:  of ``federation.toml``, merged into those above; a key of None is left out; ``tasks`` names its tasks
     """
 
     def __init__(self, directory: Path, url: str, name: str, **tables: dict[str, Any]) -> None:
@@ -82,12 +82,18 @@ class Federation:
             table: {k: v for k, v in (TABLES.get(table, {}) | tables.get(table, {})).items() if v is not None}
             for table in {*TABLES, *tables}
         }
+        names = tables.pop("tasks", None) or {"default": None}
         merged["federation"] = {"name": name, "state_dir": str(directory)}
         merged["broker"] = {"url": url} | tables.get("broker", {})
         self.name = name
         self.url = url
         self.rounds: list[RoundRecord] = []
-        self._prepared = prepare(FederationConfig.model_validate(merged), wall=time.time, new_id=os.urandom)
+        merged.pop("tasks", None)
+        configs = [
+            FederationConfig.model_validate({**merged, "federation": {**merged["federation"], "task": task}})
+            for task in names
+        ]
+        self._prepared = prepare(configs, wall=time.time, new_id=os.urandom)
         self.service: Service = make_service(
             self._prepared,
             new_id=os.urandom,
@@ -119,7 +125,7 @@ class Federation:
 
     @property
     def config(self) -> FederationConfig:
-        return self._prepared.config
+        return self._prepared.tasks[0].config
 
     @property
     def store(self) -> Store:
@@ -139,7 +145,7 @@ class Federation:
     def _database(self) -> Path:
         from coordinator.config.settings import database_path
 
-        return database_path(self._prepared.config)
+        return database_path(self._prepared.tasks[0].config)
 
     def client(self, state_dir: Path, **options: Any) -> EdgeClient:
         """A device of this federation with examples of its own."""
