@@ -23,6 +23,8 @@ from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNAL
 __all__ = ["Invitations"]
 
 DONE_SECONDS: Final = 4 * 3600.0
+FILTERS_MAX: Final = 64
+"""In one packet, which no broker finds too large."""
 WATCHED_MAX: Final = 1024
 """Invited devices whose last wills are heeded; in a larger round no single device matters so much."""
 
@@ -154,9 +156,10 @@ class Invitations:
             vectors=self._serving.vectors,
         )
         self._say(ticket.device, message, names_shard=True)
-        self._watch(ticket)
+        self.watch(ticket)
 
-    def _watch(self, ticket: Ticket) -> None:
+    def watch(self, ticket: Ticket) -> None:
+        """From now on the last will of the ticket's device is heeded."""
         if ticket.device not in self._watched and len(self._watched) < WATCHED_MAX:
             self._watched.add(ticket.device)
             self._effects.append(Subscribe(CONTROL, (self._publisher.topics.status(ticket.device),)))
@@ -164,8 +167,9 @@ class Invitations:
     def unwatch(self, *, cut: bool = False) -> None:
         """The round is over; or the connection is, and its subscriptions with it (``cut``)."""
         if self._watched and not cut:
-            topics = tuple(self._publisher.topics.status(device) for device in sorted(self._watched))
-            self._effects.append(Unsubscribe(CONTROL, topics))
+            topics = [self._publisher.topics.status(device) for device in sorted(self._watched)]
+            for start in range(0, len(topics), FILTERS_MAX):
+                self._effects.append(Unsubscribe(CONTROL, tuple(topics[start : start + FILTERS_MAX])))
         self._watched.clear()
 
     # --- verdicts ---

@@ -29,7 +29,7 @@ from coordinator.task_settings import TaskSettings
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict
-from edge_sdk.wire.outcomes import COUNTED, JOURNALLED, LATE, MISSING, REFUSED
+from edge_sdk.wire.outcomes import ACCEPTED, COUNTED, INVITED, JOURNALLED, LATE, MISSING, REFUSED
 
 __all__ = ["Task"]
 
@@ -138,6 +138,9 @@ class Task:
         self._heard, self._waits_for = True, ""
         if self.schedule is not None:
             self.schedule.resume(now)
+            for ticket in self.schedule.tickets:
+                if ticket.state in (INVITED, ACCEPTED):
+                    self._invitations.watch(ticket)
         if self._starts_when_heard:
             self._begin_round(now)
         else:

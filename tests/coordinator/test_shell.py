@@ -77,6 +77,19 @@ def test_the_last_will_of_an_invited_device_ends_the_waiting_for_it() -> None:
     assert desk.told("a", Invite)[-1].ticket == invites["a"].ticket, "it goes on with the same ticket"
 
 
+@pytest.mark.parametrize("how", ["the broker was lost", "the coordinator was killed"])
+def test_wills_of_invited_devices_are_heeded_again_after(how: str) -> None:
+    desk = Desk()
+    desk.begin("a", "b", "c")
+    desk.effects.clear()
+    if how == "the broker was lost":
+        desk.lose_broker()
+        desk.find_broker()
+    else:
+        desk.crash()
+    assert {TOPICS.status(device) for device in "abc"} <= set(desk.filters())
+
+
 def test_wills_are_heeded_while_the_round_is_open_only() -> None:
     desk = Desk()
     desk.begin("a", "b", "c")

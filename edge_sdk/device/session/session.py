@@ -205,7 +205,7 @@ class Session:
     def _on_message(self, event: MessageArrived, now: float) -> list[Action]:
         parts = self._mailbox.topics.parse(event.topic)
         if parts is None:
-            return []  # amqtt hands out what nobody subscribed to
+            return []  # some brokers hand out what nobody subscribed to
         try:
             match parts:
                 case ("coordinator", lineage, "state"):
