@@ -9,6 +9,9 @@
   the minimum is there.
 * **Closing.** No new admissions; those under way finish; then ``Close(last_seq)``. A round below its minimum is
   abandoned instead, and the model stays as it is.
+
+:class:`Round` has more methods than other classes: one for each event and one for each step between two phases. They
+all move the same tickets and the same deadline, and a second object would only pass these to and fro.
 """
 
 from __future__ import annotations
