@@ -98,7 +98,7 @@ def _by_task(path: Path, source: dict[str, Any]) -> list[tuple[str, dict[str, An
             raise ConfigurationError(f"{path}: task {number}: name is missing; give each [[task]] a name")
         if name in found:
             raise ConfigurationError(f"{path}: task {name}: there are two of this name")
-        merged = {**shared, "federation": {**federation, "task": name}}
+        merged = {**shared, "federation": {"database": federation.get("name"), **federation, "task": name}}
         for table, value in entry.items():
             if table == "name":
                 continue

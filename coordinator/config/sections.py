@@ -103,6 +103,12 @@ class Federation(Section):
     state_dir: LocalPath = key(
         "Directory of the database; a relative path starts at this file.", Path("state"), validate_default=True
     )
+    database: Segment | None = key(
+        "Name of the database there, without .db; the tasks of one file share it.",
+        None,
+        shown="the names of federation and task; with [[task]], of the federation",
+        allowed="1 to 64 characters out of A-Z a-z 0-9 _ and -",
+    )
 
 
 class Broker(Section):

@@ -243,8 +243,9 @@ def broker_settings(broker: Broker, **settings: Any) -> BrokerSettings:
 
 
 def database_path(config: FederationConfig) -> Path:
-    """The database of the task; each task of a federation has its own."""
-    return config.federation.state_dir / f"{config.federation.name}-{config.federation.task}.db"
+    """The database of the task: its own, or that of all tasks of one file."""
+    federation = config.federation
+    return federation.state_dir / f"{federation.database or f'{federation.name}-{federation.task}'}.db"
 
 
 def piece_bytes_max(transfer: Transfer) -> int:

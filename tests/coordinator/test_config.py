@@ -421,6 +421,7 @@ def test_each_task_has_its_own_tables_in_front_of_those_of_the_file(tmp_path: Pa
     assert (pumps.training.epochs, fans.training.epochs) == (3, 3)
     assert (pumps.training.learning_rate, fans.training.learning_rate) == (0.2, 0.05)
     assert load_config(path, "fans") == fans
+    assert database_path(pumps) == database_path(fans) == tmp_path / "state" / "farm.db", "one for all tasks"
     with pytest.raises(ConfigurationError, match="has the tasks pumps, fans; say which with --task"):
         load_config(path)
     with pytest.raises(ConfigurationError, match=r"--task valves: .* has pumps, fans"):
