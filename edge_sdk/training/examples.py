@@ -83,7 +83,8 @@ def as_examples(value: Any, program: Program) -> Examples:
     Args:
         value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
             with ``"target"``; ``x`` may itself hold arrays by input name. For a model that learns to reconstruct its
-            input the target may be left out everywhere, and ``x`` alone will do.
+            input the target may be left out everywhere, and ``x`` alone will do. A target of shape ``[N, 1]`` is taken
+            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
@@ -329,12 +330,29 @@ def _checked(entry: Input, value: Any, role: str) -> NDArray[Any]:
         array = np.asarray(value)
     except ValueError as error:
         raise ExamplesError(f"{what}: rows of different lengths make no array ({error})") from error
+    if role == "target":
+        array = _as_target(array, entry)
     if array.dtype.kind not in "fiub":
         raise ExamplesError(f"{what}: expected {entry.dtype}, got values of type {array.dtype}")
     _check_shape(what, entry, array)
     if array.size:
         _check_values(what, entry.dtype, array)
     return array
+
+
+def _as_target(array: NDArray[Any], entry: Input) -> NDArray[Any]:
+    """``array`` with as many dimensions of 1 at its end as the target has, where it differs in nothing else."""
+    wanted = entry.shape[1:]
+    if array.ndim and array.shape[1:] != wanted and _without_ones(array.shape[1:]) == _without_ones(wanted):
+        return array.reshape(len(array), *(d or 1 for d in wanted))
+    return array
+
+
+def _without_ones(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """``shape`` without the dimensions of 1 at its end."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _check_shape(what: str, entry: Input, array: NDArray[Any]) -> None:
