@@ -15,6 +15,7 @@ from coordinator.events import Effect
 from coordinator.schedules.selection import wanted_count
 from coordinator.store import ModelDeltaRecord, Store
 from coordinator.task_settings import TaskSettings
+from edge_sdk.wire.messages import short
 
 __all__ = ["Serving", "Way", "chain_from"]
 
@@ -100,13 +101,14 @@ class Serving:
         self.retain(self.parameters, *(delta.digest for delta in self._deltas))
 
     def way_for(self, holds: Collection[bytes]) -> Way:
-        """How a device that holds these parameters comes to the newest ones; what it will fetch is retained."""
+        """How a device comes to the newest parameters that holds those with these short digests; what it will fetch is
+        retained."""
         base, chain = chain_from(self._deltas, holds)
         deltas = tuple((delta.digest, delta.bytes) for delta in chain)
         if deltas:
             self.retain(*(digest for digest, _ in deltas))
             return Way(base, deltas, sum(size for _, size in deltas))
-        if self.parameters in holds:
+        if short(self.parameters) in holds:
             return Way(b"", (), 0)
         self.retain(self.parameters)
         return Way(b"", (), self.parameters_bytes)
@@ -119,14 +121,14 @@ def chain_from(
 
     Args:
         deltas: The whole chain, the oldest first.
-        holds: Digests of the parameters that the device has.
+        holds: Short digests of the parameters that the device has.
 
     Returns:
         The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
         has the newest ones.
     """
-    if deltas and deltas[-1].target not in holds:
+    if deltas and short(deltas[-1].target) not in holds:
         for at in range(len(deltas) - 1, -1, -1):
-            if deltas[at].base in holds:
+            if short(deltas[at].base) in holds:
                 return deltas[at].base, tuple(deltas[at:])
     return b"", ()

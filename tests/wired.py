@@ -363,9 +363,7 @@ class Desk:
         self.number += 1
         bulk = message.kind == "chunk"
         topic = TOPICS.up(self.shard, device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(
-            FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard
-        )
+        envelope = Envelope(TASK, self.store.lineage if lineage is None else lineage)
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 
@@ -398,9 +396,7 @@ class Desk:
             if isinstance(effect, Publish):
                 parts = TOPICS.parse(effect.topic)
                 if parts is not None and parts[0] == "to" and parts[2] == getattr(kind, "kind", ""):
-                    _, message = decode_message(
-                        effect.payload, federation=FEDERATION, expected=(parts[2],), peer="coordinator"
-                    )
+                    _, message = decode_message(effect.payload, parts[2], peer="coordinator")
                     assert isinstance(message, kind)
                     found.append((parts[1], message))
         return found

@@ -19,7 +19,7 @@ from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.messages import BlobGone, Invite, RangeData
+from edge_sdk.wire.messages import BlobGone, Invite, RangeData, short
 from edge_sdk.wire.ranges import ChunkSize
 
 __all__ = ["Blobs", "Fetch", "Ticket"]
@@ -50,11 +50,10 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The piece of work in hand: the invite, what its envelope said, and until when a report counts."""
+    """The piece of work in hand: the invite, the lineage that it came from, and until when a report counts."""
 
     invite: Invite
     lineage: bytes
-    shard: str
     report_by: float
 
 
@@ -141,7 +140,7 @@ class Fetch:
     def on_range(self, message: RangeData, now: float) -> list[Action]:
         """A range that was asked for."""
         download = self._download
-        if download is None or message.digest != download.digest:
+        if download is None or message.digest != short(download.digest):
             return []
         actions = download.on_range(message.offset, message.data, now)
         return actions + (self._take(download, now) if download.complete else [])
@@ -157,7 +156,7 @@ class Fetch:
     def on_gone(self, message: BlobGone, now: float) -> list[Action]:
         """Nobody serves this blob any more."""
         download = self._download
-        if download is None or message.digest != download.digest:
+        if download is None or message.digest != short(download.digest):
             return []
         if download.kind == MODEL_DELTA:
             return download.stop() + self._without_deltas("a model delta is gone", now)
@@ -169,7 +168,11 @@ class Fetch:
         deltas = dict(invite.deltas)
         if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= invite.parameters_bytes:
             return None
-        return dict.fromkeys(deltas) if invite.base in self._blobs.parameters() else None
+        return dict.fromkeys(deltas) if self._base_of(invite) else None
+
+    def _base_of(self, invite: Invite) -> bytes:
+        """The parameters that the deltas start from, empty where they are not here."""
+        return next((digest for digest in self._blobs.parameters() if short(digest) == invite.base), b"")
 
     def _next(self, now: float) -> list[Action]:
         """The next thing that is missing."""
@@ -235,7 +238,9 @@ class Fetch:
 
     def _follow(self, invite: Invite, now: float) -> list[Action]:
         deltas, self._deltas = self._deltas or {}, None
-        error = self._blobs.follow(invite.base, tuple(d for d in deltas.values() if d is not None), invite.parameters)
+        error = self._blobs.follow(
+            self._base_of(invite), tuple(d for d in deltas.values() if d is not None), invite.parameters
+        )
         if error:
             return self._without_deltas(error, now)
         return [Notify(ProgressKind.DELTAS_APPLIED, f"{len(deltas)}", invite.round), *self._next(now)]

@@ -224,8 +224,8 @@ class Session:
         return []
 
     def _on_announce(self, payload: bytes, now: float) -> list[Action]:
-        envelope, message = decode_announcement(payload, self._settings.federation)
-        if not isinstance(message, Announce) or envelope.task != self._settings.task:
+        envelope, message = decode_announcement(payload)
+        if not isinstance(message, Announce):
             return []
         self._mailbox.lineage = envelope.lineage
         self._checkin.on_announce(message)

@@ -89,7 +89,7 @@ class Work:
     def take(self, invite: Invite, envelope: Envelope, sent_at: float, now: float) -> list[Action]:
         """Takes a ticket; its seconds count from when the check-in was sent."""
         self._stage.step("invited")
-        self.ticket = Ticket(invite, envelope.lineage, envelope.shard, sent_at + invite.report_seconds)
+        self.ticket = Ticket(invite, envelope.lineage, sent_at + invite.report_seconds)
         said = [self._mailbox.to_coordinator(Accept(ticket=invite.ticket)), _notice(ProgressKind.INVITED, "", invite)]
         return self.after_fetch(said + self._fetch.begin(self.ticket, now), now)
 
@@ -129,7 +129,7 @@ class Work:
             task=self._settings.task,
             round=invite.round,
             attempt=invite.attempt,
-            shard=ticket.shard,
+            shard=invite.shard,
             program=invite.program,
             parameters=invite.parameters,
             plan=invite.plan,
