@@ -22,8 +22,9 @@ TENSORS_MAX: Final = 10_000
 NAME_BYTES_MAX: Final = 512
 RANK_MAX: Final = 8
 
-KINDS: Final = ("trainable", "buffer")
-"""``trainable`` ones are changed by gradients; a ``buffer`` (BatchNorm's running mean) is averaged as it is."""
+KINDS: Final = ("trainable", "buffer", "constant")
+"""``trainable`` ones are changed by gradients; a ``buffer`` (BatchNorm's running mean) is averaged as it is; a
+``constant`` (the mean of a feature) travels with the parameters, but training and updates leave it alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,10 @@ class _Checks:
     def _held_out(self) -> Verdict:
         evaluator = load_evaluator(self.config, self.bundle.program)
         if evaluator is None:
-            if self.config.evaluation.held_out:
-                return OK, f"devices keep {self.config.evaluation.held_out:g} of their examples to evaluate"
+            held_out = self.config.evaluation.held_out
+            if held_out.share:
+                which = "the last of" if held_out.last else "of"
+                return OK, f"devices keep {held_out.share:g} {which} their examples to evaluate"
             return WARNING, "nothing is evaluated: set evaluation.data or evaluation.held_out to see the model improve"
         scores = evaluator.evaluate(encode_parameters(self.bundle.parameters))
         return OK, f"{len(evaluator.examples)} examples; the initial model: " + ", ".join(

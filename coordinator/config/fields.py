@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 from edge_sdk.wire.topics import is_segment
 
 __all__ = [
+    "HeldOut",
     "LocalPath",
     "Patterns",
     "Section",
@@ -25,6 +27,7 @@ __all__ = [
     "Sizes",
     "Switch",
     "Weights",
+    "WhichHeldOut",
     "allowed_text",
     "default_text",
     "key",
@@ -102,6 +105,35 @@ def _check_switch(value: object) -> object:
     return value
 
 
+HELD_OUT_MAX: Final = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Examples that are kept from training.
+
+    Attributes:
+        share: Which part of them, 0 for none.
+        last: Whether these are the last ones, in the order of the examples; otherwise they are drawn.
+    """
+
+    share: float = 0.0
+    last: bool = False
+
+
+def _check_held_out(value: object) -> HeldOut:
+    if isinstance(value, HeldOut):
+        return value
+    last = isinstance(value, dict) and value.keys() == {"last"}
+    share = value["last"] if isinstance(value, dict) and last else value
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= HELD_OUT_MAX:
+        raise ValueError(
+            f"= {toml_text(value)}: must be a number at least 0, at most {HELD_OUT_MAX}, or for the newest examples "
+            "{ last = 0.2 }"
+        )
+    return HeldOut(float(share), last)
+
+
 LocalPath = Annotated[Path, BeforeValidator(_to_path), AfterValidator(_resolve)]
 """A path; a relative one starts at the directory of the configuration file."""
 
@@ -119,6 +151,9 @@ Segment = Annotated[str, AfterValidator(_check_segment)]
 
 Share = Annotated[float | Literal["auto"], PlainValidator(_check_share)]
 """A share of devices, or "auto"."""
+
+WhichHeldOut = Annotated[HeldOut, PlainValidator(_check_held_out)]
+"""A share of examples, or of the last ones."""
 
 Switch = Annotated[bool | Literal["auto"], PlainValidator(_check_switch)]
 """Yes, no, or "auto"."""

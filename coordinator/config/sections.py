@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from coordinator.config.fields import (
+    HeldOut,
     LocalPath,
     Patterns,
     Section,
@@ -17,6 +18,7 @@ from coordinator.config.fields import (
     Sizes,
     Switch,
     Weights,
+    WhichHeldOut,
     key,
     named,
     to_tuple,
@@ -572,17 +574,19 @@ class Evaluation(Section):
     """How the model is judged."""
 
     data: LocalPath | None = key("Held-out examples on the coordinator, a .npz file with x and y.", None, shown="none")
-    held_out: float = key(
-        "Share of its examples that each device keeps from training, for federated evaluation; without data.",
-        0.0,
-        ge=0,
-        le=0.9,
+    held_out: WhichHeldOut = key(
+        "Share of its examples that each device keeps from training, for federated evaluation; without data. A number "
+        "draws them; `{ last = 0.2 }` takes the last ones in their order, which is that of time where the device's "
+        "data name a time.",
+        HeldOut(),
+        shown="`0.0`",
+        allowed="a number at least 0, at most 0.9, or { last = such a number }",
     )
     every_rounds: int = key("Evaluate after every so many rounds.", 1, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.data is not None and self.held_out:
+        if self.data is not None and self.held_out.share:
             raise ValueError("evaluation.data and evaluation.held_out: give one of them")
         return self
 
@@ -699,7 +703,7 @@ class FederationConfig(Section):
                 raise ValueError(f"training.scalars.{name}: a model with optimizer {model.optimizer} has {known}")
 
     def _check_stopping(self) -> None:
-        stopping, evaluated = self.stopping, self.evaluation.data is not None or self.evaluation.held_out > 0
+        stopping, evaluated = self.stopping, self.evaluation.data is not None or self.evaluation.held_out.share > 0
         for name, wanted in (
             ("target_metric", stopping.target_metric is not None),
             ("patience", stopping.patience > 0),

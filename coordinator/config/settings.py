@@ -75,7 +75,8 @@ def training_plan(config: FederationConfig, defaults: dict[str, float]) -> Train
         steps_max=training.steps_max,
         seconds_max=training.seconds_max,
         scalars={**defaults, **scalars},
-        held_out=config.evaluation.held_out,
+        held_out=config.evaluation.held_out.share,
+        held_out_last=config.evaluation.held_out.last,
         clip_norm=training.clip_norm,
     )
 

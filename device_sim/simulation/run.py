@@ -75,7 +75,7 @@ def simulate(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     momentum: float | None = None,
-    held_out: float | None = None,
+    held_out: float | Mapping[str, float] | None = None,
     evaluation: Any = AUTO,
     every_rounds: int | None = None,
     split: str | None = None,
@@ -113,7 +113,7 @@ def simulate(
         batch_size: Examples a step.
         learning_rate: On the clients.
         momentum: On the clients, with ``optimizer="momentum"``.
-        held_out: Share of its examples that each client keeps for evaluation.
+        held_out: Share of its examples that each client keeps for evaluation; ``{"last": 0.2}`` for its last ones.
         evaluation: Examples ``(x, y)`` that nobody trains on. By default those that a ``Dataset`` sets aside, or a
             fifth of it; None for none.
         every_rounds: Evaluate after every so many rounds, and after the last one.

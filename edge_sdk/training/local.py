@@ -29,6 +29,7 @@ __all__ = [
     "Trainer",
     "as_examples",
     "evaluate_locally",
+    "split_by_plan",
     "split_held_out",
     "train_locally",
     "train_with_trainer",
@@ -127,7 +128,7 @@ def train_locally(
     scalars = merged_scalars(engine.program, plan.scalars)
     if not len(examples):
         raise ExamplesError("examples: there are none; give at least one example")
-    train, held_out = split_held_out(len(examples), plan.held_out)
+    train, held_out = split_by_plan(examples, plan)
     over = started + plan.seconds_max
     evaluation = None
     if len(held_out):
@@ -217,7 +218,7 @@ def train_with_trainer(
     evaluation = None
     evaluate = getattr(trainer, "evaluate", None)
     if callable(evaluate):
-        train, held_out = split_held_out(len(examples), plan.held_out)
+        train, held_out = split_by_plan(examples, plan)
         if len(held_out):
             evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
             examples = examples.part(train)
@@ -261,19 +262,48 @@ def _evaluated(evaluate: Callable[..., Any], parameters: Any, held_out: Examples
     return found
 
 
-def split_held_out(count: int, share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """``(train, held out)`` positions of the examples, as the plan asks; see :func:`split_held_out`."""
+    return split_held_out(len(examples), plan.held_out, last=plan.held_out_last)
+
+
+def split_held_out(
+    count: int, share: float, *, last: bool = False, overlap: int = 0
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """``(train, held out)`` positions of ``count`` examples, ascending.
 
-    An example is held out by a hash of its position alone, so it stays held out in every round, also when more
-    examples have come behind it. At least one example is left to train on.
+    Drawn, an example is held out by a hash of its position alone, so it stays held out in every round, also when more
+    examples have come behind it. With ``last`` the last examples are held out, so that nothing is trained on that is
+    newer than what is evaluated on; as more examples come, the older ones of these are trained on in later rounds.
+
+    Examples that overlap (windows of one series) would carry what is held out into the training. Where a position has
+    something in common with the ``overlap`` ones on either side, whole runs of ten times as many are drawn, and
+    whatever overlaps with an example that is held out belongs to neither part.
+
+    At least one example is left to train on; where overlaps leave none, all are trained on and none is held out.
+
+    Args:
+        count: How many examples there are.
+        share: Part to hold out, from 0 to 1.
+        last: Whether the last ones are held out, in place of drawn ones.
+        overlap: With how many examples before and behind it an example overlaps.
     """
     everything = np.arange(count)
     if share <= 0.0:
         return everything, everything[:0]
-    held = _hashed(count) < np.uint64(min(share, 1.0) * (1 << 53))
-    if held.all():
-        held[:1] = False
-    return everything[~held], everything[held]
+    share = min(share, 1.0)
+    if last:
+        held = everything >= count - min(int(share * count + 0.5), count - 1)
+    else:
+        run = 10 * overlap or 1
+        held = np.repeat(_hashed(-(-count // run)) < np.uint64(share * (1 << 53)), run)[:count]
+        if held.all():
+            held[:1] = False
+    before = np.concatenate([[0], np.cumsum(held)])  # how many are held out before each position
+    train = before[np.minimum(everything + overlap + 1, count)] == before[np.maximum(everything - overlap, 0)]
+    if not train.any():
+        return everything, everything[:0]
+    return everything[train], everything[held]
 
 
 def planned_steps(count: int, plan: TrainingPlan) -> int:

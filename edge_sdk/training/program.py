@@ -22,6 +22,7 @@ import msgpack
 
 from edge_sdk.errors import DecodeError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, RANK_MAX, ParameterSpec
+from edge_sdk.training.normalise import MISSING, Normalise, normalise_from_wire
 from edge_sdk.training.numpy_plan import (
     ENTRIES_MAX,
     NumpyPlan,
@@ -84,9 +85,9 @@ class Program:
     """Graphs, parameter spec and the facts about them; see the contract of each graph below.
 
     ``train`` takes the model inputs, ``target``, every parameter, every state tensor and every scalar by name (and
-    ``anchor/<parameter>`` where it was compiled for FedProx); it gives ``loss``, ``new/<parameter>`` and
-    ``new/<state>``. ``evaluate`` takes model inputs, ``target`` and parameters and gives ``loss_sum`` and
-    ``metric_sum``. ``infer`` takes model inputs and parameters and gives the model's outputs.
+    ``anchor/<parameter>`` where it was compiled for FedProx); it gives ``loss``, ``new/<state>`` and
+    ``new/<parameter>`` of all but constants. ``evaluate`` takes model inputs, ``target`` and parameters and gives
+    ``loss_sum`` and ``metric_sum``. ``infer`` takes model inputs and parameters and gives the model's outputs.
 
     ``train_loop`` makes one step after another: it takes and gives what ``train`` does, but model inputs and ``target``
     have the steps as an additional first dimension, and so has ``loss``. What it gives is what that many runs of
@@ -112,6 +113,8 @@ class Program:
         mask: The input that is above 0 where an element of the target counts; its shape is the beginning of the
             target's, but for dimensions of 1 at its end. Empty where all count.
         train_loop: An ONNX model as bytes; empty where it would bring nothing.
+        normalise: How the graphs normalise an input, so that it takes raw units; None where they do not.
+        missing: What becomes of NaN in the normalised input: ``refuse``, or ``mean`` for the mean of the feature.
     """
 
     name: str
@@ -135,6 +138,8 @@ class Program:
     ignore_index: int | None = None
     train_loop: bytes = b""
     mask: str = ""
+    normalise: Normalise | None = None
+    missing: str = "refuse"
 
     def __post_init__(self) -> None:
         _check_program(self)
@@ -178,6 +183,9 @@ class Program:
             body["mask"] = self.mask
         if self.train_loop:
             body["train_loop"] = self.train_loop
+        if self.normalise is not None:
+            body["normalise"] = self.normalise.to_wire()
+            body["missing"] = self.missing
         body = share(body)
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
         return _HEADER.pack(_MAGIC, PROGRAM_VERSION, 0) + packed
@@ -246,6 +254,8 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         ignore_index=source.get("ignore_index"),
         train_loop=_bytes(source.get("train_loop", b""), "train_loop"),
         mask=as_text(source.get("mask", ""), "mask"),
+        normalise=normalise_from_wire(source.get("normalise")),
+        missing=as_text(source.get("missing", MISSING[0]), "missing"),
     )
 
 
@@ -274,6 +284,7 @@ def _check_program(program: Program) -> None:
         ("loss", program.loss, LOSSES),
         ("optimizer", program.optimizer, OPTIMIZERS),
         ("metric", program.metric, METRICS),
+        ("missing", program.missing, MISSING),
     ):
         if value not in allowed:
             raise DecodeError(f"program.{name}: {value[:40]!r} is not one of {allowed}")
@@ -290,6 +301,10 @@ def _check_program(program: Program) -> None:
         raise DecodeError(f"program.ignore_index: {str(ignored)[:40]!r} is not a label")
     if program.mask:
         _check_mask(program)
+    if program.normalise is not None:
+        _check_normalise(program, program.normalise)
+    elif program.missing != MISSING[0]:
+        raise DecodeError(f"program.missing: {program.missing!r} needs an input that is normalised")
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]
@@ -321,6 +336,21 @@ def _check_mask(program: Program) -> None:
         raise DecodeError(f"program.mask: shape {mask.shape} does not fit the target's {program.target.shape}")
 
 
+def _check_normalise(program: Program, normalise: Normalise) -> None:
+    entry = next((entry for entry in program.inputs if entry.name == normalise.input), None)
+    if entry is None or entry.dtype != "float32":
+        raise DecodeError(f"program.normalise: {normalise.input[:40]!r} is none of the float32 inputs")
+    if normalise.axis >= len(entry.shape) or entry.shape[normalise.axis] != normalise.features:
+        raise DecodeError(
+            f"program.normalise: {normalise.features} features in dimension {normalise.axis} do not fit {entry.shape}"
+        )
+    # Broadcast along the feature's dimension: its length there, 1 in each dimension behind it.
+    shape = (normalise.features, *(1 for _ in entry.shape[normalise.axis + 1 :]))
+    found = {t.name: t.shape for t in program.spec if t.kind == "constant"}
+    if normalise.mean == normalise.scale or not found.get(normalise.mean) == found.get(normalise.scale) == shape:
+        raise DecodeError(f"program.normalise: mean and scale must be two constants of shape {list(shape)}")
+
+
 def _check_scalars(scalars: Mapping[str, Any]) -> None:
     if len(scalars) > SCALARS_MAX:
         raise DecodeError(f"program.scalars: more than {SCALARS_MAX}")
@@ -343,7 +373,8 @@ def _check_graphs(program: Program, names: set[str]) -> None:
         raise DecodeError("program: kind 'graph' needs the graphs 'train' and 'evaluate'")
     parameters = [t.name for t in program.spec]
     anchors = {ANCHOR + t.name for t in program.spec if t.kind == "trainable"}
-    updated = {NEW + name for name in (*parameters, *(name for name, _ in program.state))}
+    changing = [t.name for t in program.spec if t.kind != "constant"]
+    updated = {NEW + name for name in (*changing, *(name for name, _ in program.state))}
     fed = {"target", *parameters, *(entry.name for entry in program.inputs)}
     for where, plan, inputs, outputs in (
         ("train_plan", program.train_plan, names | anchors, {"loss"} | updated),

@@ -37,6 +37,7 @@ class TrainingPlan:
         seconds_max: Time budget in seconds; training ends at the first step boundary beyond it.
         scalars: The training graph's scalar inputs by name (``lr``, ``momentum``, ``mu``, ...).
         held_out: Share of the local examples kept from training for federated evaluation, 0 for none.
+        held_out_last: Whether these are the last ones, in the order of the examples; otherwise they are drawn.
         clip_norm: L2 norm to which the whole delta is scaled down, 0 for no clipping.
     """
 
@@ -49,6 +50,7 @@ class TrainingPlan:
         map_of(_NUMBER, SCALARS_MAX, _NAME), default_factory=lambda: {"lr": 0.1}, required=True
     )
     held_out: float = on_wire(number(0.0, 0.9), 0.0, required=True)
+    held_out_last: bool = on_wire(boolean, False, brief=True)
     clip_norm: float = on_wire(number(0.0, 1e9), 0.0, required=True)
 
     def to_wire(self) -> dict[str, Any]:

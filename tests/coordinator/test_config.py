@@ -118,6 +118,13 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ("training = 3", "training: must be a table, [training]"),
         ('[broker]\nca_file = ""\nurl = "mqtts://x"', "broker.ca_file = '': must be a path"),
         ("[evaluation]\nheld_out = 0.95", "evaluation.held_out = 0.95: must be a number at least 0, at most 0.9"),
+        ("[evaluation]\nheld_out = { last = 1.5 }", "evaluation.held_out = {last = 1.5}: must be a number at least 0"),
+        ("[evaluation]\nheld_out = { first = 0.2 }", "evaluation.held_out = {first = 0.2}: must be a number"),
+        ("[evaluation]\nheld_out = true", "evaluation.held_out = true: must be a number at least 0, at most 0.9"),
+        (
+            '[evaluation]\ndata = "x.npz"\nheld_out = { last = 0.1 }',
+            "evaluation.data and evaluation.held_out: give one of them",
+        ),
         ("[selection]\nminimum_count = 30", "selection.minimum_count = 30: is above selection.goal_count = 20"),
         ("[selection]\nwindow_seconds = 700.0", "selection.window_seconds = 700: is above selection.selection_seconds"),
         ("[training]\nseconds_max = 1200", "training.seconds_max = 1200: leaves no time to send the update before"),
@@ -260,6 +267,13 @@ def test_a_file_that_is_not_toml_or_not_there_is_refused(tmp_path: Path) -> None
 
 
 # -- what it becomes ---------------------------------------------------------------------------------------------------
+
+
+def test_devices_hold_out_a_share_or_the_newest_of_their_examples(tmp_path: Path) -> None:
+    for written, expected in (("0.2", (0.2, False)), ("{ last = 0.25 }", (0.25, True)), ("0", (0.0, False))):
+        config = load(tmp_path, SMALL + f"[evaluation]\nheld_out = {written}\n")
+        asked = training_plan(config, {"lr": 0.1})
+        assert (asked.held_out, asked.held_out_last) == expected
 
 
 def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:

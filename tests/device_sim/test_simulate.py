@@ -134,6 +134,17 @@ def test_settings_mean_what_they_mean_in_the_configuration() -> None:
     assert digests(plain) == digests(table) != digests(simulate(bundle(), CLIENTS, **FAST))
 
 
+def test_clients_hold_out_their_last_examples_where_the_settings_say_so() -> None:
+    first = simulate(bundle(), CLIENTS, held_out={"last": 0.25}, **FAST)
+    spoilt = []
+    for x, y in CLIENTS:
+        newest = np.arange(len(y)) >= len(y) - int(0.25 * len(y) + 0.5)
+        spoilt.append((x, np.where(newest, (y + 1) % 3, y)))
+    second = simulate(bundle(), spoilt, held_out={"last": 0.25}, **FAST)
+    assert digests(first) == digests(second) != digests(simulate(bundle(), spoilt, held_out=0.25, **FAST))
+    assert first.final["accuracy"] > second.final["accuracy"], "what was spoilt is what the model is judged on"
+
+
 def test_stopping_rules_end_it() -> None:
     history = simulate(bundle(), CLIENTS, evaluation=CLIENTS[0], target_metric=0.5, **{**FAST, "rounds": 200})
     assert history.finished.startswith("target reached: accuracy") and len(history) < 200

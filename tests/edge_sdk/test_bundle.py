@@ -23,6 +23,7 @@ from edge_sdk.training.bundle import (
     digest_of,
     encode_parameters,
 )
+from edge_sdk.training.normalise import Normalise
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -262,3 +263,53 @@ def test_bundle_that_is_missing_or_cut_says_so(tmp_path: Path) -> None:
 def test_bundle_refuses_parameters_of_another_size() -> None:
     with pytest.raises(BundleError, match="float32"):
         Bundle(mlp_program(), np.zeros(3, dtype=np.float32))
+
+
+def normalised_program() -> Program:
+    """The small program with an input in raw units."""
+    plain = small_program()
+    constants = [("normalise/mean", (3,), "constant"), ("normalise/scale", (3,), "constant")]
+    spec = ParameterSpec([("w", (2, 3), "trainable"), *constants])
+    told = Normalise("x", 1, 3, "local", "normalise/mean", "normalise/scale", 1e4)
+    return replace(plain, spec=spec, normalise=told, missing="mean")
+
+
+def test_normalisation_survives_the_wire_and_costs_nothing_where_there_is_none() -> None:
+    program = normalised_program()
+    back = Program.decode(program.encode())
+    assert back == program
+    assert (back.normalise, back.missing) == (program.normalise, "mean")
+    assert not {"normalise", "missing"} & set(msgpack.unpackb(small_program().encode()[8:]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"normalise": ["y", 1, 3, "local", "normalise/mean", "normalise/scale", 1.0]}, "none of the float32 inputs"),
+        ({"normalise": ["x", 2, 3, "local", "normalise/mean", "normalise/scale", 1.0]}, "do not fit"),
+        ({"normalise": ["x", 1, 4, "local", "normalise/mean", "normalise/scale", 1.0]}, "do not fit"),
+        ({"normalise": ["x", 1, 3, "local", "normalise/mean", "normalise/mean", 1.0]}, "two constants"),
+        ({"normalise": ["x", 1, 3, "local", "normalise/mean", "w", 1.0]}, "two constants"),
+        ({"normalise": ["x", 1, 3, "global", "normalise/mean", "normalise/scale", 1.0]}, "not one of federated, local"),
+        ({"normalise": ["x", 0, 3, "local", "normalise/mean", "normalise/scale", 1.0]}, "normalise.axis"),
+        ({"normalise": ["x", 1, 3, "local", "normalise/mean", "normalise/scale", float("nan")]}, "normalise.clip"),
+        ({"normalise": ["x", 1, 3, "local"]}, r"expected \[input, axis"),
+        ({"normalise": {"x": 1}}, r"expected \[input, axis"),
+        ({"missing": "zero"}, "missing"),
+        ({"normalise": None}, "needs an input that is normalised"),
+        (
+            {
+                "spec": [["w", [2, 3], "trainable"]]
+                + [[f"normalise/{n}", [1, 3], "constant"] for n in ("mean", "scale")]
+            },
+            "two constants of shape",
+        ),
+        (
+            {"spec": [["w", [2, 3], "trainable"]] + [[f"normalise/{n}", [3], "buffer"] for n in ("mean", "scale")]},
+            "two constants of shape",
+        ),
+    ],
+)
+def test_normalisation_that_does_not_fit_its_program_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(DecodeError, match=said):
+        Program.decode(changed(normalised_program(), **fields))

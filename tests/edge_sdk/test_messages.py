@@ -223,6 +223,7 @@ plans = st.builds(
         seconds_max=st.floats(0, 1e7),
         scalars=st.dictionaries(short, st.floats(-1e9, 1e9), max_size=4),
         held_out=st.floats(0, 0.9),
+        held_out_last=st.booleans(),
         clip_norm=st.floats(0, 1e9),
     ),
     codec=st.sampled_from([CodecSettings("dense"), CodecSettings("int8", block_size=64), CodecSettings("sparse")]),

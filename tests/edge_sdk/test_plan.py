@@ -33,6 +33,7 @@ def test_unknown_fields_are_ignored() -> None:
         ("seconds_max", float("nan")),
         ("seconds_max", -1),
         ("held_out", 0.95),
+        ("held_out_last", 1),
         ("clip_norm", float("inf")),
         ("scalars", {"lr": "fast"}),
         ("scalars", {1: 0.5}),

@@ -163,11 +163,37 @@ def test_the_split_is_the_same_on_every_machine() -> None:
     assert split_held_out(30, 0.2)[1].tolist() == [2, 4, 6]
 
 
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("count", "share"), [(1, 0.9), (2, 0.9), (5, 0.9), (50, 0.0), (1, 1.0)])
-def test_something_is_always_left_to_train_on(count: int, share: float) -> None:
-    kept, held = split_held_out(count, share)
+def test_something_is_always_left_to_train_on(count: int, share: float, last: bool) -> None:
+    kept, held = split_held_out(count, share, last=last)
     assert len(kept) >= 1 and len(kept) + len(held) == count
     assert share or not len(held)
+
+
+def test_the_last_examples_are_held_out_and_nothing_newer_is_trained_on() -> None:
+    kept, held = split_held_out(10, 0.2, last=True)
+    assert (kept.tolist(), held.tolist()) == (list(range(8)), [8, 9])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("count", "overlap"), [(1000, 1), (1000, 7), (300, 60), (5, 9), (1, 3)])
+def test_what_overlaps_with_a_held_out_window_is_not_trained_on(count: int, overlap: int, last: bool) -> None:
+    kept, held = split_held_out(count, 0.2, last=last, overlap=overlap)
+    assert len(kept) >= 1
+    assert not len(held) or np.abs(kept[:, None] - held).min() > overlap
+    if overlap < 10:
+        assert len(kept) + len(held) >= 0.8 * count, "runs are long, so that little is lost at their ends"
+    if not last and len(held):
+        assert set(held) <= set(split_held_out(count + 500, 0.2, overlap=overlap)[1])
+
+
+def test_a_plan_may_hold_out_the_last_examples(engine: Engine) -> None:
+    examples = data(50)
+    result = train(engine, examples, held_out=0.2, held_out_last=True, epochs=2)
+    assert result.evaluation == evaluate_locally(engine, start(PROGRAM), examples, np.arange(40, 50))
+    older = examples.part(np.arange(40))
+    assert np.array_equal(train(engine, older, epochs=2).delta, result.delta)
 
 
 def test_the_received_parameters_are_evaluated_on_what_training_never_sees(engine: Engine) -> None:
@@ -332,6 +358,13 @@ def test_a_trainer_that_can_evaluate_judges_the_received_parameters_on_what_is_h
     np.testing.assert_array_equal(judge.seen[0][0].target, data().target[train])
     assert result.examples == len(train)
     np.testing.assert_allclose(result.delta, 1, atol=1e-6)
+
+
+def test_a_trainer_too_is_given_the_older_examples_and_judges_the_last() -> None:
+    judge = Judge()
+    fit(judge, held_out=0.3, held_out_last=True)
+    np.testing.assert_array_equal(judge.judged[0][1].target, data().target[35:])
+    np.testing.assert_array_equal(judge.seen[0][0].target, data().target[:35])
 
 
 def test_a_trainer_that_can_evaluate_is_not_asked_where_nothing_is_held_out() -> None:

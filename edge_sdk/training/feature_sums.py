@@ -1,0 +1,231 @@
+"""Count, sum and sum of squares of each feature: what a device says about its raw examples, and how it is added up.
+
+The mean and the scale of a normalisation follow from them, however the examples are divided over devices. Values are
+clipped to the range that the program states, so that one device cannot move the sums further than by its count, and
+NaN is left out and counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.errors import DecodeError, ExamplesError
+from edge_sdk.training.normalise import Normalise
+
+__all__ = ["COUNT_MAX", "ExactFeatureSums", "FeatureSums", "feature_sums"]
+
+COUNT_MAX: Final = 1 << 48
+"""Values of one feature that one device may count."""
+
+_NAMES: Final = ("counts", "missing", "squares", "sums")
+_BLOCK_ELEMENTS: Final = 1 << 18  # 2 MB of float64 at a time, however many examples there are
+_ROUNDING: Final = 1e-6
+"""What sums of very many float64 may be off by, relative to their size."""
+_SHIFT: Final = 1074  # each finite float64 is a whole number of 2^-1074
+_SPREAD_MIN: Final = 2.0**-20
+"""A standard deviation below this share of the root mean square counts as none: float32 holds no more than some steps
+of such a feature."""
+_FLOAT32_TINY: Final = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureSums:
+    """What one device knows of each feature; ``features`` is the length of all arrays.
+
+    Attributes:
+        counts: float64[features], whole: values that are there.
+        sums: float64[features]: their sum, in the feature's raw unit.
+        squares: float64[features]: the sum of their squares.
+        missing: float64[features], whole: values that are NaN.
+    """
+
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    missing: NDArray[np.float64]
+
+    def encode(self) -> dict[str, bytes]:
+        """The arrays by name as little-endian float64, as they stand in an update."""
+        return {name: getattr(self, name).astype("<f8").tobytes() for name in _NAMES}
+
+    @classmethod
+    def decode(cls, value: Mapping[str, bytes], normalise: Normalise) -> FeatureSums:
+        """The inverse of :meth:`encode`, for bytes that nobody vouches for.
+
+        Args:
+            value: The arrays by name.
+            normalise: Number of features, and the range within which values must have been.
+
+        Raises:
+            DecodeError: An array is missing or has another length, or the numbers cannot be sums of such values
+                (reason ``feature_sums``).
+        """
+        if set(value) != set(_NAMES):
+            raise _refused(f"expected the arrays {', '.join(_NAMES)}")
+        arrays = {name: _array(name, value[name], normalise.features) for name in _NAMES}
+        found = cls(**arrays)
+        _check(found, normalise.clip)
+        return found
+
+
+def feature_sums(values: NDArray[Any], normalise: Normalise) -> FeatureSums:
+    """The sums of each feature over all examples and all other dimensions.
+
+    Args:
+        values: The raw values of the input ``normalise.input``, ``[examples, ...]``; each counts as the model gets it,
+            in float32.
+        normalise: Which dimension counts features, and the range to which values are clipped.
+
+    Raises:
+        ExamplesError: A value is infinite, or the feature's dimension has another length.
+    """
+    if values.ndim <= normalise.axis or values.shape[normalise.axis] != normalise.features:
+        raise ExamplesError(
+            f"examples: input {normalise.input!r} has shape {list(values.shape)}, expected {normalise.features} "
+            f"features in dimension {normalise.axis}"
+        )
+    counts, sums, squares = (np.zeros(normalise.features, np.float64) for _ in range(3))
+    total = values.size // normalise.features
+    rows = max(1, _BLOCK_ELEMENTS // max(values[:1].size, 1))
+    for start in range(0, len(values), rows):
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
+            block = values[start : start + rows].astype(np.float32)
+        by_feature = np.moveaxis(block, normalise.axis, 0).reshape(normalise.features, -1).astype(np.float64)
+        there = ~np.isnan(by_feature)
+        by_feature[~there] = 0.0
+        if not np.isfinite(by_feature).all():
+            raise ExamplesError(f"examples: input {normalise.input!r} holds values that are infinite; drop them")
+        np.clip(by_feature, -normalise.clip, normalise.clip, out=by_feature)
+        counts += np.count_nonzero(there, axis=1)
+        sums += by_feature.sum(axis=1)
+        np.square(by_feature, out=by_feature)
+        squares += by_feature.sum(axis=1)
+    return FeatureSums(counts, sums, squares, total - counts)
+
+
+class ExactFeatureSums:
+    """Feature sums of many devices, added up exactly: any order, split, merge or replay gives the same bits.
+
+    Every float64 is a whole number of 2^-1074, so Python's integers hold sums of them without rounding.
+
+    Args:
+        features: Number of features.
+    """
+
+    __slots__ = ("_counts", "_missing", "_squares", "_sums", "devices", "features")
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.devices = 0
+        self._counts = [0] * features
+        self._missing = [0] * features
+        self._sums = [0] * features
+        self._squares = [0] * features
+
+    def add(self, sums: FeatureSums) -> None:
+        """Adds one device's sums.
+
+        Raises:
+            ValueError: They are of another number of features.
+        """
+        if len(sums.counts) != self.features:
+            raise ValueError(f"sums of {len(sums.counts)} features, expected {self.features}")
+        self._extend(
+            [int(count) for count in sums.counts],
+            [int(count) for count in sums.missing],
+            [_whole(number) for number in sums.sums.tolist()],
+            [_whole(number) for number in sums.squares.tolist()],
+        )
+        self.devices += 1
+
+    def merge(self, other: ExactFeatureSums) -> None:
+        """Adds what another one has added up; ``other`` stays as it is.
+
+        Raises:
+            ValueError: It is of another number of features.
+        """
+        if other.features != self.features:
+            raise ValueError(f"sums of {other.features} features, expected {self.features}")
+        self._extend(other._counts, other._missing, other._sums, other._squares)
+        self.devices += other.devices
+
+    def result(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+        """Mean and scale of each feature, and the share of its values that is missing.
+
+        Returns:
+            ``mean`` float32[features]; ``scale`` float32[features], one divided by the standard deviation, or 0 where
+            the feature does not vary or no device has a value; ``missing`` float64[features] in 0..1.
+        """
+        mean = np.zeros(self.features, np.float32)
+        scale = np.zeros(self.features, np.float32)
+        missing = np.zeros(self.features, np.float64)
+        for i, (count, absent) in enumerate(zip(self._counts, self._missing, strict=True)):
+            if count + absent:
+                missing[i] = absent / (count + absent)
+            if count:
+                mean[i], scale[i] = _mean_and_scale(count, self._sums[i], self._squares[i])
+        return mean, scale, missing
+
+    def _extend(self, counts: list[int], missing: list[int], sums: list[int], squares: list[int]) -> None:
+        for mine, theirs in (
+            (self._counts, counts),
+            (self._missing, missing),
+            (self._sums, sums),
+            (self._squares, squares),
+        ):
+            for i, number in enumerate(theirs):
+                mine[i] += number
+
+
+def _whole(number: float) -> int:
+    """``number`` times 2^1074, exactly."""
+    numerator, denominator = number.as_integer_ratio()
+    return numerator << (_SHIFT - denominator.bit_length() + 1)
+
+
+def _mean_and_scale(count: int, total: int, squares: int) -> tuple[float, float]:
+    """Of integers in units of 2^-1074. Python rounds a quotient of integers once, correctly, on every machine."""
+    one = 1 << _SHIFT
+    mean_square = squares / (count * one)
+    variance = (count * squares * one - total * total) / (count * count * one * one)
+    spread = math.sqrt(max(variance, 0.0))
+    varies = spread > _SPREAD_MIN * math.sqrt(mean_square) and spread > _FLOAT32_TINY
+    return total / (count * one), 1.0 / spread if varies else 0.0
+
+
+def _array(name: str, data: object, features: int) -> NDArray[np.float64]:
+    if not isinstance(data, bytes) or len(data) != 8 * features:
+        raise _refused(f"{name} is not {8 * features} bytes, one float64 for each of {features} features")
+    array = np.frombuffer(data, "<f8").astype(np.float64)
+    if not np.isfinite(array).all():
+        raise _refused(f"{name} holds a value that is not finite")
+    return array
+
+
+def _check(found: FeatureSums, clip: float) -> None:
+    """Raise DecodeError unless values within ``clip`` can have these sums."""
+    for name in ("counts", "missing"):
+        array = getattr(found, name)
+        if (array < 0).any() or (array > COUNT_MAX).any() or (array != np.rint(array)).any():
+            raise _refused(f"{name} holds a value that is not a whole number in 0..{COUNT_MAX}")
+    totals = found.counts + found.missing
+    if (totals != totals[0]).any():
+        raise _refused("counts and missing do not give the same number of values for each feature")
+    most = clip * found.counts
+    if (np.abs(found.sums) > most * (1 + _ROUNDING)).any():
+        raise _refused(f"a sum is larger than its count of values within +-{clip:g}")
+    if (found.squares > clip * most * (1 + _ROUNDING)).any():
+        raise _refused(f"a sum of squares is larger than its count of values within +-{clip:g}")
+    least = found.sums * found.sums / np.maximum(found.counts, 1.0)
+    if (found.squares < least * (1 - _ROUNDING)).any() or (found.squares < 0).any():
+        raise _refused("a sum of squares is smaller than the squared sum divided by the count")
+
+
+def _refused(what: str) -> DecodeError:
+    return DecodeError(f"feature sums: {what}", reason="feature_sums")
