@@ -59,7 +59,10 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """A finished update: what goes into the outbox, what is kept if it counts, and how training went, if there was any."""
+    """A finished update: what goes into the outbox, what is kept if it counts, and how training went.
+
+    ``result`` is None where nothing was trained.
+    """
 
     update: PendingUpdate
     vectors_after: Vectors

@@ -155,7 +155,7 @@ def make_update(
     trained = result.trained or TrainResult(NOTHING, result.examples, steps=0, loss=0.0, seconds=0.0, complete=True)
     frames: dict[str, tuple[bytes, ...]] = {}
     # Who sends no vector owes as much as before.
-    feedback = {name: vector for name, vector in before.items() if not name.startswith(LOCAL)}
+    feedback: Vectors = {name: vector for name, vector in before.items() if not name.startswith(LOCAL)}
     if result.trained is not None:
         frames, feedback = _encoded(job, program, {DELTA: trained.delta, **result.vectors}, before)
     _check_arrays(result.arrays, job.frames_bytes_max)
