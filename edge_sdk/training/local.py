@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs.frames import buffer_mask
+from edge_sdk.codecs.frames import untrained_mask
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
@@ -223,6 +223,8 @@ def train_with_trainer(
     returned = _called("fit", lambda: trainer.fit(program.spec.unflatten(vector.copy()), examples, plan))
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     new = _flattened(arrays, program)
+    constants = program.spec.mask("constant")
+    new[constants] = vector[constants]
     if not _is_finite(new):
         raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
     seen, steps, loss = _info(info, len(examples))
@@ -422,18 +424,18 @@ def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _P
 def _clipped(delta: NDArray[np.float32], norm_max: float, program: Program) -> NDArray[np.float32]:
     """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit.
 
-    Buffers neither count nor are scaled: they are no step.
+    Buffers neither count nor are scaled: they are no step. Nor are constants, which have no delta.
     """
     if norm_max <= 0.0:
         return delta
-    buffer = buffer_mask(program.spec)
-    step = delta if buffer is None else delta[~buffer]
+    untrained = untrained_mask(program.spec)
+    step = delta if untrained is None else delta[~untrained]
     norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(step)))
     if norm > norm_max:
         # A hair below, so that rounding to float32 does not push it over the limit again.
         np.multiply(step, np.float32(norm_max / norm * (1 - 1e-6)), out=step)
-        if buffer is not None:
-            delta[~buffer] = step
+        if untrained is not None:
+            delta[~untrained] = step
     return delta
 
 
