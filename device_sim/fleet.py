@@ -158,6 +158,7 @@ class _Device:
             # The shell hears nothing after its end; nor do we count the last words of a connection that is gone.
             if isinstance(event, Connected | Disconnected) and transport is self.transport:
                 self.note_connection(isinstance(event, Connected))
+                self.fleet.trouble = "" if isinstance(event, Connected) else str(event.error or "")
             listener(event)
 
         self.transport = transport = PahoTransport(broker, hear, manual_ack=False)
@@ -218,6 +219,7 @@ class Fleet:
 
     Attributes:
         connected: How many devices the broker has accepted.
+        trouble: Why the newest connection did not come about or was lost; empty once one has come about since.
 
     Raises:
         ConfigurationError: The process may not open enough sockets; the message says how to allow it.
@@ -240,6 +242,7 @@ class Fleet:
         self.on_progress = on_progress
         self.dropouts = 0
         self.connected = 0
+        self.trouble = ""
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Event], Callable[[Event, float], None]] | None]
         self._jobs = queue.SimpleQueue()
         self._threads = [

@@ -16,9 +16,17 @@ from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.extension import make
-from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, TransportEvent
+from edge_sdk.mqtt import (
+    BrokerSettings,
+    Connected,
+    Delivery,
+    Disconnected,
+    PahoTransport,
+    Subscribed,
+    TransportEvent,
+)
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.topics import Topics, check_segment
 
@@ -69,7 +77,8 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
         Why it ended.
 
     Raises:
-        EdgeFedError: An option is wrong, or the process may not open enough sockets.
+        EdgeFedError: An option is wrong, the process may not open enough sockets, or the time was up before the broker
+            had let anybody in.
     """
     check_segment(run.federation, "--federation")
     broker = BrokerSettings.parse(run.broker)
@@ -89,7 +98,11 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
     listener = _Listener(fleet, broker, run, say)
     try:
         done = fleet.run(lambda: bool(listener.reason), run.seconds or None)
-        return f"finished: {listener.reason}" if done else f"stopped after {run.seconds:g} s"
+        if done:
+            return f"finished: {listener.reason}"
+        if not listener.reached:
+            raise ConnectionUnavailable(f"stopped after {run.seconds:g} s without the broker; {listener.trouble}")
+        return f"stopped after {run.seconds:g} s; {listener.news}"
     except KeyboardInterrupt:
         return "stopped"
     finally:
@@ -138,23 +151,52 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 
 class _Listener:
-    """Follows the coordinator's retained JSON and says a line now and then."""
+    """Follows the coordinator's retained JSON and says a line now and then.
+
+    Attributes:
+        reason: Why the federation is finished, empty before.
+        reached: Whether the broker has ever let anybody in.
+    """
 
     def __init__(self, fleet: Fleet, broker: BrokerSettings, run: FleetRun, say: Callable[[str], None]) -> None:
         self.reason = ""
+        self.reached = False
         self._fleet = fleet
         self._say = say
         self._topic = Topics(run.federation).task_round(run.task)
-        self._last = ""
+        self._round = ""
+        self._failure = ""
         settings = replace(broker, client_id=f"{run.prefix}-fleet-listener")
         self._transport = PahoTransport(settings, self._on_event)
         fleet.loop.register(self._transport)
-        self._report()
+        self._transport.connect()
+        self._report_later()
+
+    @property
+    def trouble(self) -> str:
+        """Why the broker cannot be used by some of us, empty where nothing is known."""
+        return self._failure or self._fleet.trouble
+
+    @property
+    def news(self) -> str:
+        """How things stand, in a line."""
+        connected, devices = self._fleet.connected, len(self._fleet.agents)
+        parts = [f"connected {connected} of {devices}"]
+        if self.trouble and (connected < devices or self._failure):
+            parts.append(self.trouble)
+        elif self._transport.connected:
+            parts.append(self._round or "no coordinator yet")
+        return "; ".join(parts)
 
     def _on_event(self, event: TransportEvent) -> None:
         match event:
             case Connected():
+                self.reached, self._failure = True, ""
                 self._transport.subscribe((self._topic,))
+            case Subscribed(_, refused) if refused:
+                self._failure = f"the broker refused to subscribe to {self._topic}: check its ACL"
+            case Disconnected(_, error) if error is not None:
+                self._failure = str(error)
             case Delivery(topic, payload) if topic == self._topic:
                 self._take(payload)
 
@@ -165,12 +207,14 @@ class _Listener:
             return
         if state.get("phase") == "done":
             self.reason = str(state.get("reason", "done"))
-        self._last = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}"
+        self._round = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}"
+
+    def _report_later(self) -> None:
+        self._fleet.loop.call_at(self._fleet.loop.clock() + REPORT_SECONDS, self._report)
 
     def _report(self) -> None:
+        self.reached = self.reached or self._fleet.connected > 0
+        self._say(self.news)
         if not self._transport.connected:
             self._transport.connect()
-        self._say(
-            f"connected {self._fleet.connected} of {len(self._fleet.agents)}; {self._last or 'no coordinator yet'}"
-        )
-        self._fleet.loop.call_at(self._fleet.loop.clock() + REPORT_SECONDS, self._report)
+        self._report_later()

@@ -10,9 +10,10 @@ What is chosen, and why (``docs/choosing-a-codec.md`` has the measurements):
   device must be able to keep a residual and take part in at least one of twenty rounds; else they must hold 99.9 %.
 * Kernels of convolutions apart, with four times the bits: they are few and move far, and the error of ``eden`` is the
   same for all coordinates that it rotates together (:meth:`Auto.split`).
-* ``int8`` for vectors of less than 1024 coordinates, where heads and scales weigh more than bits.
+* ``int8`` for vectors of less than 1024 coordinates, where heads and scales weigh more than bits; ``dense`` for those
+  of one or two, where even the scale of ``int8`` is more than it saves.
 
-A frame says which codec it is in. A decoder reads all three, as long as the frame is within the plan's bound on the
+A frame says which codec it is in. A decoder reads all of these, as long as the frame is within the plan's bound on the
 bytes.
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.codec import Codec, Context, setting
+from edge_sdk.codecs.dense import Dense
 from edge_sdk.codecs.eden import BITS_MIN, Eden, bits_for, bits_setting, fitted_bits
 from edge_sdk.codecs.quantised import Int8
 from edge_sdk.codecs.select import add_and_select
@@ -39,7 +41,7 @@ ENERGY_SHARE_ALONE: Final = 0.999
 PARTICIPATION_MIN: Final = 0.05
 KERNELS_SHARE: Final = 0.15
 KERNELS_FACTOR: Final = 4.0
-_SMALL: Final = Int8()
+_SMALL: Final = (Int8(), Dense())
 _ANY_DENSITY: Final = Sparse(density=1.0)
 
 
@@ -63,7 +65,7 @@ class Auto(Codec):
     def choose(self, total: NDArray[np.float32], context: Context) -> Codec:
         """See :meth:`Codec.choose`."""
         if total.size < SMALL_SIZE:
-            return _SMALL
+            return _small(total.size)
         eden = Eden(bits=self.bits)
         count, share = largest_hold(total, eden)
         if count:
@@ -74,13 +76,12 @@ class Auto(Codec):
 
     def reader(self, wire_id: int) -> Codec | None:
         """See :meth:`Codec.reader`."""
-        if wire_id == Eden.wire_id:
-            return Eden(bits=self.bits)
-        return {Sparse.wire_id: _ANY_DENSITY, Int8.wire_id: _SMALL}.get(wire_id)
+        readers = (Eden(bits=self.bits), _ANY_DENSITY, *_SMALL)
+        return next((codec for codec in readers if codec.wire_id == wire_id), None)
 
     def body_bytes_max(self, size: int) -> int:
         """See :meth:`Codec.body_bytes_max`."""
-        return _SMALL.body_bytes_max(size) if size < SMALL_SIZE else Eden(bits=self.bits).body_bytes_max(size)
+        return (_small(size) if size < SMALL_SIZE else Eden(bits=self.bits)).body_bytes_max(size)
 
     def fitted(self, size: int, bytes_max: int) -> Self | None:
         """See :meth:`Codec.fitted`: fewer bits, and below one bit a smaller share."""
@@ -109,6 +110,11 @@ class Auto(Codec):
     def for_cohort(cls, cohort: int, adaptive: bool) -> dict[str, Any]:
         """See :meth:`Codec.for_cohort`."""
         return {"bits": bits_for(cohort, adaptive)}
+
+
+def _small(size: int) -> Codec:
+    """What sends fewer bytes of a vector of less than ``SMALL_SIZE`` coordinates."""
+    return min(_SMALL, key=lambda codec: codec.body_bytes_max(size))
 
 
 def largest_hold(total: NDArray[np.float32], eden: Eden) -> tuple[int, float]:

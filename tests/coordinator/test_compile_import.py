@@ -18,6 +18,7 @@ from coordinator.compile.rules import RULES
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Bundle
 
+CASES = Path(__file__).parents[1] / "data" / "onnx" / "cases"
 RNG = np.random.default_rng(4)
 W = RNG.standard_normal((4, 3))
 
@@ -329,3 +330,9 @@ def test_compiling_leaves_the_model_alone_and_gives_the_same_bytes_again() -> No
     first, second = (compiled(model, loss="softmax_cross_entropy", verify=False) for _ in range(2))
     assert model.SerializeToString(deterministic=True) == before
     assert first.program.encode() == second.program.encode()
+
+
+@pytest.mark.parametrize("form", ["initializer", "constant"])
+def test_infinity_of_an_attention_mask_compiles_wherever_it_is_kept(form: str) -> None:
+    bundle = compiled(load_onnx(CASES / f"r4_neginf_{form}.onnx"), loss="softmax_cross_entropy")
+    assert names(bundle) == ["A", "a", "W", "b"]

@@ -77,7 +77,7 @@ def test_whole_numbers_in_a_float_column_are_labels() -> None:
         (np.zeros((3, 2)), [0, 1], "different numbers of examples.*'x': 3.*'target': 2"),
         (np.zeros((3, 4)), [0, 1, 2], r"'x': expected shape \[N, 2\], got \[3, 4\]"),
         (np.zeros((3, 2, 1)), [0, 1, 2], r"\.reshape\(3, 2\) would fit"),
-        (np.zeros((3, 2)), [[0], [1], [2]], r"target: expected shape \[N\], got \[3, 1\].*reshape\(3\)"),
+        (np.zeros((3, 2)), [[0, 1], [1, 0], [2, 0]], r"target: expected shape \[N\], got \[3, 2\]"),
         (np.zeros((0, 2)), [], "there are none"),
         (np.float32(1), [0], r"got \[\]"),
         ([["a", "b"]], [0], "expected float32, got values of type <U1"),
@@ -93,6 +93,24 @@ def test_whole_numbers_in_a_float_column_are_labels() -> None:
 def test_misfits_say_what_was_expected_and_what_came(x: Any, y: Any, message: str) -> None:
     with pytest.raises(ExamplesError, match=message):
         as_examples((x, y), PROGRAM)
+
+
+@pytest.mark.parametrize("wanted", [(None,), (None, 1), (None, 1, 1)])
+@pytest.mark.parametrize("given", [(3,), (3, 1), (3, 1, 1)])
+def test_a_target_has_the_dimensions_of_one_at_its_end_that_the_loss_asks_for(
+    wanted: tuple[int | None, ...], given: tuple[int, ...]
+) -> None:
+    program = programmed(Input("x", "float32", (None, 2)), target=Input("target", "float32", wanted))
+    y = np.arange(3, dtype=np.float32)
+    for target in (y.reshape(given), y.reshape(given).tolist()):
+        examples = as_examples((np.zeros((3, 2)), target), program)
+        assert examples.target.shape == (3, *wanted[1:]) and examples.target.ravel().tolist() == [0, 1, 2]
+
+
+def test_a_target_of_several_values_is_never_folded_into_another_shape() -> None:
+    program = programmed(Input("x", "float32", (None, 2)), target=Input("target", "float32", (None, 4)))
+    with pytest.raises(ExamplesError, match=r"target: expected shape \[N, 4\], got \[3, 2, 2\]"):
+        as_examples((np.zeros((3, 2)), np.zeros((3, 2, 2))), program)
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", (1, 2, 3), {"x": [[1, 2]]}])

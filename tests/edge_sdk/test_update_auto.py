@@ -51,6 +51,20 @@ def test_small_vectors_are_sent_in_eight_bits() -> None:
     assert chosen(flat(1023)) == "int8" and chosen(flat(1024)) == "eden"
 
 
+@pytest.mark.parametrize("bits", [0.01, 0.09, 1.0, 8.0])
+def test_no_model_however_small_is_sent_in_more_bytes_than_dense_takes(bits: float) -> None:
+    auto, dense = CodecSettings("auto", bits=bits), CodecSettings("dense")
+    for size in (*range(1, 40), 257, 1023, 1024, 1025, 4097):
+        sent = encode_update(flat(size), None, auto, seed=1).frame
+        assert len(sent) <= len(encode_update(flat(size), None, dense, seed=1).frame)
+        assert len(sent) <= frame_bytes_max(size, auto) <= frame_bytes_max(size, dense)
+        assert np.isfinite(decode_update(sent, size, auto).dense()).all()
+
+
+def test_one_number_is_sent_as_it_is() -> None:
+    assert chosen(flat(2)) == "dense" and chosen(flat(3)) == "int8"
+
+
 @pytest.mark.parametrize("limit", [100, 400, 3000])
 def test_a_limit_of_bytes_is_kept(limit: int) -> None:
     settings = fitted(CodecSettings("auto", bits=4), SIZE, limit)
