@@ -91,4 +91,4 @@ def test_ones_own_goes_before_those_of_the_sdk_and_an_unknown_one_is_refused() -
         TrainingError, match="this device has feature_statistics, mine, plain: register it with EdgeClient"
     ):
         find_local_algorithm("theirs", {"mine": own})
-    assert set(LOCAL_ALGORITHMS) == {"plain"}
+    assert set(LOCAL_ALGORITHMS) == {"feature_statistics", "plain"}
