@@ -35,7 +35,6 @@ from coordinator.pipeline import (
     FeatureStatistics,
     PipelineSettings,
     TaskWorker,
-    needs_statistics,
     pack_memory,
     unpack_memory,
 )
@@ -50,9 +49,9 @@ from coordinator.setup_checks import (
     check_update_budget,
     fixed_point,
 )
-from coordinator.statistics_round import statistics_round
+from coordinator.statistics_round import first_round, statistics_round
 from coordinator.store import RoundRecord, Store, backup_path
-from coordinator.task_settings import OPENING_ROUND, TaskSettings
+from coordinator.task_settings import TaskSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.mqtt import BrokerSettings
@@ -361,7 +360,7 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
         encode_parameters(initial),
         pack_memory(memory),
         aggregator.broadcast(initial, memory),
-        before_round=OPENING_ROUND if needs_statistics(program, initial) else OPENING_ROUND + 1,
+        before_round=first_round(program, initial),
     )
     check_memory(config, memory, checkpoint.server_state)
     parameters = store.get_blob(checkpoint.parameters_digest) or b""

@@ -37,14 +37,13 @@ from coordinator.pipeline import (
     FeatureStatistics,
     PipelineSettings,
     TaskWorker,
-    needs_statistics,
     pack_memory,
 )
 from coordinator.router import Coordinator
 from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.shell import Shell
-from coordinator.statistics_round import statistics_round
+from coordinator.statistics_round import first_round, statistics_round
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import Task
@@ -307,7 +306,7 @@ class Desk:
             encode_parameters(self.made.parameters),
             pack_memory(memory),
             aggregator.broadcast(self.made.parameters, memory),
-            before_round=0 if needs_statistics(self.made.program, self.made.parameters) else 1,
+            before_round=first_round(self.made.program, self.made.parameters),
         )
         self.effects: list[Effect] = []
         self.retained: dict[str, bytes] = {}
