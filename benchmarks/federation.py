@@ -48,8 +48,7 @@ reporting_seconds_max = 300.0
 pause_seconds = {pause_seconds}
 
 [codec]
-name = "sparse"
-density = {density}
+{codec}
 
 [stopping]
 rounds_max = {rounds}
@@ -67,6 +66,7 @@ class Federation:
         pause_seconds: Between rounds.
         training: Further lines of the ``[training]`` table.
         density: Share of the coordinates that is sent.
+        codec: The lines of the ``[codec]`` table where it is another one.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Federation:
         pause_seconds: float = 0.0,
         training: str = "",
         density: float = DENSITY,
+        codec: str = "",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edgefed-bench-")
         self.folder = Path(self._folder.name)
@@ -92,7 +93,7 @@ class Federation:
             "rounds": rounds,
             "window_seconds": window_seconds,
             "pause_seconds": pause_seconds,
-            "density": density,
+            "codec": codec or f'name = "sparse"\ndensity = {density}',
         }
 
     @property

@@ -52,6 +52,7 @@ def publish(
     model: bytes,
     vector: NDArray[np.float32],
     buffers: Sequence[Span],
+    constants: Sequence[Span] = (),
     *,
     before_digest: bytes | None = None,
 ) -> Published | None:
@@ -63,12 +64,15 @@ def publish(
         model: The new model's parameters blob.
         vector: float32[P], the same as a vector.
         buffers: Where its buffers are.
+        constants: Where its constants are.
         before_digest: SHA-256 of ``before``, where it is known.
     """
     if downlink.codec is None or len(model) < downlink.whole_bytes_min:
         return None
     try:
-        model_delta, blob = encode_model_delta(before, vector, buffers, downlink.codec, base_digest=before_digest)
+        model_delta, blob = encode_model_delta(
+            before, vector, buffers, downlink.codec, constants=constants, base_digest=before_digest
+        )
     except TrainingError as error:
         logger.warning("the model travels whole: %s", error)
         return None

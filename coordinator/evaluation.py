@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+import numpy as np
 
+from edge_sdk.errors import ExamplesError
 from edge_sdk.training.bundle import Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
+from edge_sdk.training.local import EVALUATION_BATCH
 
 __all__ = ["Evaluator"]
-
-BATCH_EXAMPLES: Final = 512
 
 
 class Evaluator:
@@ -18,11 +18,18 @@ class Evaluator:
 
     Args:
         program: The task's program, of kind ``graph``.
-        examples: Held-out examples.
+        examples: Held-out examples; where some are marked ``is_test``, only these.
         engine: ``auto``, ``onnxruntime`` or ``numpy``.
+
+    Raises:
+        ExamplesError: They are marked, and none is for testing.
     """
 
     def __init__(self, program: Program, examples: Examples, engine: str = "auto") -> None:
+        if examples.is_test is not None:
+            if not examples.is_test.any():
+                raise ExamplesError(f"examples: not one of {len(examples)} is marked is_test; leave the mark out")
+            examples = examples.part(np.flatnonzero(examples.is_test))
         self._program = program
         self._examples = examples
         self._engine = make_engine(program, engine)
@@ -42,8 +49,8 @@ class Evaluator:
         handle = self._engine.load(vector)
         total = len(self._examples)
         loss_sum = metric_sum = 0.0
-        for start in range(0, total, BATCH_EXAMPLES):
-            batch = self._examples.run(self._program, start, start + BATCH_EXAMPLES)
+        for start in range(0, total, EVALUATION_BATCH):
+            batch = self._examples.run(self._program, start, start + EVALUATION_BATCH)
             loss, metric = self._engine.evaluate(handle, batch)
             loss_sum += loss
             metric_sum += metric

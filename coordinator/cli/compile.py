@@ -84,7 +84,7 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
 
 
 def _parameter_lines(facts: dict[str, Any]) -> Iterator[str]:
-    for kind in ("trainable", "buffer", "frozen"):
+    for kind in ("trainable", "buffer", "constant", "frozen"):
         chosen = [p for p in facts["parameters"] + facts["frozen"] if p["kind"] == kind]
         if not chosen and kind != "trainable":
             continue

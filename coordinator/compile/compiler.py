@@ -130,12 +130,11 @@ def _program(
             model, logits = with_scores(model, output)
     train = train_graph(simplified(model, logits.name), logits, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
-    kinds = ((key, "buffer" if key in model.buffers else "trainable") for key in model.parameters)
     try:
         program = Program(
             name=model.name,
             kind="graph",
-            spec=ParameterSpec((key, model.parameters[key].shape, kind) for key, kind in kinds),
+            spec=ParameterSpec((key, array.shape, model.kind(key)) for key, array in model.parameters.items()),
             inputs=tuple(_input(value) for value in model.inputs),
             target=_input(target),
             loss=loss_name,

@@ -103,6 +103,7 @@ class Model:
         nodes: In topological order; none is without effect on the outputs.
         parameters: Arrays (float32) by name, in order of first use.
         buffers: Names of parameters that are not trained by gradients but averaged.
+        fixed: Names of parameters that training leaves alone: constants whose values come with the others.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
     """
@@ -115,11 +116,16 @@ class Model:
     buffers: frozenset[str]
     constants: Mapping[str, NDArray[Any]]
     values: Mapping[str, Value]
+    fixed: frozenset[str] = frozenset()
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that gradients change, in order."""
-        return tuple(name for name in self.parameters if name not in self.buffers)
+        return tuple(name for name in self.parameters if name not in self.buffers | self.fixed)
+
+    def kind(self, name: str) -> str:
+        """The kind of a parameter, as a ``ParameterSpec`` has it."""
+        return "buffer" if name in self.buffers else "constant" if name in self.fixed else "trainable"
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,10 +33,10 @@ from edge_sdk.aggregation.partial_sums import PartialSums
 from edge_sdk.aggregation.rows import Facts, Rows
 from edge_sdk.aggregation.sums import ROTATION_MASK, FixedPoint
 from edge_sdk.codecs import Rotated
-from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, joined, shared_seed, untrained_mask
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError, TrainingError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.training.model_delta import buffer_spans
+from edge_sdk.training.model_delta import spans_of
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
@@ -116,8 +116,10 @@ class Aggregator:
             raise ConfigurationError("aggregation.step: two steps have the same name")
         self._names = (DELTA, *self._algorithm.vectors)
         self._groups = groups_of(program.spec, plan.codec)
-        self._buffers = buffer_mask(program.spec)
-        self._spans = buffer_spans(program.spec)
+        self._buffers = untrained_mask(program.spec)
+        self._fixed = program.spec.mask("constant")
+        self._spans = spans_of(program.spec, "buffer")
+        self._fixed_spans = spans_of(program.spec, "constant")
         self._rows: Rows | None = None
 
     # --- between rounds ---
@@ -252,6 +254,8 @@ class Aggregator:
         vector, moved = self.settings.optimizer.apply(
             self._parameters, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
         )
+        if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
+            vector = np.where(self._fixed, self._parameters, vector)
         memory: Memory = {
             OPTIMIZER: dict(moved),
             ALGORITHM: {name: self._checked(name, value) for name, value in state.items()},
@@ -259,7 +263,13 @@ class Aggregator:
         }
         parameters = encode_parameters(vector)
         published = publish(
-            self.settings.downlink, self._before, parameters, vector, self._spans, before_digest=self._base
+            self.settings.downlink,
+            self._before,
+            parameters,
+            vector,
+            self._spans,
+            self._fixed_spans,
+            before_digest=self._base,
         )
         return Finished(parameters, vector, memory, published, self.broadcast(vector, memory), self._metrics.report())
 
@@ -305,12 +315,7 @@ class Aggregator:
         )
 
     def _whole(self, parts: DecodedParts) -> NDArray[np.float32]:
-        if len(parts) == 1:
-            return parts[0].dense()
-        vector = np.empty(self.program.spec.size, dtype=np.float32)
-        for group, part in zip(self._groups, parts, strict=True):
-            group.put(vector, part.dense())
-        return vector
+        return joined(self._groups, [part.dense() for part in parts])
 
     def _checked(self, name: str, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         if vector.dtype != np.float32 or vector.shape != (self.program.spec.size,) or not np.isfinite(vector.sum()):

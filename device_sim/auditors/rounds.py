@@ -28,7 +28,7 @@ from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
 from device_sim.auditors.models import REFERENCES, Layout, Sent, clipped, norm_of
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
-from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, untrained_mask
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import ModelDelta
 from edge_sdk.wire.messages import Invite, Update, Verdict
@@ -238,7 +238,7 @@ class Auditor:
             decode_parameters(self.parameters, self.program.spec),
             REFERENCES[self.algorithm](counted, layout),
             self.state,
-            buffer_mask(self.program.spec),
+            untrained_mask(self.program.spec),
         )
         self.parameters, self.state = encode_parameters(vector), dict(state)
         if digest_of(self.parameters) != result.parameters:
@@ -289,8 +289,8 @@ class Auditor:
         for index, value in zip(indices, sent.values, strict=True):
             vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
         if model_delta.values:
-            buffers = decode_update(model_delta.values, vector.size - trainable.size, CodecSettings("dense"))
-            vector[self.program.spec.mask("buffer")] = buffers.dense()
+            places = np.concatenate([np.arange(start, stop) for start, stop in model_delta.replaced])
+            vector[places] = decode_update(model_delta.values, places.size, CodecSettings("dense")).dense()
         after = encode_parameters(vector)
         if (digest_of(before), digest_of(after)) != (model_delta.base, model_delta.target):
             raise InvariantBroken("a model delta does not lead from what was published to what it names")

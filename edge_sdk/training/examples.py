@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
+from edge_sdk.training.marks import Marks, take_marks
 from edge_sdk.training.program import Input, Program
 
 __all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples"]
@@ -31,11 +32,16 @@ class Examples:
         inputs: Arrays by the model's input names.
         target: The labels or values to learn.
         checked_for: Digest of the program that :func:`as_examples` has checked them against; empty for none.
+        is_test: bool[N], True for those that nobody trains on and models are judged on; None for no such mark.
+        overlap: With how many examples before and behind it an example has something in common, as windows of a series
+            have; whoever holds examples out leaves as many untrained beside them.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     target: NDArray[Any]
     checked_for: bytes = b""
+    is_test: NDArray[np.bool_] | None = None
+    overlap: int = 0
 
     def __len__(self) -> int:
         return len(self.target)
@@ -57,7 +63,8 @@ class Examples:
     def part(self, index: NDArray[np.intp]) -> Examples:
         """The examples at ``index``, int[n], as examples of their own."""
         inputs = {name: np.take(array, index, axis=0) for name, array in self.inputs.items()}
-        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for)
+        is_test = None if self.is_test is None else self.is_test[index]
+        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for, is_test, self.overlap)
 
     def _arrays(self, program: Program) -> list[tuple[Input, NDArray[Any]]]:
         arrays = [(entry, self.inputs[entry.name]) for entry in program.inputs]
@@ -84,7 +91,9 @@ def as_examples(value: Any, program: Program) -> Examples:
         value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
             with ``"target"``; ``x`` may itself hold arrays by input name. For a model that learns to reconstruct its
             input the target may be left out everywhere, and ``x`` alone will do. A target of shape ``[N, 1]`` is taken
-            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing.
+            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing. Beside its arrays a
+            dictionary may hold the marks of :mod:`edge_sdk.training.marks`: ``is_test``, ``group``, ``time`` and
+            ``overlap``.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
@@ -94,6 +103,9 @@ def as_examples(value: Any, program: Program) -> Examples:
         return value
     if isinstance(value, ExamplesFile):
         return load_examples(value.path, program, value.target)
+    marks = Marks()
+    if isinstance(value, Mapping):
+        value, marks = take_marks(value, [entry.name for entry in program.inputs])
     arrays, target = _taken_apart(value, program)
     inputs = {}
     for entry in program.inputs:
@@ -106,9 +118,14 @@ def as_examples(value: Any, program: Program) -> Examples:
         raise ExamplesError(f"examples: different numbers of examples: {lengths}")
     if not len(labels):
         raise ExamplesError("examples: there are none; give at least one example")
-    examples = Examples(inputs, labels, program.digest)
+    marks.check_count(len(labels))
+    is_test, overlap = marks.is_test, marks.overlap
+    if isinstance(value, Examples):
+        is_test, overlap = value.is_test, value.overlap
+    examples = Examples(inputs, labels, program.digest, is_test, overlap)
     _check_labels(examples, program)
-    return examples
+    order = marks.order()
+    return examples if order is None else examples.part(order)
 
 
 def counted_labels(inputs: Mapping[str, NDArray[Any]], target: NDArray[Any], program: Program) -> NDArray[np.bool_]:

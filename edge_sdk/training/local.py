@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs.frames import buffer_mask
+from edge_sdk.codecs.frames import untrained_mask
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
@@ -23,6 +23,7 @@ from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = [
+    "EVALUATION_BATCH",
     "Evaluation",
     "Examples",
     "TrainResult",
@@ -41,7 +42,8 @@ _CALL_SECONDS: Final = 0.5
 """For so long, about, a call of the engine may hear neither ``stop`` nor the clock."""
 _STACKED_BYTES_MAX: Final = 1 << 20
 """Of the batches that are handed to the engine at once."""
-_EVALUATION_BATCH: Final = 256
+EVALUATION_BATCH: Final = 256
+"""Examples that are evaluated at once, wherever it is: a loss that counts some positions alone is a mean by batches."""
 _EVALUATION_SHARE: Final = 0.5  # of the time budget
 
 
@@ -126,8 +128,6 @@ def train_locally(
     """
     started = clock()
     scalars = merged_scalars(engine.program, plan.scalars)
-    if not len(examples):
-        raise ExamplesError("examples: there are none; give at least one example")
     train, held_out = split_by_plan(examples, plan)
     over = started + plan.seconds_max
     evaluation = None
@@ -167,7 +167,7 @@ def evaluate_locally(
     examples: Examples,
     index: NDArray[np.intp] | None = None,
     *,
-    batch_size: int = _EVALUATION_BATCH,
+    batch_size: int = EVALUATION_BATCH,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Loss and metric of ``model`` (float32[P] or a handle) over the examples at ``index`` (all without one).
@@ -213,18 +213,18 @@ def train_with_trainer(
         ExamplesError: There are no examples.
     """
     started = clock()
-    if not len(examples):
-        raise ExamplesError("examples: there are none; give at least one example")
     evaluation = None
     evaluate = getattr(trainer, "evaluate", None)
-    if callable(evaluate):
-        train, held_out = split_by_plan(examples, plan)
-        if len(held_out):
-            evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
-            examples = examples.part(train)
+    train, held_out = split_by_plan(examples, plan if callable(evaluate) else replace(plan, held_out=0.0))
+    if evaluate is not None and len(held_out):
+        evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
+    if len(train) < len(examples):
+        examples = examples.part(train)
     returned = _called("fit", lambda: trainer.fit(program.spec.unflatten(vector.copy()), examples, plan))
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     new = _flattened(arrays, program)
+    constants = program.spec.mask("constant")
+    new[constants] = vector[constants]
     if not _is_finite(new):
         raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
     seen, steps, loss = _info(info, len(examples))
@@ -263,8 +263,21 @@ def _evaluated(evaluate: Callable[..., Any], parameters: Any, held_out: Examples
 
 
 def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """``(train, held out)`` positions of the examples, as the plan asks; see :func:`split_held_out`."""
-    return split_held_out(len(examples), plan.held_out, last=plan.held_out_last)
+    """``(train, held out)`` positions of the examples, as the plan asks; see :func:`split_held_out`.
+
+    Examples that are marked ``is_test`` are never trained on, and where the plan holds any out, they are these.
+
+    Raises:
+        ExamplesError: There are none to train on.
+    """
+    if not len(examples):
+        raise ExamplesError("examples: there are none; give at least one example")
+    if examples.is_test is None:
+        return split_held_out(len(examples), plan.held_out, last=plan.held_out_last, overlap=examples.overlap)
+    if examples.is_test.all():
+        raise ExamplesError(f"examples: all {len(examples)} are marked is_test; leave some to train on")
+    set_aside = np.flatnonzero(examples.is_test)
+    return np.flatnonzero(~examples.is_test), set_aside if plan.held_out else set_aside[:0]
 
 
 def split_held_out(
@@ -411,18 +424,18 @@ def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _P
 def _clipped(delta: NDArray[np.float32], norm_max: float, program: Program) -> NDArray[np.float32]:
     """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit.
 
-    Buffers neither count nor are scaled: they are no step.
+    Buffers neither count nor are scaled: they are no step. Nor are constants, which have no delta.
     """
     if norm_max <= 0.0:
         return delta
-    buffer = buffer_mask(program.spec)
-    step = delta if buffer is None else delta[~buffer]
+    untrained = untrained_mask(program.spec)
+    step = delta if untrained is None else delta[~untrained]
     norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(step)))
     if norm > norm_max:
         # A hair below, so that rounding to float32 does not push it over the limit again.
         np.multiply(step, np.float32(norm_max / norm * (1 - 1e-6)), out=step)
-        if buffer is not None:
-            delta[~buffer] = step
+        if untrained is not None:
+            delta[~untrained] = step
     return delta
 
 

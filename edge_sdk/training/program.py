@@ -305,6 +305,8 @@ def _check_program(program: Program) -> None:
         _check_normalise(program, program.normalise)
     elif program.missing != MISSING[0]:
         raise DecodeError(f"program.missing: {program.missing!r} needs an input that is normalised")
+    if not any(tensor.kind != "constant" for tensor in program.spec):
+        raise DecodeError("program.spec: no parameter ever changes, so there is nothing to train")
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]
