@@ -30,13 +30,27 @@ INTEGERS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorPr
 FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 ARITHMETIC: Final = frozenset(
-    {"Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand"}
+    {
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "CumSum",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+    }
     | {"Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod"}
     | {"Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"}
     | {"Reshape", "Round", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose"}
     | {"Unsqueeze", "Where"}
 )
-SETTINGS: Final = {"Dropout": (1,), "OneHot": (2,), "Pad": (2,), "Range": (0, 1, 2), "Resize": (1, 2)}
+SETTINGS: Final = {"Dropout": (1,), "OneHot": (2,), "Range": (0, 1, 2), "Resize": (1, 2)}
 """Operator -> slots whose floats say how it works; they have no gradient."""
 
 
@@ -108,7 +122,7 @@ def _set_shape(model: onnx.ModelProto, node: onnx.NodeProto, shape: NDArray[np.i
 def _replaceable(model: onnx.ModelProto, computed: Mapping[str, NDArray[Any]]) -> set[str]:
     """Of the computed values, the integers, the scalars that no parameter takes part in, and settings of operators."""
     held = {t.name for t in model.graph.initializer if len(t.dims) and t.data_type not in INTEGERS}
-    chosen = set()
+    chosen: set[str] = set()
     for node in model.graph.node:
         if held.intersection(node.input) and node.op_type not in ("Shape", "Size"):
             held.update(node.output)
