@@ -100,7 +100,7 @@ def _parts() -> dict[str, Any]:
     return {
         "bundle": bundle,
         "engine": make_engine(program, "numpy"),
-        "evaluator": Evaluator(program, as_examples((held_out.x, held_out.y), program), "numpy"),
+        "evaluator": Evaluator(program, as_examples(held_out.examples, program), "numpy"),
         "train": train,
     }
 
@@ -111,7 +111,7 @@ def trained(side: Downlink, seed: int) -> list[float]:
     bundle, train = parts["bundle"], parts["train"]
     program = bundle.program
     shares = partition(train, "dirichlet:0.5", DEVICES, seed)
-    examples = [as_examples((train.x[share], train.y[share]), program) for share in shares]
+    examples = [as_examples(train.part(share).examples, program) for share in shares]
     kept: list[Any] = [None] * DEVICES
     cohorts = np.random.Generator(np.random.PCG64(seed))
     optimizer = make_server_optimizer("fedavgm", eta=0.4, momentum=0.9)

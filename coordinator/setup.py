@@ -6,7 +6,7 @@ What cannot work is refused here, before a device is asked for anything, with th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,15 @@ from coordinator.config.settings import (
 )
 from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory, unpack_memory
+from coordinator.pipeline import (
+    Aggregator,
+    FeatureStatistics,
+    PipelineSettings,
+    TaskWorker,
+    needs_statistics,
+    pack_memory,
+    unpack_memory,
+)
 from coordinator.schedules.selection import make_rule
 from coordinator.service import Service
 from coordinator.setup_checks import (
@@ -42,8 +50,9 @@ from coordinator.setup_checks import (
     check_update_budget,
     fixed_point,
 )
+from coordinator.statistics_round import statistics_round
 from coordinator.store import RoundRecord, Store, backup_path
-from coordinator.task_settings import TaskSettings
+from coordinator.task_settings import OPENING_ROUND, TaskSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.mqtt import BrokerSettings
@@ -273,7 +282,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     check_target(config, program)
     selection = config.selection
     asked = plan(config, dict(program.scalars))
-    return TaskSettings(
+    settings = TaskSettings(
         federation=config.federation.name,
         task=config.federation.task,
         round=round_settings(selection),
@@ -295,6 +304,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )
+    return replace(settings, opening=statistics_round(settings, program))
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:
@@ -342,6 +352,7 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
     program = stored or parts.bundle.program
     settings = task_settings(config, program)
     aggregator = Aggregator(program, settings.plan, parts.pipeline)
+    opening = None if settings.opening is None else FeatureStatistics(settings.opening.plan, aggregator)
     memory = aggregator.initial_memory()
     initial = parts.bundle.parameters
     checkpoint = store.put_initial(
@@ -350,9 +361,10 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
         encode_parameters(initial),
         pack_memory(memory),
         aggregator.broadcast(initial, memory),
+        before_round=OPENING_ROUND if needs_statistics(program, initial) else OPENING_ROUND + 1,
     )
     check_memory(config, memory, checkpoint.server_state)
     parameters = store.get_blob(checkpoint.parameters_digest) or b""
-    check_open_round(config, store, aggregator, (parameters, unpack_memory(checkpoint.server_state)))
-    worker = TaskWorker(store, name, aggregator)
+    worker = TaskWorker(store, name, aggregator, opening)
+    check_open_round(config, store, worker, (parameters, unpack_memory(checkpoint.server_state)))
     return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

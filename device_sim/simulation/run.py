@@ -96,8 +96,9 @@ def simulate(
         model: A name of the zoo (``softmax_regression``, ``mlp``, ``cnn``, ...), whose inputs and outputs follow from
             the examples; an ONNX model as path, bytes or ``ModelProto``, with ``loss=`` beside it; or a bundle, as
             object, path or bytes.
-        clients: ``{name: (x, y)}`` or ``[(x, y), ...]``, where each may be in any form that a device takes; or a
-            ``Dataset``, the path of an ``.npz`` file, or ``"digits"``, which ``split`` deals to ``devices`` clients.
+        clients: ``{name: (x, y)}`` or ``[(x, y), ...]``, where each may be in any form that a device takes, a path
+            among them; or one data set, which ``split`` deals to ``devices`` clients: a ``Dataset``, a dictionary of
+            its arrays, the path of a file, or ``"digits"``.
         rounds: How many, at most.
         seed: Draws cohorts, initial weights, split and shuffles.
         algorithm: How updates become one delta; a name, ``"package.module:Class"``, or an object.
@@ -114,8 +115,9 @@ def simulate(
         learning_rate: On the clients.
         momentum: On the clients, with ``optimizer="momentum"``.
         held_out: Share of its examples that each client keeps for evaluation; ``{"last": 0.2}`` for its last ones.
-        evaluation: Examples ``(x, y)`` that nobody trains on. By default those that a ``Dataset`` sets aside, or a
-            fifth of it; None for none.
+        evaluation: Examples that nobody trains on, in any form that a device takes, or the path of a file; None for
+            none. Of one data set by default those that it marks ``is_test``, or a fifth of it; a number is another
+            share, ``{"last": 0.2}`` the newest ones.
         every_rounds: Evaluate after every so many rounds, and after the last one.
         split: For a ``Dataset``: ``iid`` (the default), ``shards:2``, ``dirichlet:0.3``, ``dirichlet_by_class:0.3``, or
             ``natural``.

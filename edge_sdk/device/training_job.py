@@ -33,7 +33,7 @@ class TrainingJob:
     Attributes:
         start: The session's action: ticket, plan, digests.
         program: The program's bytes.
-        parameters: The parameters' bytes.
+        parameters: The parameters' bytes, empty where the plan does without them.
         vectors: Gives the named vectors that this device keeps for the digest of a spec: what earlier updates did not
             send (``residual``, ``residual.<vector>``), velocities (``velocity``), and what local algorithms keep
             (``local.<algorithm>.<name>``).
@@ -59,11 +59,14 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """A finished update: what goes into the outbox, what is kept if it counts, and how training went."""
+    """A finished update: what goes into the outbox, what is kept if it counts, and how training went.
+
+    ``result`` is None where nothing was trained.
+    """
 
     update: PendingUpdate
     vectors_after: Vectors
-    result: TrainResult
+    result: TrainResult | None
 
 
 class Work(Protocol):

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
+from edge_sdk.training.layouts import plain_arrays
 from edge_sdk.training.marks import Marks, take_marks
 from edge_sdk.training.program import Input, Program
 
-__all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples"]
+__all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples", "read_npz"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -168,7 +169,7 @@ def describe_file(file: ExamplesFile) -> str:
         ExamplesError: It cannot be read.
     """
     if file.path.suffix.lower() == ".npz":
-        arrays = _read_npz(file.path)
+        arrays = read_npz(file.path)
         return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
     header, table = _read_csv(file.path)
     target = header[-1] if file.target is None else file.target
@@ -178,7 +179,7 @@ def describe_file(file: ExamplesFile) -> str:
 
 def load_npz(path: str | os.PathLike[str], program: Program) -> Examples:
     """See :func:`load_examples`."""
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     try:
         return as_examples(arrays, program)
     except ExamplesError as error:
@@ -220,10 +221,20 @@ def _mirrored_csv(path: str | os.PathLike[str], program: Program, table: NDArray
 # ---- files
 
 
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``.npz`` by name, in the plain layout (``layouts.py``).
+
+    Raises:
+        ExamplesError: The file cannot be read, or its arrays do not fit each other.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ExamplesError("it holds one bare array; save it with numpy.savez(path, x=..., y=...)")
+        with archive:
+            return plain_arrays({name: archive[name] for name in archive.files})
+    except ExamplesError as error:
+        raise ExamplesError(f"{path}: {error}") from error
     except Exception as error:  # zip, header and pickle errors are of many types
         raise ExamplesError(f"{path}: cannot be read as .npz: {error}") from error
 
@@ -322,8 +333,8 @@ def _taken_apart(value: Any, program: Program) -> tuple[dict[str, Any], Any]:
         if not keys:
             raise ExamplesError(f"examples: the target is missing: no 'y' or 'target' among {sorted(map(str, rest))}")
         target = rest.pop(keys[0])
-        only_x = set(rest) == {"x"}
-        x = rest["x"] if only_x else rest
+        named = any(entry.name in rest for entry in program.inputs) and not isinstance(rest.get("x"), Mapping)
+        x = rest["x"] if "x" in rest and not named else rest
     else:
         raise ExamplesError(
             f"examples: expected (x, y), a dictionary with 'x' and 'y', or Examples; got {type(value).__name__}"

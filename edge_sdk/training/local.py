@@ -19,6 +19,7 @@ from edge_sdk.codecs.frames import untrained_mask
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.marks import apart_from
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
@@ -312,8 +313,7 @@ def split_held_out(
         held = np.repeat(_hashed(-(-count // run)) < np.uint64(share * (1 << 53)), run)[:count]
         if held.all():
             held[:1] = False
-    before = np.concatenate([[0], np.cumsum(held)])  # how many are held out before each position
-    train = before[np.minimum(everything + overlap + 1, count)] == before[np.maximum(everything - overlap, 0)]
+    train = apart_from(held, overlap)
     if not train.any():
         return everything, everything[:0]
     return everything[train], everything[held]

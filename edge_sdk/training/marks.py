@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
 
-__all__ = ["MARKS", "Marks", "take_marks"]
+__all__ = ["MARKS", "Marks", "apart_from", "take_marks"]
 
 MARKS: Final = ("is_test", "group", "time", "overlap")
 
@@ -68,6 +68,15 @@ def take_marks(arrays: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple
         return dict(arrays), Marks()
     found: dict[str, Any] = {name: _CHECKS[name](name, np.asarray(arrays[name])) for name in names}
     return {name: array for name, array in arrays.items() if name not in names}, Marks(**found)
+
+
+def apart_from(held: NDArray[np.bool_], overlap: int) -> NDArray[np.bool_]:
+    """bool[N]: which examples have nothing in common with those that are held out (bool[N]), by ``overlap``."""
+    count = len(held)
+    before = np.concatenate([[0], np.cumsum(held)])
+    place = np.arange(count)
+    apart: NDArray[np.bool_] = before[np.minimum(place + overlap + 1, count)] == before[np.maximum(place - overlap, 0)]
+    return apart
 
 
 def _is_test(name: str, array: NDArray[Any]) -> NDArray[np.bool_]:

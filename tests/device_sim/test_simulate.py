@@ -108,7 +108,7 @@ def test_clients_come_as_dictionary_list_or_data_set() -> None:
     assert set(simulate(bundle(), named, **FAST).clients) == set(named)
     x, y = (np.concatenate(parts) for parts in zip(*CLIENTS, strict=True))
     key = np.repeat(np.arange(6), [len(pair[1]) for pair in CLIENTS])
-    history = simulate("softmax_regression", Dataset(x, y, client=key), split="natural", evaluation=None, **FAST)
+    history = simulate("softmax_regression", Dataset(x, y, group=key), split="natural", evaluation=None, **FAST)
     assert [counts.examples for counts in history.clients.values()] == [len(pair[1]) for pair in CLIENTS]
     assert "accuracy" not in history.final
     digits = simulate("softmax_regression", "digits", devices=10, split="shards:2", **FAST)
@@ -117,9 +117,9 @@ def test_clients_come_as_dictionary_list_or_data_set() -> None:
 
 def test_a_published_test_set_is_what_the_model_is_evaluated_on() -> None:
     digits = load_dataset("digits")
-    marked = Dataset(digits.x, digits.y, held_out=np.arange(len(digits)) % 10 == 0)
-    history = simulate("softmax_regression", marked, devices=5, **FAST)
-    assert sum(counts.examples for counts in history.clients.values()) == np.count_nonzero(~marked.held_out)  # type: ignore[operator]
+    is_test = np.arange(len(digits)) % 10 == 0
+    history = simulate("softmax_regression", Dataset(digits.x, digits.y, is_test=is_test), devices=5, **FAST)
+    assert sum(counts.examples for counts in history.clients.values()) == np.count_nonzero(~is_test)
 
 
 # --- settings ---
