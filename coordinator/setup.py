@@ -41,7 +41,6 @@ from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.pipeline import (
     Aggregator,
-    FeatureStatistics,
     PipelineSettings,
     TaskWorker,
     pack_memory,
@@ -58,7 +57,7 @@ from coordinator.setup_checks import (
     check_update_budget,
     fixed_point,
 )
-from coordinator.statistics_round import first_round, statistics_round
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.store import RoundRecord, Store, backup_path
 from coordinator.task_settings import TaskSettings
 from edge_sdk.codecs.frames import frames_bytes_max
@@ -379,7 +378,6 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
     program = stored or parts.bundle.program
     settings = task_settings(config, program)
     aggregator = Aggregator(program, settings.plan, parts.pipeline)
-    opening = None if settings.opening is None else FeatureStatistics(settings.opening.plan, aggregator)
     memory = aggregator.initial_memory()
     initial = parts.bundle.parameters
     checkpoint = store.put_initial(
@@ -392,6 +390,6 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
     )
     check_memory(config, memory, checkpoint.server_state)
     parameters = store.get_blob(checkpoint.parameters_digest) or b""
-    worker = TaskWorker(store, name, aggregator, opening)
+    worker = TaskWorker(store, name, aggregator, opening_pipeline(settings, aggregator))
     check_open_round(config, store, worker, (parameters, unpack_memory(checkpoint.server_state)))
     return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

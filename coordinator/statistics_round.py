@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.pipeline import Aggregator, FeatureStatistics
 from coordinator.task_settings import OPENING_ROUND, TaskSettings
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.training.algorithms.table import FEATURE_STATISTICS
@@ -15,7 +16,7 @@ from edge_sdk.training.feature_sums import FEATURE_BYTES
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["first_round", "statistics_plan", "statistics_round"]
+__all__ = ["first_round", "opening_pipeline", "statistics_plan", "statistics_round"]
 
 HEAD_BYTES_MAX: Final = 1024
 """Beside its arrays a report holds a few numbers and names."""
@@ -71,3 +72,13 @@ def statistics_round(settings: TaskSettings, program: Program, minimum_count: in
         dense_bytes=0,
         purpose="statistics of the features",
     )
+
+
+def opening_pipeline(settings: TaskSettings, training: Aggregator) -> FeatureStatistics | None:
+    """The pipeline of round 0; None where there is no such round.
+
+    Args:
+        settings: The task.
+        training: The pipeline of the rounds that follow.
+    """
+    return None if settings.opening is None else FeatureStatistics(settings.opening.plan, training)

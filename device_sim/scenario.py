@@ -17,6 +17,7 @@ import numpy as np
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.evaluation import Evaluator
 from coordinator.pipeline import Aggregator, TaskWorker, pack_memory
+from coordinator.statistics_round import first_round, opening_pipeline
 from coordinator.store import Store
 from device_sim.auditors.rounds import InvariantBroken
 from device_sim.datasets import Dataset, load_dataset, split_held_out
@@ -56,7 +57,7 @@ class Outcome:
     Attributes:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
-        digests: SHA-256 of each round's model.
+        digests: SHA-256 of each round's model, round 0 first where there was one.
         cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.
@@ -147,10 +148,12 @@ def _run(
         encode_parameters(bundle.parameters),
         pack_memory(memory),
         aggregator.broadcast(bundle.parameters, memory),
+        before_round=first_round(program, bundle.parameters),
     )
 
     def make_ingest() -> TaskWorker:
-        return TaskWorker(store, TASK, Aggregator(program, world.task.plan, world.pipeline))
+        training = Aggregator(program, world.task.plan, world.pipeline)
+        return TaskWorker(store, TASK, training, opening_pipeline(world.task, training))
 
     engine = "numpy" if program.train_plan.outputs else "auto"
     evaluator = None

@@ -34,7 +34,6 @@ from coordinator.events import (
 )
 from coordinator.pipeline import (
     Aggregator,
-    FeatureStatistics,
     PipelineSettings,
     TaskWorker,
     pack_memory,
@@ -43,7 +42,7 @@ from coordinator.router import Coordinator
 from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.shell import Shell
-from coordinator.statistics_round import first_round, statistics_round
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import Task
@@ -318,9 +317,8 @@ class Desk:
         return Aggregator(self.made.program, self.settings.plan, self.pipeline)
 
     def worker(self) -> TaskWorker:
-        training, opening = self.aggregator(), self.settings.opening
-        statistics = None if opening is None else FeatureStatistics(opening.plan, training)
-        return TaskWorker(self.store, TASK, training, statistics)
+        training = self.aggregator()
+        return TaskWorker(self.store, TASK, training, opening_pipeline(self.settings, training))
 
     def boot(self) -> None:
         self.jobs = Jobs(self.worker())
