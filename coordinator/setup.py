@@ -330,7 +330,10 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )
-    return replace(settings, opening=statistics_round(settings, program))
+    opening = statistics_round(settings, program, config.model.normalise_minimum)
+    if opening is not None:
+        check_quotas(config, opening.update_bytes_max)
+    return replace(settings, opening=opening)
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from coordinator.compile import build_zoo_model, compile_model
+from coordinator.compile import NormaliseOptions, build_zoo_model, compile_model
 from coordinator.evaluation import Evaluator
 from coordinator.pipeline import Aggregator, TaskWorker, pack_memory
 from coordinator.statistics_round import first_round, opening_pipeline
@@ -103,7 +103,8 @@ def run(
     Args:
         scenario: What is simulated.
         seed: Of everything drawn.
-        bundle: The model; softmax regression of handwritten digits (8 x 8) without one.
+        bundle: The model, which decides whether there is a round of statistics; without one, softmax regression of
+            handwritten digits (8 x 8), normalised as the scenario says.
         data: What is dealt to the devices; those digits without it. A fifth is held out where no part is marked.
         at_end: Shown everything once all is settled, for checks of its own.
 
@@ -112,7 +113,7 @@ def run(
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle(), _digits() if data is None else _halves(data), at_end)
+        return _run(scenario, seed, bundle or _bundle(scenario.normalise), _digits() if data is None else _halves(data), at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -262,10 +263,17 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
     )
 
 
-@lru_cache(maxsize=1)
-def _bundle() -> Bundle:
+@lru_cache(maxsize=2)
+def _bundle(normalise: bool) -> Bundle:
     model = build_zoo_model("softmax_regression", inputs=(64,), outputs=10, seed=0)
-    return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="softmax_regression", verify=False)
+    return compile_model(
+        model,
+        loss="softmax_cross_entropy",
+        optimizer="sgd",
+        normalise=NormaliseOptions("federated") if normalise else None,
+        name="softmax_regression",
+        verify=False,
+    )
 
 
 @lru_cache(maxsize=1)
