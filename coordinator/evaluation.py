@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.bundle import Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.local import EVALUATION_BATCH
+from edge_sdk.training.own_constants import with_own_constants
 
 __all__ = ["Evaluator"]
 
@@ -33,6 +37,7 @@ class Evaluator:
         self._program = program
         self._examples = examples
         self._engine = make_engine(program, engine)
+        self._own: list[NDArray[np.float32]] = []
 
     @property
     def examples(self) -> Examples:
@@ -46,6 +51,7 @@ class Evaluator:
             blob: Encoded parameters.
         """
         vector = decode_parameters(blob, self._program.spec)
+        vector = with_own_constants(self._program, vector, self._examples, self._kept)
         handle = self._engine.load(vector)
         total = len(self._examples)
         loss_sum = metric_sum = 0.0
@@ -55,3 +61,9 @@ class Evaluator:
             loss_sum += loss
             metric_sum += metric
         return {"loss": loss_sum / total, self._program.metric: metric_sum / total}
+
+    def _kept(self, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The constants of the held-out examples, made once: they stand for a device of their own."""
+        if not self._own:
+            self._own.append(make())
+        return self._own[0]

@@ -23,9 +23,9 @@ from coordinator.downlink import Downlink, publish
 from coordinator.pipeline.gate import Gate
 from coordinator.pipeline.memory import Memory, PartMemory
 from coordinator.pipeline.metrics import RoundMetrics
+from coordinator.pipeline.round_pipeline import Finished
 from coordinator.pipeline.step import Counted, DecodedUpdate, Step
 from coordinator.server_optimizers import FedAvg, ServerOptimizer
-from coordinator.store import Published
 from coordinator.validate import Validation
 from edge_sdk.aggregation.algorithm import DELTA, Algorithm, Contribution
 from edge_sdk.aggregation.mean import Mean
@@ -40,7 +40,7 @@ from edge_sdk.training.model_delta import spans_of
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["Aggregator", "Finished", "PipelineSettings"]
+__all__ = ["Aggregator", "PipelineSettings"]
 
 ALGORITHM: Final = "algorithm"
 OPTIMIZER: Final = "optimizer"
@@ -70,27 +70,6 @@ class PipelineSettings:
     downlink: Downlink = Downlink()
     steps: tuple[tuple[str, Step], ...] = ()
     directory: str | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """What came of a round.
-
-    Attributes:
-        parameters: The next model's parameters blob.
-        vector: float32[P], the same as a vector.
-        memory: What the parts remember from now on.
-        published: What devices get, where that is not the model itself.
-        broadcast: Blobs of the vectors that devices get beside it, by name.
-        metrics: What the devices reported.
-    """
-
-    parameters: bytes
-    vector: NDArray[np.float32]
-    memory: Memory
-    published: Published | None
-    broadcast: dict[str, bytes]
-    metrics: dict[str, float]
 
 
 class Aggregator:

@@ -14,13 +14,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
-from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
-from coordinator.pipeline.step import DecodedUpdate
+from coordinator.pipeline.round_pipeline import Examined, RoundPipeline
 from coordinator.store import JournalRow, QuotaExceeded, Store, TicketRecord
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.outcomes import BUSY, REFUSED
@@ -39,7 +39,7 @@ class _Admitted:
 
     item: IngestItem
     payload: bytes
-    update: DecodedUpdate
+    update: Examined
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,18 @@ class TaskWorker:
     Args:
         store: The database, with the task's first checkpoint in it.
         task: The task's name.
-        aggregator: The task's pipeline.
+        training: The pipeline of rounds of training.
+        opening: That of round 0, where the task begins with one.
     """
 
-    def __init__(self, store: Store, task: str, aggregator: Aggregator) -> None:
+    def __init__(
+        self, store: Store, task: str, training: RoundPipeline[Any], opening: RoundPipeline[Any] | None = None
+    ) -> None:
         self.task = task
         self._store = store
-        self._aggregator = aggregator
+        self._training = training
+        self._opening = opening
+        self._pipeline = training
         self._held: _Held | None = None
         self._round: tuple[int, int] | None = None
 
@@ -76,6 +81,7 @@ class TaskWorker:
                 used any more.
         """
         self._round = job.number, job.attempt
+        self._pipeline = self.pipeline_of(job.number)
         held = self._held
         if held is None or held.base != job.base:
             held = self._held = self._load(job.base)
@@ -83,9 +89,9 @@ class TaskWorker:
             self._store.tickets(job.task, job.number, attempt)
             for attempt in range(max(0, job.attempt - ATTEMPTS_MAX), job.attempt)
         )
-        self._aggregator.begin(held.parameters, held.memory, held.published, held.base, stalled)
+        self._pipeline.begin(held.parameters, held.memory, held.published, held.base, stalled)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
-            self._aggregator.add(self._aggregator.again(payload))
+            self._pipeline.add(self._pipeline.again(payload))
 
     def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
         """Takes some admitted updates in one group commit; what comes back with a ``seq`` is durable and summed."""
@@ -102,7 +108,7 @@ class TaskWorker:
                 weight += good.update.weight
         for good, seq, reason, detail in self._journal(admitted):
             if seq:
-                self._aggregator.add(good.update)
+                self._pipeline.add(good.update)
             item = good.item
             results[item.ticket] = IngestResult(item.ticket, seq, reason, detail, item.acknowledgement)
         return tuple(results[item.ticket] for item in items)
@@ -112,7 +118,7 @@ class TaskWorker:
         record, number = job.record, job.record.number
         assert self._round == (number, record.attempt)
         try:
-            done = self._aggregator.finish()
+            done = self._pipeline.finish()
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", number, error)
             return RoundCommitted(self.task, number, b"", b"", {}, f"cannot be aggregated: {error}")
@@ -129,6 +135,10 @@ class TaskWorker:
         published = b"" if done.published is None else done.published.blob
         self._held = _Held(made.published_digest, done.parameters, published, done.memory)
         return RoundCommitted(self.task, number, made.parameters_digest, made.published_digest, metrics)
+
+    def pipeline_of(self, number: int) -> RoundPipeline[Any]:
+        """What makes something of the updates of the round of this number."""
+        return self._opening if number == OPENING_ROUND and self._opening is not None else self._training
 
     def parameters(self, digest: bytes) -> bytes:
         """The parameters blob of a committed model; may be called on any thread.
@@ -159,7 +169,7 @@ class TaskWorker:
         payload = item.payload if item.payload is not None else self._store.assemble(item.ticket, item.digest)
         if digest_of(payload) != item.digest:
             raise ProtocolError("update: its SHA-256 is not the digest that it was offered under", reason="digest")
-        return _Admitted(item, payload, self._aggregator.examine(payload, item.digest, pending_weight))
+        return _Admitted(item, payload, self._pipeline.examine(payload, item.digest, pending_weight))
 
     def _journal(self, admitted: list[_Admitted]) -> list[tuple[_Admitted, int, str, str]]:
         """One commit for all; where that fails, one for each, so that only the culprit pays."""

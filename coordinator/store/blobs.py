@@ -172,7 +172,8 @@ class Checkpoints:
         program: bytes,
         parameters: bytes,
         server_state: bytes,
-        broadcast: Mapping[str, bytes] | None = None,
+        broadcast: Mapping[str, bytes] | None,
+        number: int,
     ) -> Checkpoint:
         with self._database.transaction():
             standing = self.latest(task)
@@ -180,7 +181,7 @@ class Checkpoints:
             if standing is None:
                 self.put(
                     task,
-                    0,
+                    number,
                     program=digest,
                     parameters=parameters,
                     server_state=server_state,

@@ -66,7 +66,7 @@ class RoundRecord:
 
     Attributes:
         task: The task's name.
-        number: The round's number, from 1.
+        number: The round's number, from 1, or from 0 where devices are asked for something before training.
         attempt: Which attempt at this number, from 0; an abandoned round is tried again under the same number.
         phase: A word of the schedule, or one of ``ENDED_PHASES``.
         seconds_remaining: Seconds left in the phase when it was saved (downtime does not count).
@@ -146,7 +146,7 @@ class JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a task after a round (round 0: before the first one).
+    """The state of a task after a round; before the first one, ``round`` is one less than that round's number.
 
     ``published_digest`` names what devices hold and train from: the parameters themselves, unless the downlink is
     compressed. It is kept with the newest checkpoint only.

@@ -302,10 +302,18 @@ class Store(StoreReader):
         parameters: bytes,
         server_state: bytes,
         broadcast: Mapping[str, bytes] | None = None,
+        *,
+        before_round: int = 1,
     ) -> Checkpoint:
-        """Store program and parameters as the checkpoint of round 0, unless the task was started before.
+        """Store program and parameters as the checkpoint before the first round, unless the task was started before.
 
-        ``broadcast`` are blobs of the vectors that devices get beside the parameters, by name.
+        Args:
+            task: The task's name.
+            program: Its program, as bytes.
+            parameters: The parameters blob to begin from.
+            server_state: What the pipeline remembers.
+            broadcast: Blobs of the vectors that devices get beside the parameters, by name.
+            before_round: Number of the first round; the checkpoint's own is one less.
 
         Returns:
             The task's latest checkpoint.
@@ -313,7 +321,7 @@ class Store(StoreReader):
         Raises:
             StateError: The task was started with another program.
         """
-        return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast)
+        return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast, before_round - 1)
 
     # -- blobs, devices, counters, retained topics -----------------------------------------------------------------
 

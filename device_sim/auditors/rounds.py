@@ -48,7 +48,7 @@ class InvariantBroken(AssertionError):
 class _Training:
     device: str
     payload: bytes
-    delta: NDArray[np.float32]
+    delta: NDArray[np.float32] | None
 
 
 @dataclass(slots=True)
@@ -107,8 +107,13 @@ class Auditor:
 
     # --- what devices do ---
 
-    def on_trained(self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32]) -> None:
-        """A device has finished an update (it may crash before saving it, and train again)."""
+    def on_trained(
+        self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32] | None
+    ) -> None:
+        """A device has finished an update (it may crash before saving it, and train again).
+
+        ``delta`` is None for a report that no training belongs to.
+        """
         self.trainings[ticket, digest] = _Training(device, payload, delta)
 
     def on_receipt(self, device: str, ticket: bytes, digest: bytes) -> None:
@@ -297,6 +302,8 @@ class Auditor:
         return after
 
     def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
+        if training.delta is None:
+            raise InvariantBroken(f"{training.device} has trained nothing, and its update counts")
         books = self.books.setdefault(training.device, _DeviceRecord())
         delta = training.delta.astype(np.float64)
         books.deltas = delta if books.deltas is None else books.deltas + delta

@@ -250,6 +250,7 @@ class SimDevice:
         update = trained.update
         if update.payload is None:
             raise EdgeFedError("a fresh update has its payload")
-        self.world.auditor.on_trained(self.name, update.ticket, update.digest, update.payload, trained.result.delta)
+        delta = None if trained.result is None else trained.result.delta
+        self.world.auditor.on_trained(self.name, update.ticket, update.digest, update.payload, delta)
         self.reach("after training")
         return trained

@@ -23,6 +23,7 @@ from edge_sdk.training.program import Input, Program
 __all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples", "read_npz"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_COLUMNS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,8 +113,8 @@ def as_examples(value: Any, program: Program) -> Examples:
     for entry in program.inputs:
         if entry.name not in arrays:
             raise ExamplesError(f"examples: input {entry.name!r} is missing; got {sorted(arrays)}")
-        inputs[entry.name] = _checked(entry, arrays[entry.name], "input")
-    labels = _checked(program.target, target, "target").astype(program.target.dtype, copy=False)
+        inputs[entry.name] = _checked(program, entry, arrays[entry.name], "input")
+    labels = _checked(program, program.target, target, "target").astype(program.target.dtype, copy=False)
     lengths = {**{name: len(array) for name, array in inputs.items()}, "target": len(labels)}
     if len(set(lengths.values())) > 1:
         raise ExamplesError(f"examples: different numbers of examples: {lengths}")
@@ -351,7 +352,7 @@ def _lacks_target(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"y", "target"} & set(value)
 
 
-def _checked(entry: Input, value: Any, role: str) -> NDArray[Any]:
+def _checked(program: Program, entry: Input, value: Any, role: str) -> NDArray[Any]:
     """``value`` as an array that can be cast to the entry's dtype without loss."""
     what = f"examples: {role} {entry.name!r}" if role == "input" else "examples: the target"
     try:
@@ -364,6 +365,10 @@ def _checked(entry: Input, value: Any, role: str) -> NDArray[Any]:
         raise ExamplesError(f"{what}: expected {entry.dtype}, got values of type {array.dtype}")
     _check_shape(what, entry, array)
     if array.size:
+        told = program.normalise
+        is_raw = told is not None and (entry.name == told.input or (role, program.loss) == ("target", "reconstruction"))
+        if array.dtype.kind == "f":
+            _check_finite(what, array, told.axis if told is not None and is_raw else array.ndim - 1, program, is_raw)
         _check_values(what, entry.dtype, array)
     return array
 
@@ -394,12 +399,30 @@ def _check_shape(what: str, entry: Input, array: NDArray[Any]) -> None:
     raise ExamplesError(f"{what}: expected shape {expected}, got {list(array.shape)}{hint}")
 
 
-def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
-    """Raise unless every element is finite and survives the cast to ``dtype``."""
+def _check_finite(what: str, array: NDArray[Any], axis: int, program: Program, is_raw: bool) -> None:
+    """Raise where a value is infinite, or NaN that the program does not take; ``axis`` counts the columns."""
     low, high = float(array.min()), float(array.max())  # NaN and infinity show in them; no temporary array
-    if not np.isfinite(low) or not np.isfinite(high):
-        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise ExamplesError(f"{what}: {bad} of {array.size} values are NaN or infinite; fill or drop them")
+    if np.isfinite(low) and np.isfinite(high):
+        return
+    bad = np.isinf(array) if is_raw and program.missing == "mean" else ~np.isfinite(array)
+    if not bad.any():
+        return
+    remedy = "fill or drop them"
+    if is_raw and program.missing == "refuse" and not np.isinf(array).any():
+        remedy += ', or let the coordinator set missing = "mean" in [model]'
+    columns = ""
+    if axis > 0:
+        found = np.flatnonzero(bad.any(axis=tuple(i for i in range(array.ndim) if i != axis))).tolist()
+        names = ", ".join(str(column) for column in found[:_COLUMNS_SHOWN])
+        columns = f", in column {names}{' and others' if len(found) > _COLUMNS_SHOWN else ''} (counted from 0)"
+    raise ExamplesError(
+        f"{what}: {np.count_nonzero(bad)} of {array.size} values are NaN or infinite{columns}; {remedy}"
+    )
+
+
+def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
+    """Raise unless every element that is a number survives the cast to ``dtype``."""
+    low, high = float(np.fmin.reduce(array, axis=None)), float(np.fmax.reduce(array, axis=None))
     if dtype == "float32":
         least, most = -_FLOAT32_MAX, _FLOAT32_MAX
     elif dtype == "bool":
