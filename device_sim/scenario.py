@@ -113,7 +113,8 @@ def run(
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle(scenario.normalise), _digits() if data is None else _halves(data), at_end)
+        halves = _digits() if data is None else _halves(data)
+        return _run(scenario, seed, bundle or _bundle(scenario.normalise), halves, at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
