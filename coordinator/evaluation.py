@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.bundle import Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.local import EVALUATION_BATCH
-from edge_sdk.training.own_constants import with_own_constants
+from edge_sdk.training.own_constants import own_constants, uses_own_constants, with_constants
 
 __all__ = ["Evaluator"]
 
@@ -37,7 +34,8 @@ class Evaluator:
         self._program = program
         self._examples = examples
         self._engine = make_engine(program, engine)
-        self._own: list[NDArray[np.float32]] = []
+        # Where every device has constants of its own, the held-out examples stand for one more device.
+        self._own = own_constants(program, examples) if uses_own_constants(program) else None
 
     @property
     def examples(self) -> Examples:
@@ -51,7 +49,8 @@ class Evaluator:
             blob: Encoded parameters.
         """
         vector = decode_parameters(blob, self._program.spec)
-        vector = with_own_constants(self._program, vector, self._examples, self._kept)
+        if self._own is not None:
+            vector = with_constants(self._program, vector, self._own)
         handle = self._engine.load(vector)
         total = len(self._examples)
         loss_sum = metric_sum = 0.0
@@ -61,9 +60,3 @@ class Evaluator:
             loss_sum += loss
             metric_sum += metric
         return {"loss": loss_sum / total, self._program.metric: metric_sum / total}
-
-    def _kept(self, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The constants of the held-out examples, made once: they stand for a device of their own."""
-        if not self._own:
-            self._own.append(make())
-        return self._own[0]

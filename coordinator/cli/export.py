@@ -22,7 +22,7 @@ from edge_sdk.training.bundle import Bundle, Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.normalise import Normalise
-from edge_sdk.training.own_constants import normalised_examples, with_own_constants
+from edge_sdk.training.own_constants import normalised_examples, own_constants, uses_own_constants, with_constants
 
 __all__ = ["export_model"]
 
@@ -198,9 +198,9 @@ def _takes(program: Program, normalise: Normalise) -> str:
 
 def _as_the_file_takes_them(program: Program, vector: NDArray[np.float32], examples: Examples) -> Examples:
     """Held-out examples, normalised with constants of their own where the file has none."""
-    if program.normalise is None or program.normalise.mode != "local":
+    if not uses_own_constants(program):
         return examples
-    return normalised_examples(program, with_own_constants(program, vector, examples), examples)
+    return normalised_examples(program, with_constants(program, vector, own_constants(program, examples)), examples)
 
 
 def _made_up(program: Program, vector: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

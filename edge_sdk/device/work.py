@@ -21,8 +21,8 @@ from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork,
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import Examples, as_examples
-from edge_sdk.training.local import Trainer, TrainResult
-from edge_sdk.training.own_constants import with_own_constants
+from edge_sdk.training.local import Trainer, TrainResult, split_by_plan
+from edge_sdk.training.own_constants import own_constants, uses_own_constants, with_constants
 from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
 from edge_sdk.wire.plan import PLAIN
 from edge_sdk.wire.safe_msgpack import BytesLike
@@ -138,7 +138,14 @@ class TrainingWork:
 def _parameters(job: TrainingJob, program: Program, examples: Examples) -> NDArray[np.float32]:
     """The parameters received; where the program normalises locally, with the constants of this device."""
     received = decode_parameters(job.parameters, program.spec)
-    return with_own_constants(program, received, examples, lambda make: job.constants(program.digest, make))
+    if not uses_own_constants(program):
+        return received
+
+    def make() -> NDArray[np.float32]:
+        train, _ = split_by_plan(examples, job.start.plan.training)
+        return own_constants(program, examples if len(train) == len(examples) else examples.part(train))
+
+    return with_constants(program, received, job.constants(program.digest, make))
 
 
 def make_update(

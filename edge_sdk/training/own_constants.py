@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,14 @@ from edge_sdk.training.feature_sums import ExactFeatureSums, feature_sums
 from edge_sdk.training.normalise import NORMALISED_ABS_MAX
 from edge_sdk.training.program import Program
 
-__all__ = ["normalised_examples", "own_constants", "with_constants", "with_own_constants"]
+__all__ = ["normalised_examples", "own_constants", "uses_own_constants", "with_constants"]
 
 Vector = NDArray[np.float32]
+
+
+def uses_own_constants(program: Program) -> bool:
+    """Whether whoever runs the program takes mean and scale from its own examples."""
+    return program.normalise is not None and program.normalise.mode == "local"
 
 
 def own_constants(program: Program, examples: Examples) -> Vector:
@@ -45,25 +49,6 @@ def with_constants(program: Program, vector: Vector, constants: Vector) -> Vecto
         tensor = program.spec[name]
         copy[tensor.offset : tensor.offset + tensor.size] = part
     return copy
-
-
-def with_own_constants(
-    program: Program,
-    vector: Vector,
-    examples: Examples,
-    kept: Callable[[Callable[[], Vector]], Vector] = lambda make: make(),
-) -> Vector:
-    """The parameters to use with ``examples``: where the program normalises locally, with constants of their own.
-
-    Args:
-        program: The program.
-        vector: float32[P], as the coordinator has it; not changed.
-        examples: Checked against the program.
-        kept: Gives what was kept of an earlier call, or keeps what the function that it gets makes.
-    """
-    if program.normalise is None or program.normalise.mode != "local":
-        return vector
-    return with_constants(program, vector, kept(lambda: own_constants(program, examples)))
 
 
 def normalised_examples(program: Program, vector: Vector, examples: Examples) -> Examples:
