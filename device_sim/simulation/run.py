@@ -298,7 +298,7 @@ class _Simulation:
             down = 0
             if not plan.without_parameters:
                 down = server.bytes_down(client.holds)
-                client.holds = (server.base,)
+                client.holds = (server.digest,)
             try:
                 made = self._train(name, client, start)
                 payload = made.update.payload or b""
@@ -318,7 +318,7 @@ class _Simulation:
             raise TrainingError(f"round {number}: not one of {len(cohort)} updates can be used: {'; '.join(reasons)}")
         reported = server.finish()
         counted = len(cohort) - len(refused)
-        digest = server.model_digest
+        digest = server.digest
         return RoundResult(number, cohort, {}, counted, refused, bytes_up, bytes_down, digest), reported
 
     def _train(self, name: str, client: _Client, start: StartTraining) -> TrainedUpdate:
@@ -326,7 +326,7 @@ class _Simulation:
         job = TrainingJob(
             start=start,
             program=self._program_bytes,
-            parameters=b"" if start.plan.without_parameters else self._server.published,
+            parameters=b"" if start.plan.without_parameters else self._server.parameters,
             received={} if start.plan.without_parameters else self._server.broadcast,
             vectors=lambda spec: client.vectors,
             keeps_vectors=lambda length: True,
@@ -352,7 +352,7 @@ class _Simulation:
             attempt=0,
             shard="",
             program=self._program.digest,
-            parameters=self._server.base,
+            parameters=self._server.digest,
             plan=plan,
             seconds_max=plan.training.seconds_max,
         )

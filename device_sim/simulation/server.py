@@ -12,7 +12,7 @@ from coordinator.pipeline import Aggregator, FeatureStatistics, RoundPipeline, S
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.setup import pipeline_settings
 from coordinator.statistics_round import first_round, statistics_plan
-from coordinator.store import ModelDeltaRecord, Published
+from coordinator.store import ModelDeltaRecord, NewDelta
 from coordinator.store.model_deltas import deltas_kept
 from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.aggregation.algorithm import Algorithm
@@ -35,10 +35,8 @@ class Server:
 
     Attributes:
         parameters: The model's parameters blob.
-        model_digest: Its SHA-256.
-        vector: float32[P], the model.
-        published: The blob that clients train from; the same where they get the model itself.
-        base: Its SHA-256.
+        digest: Its SHA-256.
+        vector: float32[P], the same as a vector.
         broadcast: Blobs of the vectors that clients get beside it, by name.
     """
 
@@ -67,8 +65,8 @@ class Server:
         if first_round(bundle.program, bundle.parameters) == OPENING_ROUND:
             self._statistics = FeatureStatistics(statistics_plan(plan), self._aggregator)
         self.vector = bundle.parameters
-        self.parameters = self.published = encode_parameters(bundle.parameters)
-        self.base = self.model_digest = digest_of(self.published)
+        self.parameters = encode_parameters(bundle.parameters)
+        self.digest = digest_of(self.parameters)
         self._memory = self._aggregator.initial_memory()
         self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
         self._chain: list[ModelDeltaRecord] = []
@@ -86,7 +84,7 @@ class Server:
     def begin(self, number: int) -> None:
         """A round begins."""
         self._round = number
-        self._pipeline_of(number).begin(self.parameters, self._memory, self.published, self.base)
+        self._pipeline_of(number).begin(self.parameters, self._memory, self.digest)
 
     def take(self, payload: bytes, digest: bytes) -> None:
         """Adds one client's update, and its SHA-256, to the round.
@@ -107,8 +105,8 @@ class Server:
         made = self._pipeline_of(self._round).finish()
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
-        self.model_digest = digest_of(self.parameters)
-        self._publish(made.published)
+        before, self.digest = self.digest, digest_of(self.parameters)
+        self._follow(before, made.model_delta)
         return made.metrics
 
     def close(self) -> None:
@@ -121,18 +119,14 @@ class Server:
     def bytes_down(self, holds: Collection[bytes]) -> int:
         """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""
         vectors = sum(map(len, self.broadcast.values()))
-        if self.base in holds:
+        if self.digest in holds:
             return vectors
         _, deltas = chain_from(self._chain, holds)
-        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.published))
+        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.parameters))
 
-    def _publish(self, made: Published | None) -> None:
-        before = self.base
+    def _follow(self, before: bytes, made: NewDelta | None) -> None:
         if made is None:
-            self.published, self.base = self.parameters, self.model_digest
             self._chain.clear()
-            return
-        self.published, self.base = made.blob, digest_of(made.blob)
-        if self.base != before:
-            delta = ModelDeltaRecord(self._round, before, self.base, b"", len(made.model_delta))
+        elif self.digest != before:
+            delta = ModelDeltaRecord(self._round, before, self.digest, b"", len(made.model_delta))
             self._chain = deltas_kept([*self._chain, delta], made)

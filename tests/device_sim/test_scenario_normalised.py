@@ -127,7 +127,7 @@ def audited(payload: bytes, committed: bytes) -> None:
     auditor.on_training("a", invite.ticket, None)
     auditor.on_trained("a", invite.ticket, digest_of(payload), payload, None)
     job = CloseJob(record, 1, {invite.ticket: ("counted", "")})
-    result = RoundCommitted(TASK, 0, committed, committed, {})
+    result = RoundCommitted(TASK, 0, committed, {})
     auditor.on_committed(job, [(invite.ticket, digest_of(payload))], result, None, [])
 
 
