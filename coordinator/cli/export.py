@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from coordinator.compile import export_onnx, merge_into_source
+from coordinator.compile import export_onnx, load_onnx, merge_into_source
 from coordinator.compile.sklearn import cut_heads
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path
@@ -94,9 +94,9 @@ def _source(config: FederationConfig) -> bytes:
     model = config.model
     try:
         if model.onnx is not None:
-            return model.onnx.read_bytes()
+            return bytes(load_onnx(model.onnx).SerializeToString(deterministic=True))
         return Bundle.load(model.bundle).source if model.bundle is not None else b""
-    except (OSError, BundleError):
+    except (CompileError, BundleError):
         return b""
 
 

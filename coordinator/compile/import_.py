@@ -1,13 +1,13 @@
 """From an ONNX file to a :class:`~coordinator.compile.graph.Model`: what can be wrong with a file is found here.
 
-What happens, in order: refuse what cannot travel (external data, foreign domains), inline functions, convert to the
+What happens, in order: refuse what cannot travel (data elsewhere, foreign domains), inline functions, convert to the
 working opset, fold shape arithmetic (``folding``), infer shapes with an open batch (``shapes``), normalise the nodes
 and tell parameters from constants (``normalise``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
+from coordinator.compile.external import check_whole, every_node, read_external
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
 from coordinator.compile.last_state import take_last_states
@@ -44,16 +45,18 @@ RESERVED: Final = frozenset(
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """The model in an ``.onnx`` file, not checked further.
+    """The model in an ``.onnx`` file, with the data that lie in other files beside it; not checked further.
 
     Raises:
-        CompileError: The file is missing, truncated or not ONNX.
+        CompileError: The file is missing, truncated or not ONNX, or its external data are (see ``external``).
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise CompileError(f"{path}: cannot be read: {error.strerror}") from error
-    return read_onnx(data, str(path))
+    model = read_onnx(data, str(path))
+    read_external(model, Path(path).parent)
+    return model
 
 
 def read_onnx(data: bytes, where: str) -> onnx.ModelProto:
@@ -108,16 +111,11 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
 
 
 def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    for where, tensor in _tensors(model.graph):
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise CompileError(
-                f"model {name!r}: {where} lies in another file ({_location(tensor)}); a bundle must be whole: "
-                "load it with onnx.load and save it with save_as_external_data=False"
-            )
+    check_whole(model, name)
     if model.functions:
         model = inliner.inline_local_functions(model)
     model = lowered(cut_heads(model))
-    for node in _all_nodes(model.graph):
+    for node in every_node(model.graph):
         if node.domain not in DOMAINS:
             raise CompileError(
                 f"node {node.name or node.output[0]!r}: operator {node.op_type!r} is of the domain {node.domain!r}, "
@@ -226,30 +224,6 @@ def _array(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
     except (ValueError, TypeError) as error:
         raise CompileError(f"{where}: its bytes do not fill its shape {list(tensor.dims)}: {error}") from error
     return array
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    for tensor in graph.initializer:
-        yield f"initializer {tensor.name!r}", tensor
-    for node in _all_nodes(graph):
-        for attribute in node.attribute:
-            for tensor in (attribute.t, *attribute.tensors):
-                yield f"attribute {attribute.name!r} of node {node.name or node.output[0]!r}", tensor
-            for inner in (attribute.g, *attribute.graphs):
-                for tensor in inner.initializer:
-                    yield f"initializer {tensor.name!r}", tensor
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(inner)
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "no location given")
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -64,19 +64,6 @@ def test_a_saved_model_loads_and_compiles(tmp_path: Path) -> None:
     assert names(compiled(load_onnx(tmp_path / "model.onnx"))) == ["w"]
 
 
-def test_external_data_is_refused_with_the_tensor_and_the_file_named(tmp_path: Path) -> None:
-    onnx.save(linear(), tmp_path / "m.onnx", save_as_external_data=True, location="secret.bin", size_threshold=0)
-    refused(load_onnx(tmp_path / "m.onnx"), "initializer 'w'", "secret.bin", "onnx.load")
-
-
-def test_external_data_in_an_attribute_is_refused() -> None:
-    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="/etc/passwd")
-    model = linear()
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], name="hidden", value=tensor))
-    refused(model, "attribute 'value' of node 'hidden'", "/etc/passwd")
-
-
 def test_a_foreign_operator_is_refused_with_its_node_and_domain() -> None:
     model = linear()
     model.graph.node[0].domain = "com.microsoft"
