@@ -198,6 +198,16 @@ def compile_bundle(
     class_weight: Annotated[
         list[float] | None, typer.Option(help="Factor of a class; repeated, one for each class.")
     ] = None,
+    normalise: Annotated[
+        str, typer.Option(help="Take raw units, with mean and scale of all devices (federated) or of each (local).")
+    ] = "none",
+    normalise_axis: Annotated[
+        int | None, typer.Option(help="The input's dimension that counts features; told from the model.")
+    ] = None,
+    normalise_clip: Annotated[float, typer.Option(help="Raw values beyond plus and minus this count as this.")] = 1e6,
+    missing: Annotated[
+        str, typer.Option(help="What becomes of NaN: refuse, or mean, the feature's average.")
+    ] = "refuse",
     ignore_index: Annotated[int | None, typer.Option(help="A label that is not counted.")] = None,
     class_axis: Annotated[int | None, typer.Option(help="The output's axis of classes.")] = None,
     mask: Annotated[
@@ -212,8 +222,10 @@ def compile_bundle(
 ) -> None:
     """Turn an ONNX model into a bundle that devices can train, check its gradients, and say what was understood."""
     from coordinator.cli.compile import compile_file
-    from coordinator.compile import LossOptions
+    from coordinator.compile import LossOptions, NormaliseOptions
 
+    if normalise == "none" and (normalise_axis is not None or missing != "refuse"):
+        raise CompileError("--normalise-axis and --missing go with --normalise federated or local")
     bundle = compile_file(
         model,
         out,
@@ -227,6 +239,7 @@ def compile_bundle(
         train=train or (),
         freeze=freeze or (),
         lora=lora,
+        normalise=None if normalise == "none" else NormaliseOptions(normalise, normalise_axis, normalise_clip, missing),
         loop="auto" if loop is None else loop,
         name=name,
     )

@@ -9,6 +9,7 @@ from edge_sdk.training.bundle import Program, decode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.local import EVALUATION_BATCH
+from edge_sdk.training.own_constants import own_constants, uses_own_constants, with_constants
 
 __all__ = ["Evaluator"]
 
@@ -33,6 +34,8 @@ class Evaluator:
         self._program = program
         self._examples = examples
         self._engine = make_engine(program, engine)
+        # Where every device has constants of its own, the held-out examples stand for one more device.
+        self._own = own_constants(program, examples) if uses_own_constants(program) else None
 
     @property
     def examples(self) -> Examples:
@@ -46,6 +49,8 @@ class Evaluator:
             blob: Encoded parameters.
         """
         vector = decode_parameters(blob, self._program.spec)
+        if self._own is not None:
+            vector = with_constants(self._program, vector, self._own)
         handle = self._engine.load(vector)
         total = len(self._examples)
         loss_sum = metric_sum = 0.0

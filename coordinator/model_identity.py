@@ -74,6 +74,8 @@ def _facts(program: Program) -> list[tuple[str, Any]]:
         ("scalars", ", ".join(sorted(program.scalars)) or "none"),
         ("activations", ", ".join(operators) or "none"),
         ("operators", ", ".join(sorted(used - ACTIVATIONS)) or "none"),
+        ("normalise", program.normalise.mode if program.normalise is not None else "none"),
+        ("missing", program.missing),
         ("parameters", ", ".join(f"{t.name}{list(t.shape)}" for t in program.spec)),
     ]
 

@@ -11,7 +11,16 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, read_onnx, zoo_loss
+from coordinator.compile import (
+    Lora,
+    LossOptions,
+    NormaliseOptions,
+    build_zoo_model,
+    compile_model,
+    load_onnx,
+    read_onnx,
+    zoo_loss,
+)
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -198,9 +207,14 @@ def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes |
     if model.onnx is not None:
         return compile_onnx(model, verify=verify, onnx=onnx)
     assert model.zoo is not None
+    # Images have their channels first, whatever reads them; anything else has its features last.
+    axis = model.normalise_axis or (1 if len(model.inputs) > 2 else len(model.inputs))
+    inputs = list(model.inputs)
+    if model.missing_indicator:
+        inputs[axis - 1] *= 2
     graph = build_zoo_model(
         model.zoo,
-        inputs=model.inputs,
+        inputs=inputs,
         outputs=model.outputs,
         hidden=model.hidden_widths,
         activation=model.activation,
@@ -214,6 +228,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes |
         proximal=model.proximal,
         weight_decay=model.weight_decay,
         clipped=model.clip_gradients,
+        normalise=_normalise_options(model, axis),
         name=model.zoo,
         verify=verify,
         loop=model.loop,
@@ -245,9 +260,22 @@ def compile_onnx(model: Model, *, verify: bool = True, onnx: bytes | None = None
         train=model.train,
         freeze=model.freeze,
         lora=Lora(model.lora_rank, model.lora) if model.lora else None,
+        normalise=_normalise_options(model, model.normalise_axis),
         name=model.onnx.stem,
         verify=verify,
         loop=model.loop,
+    )
+
+
+def _normalise_options(model: Model, axis: int | None) -> NormaliseOptions | None:
+    if model.normalise_mode == "none":
+        return None
+    return NormaliseOptions(
+        mode=model.normalise_mode,
+        axis=axis,
+        clip=model.normalise_clip,
+        missing=model.missing,
+        indicator=model.missing_indicator,
     )
 
 

@@ -68,6 +68,8 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
     yield f"target: {facts['target']['dtype']}{_shape(facts['target']['shape'])}{classes}"
     if facts["mask"]:
         yield f"mask {facts['mask']}: positions where it is 0 do not count in the loss"
+    if facts["normalise"]:
+        yield _normalised(facts)
     yield f"loss {facts['loss']}, metric {facts['metric']}, optimizer {facts['optimizer']}"
     yield "scalars: " + ", ".join(f"{name} {value:g}" for name, value in facts["scalars"].items())
     yield f"operators: {_counted(facts['model_operators'])}"
@@ -81,6 +83,16 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
         f"nodes, {step['activation_bytes_peak'] / 1e6:.3g} MB of activations at most"
     )
     yield f"runs on {' and '.join(facts['runs_on'])}{', many steps in one run' if facts['loop'] else ''}"
+
+
+def _normalised(facts: dict[str, Any]) -> str:
+    told = facts["normalise"]
+    whose = "all devices' examples" if told["mode"] == "federated" else "each device's own examples"
+    line = (
+        f"input {told['input']} takes raw units: {told['features']} features in dimension {told['axis']}, normalised "
+        f"with mean and scale of {whose}"
+    )
+    return line + ("; a missing value (NaN) is taken as the mean" if told["missing"] == "mean" else "")
 
 
 def _parameter_lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import CompileError
+from edge_sdk.training.normalise import MISSING, Normalise
 
 __all__ = [
     "BATCH",
@@ -103,7 +104,8 @@ class Model:
         nodes: In topological order; none is without effect on the outputs.
         parameters: Arrays (float32) by name, in order of first use.
         buffers: Names of parameters that are not trained by gradients but averaged.
-        fixed: Names of parameters that training leaves alone: constants whose values come with the others.
+        normalise: How an input is normalised, None where none is; mean and scale are among the parameters.
+        missing: What becomes of NaN in that input.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
     """
@@ -116,7 +118,13 @@ class Model:
     buffers: frozenset[str]
     constants: Mapping[str, NDArray[Any]]
     values: Mapping[str, Value]
-    fixed: frozenset[str] = frozenset()
+    normalise: Normalise | None = None
+    missing: str = MISSING[0]
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the parameters that training leaves alone: constants whose values come with the others."""
+        return frozenset() if self.normalise is None else frozenset({self.normalise.mean, self.normalise.scale})
 
     @property
     def trainable(self) -> tuple[str, ...]:

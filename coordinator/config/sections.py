@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -64,6 +64,9 @@ OF_ONNX: Final = (
     *("lora", "lora_rank", "mask", "output", "train"),
 )
 """Keys of [model] that go with one source of it alone."""
+
+OF_ANY_SOURCE: Final = ("normalise_minimum",)
+"""Keys of [model] that no bundle fixes."""
 
 PATTERNS: Final = 'a list of names, with * for anything: ["fc*"]'
 
@@ -241,12 +244,49 @@ class Model(Section):
         allowed='"auto", true or false',
     )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
+    normalise: Literal["federated", "local", "none"] | None = key(
+        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
+        "devices' examples (federated) or of each device's own (local).",
+        None,
+        shown="none",
+    )
+    normalise_axis: int | None = key(
+        "The input's dimension that counts features, where 0 is the batch.",
+        None,
+        unit="axis",
+        shown="1 before convolutions and for images, else the last",
+        ge=1,
+        le=7,
+    )
+    normalise_clip: float = key(
+        "Raw values count in the sums of features as if they were within plus and minus this.",
+        1e6,
+        unit="the features' units",
+        gt=0,
+        le=1e30,
+    )
+    normalise_minimum: int | None = key(
+        "Devices whose sums of features are needed before the first round; one device's sums tell its averages.",
+        None,
+        unit="devices",
+        shown="selection.minimum_count",
+        ge=1,
+        le=1_000_000,
+    )
+    missing: Literal["refuse", "mean"] = key(
+        "What becomes of NaN in the normalised input: the device refuses its examples, or the model takes the mean of "
+        "the feature.",
+        "refuse",
+    )
+    missing_indicator: bool = key(
+        'With zoo and missing = "mean": give the model one more input for each feature, 1 where it is missing.', False
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(source is not None for source in (self.zoo, self.onnx, self.bundle)) != 1:
             raise ValueError("model.zoo, model.onnx and model.bundle: give exactly one of them")
-        given = sorted(self.model_fields_set - {"bundle", "zoo", "onnx"})
+        given = sorted(self.model_fields_set - {"bundle", "zoo", "onnx"} - set(OF_ANY_SOURCE))
         if self.bundle is not None and given:
             raise ValueError(f"model.{given[0]}: is fixed by model.bundle; leave it out, or compile another bundle")
         fixed = [name for name in given if name in OF_THE_ZOO]
@@ -263,7 +303,28 @@ class Model(Section):
             raise ValueError("model.outputs = 1: softmax_regression needs at least 2; use logistic_regression")
         if self.zoo == "cnn" and len(self.inputs) != 3:
             raise ValueError(f"model.inputs = {list(self.inputs)}: cnn takes [channels, height, width]")
+        self._check_normalise(given)
         return self
+
+    def _check_normalise(self, given: Sequence[str]) -> None:
+        if self.normalise_mode == "none":
+            useless = [name for name in given if name.startswith(("normalise_", "missing"))]
+            if useless:
+                raise ValueError(f'model.{useless[0]}: needs model.normalise = "federated" or "local"')
+        if self.missing_indicator and self.zoo is None:
+            raise ValueError("model.missing_indicator: goes with model.zoo; an ONNX model has the inputs that it has")
+        if self.missing_indicator and self.missing != "mean":
+            raise ValueError('model.missing_indicator: needs model.missing = "mean"; NaN is refused otherwise')
+        if self.normalise_axis is not None and self.zoo is not None and self.normalise_axis > len(self.inputs):
+            raise ValueError(
+                f"model.normalise_axis = {self.normalise_axis}: model.inputs = {list(self.inputs)} has the dimensions "
+                f"1 to {len(self.inputs)}"
+            )
+
+    @property
+    def normalise_mode(self) -> str:
+        """Where mean and scale come from, with the default of the model's source."""
+        return self.normalise or "none"
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:

@@ -116,6 +116,7 @@ class Jobs:
             received=blobs.vectors,
             vectors=self._state.vectors,
             keeps_vectors=self._state.keeps_vectors,
+            constants=self._state.constants.get,
             seed=job_seed(start.parameters, self._device),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),

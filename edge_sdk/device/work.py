@@ -20,8 +20,9 @@ from edge_sdk.errors import ExamplesError, TrainingError
 from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork, find_local_algorithm
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
-from edge_sdk.training.examples import as_examples
-from edge_sdk.training.local import Trainer, TrainResult
+from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.local import Trainer, TrainResult, split_by_plan
+from edge_sdk.training.own_constants import own_constants, uses_own_constants, with_constants
 from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
 from edge_sdk.wire.plan import PLAIN
 from edge_sdk.wire.safe_msgpack import BytesLike
@@ -115,7 +116,7 @@ class TrainingWork:
         before = job.vectors(spec_digest(program))
         work = LocalWork(
             program=program,
-            parameters=decode_parameters(job.parameters, program.spec) if trains else NOTHING,
+            parameters=_parameters(job, program, examples) if trains else NOTHING,
             examples=examples,
             plan=replace(plan, seconds_max=min(plan.seconds_max, start.seconds_max)),
             engine=self._engines.get(start.program, job.program)[1] if trains else None,
@@ -132,6 +133,19 @@ class TrainingWork:
         if job.stop():
             raise Cancelled("training was called off")
         return make_update(job, program, result, work.engine_name, before)
+
+
+def _parameters(job: TrainingJob, program: Program, examples: Examples) -> NDArray[np.float32]:
+    """The parameters received; where the program normalises locally, with the constants of this device."""
+    received = decode_parameters(job.parameters, program.spec)
+    if not uses_own_constants(program):
+        return received
+
+    def make() -> NDArray[np.float32]:
+        train, _ = split_by_plan(examples, job.start.plan.training)
+        return own_constants(program, examples if len(train) == len(examples) else examples.part(train))
+
+    return with_constants(program, received, job.constants(program.digest, make))
 
 
 def make_update(

@@ -20,6 +20,7 @@ from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
 from edge_sdk.training.marks import apart_from
+from edge_sdk.training.own_constants import normalised_examples
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
@@ -88,6 +89,9 @@ class Trainer(Protocol):
     ) -> Mapping[str, Any] | tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Train on ``examples`` from ``parameters`` (copies, by name) and return the new parameters by name.
 
+        Where the program normalises an input, ``examples`` hold it normalised, without NaN; the constants are among
+        the parameters, and may be left out of those that are returned.
+
         May return ``(parameters, info)`` with ``info`` of ``{"examples": int, "loss": float, "steps": int}``.
 
         A trainer may have a second method, ``evaluate(parameters, examples) -> (loss_sum, metric_sum, count)``: sums
@@ -135,6 +139,8 @@ def train_locally(
     if len(held_out):
         until = started + _EVALUATION_SHARE * plan.seconds_max
         evaluation = evaluate_locally(engine, vector, examples, held_out, stop=lambda: clock() >= until)
+    if shift is not None:  # an algorithm of the application's own may know nothing of constants
+        shift = np.where(engine.program.spec.mask("constant"), np.float32(0), shift)
     handle = engine.load(vector)
     planned = planned_steps(len(train), plan)
     progress_of = _Progress()
@@ -215,6 +221,7 @@ def train_with_trainer(
     """
     started = clock()
     evaluation = None
+    examples = normalised_examples(program, vector, examples)
     evaluate = getattr(trainer, "evaluate", None)
     train, held_out = split_by_plan(examples, plan if callable(evaluate) else replace(plan, held_out=0.0))
     if evaluate is not None and len(held_out):
@@ -223,9 +230,7 @@ def train_with_trainer(
         examples = examples.part(train)
     returned = _called("fit", lambda: trainer.fit(program.spec.unflatten(vector.copy()), examples, plan))
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
-    new = _flattened(arrays, program)
-    constants = program.spec.mask("constant")
-    new[constants] = vector[constants]
+    new = _flattened(arrays, program, vector)
     if not _is_finite(new):
         raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
     seen, steps, loss = _info(info, len(examples))
@@ -456,15 +461,17 @@ def _hashed(count: int) -> NDArray[np.uint64]:
     return (z ^ (z >> np.uint64(31))) >> np.uint64(11)
 
 
-def _flattened(arrays: Any, program: Program) -> NDArray[np.float32]:
+def _flattened(arrays: Any, program: Program, vector: NDArray[np.float32]) -> NDArray[np.float32]:
     if not isinstance(arrays, Mapping):
         raise TrainingError(f"the trainer's fit returned {type(arrays).__name__}, expected parameters by name")
     unknown = sorted(str(name) for name in set(arrays) - {t.name for t in program.spec})
     if unknown:
         raise TrainingError(f"the trainer's fit returned {unknown[0][:80]!r}, which is no parameter of the program")
+    received = program.spec.unflatten(vector)
+    constants = {tensor.name: received[tensor.name] for tensor in program.spec if tensor.kind == "constant"}
     try:
         with np.errstate(over="ignore"):
-            return program.spec.flatten(arrays)
+            return program.spec.flatten({**arrays, **constants})
     except (ValueError, TypeError) as error:
         raise TrainingError(f"the trainer's fit: {error}") from error
 
