@@ -15,24 +15,24 @@ from coordinator.compile.external import every_node
 from coordinator.compile.graph import BATCH
 from edge_sdk.errors import CompileError
 
-__all__ = ["batch_axes", "batch_first"]
+__all__ = ["batch_first"]
 
 
-def batch_axes(model: onnx.ModelProto) -> dict[str, int]:
-    """By input and output, the axis of the batch where it is not the first; of inputs the only axis that is open."""
+def _batch_axes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Axis of the batch, and rank, of each input and output where it is not the first; of inputs the only open axis."""
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
     initialized = {tensor.name for tensor in graph.initializer}
     inputs = [info for info in graph.input if info.name not in initialized]
-    axes = {}
+    axes: dict[str, tuple[int, int]] = {}
     for info in inputs:
-        dims = info.type.tensor_type.shape.dim
-        opened = [axis for axis, dim in enumerate(dims) if dim.dim_value <= 0]
+        opened = _open_axes(info)
         if len(opened) == 1:
-            axes[info.name] = opened[0]
-            dims[opened[0]].dim_param = BATCH
+            axes[info.name] = opened[0], len(info.type.tensor_type.shape.dim)
+            info.type.tensor_type.shape.dim[opened[0]].dim_param = BATCH
     if len(axes) < len(inputs):
         return {}
+    declared = {info.name: info for info in model.graph.output}
     for info in graph.output:
         info.type.tensor_type.ClearField("shape")
     del graph.value_info[:]
@@ -43,11 +43,16 @@ def batch_axes(model: onnx.ModelProto) -> dict[str, int]:
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         outputs = []  # what is wrong with the model is said later
     for info in outputs:
-        dims = info.type.tensor_type.shape.dim
-        opened = [axis for axis, dim in enumerate(dims) if dim.dim_value <= 0]
-        if [dims[axis].dim_param for axis in opened] == [BATCH]:
-            axes[info.name] = opened[0]
-    return {name: axis for name, axis in axes.items() if axis}
+        opened, dims = _open_axes(info), info.type.tensor_type.shape.dim
+        if [dims[axis].dim_param for axis in opened] != [BATCH]:
+            opened, dims = _open_axes(declared[info.name]), declared[info.name].type.tensor_type.shape.dim
+        if len(opened) == 1:
+            axes[info.name] = opened[0], len(dims)
+    return {name: found for name, found in axes.items() if found[0]}
+
+
+def _open_axes(info: onnx.ValueInfoProto) -> list[int]:
+    return [axis for axis, dim in enumerate(info.type.tensor_type.shape.dim) if dim.dim_value <= 0]
 
 
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -56,21 +61,22 @@ def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         CompileError: A name that is needed for a moved tensor is taken.
     """
-    axes = batch_axes(model)
+    axes = _batch_axes(model)
     if not axes:
         return model
     moved = onnx.ModelProto()
     moved.CopyFrom(model)
     graph = moved.graph
     before, after = [], []
+    inputs = {info.name for info in graph.input}
     for info in (*graph.input, *graph.output):
         if info.name not in axes:
             continue
-        axis, rank = axes[info.name], len(info.type.tensor_type.shape.dim)
+        axis, rank = axes[info.name]
         inner = f"{info.name}/as_exported"
         _rename(graph, info.name, inner)
         order = [*range(1, axis + 1), 0, *range(axis + 1, rank)]
-        if info in graph.input:
+        if info.name in inputs:
             before.append(_transpose(info.name, inner, order))
             _reorder(info, axis)
         else:
@@ -98,7 +104,9 @@ def _reorder(info: onnx.ValueInfoProto, axis: int) -> None:
 def _rename(graph: onnx.GraphProto, name: str, new: str) -> None:
     for node in every_node(graph):
         if new in (*node.input, *node.output):
-            raise CompileError(f"the name {new!r} is needed for {name!r} in another order; rename that tensor in the export")
+            raise CompileError(
+                f"the name {new!r} is needed for {name!r} in another order; rename that tensor in the export"
+            )
         for names in (node.input, node.output):
             for place, found in enumerate(names):
                 if found == name:

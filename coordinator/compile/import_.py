@@ -7,6 +7,7 @@ and tell parameters from constants (``normalise``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,8 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
+from coordinator.compile.batch_first import batch_first
+from coordinator.compile.batch_size import BatchError
 from coordinator.compile.external import check_whole, every_node, read_external
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
@@ -37,6 +40,8 @@ __all__ = ["import_model", "load_onnx", "read_onnx"]
 INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
 DOMAINS: Final = ("", "ai.onnx")
 CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+QUANTISED: Final = re.compile("[Qq]uantize|QLinear|MatMulInteger|ConvInteger|NBits|^Q(Attention|Gemm|Embed|OrderedM)")
+"""Operators of quantised models, of ONNX and of onnxruntime."""
 RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
 RESERVED: Final = frozenset(
     {"target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"}
@@ -93,7 +98,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     computed = fold_shape_arithmetic(proto, f"model {name!r}")
     values = infer_values(proto, f"model {name!r}", computed)
     constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
-    outputs = _outputs(proto, values)
+    outputs = _outputs(proto, values, name)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
     nodes = without_idle_casts(nodes, {key: value.dtype for key, value in values.items()}, {o.name for o in outputs})
     nodes = take_last_states(nodes, constants, values, {o.name for o in outputs})
@@ -112,9 +117,10 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
 
 def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     check_whole(model, name)
+    _check_not_quantised(model, name)
     if model.functions:
         model = inliner.inline_local_functions(model)
-    model = lowered(cut_heads(model))
+    model = lowered(batch_first(cut_heads(model)))
     for node in every_node(model.graph):
         if node.domain not in DOMAINS:
             raise CompileError(
@@ -122,6 +128,17 @@ def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
                 f"and only ONNX's own operators can be trained; export without {_exporter_hint(node.domain)}"
             )
     return model
+
+
+def _check_not_quantised(model: onnx.ModelProto, name: str) -> None:
+    found = [node for node in every_node(model.graph) if QUANTISED.search(node.op_type)]
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise CompileError(
+            f"model {name!r}: is quantised (node {found[0].name or found[0].output[0]!r}: {found[0].op_type}{others}), "
+            "and whole numbers have no gradient: give the float32 model that it was made from; `edge-coordinator "
+            "export --int8` quantises what was trained"
+        )
 
 
 def _exporter_hint(domain: str) -> str:
@@ -141,7 +158,7 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         model = without_newer(model, versions[0])
         if versions[0] != OPSET:
             model = version_converter.convert_version(model, OPSET)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise CompileError(
             f"model {name!r}: not valid ONNX, or opset {versions[0]} does not convert to {OPSET}: {error}"
         ) from error
@@ -198,7 +215,7 @@ def _inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
     return tuple(inputs)
 
 
-def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
+def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value], name: str) -> tuple[Value, ...]:
     outputs = []
     for info in proto.graph.output:
         value = values.get(info.name)
@@ -210,10 +227,7 @@ def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value
                     f"output {info.name!r}: its shape is {shape}, expected the batch first; a size seems to depend on "
                     "the data, which no gradient follows: only the batch may be open, pad or mask to fixed sizes"
                 )
-            raise CompileError(
-                f"output {info.name!r}: its shape is {shape}, expected the batch first; the batch size seems to be "
-                "written into the graph: export with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"
-            )
+            raise BatchError(f"model {name!r}", f"the shape of its output {info.name!r} is {shape} whatever comes in")
         outputs.append(value)
     return tuple(outputs)
 

@@ -301,7 +301,7 @@ def test_a_model_that_mixes_its_examples_is_refused() -> None:
 
 def test_a_batch_size_that_cannot_be_opened_is_refused() -> None:
     text = "h = Expand(x, s); y = MatMul(h, w)"
-    refused(model_of(text, {"w": W, "s": np.array([5, 4])}, inputs={"x": [5, 4]}), "dynamic batch")
+    refused(model_of(text, {"w": W, "s": np.array([5, 4])}, inputs={"x": [5, 4]}), "exactly 5", "dynamic_axes")
 
 
 def test_constants_stay_constants_and_only_parameter_slots_hold_parameters() -> None:
