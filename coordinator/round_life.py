@@ -120,7 +120,7 @@ class RoundLife:
         if checkpoint is None:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
         self.completed, self.metrics = checkpoint.round, dict(checkpoint.metrics)
-        self._serving.publish(checkpoint.published_digest)
+        self._serving.publish(checkpoint.parameters_digest)
         record = self._store.open_round(task)
         closed = sorted((r for r in self._store.rounds(task, limit=100_000) if r.closed), key=lambda r: r.number)
         # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
@@ -291,7 +291,7 @@ class RoundLife:
         self._status.ended(number, self.record.summary, event.metrics)
         self.schedule, self.record = None, None
         self.completed, self.metrics = number, dict(event.metrics)
-        self._serving.publish(event.published)
+        self._serving.publish(event.parameters)
         self._serving.clear()
         return tickets, self._final
 

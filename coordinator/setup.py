@@ -21,6 +21,7 @@ from coordinator.compile import (
     read_onnx,
     zoo_loss,
 )
+from coordinator.compile.naming import ColumnNames, with_names
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -205,7 +206,14 @@ def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes |
     if model.bundle is not None:
         return Bundle.load(model.bundle)
     if model.onnx is not None:
-        return compile_onnx(model, verify=verify, onnx=onnx)
+        bundle = compile_onnx(model, verify=verify, onnx=onnx)
+    else:
+        bundle = _of_the_zoo(config, verify=verify)
+    return with_names(bundle, ColumnNames(model.features, model.categories, model.labels))
+
+
+def _of_the_zoo(config: FederationConfig, *, verify: bool) -> Bundle:
+    model = config.model
     assert model.zoo is not None
     # Images have their channels first, whatever reads them; anything else has its features last.
     axis = model.normalise_axis or (1 if len(model.inputs) > 2 else len(model.inputs))

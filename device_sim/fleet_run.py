@@ -16,6 +16,7 @@ from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
+from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.extension import make
 from edge_sdk.mqtt import (
@@ -33,6 +34,8 @@ from edge_sdk.wire.topics import Topics, check_segment
 __all__ = ["FleetRun", "run_fleet", "shape_of", "share_of"]
 
 REPORT_SECONDS: Final = 2.0
+REASONS_MAX: Final = 20
+"""Different reasons that are said; examples may hold different mistakes on each device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
         ),
         members,
         work=lambda member: replay or training.bind(member.examples, _trainer(run.trainer)),
+        on_progress=_Troubles(say),
     )
     listener = _Listener(fleet, broker, run, say)
     try:
@@ -157,6 +161,20 @@ def share_of(text: str) -> tuple[float, bool]:
             "newest examples"
         )
     return share, kind == "last"
+
+
+class _Troubles:
+    """Says once why devices cannot do their work: that examples do not fit the model shows when they have it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+
+    def __call__(self, device: str, progress: Progress) -> None:
+        if progress.what == ProgressKind.TRAINING_FAILED and len(self._said) < REASONS_MAX:
+            if progress.detail not in self._said:
+                self._say(f"{device}: {progress.detail}")
+            self._said.add(progress.detail)
 
 
 class _Listener:

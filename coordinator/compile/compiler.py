@@ -211,12 +211,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
         None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
         ``mask`` (the input that says which positions count, or empty), ``normalise`` (input, axis, features, mode and
-        missing, or None), ``parameters`` (a list of name, shape, kind,
-        elements), ``parameter_count``, ``operators`` (of the train graph, name -> count), ``train_nodes``, ``classes``,
-        ``model_operators`` (of the inference graph), ``frozen`` (those parameters that stay in the graph), ``step``
-        (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines), ``loop`` (whether it holds a
-        graph of many steps), ``program_bytes``, ``parameters_bytes``, ``update_bytes_dense`` (an update before any
-        compression) and ``program_digest`` (hex).
+        missing, or None), ``features``, ``categories``, ``labels`` (names, see ``naming``), ``parameters`` (a list of
+        name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph, name -> count),
+        ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those parameters that
+        stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines),
+        ``loop`` (whether it holds a graph of many steps), ``program_bytes``, ``parameters_bytes``,
+        ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
     """
     program = bundle.program
     graph = onnx.ModelProto.FromString(program.train).graph
@@ -232,6 +232,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "classes": program.classes,
         "mask": program.mask,
         "normalise": _described(program),
+        "features": list(program.features),
+        "categories": {name: list(names) for name, names in program.categories.items()},
+        "labels": list(program.labels),
         "loss": program.loss,
         "metric": program.metric,
         "optimizer": program.optimizer,

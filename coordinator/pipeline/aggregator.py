@@ -19,7 +19,7 @@ from typing import IO, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.downlink import Downlink, publish
+from coordinator.downlink import Downlink, next_model
 from coordinator.pipeline.gate import Gate
 from coordinator.pipeline.memory import Memory, PartMemory
 from coordinator.pipeline.metrics import RoundMetrics
@@ -45,6 +45,9 @@ __all__ = ["Aggregator", "PipelineSettings"]
 ALGORITHM: Final = "algorithm"
 OPTIMIZER: Final = "optimizer"
 GATE: Final = "gate"
+DOWNLINK: Final = "downlink"
+OWED: Final = "owed"
+"""What the optimiser has moved beyond the model, and model deltas have left out so far: float32[P]."""
 ROWS_IN_MEMORY_BYTES: Final = 32 << 20
 """Up to here the updates of a rule that needs all of them stay in memory, and there is no file."""
 
@@ -122,20 +125,17 @@ class Aggregator:
 
     # --- a round ---
 
-    def begin(
-        self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None, stalled: int = 0
-    ) -> None:
+    def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """A round begins.
 
         Args:
             parameters: The model's parameters blob.
             memory: What the parts remember; parts that are new begin with nothing.
-            published: The parameters blob that devices train from, empty where it is the model's own.
             base: Its SHA-256, where it is known.
             stalled: How many attempts at this round have failed because most updates were too long.
         """
         self._parameters = decode_parameters(parameters, self.program.spec)
-        self._before = published or parameters
+        self._before = parameters
         self._base = digest_of(self._before) if base is None else base
         self._memory: Memory = {**memory}
         for name, part in self._parts().items():
@@ -229,28 +229,27 @@ class Aggregator:
         self.close()
         for name, step in self._steps.items():
             report = step.finish(report, counted, self._views[name])
-        delta, state = self._algorithm.apply(self._parameters, report, self._memory[ALGORITHM])
-        vector, moved = self.settings.optimizer.apply(
-            self._parameters, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
+        start = self._parameters
+        if OWED in self._memory[DOWNLINK]:
+            start = start + self._memory[DOWNLINK][OWED]
+        delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
+        wanted, moved = self.settings.optimizer.apply(
+            start, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
         )
         if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
-            vector = np.where(self._fixed, self._parameters, vector)
+            wanted = np.where(self._fixed, self._parameters, wanted)
+        made = next_model(
+            self.settings.downlink, self._before, wanted, self._spans, self._fixed_spans, base_digest=self._base
+        )
+        vector = decode_parameters(made.parameters, self.program.spec)
         memory: Memory = {
             OPTIMIZER: dict(moved),
             ALGORITHM: {name: self._checked(name, value) for name, value in state.items()},
+            DOWNLINK: {} if made.model_delta is None else {OWED: wanted - vector},
             **{name: step.remember(self._memory[name], counted) for name, step in self._steps.items()},
         }
-        parameters = encode_parameters(vector)
-        published = publish(
-            self.settings.downlink,
-            self._before,
-            parameters,
-            vector,
-            self._spans,
-            self._fixed_spans,
-            before_digest=self._base,
-        )
-        return Finished(parameters, vector, memory, published, self.broadcast(vector, memory), self._metrics.report())
+        broadcast = self.broadcast(vector, memory)
+        return Finished(made.parameters, vector, memory, made.model_delta, broadcast, self._metrics.report())
 
     def close(self) -> None:
         """Gives up what an unfinished round holds."""
@@ -264,6 +263,7 @@ class Aggregator:
         return {
             OPTIMIZER: lambda: dict(self.settings.optimizer.init(size)),
             ALGORITHM: lambda: dict(self._algorithm.init(size)),
+            DOWNLINK: dict,
             **{name: step.init for name, step in self._steps.items()},
         }
 

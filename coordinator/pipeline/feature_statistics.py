@@ -57,9 +57,7 @@ class FeatureStatistics:
         self._training = training
         self._normalise = _normalise_of(self.program)
 
-    def begin(
-        self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None, stalled: int = 0
-    ) -> None:
+    def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """See :class:`coordinator.pipeline.round_pipeline.RoundPipeline`."""
         self._vector = decode_parameters(parameters, self.program.spec)
         self._memory = memory

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.pipeline.memory import Memory
-from coordinator.store import Published
+from coordinator.store import NewDelta
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import Plan
 
@@ -35,7 +35,7 @@ class Finished:
         parameters: The next model's parameters blob.
         vector: float32[P], the same as a vector.
         memory: What the parts remember from now on.
-        published: What devices get, where that is not the model itself.
+        model_delta: Leads there from the model of before; None where devices fetch it whole.
         broadcast: Blobs of the vectors that devices get beside it, by name.
         metrics: What the devices reported.
     """
@@ -43,7 +43,7 @@ class Finished:
     parameters: bytes
     vector: NDArray[np.float32]
     memory: Memory
-    published: Published | None
+    model_delta: NewDelta | None
     broadcast: dict[str, bytes]
     metrics: dict[str, float]
 
@@ -62,15 +62,12 @@ class RoundPipeline(Protocol[E]):
     program: Program
     plan: Plan
 
-    def begin(
-        self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None, stalled: int = 0
-    ) -> None:
+    def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """A round begins, with nothing added.
 
         Args:
             parameters: The model's parameters blob.
             memory: What was remembered at the end of the round before.
-            published: The parameters blob that devices hold, empty where it is the model's own.
             base: Its SHA-256, where it is known.
             stalled: How many attempts at this round have failed because most updates were too long.
         """

@@ -4,7 +4,7 @@ Everything here runs on one FIFO worker (rule 12: threads). An update is added t
 is committed, and the sums are exact, so a restart that replays the journal finds the same bits (rule 9). A hostile or
 broken update costs its own refusal and nothing else.
 
-The worker keeps model, published parameters and memory itself, from the latest checkpoint on: only digests go to the
+The worker keeps model and memory itself, from the latest checkpoint on: only digests go to the
 core and come from it.
 """
 
@@ -44,11 +44,10 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What the latest checkpoint says: the model, what devices train from, what the pipeline remembers."""
+    """What the latest checkpoint says: the model, and what the pipeline remembers."""
 
     base: bytes
     parameters: bytes
-    published: bytes
     memory: Memory
 
 
@@ -89,7 +88,7 @@ class TaskWorker:
             self._store.tickets(job.task, job.number, attempt)
             for attempt in range(max(0, job.attempt - ATTEMPTS_MAX), job.attempt)
         )
-        self._pipeline.begin(held.parameters, held.memory, held.published, held.base, stalled)
+        self._pipeline.begin(held.parameters, held.memory, held.base, stalled)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
             self._pipeline.add(self._pipeline.again(payload))
 
@@ -121,7 +120,7 @@ class TaskWorker:
             done = self._pipeline.finish()
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", number, error)
-            return RoundCommitted(self.task, number, b"", b"", {}, f"cannot be aggregated: {error}")
+            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}")
         metrics = done.metrics
         made = self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
@@ -129,12 +128,11 @@ class TaskWorker:
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,
             metrics=metrics,
-            published=done.published,
+            model_delta=done.model_delta,
             broadcast=done.broadcast,
         )
-        published = b"" if done.published is None else done.published.blob
-        self._held = _Held(made.published_digest, done.parameters, published, done.memory)
-        return RoundCommitted(self.task, number, made.parameters_digest, made.published_digest, metrics)
+        self._held = _Held(made.parameters_digest, done.parameters, done.memory)
+        return RoundCommitted(self.task, number, made.parameters_digest, metrics)
 
     def pipeline_of(self, number: int) -> RoundPipeline[Any]:
         """What makes something of the updates of the round of this number."""
@@ -153,17 +151,11 @@ class TaskWorker:
 
     def _load(self, base: bytes) -> _Held:
         checkpoint = self._store.latest_checkpoint(self.task)
-        if checkpoint is None or checkpoint.published_digest != base:
+        if checkpoint is None or checkpoint.parameters_digest != base:
             raise StateError(
                 f"task {self.task}: the round begins from {base.hex()[:16]}, which is not the latest model"
             )
-        same = checkpoint.published_digest == checkpoint.parameters_digest
-        return _Held(
-            base,
-            self.parameters(checkpoint.parameters_digest),
-            b"" if same else self.parameters(checkpoint.published_digest),
-            unpack_memory(checkpoint.server_state),
-        )
+        return _Held(base, self.parameters(base), unpack_memory(checkpoint.server_state))
 
     def _examine(self, item: IngestItem, pending_weight: int) -> _Admitted:
         payload = item.payload if item.payload is not None else self._store.assemble(item.ticket, item.digest)

@@ -285,7 +285,7 @@ class _Simulation:
         for name in cohort:
             client = self._clients[name]
             down = server.bytes_down(client.holds)
-            client.holds = (server.base,)
+            client.holds = (server.digest,)
             try:
                 made = self._train(name, client, start)
                 payload = made.update.payload or b""
@@ -305,7 +305,7 @@ class _Simulation:
             raise TrainingError(f"round {number}: not one of {len(cohort)} updates can be used: {'; '.join(reasons)}")
         reported = server.finish()
         counted = len(cohort) - len(refused)
-        digest = server.model_digest
+        digest = server.digest
         return RoundResult(number, cohort, {}, counted, refused, bytes_up, bytes_down, digest), reported
 
     def _train(self, name: str, client: _Client, start: StartTraining) -> TrainedUpdate:
@@ -313,7 +313,7 @@ class _Simulation:
         job = TrainingJob(
             start=start,
             program=self._program_bytes,
-            parameters=self._server.published,
+            parameters=self._server.parameters,
             received=self._server.broadcast,
             vectors=lambda spec: client.vectors,
             keeps_vectors=lambda length: True,
@@ -339,7 +339,7 @@ class _Simulation:
             attempt=0,
             shard="",
             program=self._program.digest,
-            parameters=self._server.base,
+            parameters=self._server.digest,
             plan=plan,
             seconds_max=plan.training.seconds_max,
         )

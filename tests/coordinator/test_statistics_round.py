@@ -93,7 +93,7 @@ def test_mean_and_scale_of_all_devices_stand_in_the_model_before_round_1() -> No
 def parameters_of(desk: Desk) -> bytes:
     checkpoint = desk.store.latest_checkpoint(TASK)
     assert checkpoint is not None
-    blob = desk.store.get_blob(checkpoint.published_digest)
+    blob = desk.store.get_blob(checkpoint.parameters_digest)
     assert blob is not None
     return blob
 

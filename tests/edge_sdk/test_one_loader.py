@@ -31,6 +31,7 @@ from edge_sdk.wire.plan import TrainingPlan
 Arrays = dict[str, NDArray[Any]]
 
 COUNT, HELD_OUT = 60, 20
+STEADY = "dropout=0,slow_share=0,slowness_spread=0"
 STANDS_STILL = 1e-30
 """A learning rate that moves no parameter of these models: what is measured is the reading."""
 
@@ -43,12 +44,14 @@ class Kind:
     weights:  shapes of the weights by name
     examples:  gives that many
     model:  of the table [model]
+    rate:  a learning rate that suits the range of the inputs
     """
 
     graph: str
     weights: dict[str, tuple[int, ...]]
     examples: Callable[[np.random.Generator, int], Arrays]
     model: dict[str, Any] = field(default_factory=lambda: {"loss": "softmax_cross_entropy"})
+    rate: float = 0.1
 
 
 def features(rng: np.random.Generator, count: int) -> Arrays:
@@ -108,6 +111,7 @@ KINDS = {
         "(float[N, 1, 4, 4] x) => (float[N, 3] y) { f = Flatten(x) h = MatMul(f, w) y = Add(h, b) }",
         {"w": (16, 3), "b": (3,)},
         images,
+        rate=1e-6,
     ),
     "several inputs": Kind(
         "(int64[N] user, int64[N] item) => (float[N, 1] y) "
@@ -126,6 +130,7 @@ KINDS = {
         "(float[N, 2, 3, 3] picture) => (float[N, 3, 3, 3] y) { y = Conv(picture, w, b) }",
         {"w": (3, 2, 1, 1), "b": (3,)},
         pictures,
+        rate=1e-6,
     ),
     "no target": Kind(
         "(float[N, 5] x) => (float[N, 5] y) { h = MatMul(x, down) y = MatMul(h, up) }",
@@ -237,6 +242,17 @@ def test_the_same_examples_have_the_same_loss_for_every_reader(kind: str, reader
     assert READERS[reader](kind, tmp_path) == pytest.approx(loss_of(kind, held_out(kind)), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_simulate_learns_from_examples_of_every_kind(kind: str) -> None:
+    data = Dataset({name: array for name, array in everything(kind).items() if name != "is_test"})
+    history = simulate(
+        bundle_of(kind), data, split="natural", evaluation={"last": 0.25}, rounds=10, learning_rate=KINDS[kind].rate
+    )
+    assert [counts.rounds for counts in history.clients.values()] == [10, 10, 10]
+    assert history.metrics["train_loss"][-1] < history.metrics["train_loss"][0]
+    assert np.isfinite(history.metrics["loss"]).all()
+
+
 def tables_of(kind: str, directory: Path, **tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
     (directory / "model.onnx").write_bytes(model_bytes(kind))
     model = {"zoo": None, "inputs": None, "outputs": None, "onnx": str(directory / "model.onnx"), **KINDS[kind].model}
@@ -285,3 +301,18 @@ def test_devices_of_a_fleet_hold_out_their_newest_examples_and_report_their_loss
         expected, count = expected + len(newest) * loss_of(kind, examples), count + len(newest)
     assert metrics["evaluated_examples"] == count
     assert metrics["loss"] == pytest.approx(expected / count, rel=1e-5)
+
+
+def test_a_fleet_says_once_why_its_examples_do_not_fit_the_model(
+    mosquitto_broker: PrivateBroker, tmp_path: Path
+) -> None:
+    path = in_a_file("several inputs", tmp_path, "all", everything("several inputs"))
+    tables = tables_of("features", tmp_path)
+    said: list[str] = []
+    with Federation(tmp_path / "coordinator", mosquitto_broker.url, "misfit", **tables) as plant:
+        run_fleet(
+            FleetRun(plant.url, plant.name, data=str(path), split="natural", seconds=4.0, profile=STEADY),
+            say=said.append,
+        )
+    reasons = [line for line in said if "input 'x' is missing; got ['item', 'user']" in line]
+    assert len(reasons) == 1 and reasons[0].startswith("device-0000"), said
