@@ -35,8 +35,8 @@ from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
 from coordinator.compile.raw_inputs import (
     NormaliseOptions,
-    as_told,
     feature_axis,
+    normalise_of,
     normalised_already,
     raw_input,
     with_constants,
@@ -131,7 +131,7 @@ def compile_model(
 def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: str) -> Normalise:
     value = raw_input(model, mask)
     axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
-    return as_told(options, value, axis)
+    return normalise_of(options, value, axis)
 
 
 def _output(model: Model, name: str | None) -> Value:
