@@ -89,6 +89,7 @@ class Invitations:
             self._store.count("unsupported")
             self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
             return None
+        life.attendance.asked(device)
         if life.schedule is None or any(verdict.outcome == RECEIVED for verdict in verdicts):
             self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
             return None
