@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    all_bytes,
     codec_gauges,
     codec_results,
     coordinator_load,
@@ -41,6 +42,7 @@ from benchmarks.figures import Figure
 
 GROUPS: Final[dict[str, Callable[[], list[Figure]]]] = {
     "imports": imports.measure,
+    "all-bytes": all_bytes.measure,
     "wire": wire.measure,
     "downlink": downlink.measure,
     "device": device.measure,

@@ -49,8 +49,7 @@ reporting_seconds_max = 300.0
 pause_seconds = {pause_seconds}
 
 [codec]
-name = "sparse"
-density = {density}
+{codec}
 
 [stopping]
 rounds_max = {rounds}
@@ -68,6 +67,7 @@ class Federation:
         pause_seconds: Between rounds.
         training: Further lines of the ``[training]`` table.
         density: Share of the coordinates that is sent.
+        codec: The lines of the ``[codec]`` table where it is another one.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Federation:
         pause_seconds: float = 0.0,
         training: str = "",
         density: float = DENSITY,
+        codec: str = "",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edgefed-bench-")
         self.folder = Path(self._folder.name)
@@ -93,7 +94,7 @@ class Federation:
             "rounds": rounds,
             "window_seconds": window_seconds,
             "pause_seconds": pause_seconds,
-            "density": density,
+            "codec": codec or f'name = "sparse"\ndensity = {density}',
         }
 
     @property

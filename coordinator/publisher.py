@@ -53,7 +53,7 @@ class Publisher:
         now: float,
     ) -> Publish:
         """What the coordinator is doing, to all."""
-        phase, remaining = "waiting", 0.0
+        s, phase, remaining = self._settings.in_round(number), "waiting", 0.0
         if finished is not None:
             phase = "done"
         elif schedule is not None:
@@ -65,9 +65,9 @@ class Publisher:
             attempt=attempt,
             phase=phase,
             fraction=fraction,
-            window_seconds=self._settings.round.window_seconds,
+            window_seconds=s.round.window_seconds,
             remaining_seconds=remaining,
-            requires=self._settings.requires,
+            requires=s.requires,
             reason=finished or "",
         )
         expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 __all__ = ["CountingProxy"]
@@ -17,13 +18,15 @@ class CountingProxy:
     """Between clients and the broker at ``port``, from ``with`` to its end; clients connect to ``self.port``.
 
     port:  where the broker listens on this machine
+    watch:  handed the number of a connection, ``up`` or ``down``, and the bytes, one call at a time
 
     ``up`` and ``down`` are bytes of TCP payload, of all connections, counted before the other side is given them.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, watch: Callable[[int, str, bytes], None] | None = None) -> None:
         self.up = self.down = self.connections = 0
         self._broker_port = port
+        self._watch = watch
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server((_HOST, 0))
@@ -68,15 +71,18 @@ class CountingProxy:
                 continue
             with self._lock:
                 self.connections += 1
+                number = self.connections
                 self._sockets += [client, broker]
-            threading.Thread(target=self._pump, args=(client, broker, "up"), daemon=True).start()
-            threading.Thread(target=self._pump, args=(broker, client, "down"), daemon=True).start()
+            threading.Thread(target=self._pump, args=(client, broker, number, "up"), daemon=True).start()
+            threading.Thread(target=self._pump, args=(broker, client, number, "down"), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, way: str) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, number: int, way: str) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_PIECE_BYTES):
                 with self._lock:
                     setattr(self, way, getattr(self, way) + len(data))
+                    if self._watch is not None:
+                        self._watch(number, way, data)
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

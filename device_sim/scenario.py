@@ -155,13 +155,13 @@ def _run(
     engine = "numpy" if program.train_plan.outputs else "auto"
     evaluator = None
     if len(held_out):
-        evaluator = Evaluator(program, as_examples((held_out.x, held_out.y), program), engine=engine)
+        evaluator = Evaluator(program, as_examples(held_out.examples, program), engine=engine)
     coordinator = SimCoordinator(world, store, make_ingest, evaluator)
     engines = EngineCache(engine)
     parts = partition(train, scenario.split, scenario.devices, seed)
     profiles = draw_profiles(scenario.devices, seed, scenario.profile)
     devices = [
-        SimDevice(world, number, profile, (train.x[part], train.y[part]), engines)
+        SimDevice(world, number, profile, train.part(part), engines)
         for number, (profile, part) in enumerate(zip(profiles, parts, strict=True))
     ]
     coordinator.boot()

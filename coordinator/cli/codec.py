@@ -168,7 +168,8 @@ def _tensor_entries(cohort: Cohort, measured: Sequence[Measurement]) -> list[dic
             "name": tensor.name,
             "shape": list(tensor.shape),
             "elements": tensor.size,
-            "energy": None if tensor.kind == "buffer" else shares[number],
+            "kind": tensor.kind,
+            "energy": shares[number] if tensor.kind == "trainable" else None,
             "codecs": {each.label: asdict(each.tensors[number]) for each in measured},
         }
         for number, tensor in enumerate(cohort.spec)

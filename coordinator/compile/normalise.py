@@ -118,6 +118,10 @@ def split_parameters(
             array = constants[operand]
             if array.dtype != np.float32:
                 raise CompileError(f"{node}: parameter {operand!r} is {array.dtype}; export the model in float32")
+            if not np.all(np.isfinite(array)):
+                raise CompileError(
+                    f"initializer {operand!r} of {node}: holds NaN or infinity; training cannot start from it"
+                )
             name = operand
             use = (node.op, slot)  # a scale and a variance that start as ones, a bias and a mean as zeros, are not one
             split = operand in parameters and _is_uniform(array)

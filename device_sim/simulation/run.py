@@ -96,8 +96,9 @@ def simulate(
         model: A name of the zoo (``softmax_regression``, ``mlp``, ``cnn``, ...), whose inputs and outputs follow from
             the examples; an ONNX model as path, bytes or ``ModelProto``, with ``loss=`` beside it; or a bundle, as
             object, path or bytes.
-        clients: ``{name: (x, y)}`` or ``[(x, y), ...]``, where each may be in any form that a device takes; or a
-            ``Dataset``, the path of an ``.npz`` file, or ``"digits"``, which ``split`` deals to ``devices`` clients.
+        clients: ``{name: (x, y)}`` or ``[(x, y), ...]``, where each may be in any form that a device takes, a path
+            among them; or one data set, which ``split`` deals to ``devices`` clients: a ``Dataset``, a dictionary of
+            its arrays, the path of a file, or ``"digits"``.
         rounds: How many, at most.
         seed: Draws cohorts, initial weights, split and shuffles.
         algorithm: How updates become one delta; a name, ``"package.module:Class"``, or an object.
@@ -114,8 +115,9 @@ def simulate(
         learning_rate: On the clients.
         momentum: On the clients, with ``optimizer="momentum"``.
         held_out: Share of its examples that each client keeps for evaluation; ``{"last": 0.2}`` for its last ones.
-        evaluation: Examples ``(x, y)`` that nobody trains on. By default those that a ``Dataset`` sets aside, or a
-            fifth of it; None for none.
+        evaluation: Examples that nobody trains on, in any form that a device takes, or the path of a file; None for
+            none. Of one data set by default those that it marks ``is_test``, or a fifth of it; a number is another
+            share, ``{"last": 0.2}`` the newest ones.
         every_rounds: Evaluate after every so many rounds, and after the last one.
         split: For a ``Dataset``: ``iid`` (the default), ``shards:2``, ``dirichlet:0.3``, ``dirichlet_by_class:0.3``, or
             ``natural``.
@@ -283,7 +285,7 @@ class _Simulation:
         for name in cohort:
             client = self._clients[name]
             down = server.bytes_down(client.holds)
-            client.holds = (server.base,)
+            client.holds = (server.digest,)
             try:
                 made = self._train(name, client, start)
                 payload = made.update.payload or b""
@@ -303,7 +305,7 @@ class _Simulation:
             raise TrainingError(f"round {number}: not one of {len(cohort)} updates can be used: {'; '.join(reasons)}")
         reported = server.finish()
         counted = len(cohort) - len(refused)
-        digest = server.model_digest
+        digest = server.digest
         return RoundResult(number, cohort, {}, counted, refused, bytes_up, bytes_down, digest), reported
 
     def _train(self, name: str, client: _Client, start: StartTraining) -> TrainedUpdate:
@@ -311,7 +313,7 @@ class _Simulation:
         job = TrainingJob(
             start=start,
             program=self._program_bytes,
-            parameters=self._server.published,
+            parameters=self._server.parameters,
             received=self._server.broadcast,
             vectors=lambda spec: client.vectors,
             keeps_vectors=lambda length: True,
@@ -337,7 +339,7 @@ class _Simulation:
             attempt=0,
             shard="",
             program=self._program.digest,
-            parameters=self._server.base,
+            parameters=self._server.digest,
             plan=plan,
             seconds_max=plan.training.seconds_max,
         )

@@ -10,7 +10,7 @@ from coordinator.downlink import chain_from
 from coordinator.pipeline import Aggregator, Step
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.setup import pipeline_settings
-from coordinator.store import ModelDeltaRecord, Published
+from coordinator.store import ModelDeltaRecord, NewDelta
 from coordinator.store.model_deltas import deltas_kept
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
@@ -32,10 +32,8 @@ class Server:
 
     Attributes:
         parameters: The model's parameters blob.
-        model_digest: Its SHA-256.
-        vector: float32[P], the model.
-        published: The blob that clients train from; the same where they get the model itself.
-        base: Its SHA-256.
+        digest: Its SHA-256.
+        vector: float32[P], the same as a vector.
         broadcast: Blobs of the vectors that clients get beside it, by name.
     """
 
@@ -61,8 +59,8 @@ class Server:
             ),
         )
         self.vector = bundle.parameters
-        self.parameters = self.published = encode_parameters(bundle.parameters)
-        self.base = self.model_digest = digest_of(self.published)
+        self.parameters = encode_parameters(bundle.parameters)
+        self.digest = digest_of(self.parameters)
         self._memory = self._aggregator.initial_memory()
         self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
         self._chain: list[ModelDeltaRecord] = []
@@ -71,7 +69,7 @@ class Server:
     def begin(self) -> None:
         """A round begins."""
         self._round += 1
-        self._aggregator.begin(self.parameters, self._memory, self.published, self.base)
+        self._aggregator.begin(self.parameters, self._memory, self.digest)
 
     def take(self, payload: bytes, digest: bytes) -> None:
         """Adds one client's update, and its SHA-256, to the round.
@@ -91,8 +89,8 @@ class Server:
         made = self._aggregator.finish()
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
-        self.model_digest = digest_of(self.parameters)
-        self._publish(made.published)
+        before, self.digest = self.digest, digest_of(self.parameters)
+        self._follow(before, made.model_delta)
         return made.metrics
 
     def close(self) -> None:
@@ -102,18 +100,14 @@ class Server:
     def bytes_down(self, holds: Collection[bytes]) -> int:
         """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""
         vectors = sum(map(len, self.broadcast.values()))
-        if self.base in holds:
+        if self.digest in holds:
             return vectors
         _, deltas = chain_from(self._chain, holds)
-        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.published))
+        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.parameters))
 
-    def _publish(self, made: Published | None) -> None:
-        before = self.base
+    def _follow(self, before: bytes, made: NewDelta | None) -> None:
         if made is None:
-            self.published, self.base = self.parameters, self.model_digest
             self._chain.clear()
-            return
-        self.published, self.base = made.blob, digest_of(made.blob)
-        if self.base != before:
-            delta = ModelDeltaRecord(self._round, before, self.base, b"", len(made.model_delta))
+        elif self.digest != before:
+            delta = ModelDeltaRecord(self._round, before, self.digest, b"", len(made.model_delta))
             self._chain = deltas_kept([*self._chain, delta], made)

@@ -96,7 +96,7 @@ def write_held_out(directory: Path) -> Path:
     """``heldout.npz`` with the digits that no device has."""
     held_out = split_held_out(load_dataset("digits"), 0.2, 0)[1]
     path = directory / "heldout.npz"
-    np.savez(path, x=held_out.x, y=held_out.y)
+    np.savez(path, **held_out.examples)
     return path
 
 

@@ -247,7 +247,21 @@ def test_running_statistics_move_towards_those_of_the_batch_and_are_no_trainable
         engine.step(handle, fed, {"lr": 0.1})
         new = bundle.program.spec.unflatten(engine.read(handle))
         np.testing.assert_allclose(new["m"], 0.8 * parameters["m"] + 0.2 * h.mean(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(new["v"], 0.8 * parameters["v"] + 0.2 * h.var(axis=(0, 2, 3)), rtol=1e-5, atol=1e-6)
+        unbiased = h.var(axis=(0, 2, 3), ddof=1)  # as PyTorch keeps it
+        np.testing.assert_allclose(new["v"], 0.8 * parameters["v"] + 0.2 * unbiased, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine_name", ["onnxruntime", "numpy"])
+def test_the_running_variance_of_a_single_value_stays_finite(engine_name: str) -> None:
+    text = "h = MatMul(x, w); n = BatchNormalization<momentum=0.8>(h, s, c, m, v); y = MatMul(n, w)"
+    parameters = {"w": np.eye(4, dtype=np.float32), **{name: values()[name] for name in "scmv"}}
+    model = model_of(text, parameters, inputs={"x": ("batch", 4)})
+    bundle = compile_model(model, loss="mean_squared_error", name="single")
+    engine = make_engine(bundle.program, engine_name)
+    handle = engine.load(bundle.parameters)
+    engine.step(handle, {"x": np.ones((1, 4), np.float32), "target": np.ones((1, 4), np.float32)}, {"lr": 0.0})
+    new = bundle.program.spec.unflatten(engine.read(handle))
+    np.testing.assert_allclose(new["v"], 0.8 * parameters["v"], rtol=1e-6)
 
 
 def test_a_normalisation_used_twice_keeps_both_batches_statistics_apart() -> None:

@@ -121,6 +121,27 @@ def test_every_gradient_is_that_of_torch_autograd(name: str, exporter: str, engi
     assert max(errors.values()) <= TOLERANCE, {key: error for key, error in errors.items() if error > TOLERANCE}
 
 
+@pytest.mark.parametrize("engine_name", ["onnxruntime", "numpy"])
+@pytest.mark.parametrize("exporter", ["script", "dynamo"])
+@pytest.mark.parametrize("name", ["mobilenet", "resnet"])
+def test_running_statistics_move_as_those_of_torch(name: str, exporter: str, engine_name: str) -> None:
+    arrays, bundle = expected(name), compiled(name, exporter)
+    engine = make_engine(bundle.program, engine_name)
+    batch = {
+        **{entry.name: arrays[f"input/{entry.name}"] for entry in bundle.program.inputs},
+        "target": arrays["target"],
+    }
+    handle = engine.load(bundle.parameters)
+
+    engine.step(handle, batch, {"lr": 0.0})
+
+    found = bundle.program.spec.unflatten(engine.read(handle))
+    wanted = {key.removeprefix("moved/"): array for key, array in arrays.items() if key.startswith("moved/")}
+    assert set(wanted) == {t.name for t in bundle.program.spec if t.kind == "buffer"}
+    for key, array in wanted.items():
+        np.testing.assert_allclose(found[key], array, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
 @pytest.mark.parametrize("exporter", ["script", "dynamo"])
 @pytest.mark.parametrize("name", MODELS)
 def test_trained_weights_go_back_into_the_export(name: str, exporter: str) -> None:

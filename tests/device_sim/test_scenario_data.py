@@ -28,7 +28,7 @@ def windows(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     y = np.arange(100) % 3
     x = rng.random((100, 2, 3)) + y[:, None, None]
-    np.savez(tmp_path / "own.npz", x=x, y=y, client=np.arange(100) % 5)
+    np.savez(tmp_path / "own.npz", x=x, y=y, group=np.arange(100) % 5)
     return tmp_path / "own.npz"
 
 

@@ -37,14 +37,15 @@ __all__ = [
 ]
 
 
-STEEP: Final = 2.0**126
-"""As the slope of a HardSigmoid: a step from 0 to 1, for any number that is not subnormal."""
+FLOAT: Final = 1
+BOOL: Final = 9
+"""ONNX's numbers of these types, as Cast takes them."""
 
 
 def relu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
     """dX = dY where Y > 0."""
-    # Cast and Mul took half the time of Where, and this 0.8 of theirs; Sign and Mul twice the time of Where.
-    return [b.op("Mul", dy[0], b.op("HardSigmoid", node.outputs[0], alpha=STEEP, beta=0.0))]
+    # Y is not below 0, so "not 0" is "above 0": 0.8 of the time of Greater, and a twelfth of that of Where.
+    return [_masked(b, dy[0], b.op("Cast", node.outputs[0], to=BOOL))]
 
 
 def leaky_relu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -97,10 +98,15 @@ def sigmoid(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> G
 
 
 def hard_sigmoid(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dX = alpha dY where 0 < Y < 1."""
-    y = node.outputs[0]
-    inside = b.op("And", _positive(b, y), b.op("Less", y, b.scalar(1.0)))
-    return [_masked(b, b.op("Mul", dy[0], b.scalar(node.attributes["alpha"])), inside)]
+    """dX = alpha dY where 0 < alpha X + beta < 1."""
+    alpha, beta = (float(np.float32(node.attributes[key])) for key in ("alpha", "beta"))
+    if not alpha:
+        return [b.op("Mul", dy[0], b.scalar(0.0))]
+    # The bounds of X and not those of Y: close to them, Y is rounded to 0 or 1 where X is still inside.
+    low, high = sorted((-beta / alpha, (1 - beta) / alpha))
+    x = node.inputs[0]
+    inside = b.op("And", b.op("Greater", x, b.scalar(low)), b.op("Less", x, b.scalar(high)))
+    return [_masked(b, b.op("Mul", dy[0], b.scalar(alpha)), inside)]
 
 
 def hard_swish(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -108,7 +114,7 @@ def hard_swish(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -
     x = node.inputs[0]
     bent = b.op("Add", b.op("Mul", x, b.scalar(1 / 3)), b.scalar(0.5))
     inside = b.op("Less", b.op("Abs", x), b.scalar(3.0))
-    return [b.op("Mul", dy[0], b.op("Where", inside, bent, b.op("Cast", _positive(b, x), to=1)))]
+    return [b.op("Mul", dy[0], b.op("Where", inside, bent, b.op("Cast", _positive(b, x), to=FLOAT)))]
 
 
 def softplus(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -169,12 +175,10 @@ def gelu(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
 
 
 def clip(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dX = dY strictly between the bounds; a bound gets dY from where it cuts (the upper one wins)."""
+    """dX = dY strictly between the bounds (as ReLU6); a bound gets dY from where it cuts (the upper one wins)."""
     x, low, high = (*node.inputs, "", "")[:3]
     asked = (*wanted, False, False)
-    if not any(asked[1:3]) and (inside := _inside(b, x, low, high)):
-        return [b.op("Mul", dy[0], inside), None, None]
-    above = b.op("Greater", x, low) if low else ""
+    above = _above(b, node, low, high) if low else ""
     below = b.op("Less", x, high) if high else ""
     mask = b.op("And", above, below) if low and high else above or below
     gradients: list[str | None] = [None, None, None]
@@ -190,22 +194,13 @@ def clip(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Grad
     return gradients
 
 
-def _inside(b: GraphBuilder, x: str, low: str, high: str) -> str:
-    """1.0 strictly between two constant bounds and 0.0 elsewhere, "" where that needs comparisons.
-
-    The distance from the middle in a step function: 0.6 of the time of two comparisons, And, and Cast.
-    """
-    bounds = [b.constants[name] for name in (low, high) if name in b.constants]
-    if len(bounds) != 2 or any(bound.size != 1 for bound in bounds):
-        return ""
-    least, most = (np.float32(bound.reshape(())) for bound in bounds)
-    middle = np.float32((np.float64(least) + np.float64(most)) / 2)
-    reach = min(most - middle, middle - least)  # as the graph computes it: on both bounds the step is 0
-    if not 2.0**-20 < reach < 2.0**20:
-        return ""
-    distance = b.op("Abs", b.op("Sub", x, b.scalar(float(middle))) if middle else x)
-    slope = 2.0**100  # a power of two: the products are exact, and so is the sign of their difference
-    return b.op("HardSigmoid", distance, alpha=-slope, beta=slope * float(reach))
+def _above(b: GraphBuilder, node: Node, low: str, high: str) -> str:
+    """Whether X is above the lower bound; where that is 0, as in ReLU6, whether Y is not 0, which takes less time."""
+    floor, ceiling = (b.constants.get(name) for name in (low, high))
+    from_zero = floor is not None and not np.any(floor)
+    if from_zero and (not high or (ceiling is not None and np.all(ceiling > 0))):
+        return b.op("Cast", node.outputs[0], to=BOOL)
+    return b.op("Greater", node.inputs[0], low)
 
 
 def softmax(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
@@ -233,7 +228,7 @@ def _positive(b: GraphBuilder, x: str) -> str:
 
 
 def _masked(b: GraphBuilder, gradient: str, mask: str) -> str:
-    return b.op("Mul", gradient, b.op("Cast", mask, to=1))
+    return b.op("Mul", gradient, b.op("Cast", mask, to=FLOAT))
 
 
 def _complement_of_square(b: GraphBuilder, y: str) -> str:

@@ -126,19 +126,12 @@ def _is_float32(b: GraphBuilder, name: str) -> bool:
 
 
 def extreme(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:
-    """dY goes to the operand that is the maximum (minimum), to the first of several; for Max and Min."""
-    gradients: list[str | None] = []
-    taken = ""
-    for slot, name in enumerate(node.inputs):
-        mask = b.op("Equal", name, node.outputs[0])
-        if taken:
-            free = b.op("And", mask, b.op("Not", taken))
-            taken = b.op("Or", taken, mask)
-        else:
-            free = taken = mask
-        masked = b.op("Mul", dy[0], b.op("Cast", free, to=1)) if wanted[slot] else ""
-        gradients.append(reduced(b, node, slot, masked) if wanted[slot] else None)
-    return gradients
+    """dY shared evenly by the operands that equal Y; for Max and Min."""
+    masks = [b.op("Cast", b.op("Equal", name, node.outputs[0]), to=1) for name in node.inputs]
+    share = b.op("Div", dy[0], b.op("Sum", *masks)) if len(masks) > 1 else dy[0]
+    return [
+        reduced(b, node, slot, b.op("Mul", share, mask)) if wanted[slot] else None for slot, mask in enumerate(masks)
+    ]
 
 
 def where(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: Wanted) -> Gradients:

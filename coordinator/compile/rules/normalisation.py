@@ -41,8 +41,9 @@ def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
     they are freezes the running mean and variance by name: then the train graph normalises with them too. A node that
     no trained parameter comes before, and that has none itself, is left alone.
 
-    ``running' = momentum running + (1 - momentum) batch``, the variance being that of the population, as ONNX's
-    BatchNormalization defines it (PyTorch's running variance is n / (n - 1) times as large).
+    ``running' = momentum running + (1 - momentum) batch``, where the batch's variance is that of the population for
+    normalising, and n / (n - 1) times as large for the running one, as in PyTorch (ONNX's own training form keeps the
+    population's). Of a single value the variance stays 0.
     """
     if not _is_training(b, node):
         b.append(node)
@@ -57,7 +58,9 @@ def batch_normalization_training(b: GraphBuilder, node: Node) -> None:
     attributes = {"epsilon": epsilon, "momentum": 0.0, "training_mode": 1}
     outputs = (node.outputs[0], mean, variance)
     b.append(Node("BatchNormalization", (x, scale, bias, *scratch), outputs, attributes, node.name))
-    for name, batch in zip(running, (mean, variance), strict=True):
+    count = _count(b, x)
+    unbiased = b.op("Div", count, b.op("Max", b.op("Sub", count, b.scalar(1.0)), b.scalar(1.0)))
+    for name, batch in zip(running, (mean, b.op("Mul", variance, unbiased)), strict=True):
         kept = b.op("Mul", b.buffers.get(name, name), b.scalar(momentum))
         b.buffers[name] = b.op("Add", kept, b.op("Mul", batch, b.scalar(1 - momentum)))
     b.save(node, mean=mean, r=_reciprocal_root(b, variance, epsilon))
@@ -79,7 +82,7 @@ def batch_normalization(b: GraphBuilder, node: Node, dy: Sequence[str], wanted: 
     products = b.op("Mul", b.op("ReduceSum", b.op("Mul", dy[0], centred), axes, keepdims=0), r)
     gradients: list[Gradient | None] = [None, products if wanted[1] else None, sums if wanted[2] else None]
     if wanted[0]:
-        count = b.op("Div", b.op("Cast", b.op("Size", x), to=1), b.scalar(channels))
+        count = _count(b, x)
         slope = b.op("Mul", scale, r)
         share = b.op("Neg", b.op("Div", slope, count))
         # slope (dy - mean(dy) - xhat mean(dy xhat)): all but the first term is one affine pass over `centred`.
@@ -257,6 +260,11 @@ def _batch_axes(b: GraphBuilder, x: str) -> tuple[str, int]:
     """All axes but that of the channels, and the number of channels."""
     shape = b.shape(x)
     return b.ints(0, *range(2, len(shape))), int(shape[1])
+
+
+def _count(b: GraphBuilder, x: str) -> str:
+    """How many values each channel of ``x`` [N, C, ...] has."""
+    return b.op("Div", b.op("Cast", b.op("Size", x), to=1), b.scalar(int(b.shape(x)[1])))
 
 
 def _over_channels(b: GraphBuilder, per_channel: str, x: str) -> str:

@@ -2,7 +2,8 @@
 
 Needs torch, onnx and onnxscript. For each model it writes ``<model>.script.onnx`` (TorchScript exporter),
 ``<model>.dynamo.onnx`` and ``<model>.npz``: ``input/...``, ``target``, ``loss``, and by PyTorch's name ``value/...``
-and ``gradient/...`` of every parameter, differentiated in float64 and in training mode.
+and ``gradient/...`` of every parameter, differentiated in float64 and in training mode, and ``moved/...``, the running
+statistics after that one pass.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ def make(name: str, case: Case) -> None:
     for key, parameter in model.named_parameters():
         arrays[f"value/{key}"] = parameter.detach().float().numpy()
         arrays[f"gradient/{key}"] = parameter.grad.float().numpy()
+    for key, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            arrays[f"moved/{key}"] = buffer.float().numpy()
     np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
 
 
