@@ -103,9 +103,10 @@ def raw_input(model: onnx.ModelProto, mask: str = "") -> Value:
     found = [(name, value) for name, value in values if value is not None and value.dtype == "float32"]
     if len(found) != 1:
         told = ", ".join(f"{name!r} {'of unknown type' if value is None else value.dtype}" for name, value in values)
+        remedy = "and scale the values before the model" if found else "since whole numbers are not normalised"
         raise CompileError(
             f"normalise: needs exactly one float32 input, the model has {len(found)} among its inputs {told}; "
-            'set normalise = "none" and scale the values before the model'
+            f'set normalise = "none", {remedy}'
         )
     name, value = found[0]
     if len(value.shape) < 2 or not all(isinstance(d, int) and d > 0 for d in value.shape[1:]):
