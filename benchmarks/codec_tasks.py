@@ -21,7 +21,7 @@ from benchmarks.codec_models import conv1d_model, conv2d_model, gru_model
 from benchmarks.har import windows_of
 from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
-from device_sim.datasets import load_dataset
+from device_sim.datasets import load_dataset, split_held_out
 from device_sim.partitions import shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.training.engine import Engine, make_engine
@@ -105,7 +105,7 @@ class Task:
 
     def facts(self) -> dict[str, Any]:
         """Everything that a run's result depends on besides seed and method."""
-        return {**asdict(self), "shape": MODELS[self.model].shape}
+        return {**asdict(self), "plan": self.plan.to_wire(), "shape": MODELS[self.model].shape}
 
 
 def _plan(lr: float, batch_size: int = 10) -> TrainingPlan:
@@ -172,10 +172,9 @@ class _Deal:
 
 @lru_cache(maxsize=1)
 def _mnist() -> _Deal:
-    data = load_dataset(data_file("mnist.npz"))
-    assert data.held_out is not None
-    train, test = data.subset(np.flatnonzero(~data.held_out)), data.subset(np.flatnonzero(data.held_out))
-    return _Deal(train.x, train.y, test.x, test.y)
+    train, test = split_held_out(load_dataset(data_file("mnist.npz")), 0.0, 0)
+    x, test_x = (part.x / np.float32(255.0) for part in (train, test))
+    return _Deal(x, train.y.astype(np.int64), test_x, test.y.astype(np.int64))
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,8 @@
 
 The accuracy is that of plain federated averaging in one process, without a network: the handwritten digits on 30
 devices (Dirichlet 0.5), 15 a round, an MLP 64-200-10, updates sparse at 10 %, and the demo's server optimiser, whose
-momentum makes it the hard case (with ``fedavg`` no difference was ever seen). Devices train on what is published; the
-model is judged on held-out digits. Every pair shares its seed: devices, cohorts, batches.
+momentum makes it the hard case (with ``fedavg`` no difference was ever seen). The model, which
+devices hold, is judged on held-out digits. Every pair shares its seed: devices, cohorts, batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.vectors import gaussian
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config.sections import DownlinkSection
 from coordinator.config.settings import downlink
-from coordinator.downlink import Downlink, publish
+from coordinator.downlink import Downlink, next_model
 from coordinator.evaluation import Evaluator
 from coordinator.server_optimizers import make_server_optimizer
 from device_sim.datasets import load_dataset, split_held_out
@@ -100,7 +100,7 @@ def _parts() -> dict[str, Any]:
     return {
         "bundle": bundle,
         "engine": make_engine(program, "numpy"),
-        "evaluator": Evaluator(program, as_examples((held_out.x, held_out.y), program), "numpy"),
+        "evaluator": Evaluator(program, as_examples(held_out.examples, program), "numpy"),
         "train": train,
     }
 
@@ -111,28 +111,26 @@ def trained(side: Downlink, seed: int) -> list[float]:
     bundle, train = parts["bundle"], parts["train"]
     program = bundle.program
     shares = partition(train, "dirichlet:0.5", DEVICES, seed)
-    examples = [as_examples((train.x[share], train.y[share]), program) for share in shares]
+    examples = [as_examples(train.part(share).examples, program) for share in shares]
     kept: list[Any] = [None] * DEVICES
     cohorts = np.random.Generator(np.random.PCG64(seed))
     optimizer = make_server_optimizer("fedavgm", eta=0.4, momentum=0.9)
-    model, state = bundle.parameters.copy(), optimizer.init(program.spec.size)
-    published = encode_parameters(model)
+    wanted, state = bundle.parameters.copy(), optimizer.init(program.spec.size)
+    model = encode_parameters(wanted)
     scores = []
     for number in range(ROUNDS):
-        start = decode_parameters(published, program.spec)
-        total, weight = np.zeros(model.size), 0
+        start = decode_parameters(model, program.spec)
+        total, weight = np.zeros(start.size), 0
         for device in cohorts.permutation(DEVICES)[:COHORT]:
             draw = np.random.Generator(np.random.PCG64([seed, number, int(device)]))
             done = train_locally(parts["engine"], start, examples[device], PLAN, rng=draw, clock=lambda: 0.0)
             sent = encode_update(done.delta, kept[device], UPLINK, seed=0)
             kept[device] = sent.kept
-            total += len(examples[device]) * decode_update(sent.frame, model.size, UPLINK).dense().astype(np.float64)
+            total += len(examples[device]) * decode_update(sent.frame, start.size, UPLINK).dense().astype(np.float64)
             weight += len(examples[device])
-        model, state = optimizer.apply(model, (total / weight).astype(np.float32), state, None)
-        blob = encode_parameters(model)
-        step = publish(side, published, blob, model, ())
-        published = blob if step is None else step.blob
-        scores.append(float(parts["evaluator"].evaluate(blob)["accuracy"]))
+        wanted, state = optimizer.apply(wanted, (total / weight).astype(np.float32), state, None)
+        model = next_model(side, model, wanted, ()).parameters
+        scores.append(float(parts["evaluator"].evaluate(model)["accuracy"]))
     return scores
 
 

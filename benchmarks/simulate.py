@@ -18,10 +18,11 @@ TWO_NN_SECONDS: Final = 0.2
 CODE: Final = """
 import json, sys, time
 import numpy as np
-from device_sim import load_dataset, partition, simulate
+from device_sim import Dataset, load_dataset, partition, simulate, split_held_out
 path, task, codec = sys.argv[1:]
-data = load_dataset(path).reshaped((784,))
-train, test = (data.subset(np.flatnonzero(data.held_out == held)) for held in (False, True))
+train, test = (
+    Dataset(part.x.reshape(-1, 784) / np.float32(255.0), part.y) for part in split_held_out(load_dataset(path), 0.0, 0)
+)
 if task == "linear":
     deal, model, settings = partition(train, "iid", 1000, 0), "softmax_regression", {"rounds": 100}
 else:

@@ -198,12 +198,29 @@ def compile_bundle(
     class_weight: Annotated[
         list[float] | None, typer.Option(help="Factor of a class; repeated, one for each class.")
     ] = None,
+    normalise: Annotated[
+        str, typer.Option(help="Take raw units, with mean and scale of all devices (federated) or of each (local).")
+    ] = "none",
+    normalise_axis: Annotated[
+        int | None, typer.Option(help="The input's dimension that counts features; told from the model.")
+    ] = None,
+    normalise_clip: Annotated[float, typer.Option(help="Raw values beyond plus and minus this count as this.")] = 1e6,
+    missing: Annotated[
+        str, typer.Option(help="What becomes of NaN: refuse, or mean, the feature's average.")
+    ] = "refuse",
     ignore_index: Annotated[int | None, typer.Option(help="A label that is not counted.")] = None,
     class_axis: Annotated[int | None, typer.Option(help="The output's axis of classes.")] = None,
     mask: Annotated[
         str, typer.Option(help="An input, of the model or a new one, that is 0 at positions that do not count.")
     ] = "",
     output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
+    feature: Annotated[
+        list[str] | None, typer.Option(help="Name of a column of the input; repeated, in their order.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="A feature that is a text, and its values: fuel=diesel,petrol; repeated.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Name of a class; repeated, in their order.")] = None,
     loop: Annotated[
         bool | None, typer.Option(help="A graph of many steps in one run; by default where measuring finds it faster.")
     ] = None,
@@ -212,8 +229,11 @@ def compile_bundle(
 ) -> None:
     """Turn an ONNX model into a bundle that devices can train, check its gradients, and say what was understood."""
     from coordinator.cli.compile import compile_file
-    from coordinator.compile import LossOptions
+    from coordinator.compile import LossOptions, NormaliseOptions
+    from coordinator.compile.naming import ColumnNames
 
+    if normalise == "none" and (normalise_axis is not None or missing != "refuse"):
+        raise CompileError("--normalise-axis and --missing go with --normalise federated or local")
     bundle = compile_file(
         model,
         out,
@@ -227,8 +247,10 @@ def compile_bundle(
         train=train or (),
         freeze=freeze or (),
         lora=lora,
+        normalise=None if normalise == "none" else NormaliseOptions(normalise, normalise_axis, normalise_clip, missing),
         loop="auto" if loop is None else loop,
         name=name,
+        names=ColumnNames.parse(feature or (), category or (), label or ()),
     )
     _print_bundle(bundle, out, as_json)
 

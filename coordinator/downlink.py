@@ -1,9 +1,11 @@
 """What devices get after a round: the model itself, or a step towards it from what they hold
 (``edge_sdk/training/model_delta.py``).
 
-The model is what is aggregated, evaluated and exported. What is *published* is what devices hold and train from. With
-a compressed downlink it lags behind: each model delta brings the most of what is missing, the rest comes with later
-ones.
+The model is what devices hold and train from, and what is evaluated and exported. With a compressed downlink it does
+not go all the way to where the server optimiser would have it: each model delta brings the most of what is missing, and
+the rest is *owed* and comes with later ones (error feedback; the aggregator remembers it). Of an update of less than a
+bit most is noise. What is owed holds it back until it has averaged out, which is why the model itself is judged and not
+the sum of both: MNIST's 2NN at 3 % ends .7 points higher so.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.store import ModelDeltaRecord, Published
+from coordinator.store import ModelDeltaRecord, NewDelta
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.errors import TrainingError
+from edge_sdk.training.bundle import encode_parameters
 from edge_sdk.training.model_delta import Span, encode_model_delta
+from edge_sdk.wire.messages import short
 
-__all__ = ["Downlink", "chain_from", "publish"]
+__all__ = ["Downlink", "NextModel", "chain_from", "next_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,35 +50,51 @@ class Downlink:
     whole_bytes_min: int = WHOLE_BYTES_MIN
 
 
-def publish(
+@dataclass(frozen=True, slots=True)
+class NextModel:
+    """The next model, and how devices come to it.
+
+    Attributes:
+        parameters: Its parameters blob.
+        model_delta: Leads there from the model of before; None where devices fetch it whole.
+    """
+
+    parameters: bytes
+    model_delta: NewDelta | None = None
+
+
+def next_model(
     downlink: Downlink,
     before: bytes,
-    model: bytes,
-    vector: NDArray[np.float32],
+    wanted: NDArray[np.float32],
     buffers: Sequence[Span],
+    constants: Sequence[Span] = (),
     *,
-    before_digest: bytes | None = None,
-) -> Published | None:
-    """The step from what devices hold to the new model; None where they get the model itself.
+    base_digest: bytes | None = None,
+) -> NextModel:
+    """The next model: as far towards what is wanted as a model delta says it.
 
     Args:
         downlink: How the model travels.
-        before: The parameters blob that was published before.
-        model: The new model's parameters blob.
-        vector: float32[P], the same as a vector.
+        before: The parameters blob of the model, which devices hold.
+        wanted: float32[P], the parameters that the optimiser has come to.
         buffers: Where its buffers are.
-        before_digest: SHA-256 of ``before``, where it is known.
+        constants: Where its constants are.
+        base_digest: SHA-256 of ``before``, where it is known.
     """
-    if downlink.codec is None or len(model) < downlink.whole_bytes_min:
-        return None
+    whole = encode_parameters(wanted)
+    if downlink.codec is None or len(whole) < downlink.whole_bytes_min:
+        return NextModel(whole)
     try:
-        model_delta, blob = encode_model_delta(before, vector, buffers, downlink.codec, base_digest=before_digest)
+        model_delta, parameters = encode_model_delta(
+            before, wanted, buffers, downlink.codec, constants=constants, base_digest=base_digest
+        )
     except TrainingError as error:
         logger.warning("the model travels whole: %s", error)
-        return None
-    if len(model_delta) * CHAIN_SHARE > len(model):
-        return None
-    return Published(blob, model_delta, downlink.deltas_max, len(model) // CHAIN_SHARE)
+        return NextModel(whole)
+    if len(model_delta) * CHAIN_SHARE > len(whole):
+        return NextModel(whole)
+    return NextModel(parameters, NewDelta(model_delta, downlink.deltas_max, len(whole) // CHAIN_SHARE))
 
 
 def chain_from(
@@ -84,14 +104,14 @@ def chain_from(
 
     Args:
         deltas: The whole chain, the oldest model delta first.
-        holds: Digests of the parameters that the device has.
+        holds: Short digests of the parameters that the device has.
 
     Returns:
         The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
         has the newest ones.
     """
-    if deltas and deltas[-1].target not in holds:
+    if deltas and short(deltas[-1].target) not in holds:
         for at in range(len(deltas) - 1, -1, -1):
-            if deltas[at].base in holds:
+            if short(deltas[at].base) in holds:
                 return deltas[at].base, tuple(deltas[at:])
     return b"", ()

@@ -96,13 +96,12 @@ class Ingested:
 class RoundCommitted:
     """The worker committed the round, or could not (``error``, for people).
 
-    ``parameters`` is the SHA-256 of the model, ``published`` of the parameters that devices get.
+    ``parameters`` is the SHA-256 of the model.
     """
 
     task: str
     number: int
     parameters: bytes
-    published: bytes
     metrics: dict[str, float]
     error: str = ""
 

@@ -47,6 +47,10 @@ class TicketDesk(Protocol):
     def advance(self, event: Event, now: float) -> None:
         """Lets the schedule take an event, and performs what follows."""
 
+    @property
+    def update_bytes_max(self) -> int:
+        """Largest update that the open round takes, in bytes."""
+
     def perform(self, actions: list[Action], now: float) -> None:
         """Performs actions of the schedule."""
 
@@ -63,7 +67,6 @@ class Intake:
         workers: Where whole updates go.
         effects: Where the turn's effects are gathered.
         lineage: The database's lineage: an update for another one is a stranger's.
-        update_bytes_max: Largest update accepted, in bytes.
         chunk_bytes_max: Largest chunk that devices are asked to send, in bytes.
     """
 
@@ -75,7 +78,6 @@ class Intake:
         effects: list[Effect],
         *,
         lineage: bytes,
-        update_bytes_max: int,
         chunk_bytes_max: int,
     ) -> None:
         self._desk = desk
@@ -83,7 +85,6 @@ class Intake:
         self._workers = workers
         self._effects = effects
         self._lineage = lineage
-        self._update_bytes_max = update_bytes_max
         self._chunk_bytes_max = chunk_bytes_max
         self._digests: dict[bytes, bytes] = {}  # what each ticket has offered last
         self._chunks: list[tuple[str, Chunk, Delivery]] = []
@@ -174,7 +175,7 @@ class Intake:
 
     def _why_not(self, total: int, offset: int = 0, length: int = 1) -> str:
         """Why an update of ``total`` bytes, or this range of it, cannot be taken; empty where it can."""
-        if total > self._update_bytes_max:
+        if total > self._desk.update_bytes_max:
             return "oversize"
         return "" if length and offset + length <= total else "range"
 

@@ -89,6 +89,14 @@ class Invitations:
             self._store.count("unsupported")
             self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
             return None
+        lacking = [r for r in life.settings.requires if r not in supported]
+        if lacking:
+            # Not held: it can take part in the rounds that follow.
+            self._store.count("unsupported")
+            reason = f"round {life.number}, {life.settings.purpose}, requires {lacking}: upgrade edgefed on this device"
+            self._come_back(device, message.nonce, self._come_back_time(), reason, verdicts)
+            return None
+        life.attendance.asked(device)
         if life.schedule is None or any(verdict.outcome == RECEIVED for verdict in verdicts):
             self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
             return None
@@ -124,7 +132,7 @@ class Invitations:
 
     def invite(self, action: schedules.Issue, now: float) -> None:
         """Answers a check-in with a ticket, and from then on heeds the device's last will."""
-        s, ticket = self._settings, action.ticket
+        s, ticket = self._life.settings, action.ticket
         record, schedule = self._life.record, self._life.schedule
         assert record is not None and schedule is not None
         way = self._serving.way_for(self._holds.pop(ticket.device, ()))

@@ -94,12 +94,20 @@ class Presence:
     # --- the connection ---
 
     def on_up(self, now: float) -> list[Effect]:
-        """Both connections are there, and the states of others will be heard: claims the tasks."""
-        self._others.clear()
+        """Both connections are there: claims the tasks.
+
+        Retained states of others may have come before, as soon as the first of the connections was there.
+        """
         return self._claim(now)
 
-    def on_down(self) -> None:
-        """The connection is gone: whoever else is there may take over."""
+    def on_down(self, *, deaf: bool) -> None:
+        """A connection is gone: whoever else is there may take over.
+
+        Args:
+            deaf: Whether it was the one on which others are heard. Their retained states come again with the next one.
+        """
+        if deaf:
+            self._others.clear()
         self.state, self.due, self.reason = AWAY, None, "no connection to the broker"
 
     # --- what others say ---

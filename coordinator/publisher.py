@@ -51,7 +51,7 @@ class Publisher:
         now: float,
     ) -> Publish:
         """What the coordinator is doing, to all."""
-        phase, remaining = "waiting", 0.0
+        s, phase, remaining = self._settings.in_round(number), "waiting", 0.0
         if finished is not None:
             phase = "done"
         elif schedule is not None:
@@ -62,7 +62,7 @@ class Publisher:
             attempt=attempt,
             phase=phase,
             fraction=fraction,
-            window_seconds=self._settings.round.window_seconds,
+            window_seconds=s.round.window_seconds,
         )
         expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None
         topic = self.topics.announce(self._settings.task)

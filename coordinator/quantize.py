@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from coordinator.compile import export_onnx
+from coordinator.compile.raw_inputs import PREFIX
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.examples import Examples, counted_labels
@@ -121,8 +122,8 @@ def _quantise(source: Path, target: Path, program: Program, examples: Examples |
     if examples is None:
         quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QInt8)
         return
-    taken = {info.name for info in onnx.load(source, load_external_data=False).graph.input}
-    taken = {info.name for info in onnx.load(source, load_external_data=False).graph.input}
+    graph = onnx.load(source, load_external_data=False).graph
+    taken = {info.name for info in graph.input}
     index = np.arange(min(CALIBRATED, max(1, len(examples) // 2)))
     quantization.quantize_static(
         source,
@@ -132,6 +133,8 @@ def _quantise(source: Path, target: Path, program: Program, examples: Examples |
         per_channel=True,
         weight_type=quantization.QuantType.QInt8,
         activation_type=quantization.QuantType.QUInt8,
+        # Raw units of different features have no scale in common: 1480 rpm would leave no step to 4.2 bar.
+        nodes_to_exclude=[node.name for node in graph.node if node.name.startswith(PREFIX)],
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coordinator.attendance import Attendance
 from coordinator.choosing import chooser
 from coordinator.downloads import Downloads
 from coordinator.events import CloseJob, Effect, Evaluated, Finished, RoundCommitted, RoundEnded, StartJob, Workers
@@ -49,8 +50,9 @@ class RoundLife:
 
     Attributes:
         schedule: The open round, None between rounds.
+        attendance: Who would come to the next selection.
         record: What is saved of it.
-        completed: Number of the newest committed round.
+        completed: Number of the newest checkpoint: of the newest committed round, or of the one before the first.
         metrics: Of the newest model.
         finished: Why training is over, None before.
         committing: Whether the worker is at the end of the round: what counts is decided, and not there yet.
@@ -73,6 +75,7 @@ class RoundLife:
         wall: Callable[[], float],
     ) -> None:
         self.schedule: Schedule | None = None
+        self.attendance = Attendance()
         self.record: RoundRecord | None = None
         self.completed = 0
         self.metrics: dict[str, float] = {}
@@ -97,6 +100,16 @@ class RoundLife:
         self._choose_by = chooser(settings.rule, registry.devices)
 
     @property
+    def settings(self) -> TaskSettings:
+        """The task as the open round has it."""
+        return self._settings.in_round(self.number) if self.record is not None else self._settings
+
+    @property
+    def number(self) -> int:
+        """Of the open round; between rounds, of the newest one that was committed, 0 where there is none."""
+        return self.record.number if self.record is not None else max(0, self.completed)
+
+    @property
     def best(self) -> float | None:
         """The best value of the watched metric."""
         return self._stopping.best
@@ -110,7 +123,7 @@ class RoundLife:
         if checkpoint is None:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
         self.completed, self.metrics = checkpoint.round, dict(checkpoint.metrics)
-        self._serving.publish(checkpoint.published_digest)
+        self._serving.publish(checkpoint.parameters_digest)
         record = self._store.open_round(task)
         closed = sorted((r for r in self._store.rounds(task, limit=100_000) if r.closed), key=lambda r: r.number)
         # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
@@ -131,11 +144,11 @@ class RoundLife:
 
     def begin_round(self, now: float) -> None:
         """The next round, or the next attempt at it."""
-        s = self._settings
-        last = self._store.rounds(s.task, limit=1)
         number = self.completed + 1
+        s = self._settings.in_round(number)
+        last = self._store.rounds(s.task, limit=1)
         attempt = last[0].attempt + 1 if last and last[0].number == number else 0
-        expected = self._expected(attempt)
+        expected, awaited = self._expected(s, attempt), self.attendance.selection_begins()
         self.record = RoundRecord(
             task=s.task,
             number=number,
@@ -155,18 +168,21 @@ class RoundLife:
             base=self._serving.parameters,
             now=now,
             choose_by=self._choose_by,
+            # Where only some are asked, each draws anew whether it comes.
+            awaited=awaited if self.fraction >= 1.0 else frozenset(),
         )
         self._begin(self.record, now)
 
     def _restore(self, record: RoundRecord, now: float) -> None:
         """The round that was open; its clock stands still until devices can be heard."""
+        s = self._settings.in_round(record.number)
         known = self._store.tickets(record.task, record.number, record.attempt)
         schedule = Round.restore(
-            self._settings.round,
+            s.round,
             phase=record.phase,
             seconds_remaining=record.seconds_remaining,
             tickets=[_ticket(row) for row in known],
-            expected=self._expected(record.attempt),
+            expected=self._expected(s, record.attempt),
             rng=self._cohort_rng(record.number, record.attempt),
             new_ticket=lambda: self._new_id(16),
             base=record.base,
@@ -182,12 +198,13 @@ class RoundLife:
             self._serving.retain_all()
 
     def _begin(self, record: RoundRecord, now: float) -> None:
-        self._status.begin(now, self._downloads.bytes_sent)
+        self._status.begin(self.settings, now, self._downloads.bytes_sent)
+        self._serving.begin(self.settings.plan)
         self._workers.start(StartJob(record.task, record.number, record.attempt, record.base))
 
-    def _expected(self, attempt: int) -> int:
+    def _expected(self, s: TaskSettings, attempt: int) -> int:
         """Sets the fraction to announce; returns how many check-ins it should bring, 0 if nobody knows."""
-        s, population = self._settings, self._registry.population()
+        population = self._registry.population()
         wanted = wanted_count(s.round.goal_count, s.round.over_selection)
         self.fraction = announced_fraction(population, wanted, s.fraction, attempt)
         self.participation = round(min(1.0, wanted / population), 3) if population else 0.0
@@ -261,6 +278,7 @@ class RoundLife:
         self._store.abandon_round(self.record.abandoned(reason, summary, self._wall()), verdicts)
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
+        self.attendance.round_ended(tickets)
         return tickets
 
     def failed(self) -> dict[bytes, tuple[str, str]]:
@@ -276,10 +294,11 @@ class RoundLife:
         assert self.record is not None and self.schedule is not None
         self.committing = False
         number, tickets = self.record.number, self.schedule.tickets
+        self.attendance.round_ended(tickets)
         self._status.ended(number, self.record.summary, event.metrics)
         self.schedule, self.record = None, None
         self.completed, self.metrics = number, dict(event.metrics)
-        self._serving.publish(event.published)
+        self._serving.publish(event.parameters)
         self._serving.clear()
         return tickets, self._final
 

@@ -180,7 +180,7 @@ class Coordinator:
         self._up.discard(event.channel)
         if event.channel == BULK:
             self._downloads.on_broker_down()
-        self.presence.on_down()
+        self.presence.on_down(deaf=event.channel == CONTROL)
         self._present([], now, was_serving=True)
 
     def _present(self, effects: list[Effect], now: float, *, was_serving: bool = False) -> None:

@@ -6,18 +6,20 @@ Only digests and sizes stand here. The bytes are read from the database when som
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect
 from coordinator.schedules.selection import wanted_count
 from coordinator.store import ModelDeltaRecord, Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.messages import short
+from edge_sdk.wire.plan import Plan
 
-__all__ = ["Serving", "Way", "chain_from"]
+__all__ = ["Serving", "Way"]
 
 RETAIN_FROM_DEVICES: Final = 8
 
@@ -29,7 +31,7 @@ class Way:
     Attributes:
         base: SHA-256 of the parameters that the deltas start from; empty without deltas.
         deltas: SHA-256 and bytes of the model deltas, the oldest first.
-        fetched: Bytes of what the device fetches: the deltas, the whole parameters, or nothing.
+        fetched: Bytes of what the device fetches beside the program: the deltas, the whole parameters, or nothing.
     """
 
     base: bytes
@@ -53,8 +55,9 @@ class Serving:
         self._downloads = downloads
         self._effects = effects
         self._deltas: list[ModelDeltaRecord] = []
+        self._broadcast: tuple[tuple[str, bytes, int], ...] = ()
+        self._program_alone = False
         self.parameters = b""
-        self.vectors: tuple[tuple[str, bytes, int], ...] = ()
         self.parameters_bytes = 0
         self.program_bytes = store.blob_bytes(settings.program_digest) or 0
 
@@ -71,14 +74,23 @@ class Serving:
         """Bytes of a retained piece, 0 where there are none."""
         return RETAINED_PIECE_BYTES if self.retains else 0
 
+    @property
+    def vectors(self) -> tuple[tuple[str, bytes, int], ...]:
+        """``(name, digest, bytes)`` of what devices of the open round fetch beside the parameters."""
+        return () if self._program_alone else self._broadcast
+
+    def begin(self, plan: Plan) -> None:
+        """A round begins: its plan says whether devices fetch more than the program."""
+        self._program_alone = plan.without_parameters
+
     def publish(self, parameters: bytes) -> None:
         """From now on devices train from the parameters with this SHA-256, and get what goes with them."""
-        before = {self.parameters, *(digest for _, digest, _ in self.vectors)} - {b""}
+        before = {self.parameters, *(digest for _, digest, _ in self._broadcast)} - {b""}
         self.parameters = parameters
         self.parameters_bytes = self._store.blob_bytes(parameters) or 0
-        self.vectors = self._store.broadcast(self._settings.task)
+        self._broadcast = self._store.broadcast(self._settings.task)
         self._deltas = self._store.deltas(self._settings.task)
-        beside = (*(delta.digest for delta in self._deltas), *(digest for _, digest, _ in self.vectors))
+        beside = (*(delta.digest for delta in self._deltas), *(digest for _, digest, _ in self._broadcast))
         self._downloads.serve(self._settings.task, {self._settings.program_digest, parameters, *beside, *before})
 
     def stop(self) -> None:
@@ -98,11 +110,14 @@ class Serving:
 
     def retain_all(self) -> None:
         """The same for everything that a device of this round may need."""
-        self.retain(self.parameters, *(delta.digest for delta in self._deltas))
+        beside = () if self._program_alone else (self.parameters, *(delta.digest for delta in self._deltas))
+        self.retain(*beside)
 
     def way_for(self, holds: Collection[bytes]) -> Way:
         """How a device comes to the newest parameters that holds those with these short digests; what it will fetch is
         retained."""
+        if self._program_alone:
+            return Way(b"", (), 0)
         base, chain = chain_from(self._deltas, holds)
         deltas = tuple((delta.digest, delta.bytes) for delta in chain)
         if deltas:
@@ -112,23 +127,3 @@ class Serving:
             return Way(b"", (), 0)
         self.retain(self.parameters)
         return Way(b"", (), self.parameters_bytes)
-
-
-def chain_from(
-    deltas: Sequence[ModelDeltaRecord], holds: Collection[bytes]
-) -> tuple[bytes, tuple[ModelDeltaRecord, ...]]:
-    """The shortest chain from something that a device holds to the newest parameters, and where it starts.
-
-    Args:
-        deltas: The whole chain, the oldest first.
-        holds: Short digests of the parameters that the device has.
-
-    Returns:
-        The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
-        has the newest ones.
-    """
-    if deltas and short(deltas[-1].target) not in holds:
-        for at in range(len(deltas) - 1, -1, -1):
-            if short(deltas[at].base) in holds:
-                return deltas[at].base, tuple(deltas[at:])
-    return b"", ()

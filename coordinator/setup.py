@@ -6,12 +6,22 @@ What cannot work is refused here, before a device is asked for anything, with th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from coordinator.compile import Lora, LossOptions, build_zoo_model, compile_model, load_onnx, read_onnx, zoo_loss
+from coordinator.compile import (
+    Lora,
+    LossOptions,
+    NormaliseOptions,
+    build_zoo_model,
+    compile_model,
+    load_onnx,
+    read_onnx,
+    zoo_loss,
+)
+from coordinator.compile.naming import ColumnNames, with_names
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -30,7 +40,13 @@ from coordinator.config.settings import (
 )
 from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
-from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory, unpack_memory
+from coordinator.pipeline import (
+    Aggregator,
+    PipelineSettings,
+    TaskWorker,
+    pack_memory,
+    unpack_memory,
+)
 from coordinator.schedules.selection import make_rule
 from coordinator.service import Service
 from coordinator.setup_checks import (
@@ -42,6 +58,7 @@ from coordinator.setup_checks import (
     check_update_budget,
     fixed_point,
 )
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.store import RoundRecord, Store, backup_path
 from coordinator.task_settings import TaskSettings
 from edge_sdk.codecs.frames import frames_bytes_max
@@ -187,11 +204,23 @@ def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes |
     if model.bundle is not None:
         return Bundle.load(model.bundle)
     if model.onnx is not None:
-        return compile_onnx(model, verify=verify, onnx=onnx)
+        bundle = compile_onnx(model, verify=verify, onnx=onnx)
+    else:
+        bundle = _of_the_zoo(config, verify=verify)
+    return with_names(bundle, ColumnNames(model.features, model.categories, model.labels))
+
+
+def _of_the_zoo(config: FederationConfig, *, verify: bool) -> Bundle:
+    model = config.model
     assert model.zoo is not None
+    # Images have their channels first, whatever reads them; anything else has its features last.
+    axis = model.normalise_axis or (1 if len(model.inputs) > 2 else len(model.inputs))
+    inputs = list(model.inputs)
+    if model.missing_indicator:
+        inputs[axis - 1] *= 2
     graph = build_zoo_model(
         model.zoo,
-        inputs=model.inputs,
+        inputs=inputs,
         outputs=model.outputs,
         hidden=model.hidden_widths,
         activation=model.activation,
@@ -205,6 +234,7 @@ def build_bundle(config: FederationConfig, *, verify: bool = True, onnx: bytes |
         proximal=model.proximal,
         weight_decay=model.weight_decay,
         clipped=model.clip_gradients,
+        normalise=_normalise_options(model, axis),
         name=model.zoo,
         verify=verify,
         loop=model.loop,
@@ -236,9 +266,22 @@ def compile_onnx(model: Model, *, verify: bool = True, onnx: bytes | None = None
         train=model.train,
         freeze=model.freeze,
         lora=Lora(model.lora_rank, model.lora) if model.lora else None,
+        normalise=_normalise_options(model, model.normalise_axis),
         name=model.onnx.stem,
         verify=verify,
         loop=model.loop,
+    )
+
+
+def _normalise_options(model: Model, axis: int | None) -> NormaliseOptions | None:
+    if model.normalise_mode == "none":
+        return None
+    return NormaliseOptions(
+        mode=model.normalise_mode,
+        axis=axis,
+        clip=model.normalise_clip,
+        missing=model.missing,
+        indicator=model.missing_indicator,
     )
 
 
@@ -273,7 +316,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     check_target(config, program)
     selection = config.selection
     asked = plan(config, dict(program.scalars))
-    return TaskSettings(
+    settings = TaskSettings(
         federation=config.federation.name,
         task=config.federation.task,
         round=round_settings(selection),
@@ -295,6 +338,10 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )
+    opening = statistics_round(settings, program, config.model.normalise_minimum)
+    if opening is not None:
+        check_quotas(config, opening.update_bytes_max)
+    return replace(settings, opening=opening)
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:
@@ -350,9 +397,10 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
         encode_parameters(initial),
         pack_memory(memory),
         aggregator.broadcast(initial, memory),
+        before_round=first_round(program, initial),
     )
     check_memory(config, memory, checkpoint.server_state)
     parameters = store.get_blob(checkpoint.parameters_digest) or b""
-    check_open_round(config, store, aggregator, (parameters, unpack_memory(checkpoint.server_state)))
-    worker = TaskWorker(store, name, aggregator)
+    worker = TaskWorker(store, name, aggregator, opening_pipeline(settings, aggregator))
+    check_open_round(config, store, worker, (parameters, unpack_memory(checkpoint.server_state)))
     return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

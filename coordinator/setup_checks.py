@@ -8,7 +8,7 @@ from typing import Final
 
 from coordinator.config import FederationConfig
 from coordinator.config.settings import piece_bytes_max
-from coordinator.pipeline import Aggregator
+from coordinator.pipeline import TaskWorker
 from coordinator.pipeline.memory import Memory, unpack_memory
 from coordinator.schedules.selection import wanted_count
 from coordinator.store import Store, backup_path
@@ -160,9 +160,7 @@ def check_memory(config: FederationConfig, wanted: Memory, stored: bytes) -> Non
             )
 
 
-def check_open_round(
-    config: FederationConfig, store: Store, aggregator: Aggregator, held: tuple[bytes, Memory]
-) -> None:
+def check_open_round(config: FederationConfig, store: Store, worker: TaskWorker, held: tuple[bytes, Memory]) -> None:
     """An open round holds updates as its devices were told to make them; they must still be of use.
 
     All of a round were made alike, so the first one tells.
@@ -170,7 +168,7 @@ def check_open_round(
     Args:
         config: The configuration.
         store: The database.
-        aggregator: The configured pipeline.
+        worker: The task's worker, with the configured pipelines.
         held: The newest checkpoint's parameters blob, and what the pipeline remembered then.
 
     Raises:
@@ -182,17 +180,19 @@ def check_open_round(
     first = next(store.journalled(record.task, record.number, record.attempt), None)
     if first is None:
         return
+    pipeline = worker.pipeline_of(record.number)
     try:
-        decode_frames(Update.decode(first[3]).frames(), aggregator.plan.codec, aggregator.program.spec)
+        if not pipeline.plan.without_parameters:
+            decode_frames(Update.decode(first[3]).frames(), pipeline.plan.codec, pipeline.program.spec)
     except ProtocolError as error:
         raise ConfigurationError(
             f"codec: round {record.number} is open and holds updates of other codec settings ({error}); put the former "
             "[codec] table back until the round has ended, then change it"
         ) from error
     try:
-        aggregator.begin(*held)
-        aggregator.again(first[3])
+        pipeline.begin(*held)
+        pipeline.again(first[3])
     except StateError as error:
         raise ConfigurationError(f"aggregation: round {record.number}: {error}") from error
     finally:
-        aggregator.close()
+        pipeline.close()

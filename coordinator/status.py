@@ -62,12 +62,14 @@ class TaskStatus:
 
     def __init__(self, settings: TaskSettings, incarnation: int) -> None:
         self._settings = settings
+        self._round = settings
         self._incarnation = incarnation
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROUNDS)
         self.figures = RoundFigures()
 
-    def begin(self, now: float, bytes_sent: int) -> None:
-        """A round begins, or goes on after a restart."""
+    def begin(self, settings: TaskSettings, now: float, bytes_sent: int) -> None:
+        """A round begins, or goes on after a restart; ``settings`` are those of this round."""
+        self._round = settings
         self.figures = RoundFigures(began=now, sent_before=bytes_sent)
 
     def ended(self, number: int, summary: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -99,7 +101,7 @@ class TaskStatus:
             "bytes_up": figures.up,
             "bytes_down": down,
             "bytes_down_dense": down + figures.saved,
-            "bytes_up_dense": reported * self._settings.dense_bytes,
+            "bytes_up_dense": reported * self._round.dense_bytes,
             "phase_seconds": {phase: round(seconds, 3) for phase, seconds in figures.phase_seconds.items()},
         }
 
@@ -129,7 +131,8 @@ class TaskStatus:
             "phase": "done" if finished else (schedule.phase if schedule else "waiting"),
             "reason": finished or waits_for,
             "remaining_seconds": round(schedule.seconds_remaining(now), 1) if schedule else 0.0,
-            "goal_count": s.round.goal_count,
+            "goal_count": self._round.round.goal_count,
+            "purpose": self._round.purpose,
             **(self.of_round(schedule, bytes_sent) if schedule else {}),
             "metrics": rounded(metrics),
             "recent": list(self._recent),

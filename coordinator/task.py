@@ -109,7 +109,6 @@ class Task:
             workers,
             effects,
             lineage=store.lineage,
-            update_bytes_max=settings.update_bytes_max,
             chunk_bytes_max=settings.chunk_bytes_max,
         )
 
@@ -119,6 +118,11 @@ class Task:
     def schedule(self) -> Schedule | None:
         """The open round, None between rounds."""
         return self.life.schedule
+
+    @property
+    def update_bytes_max(self) -> int:
+        """Largest update that the open round takes, in bytes."""
+        return self.life.settings.update_bytes_max
 
     @property
     def finished(self) -> str | None:
@@ -194,7 +198,7 @@ class Task:
         """What the retained JSON of the round says."""
         life = self.life
         return self._status.now(
-            number=life.record.number if life.record else life.completed,
+            number=life.number,
             attempt=life.record.attempt if life.record else 0,
             schedule=life.schedule,
             finished=life.finished,
@@ -240,6 +244,7 @@ class Task:
         if online:
             self._heard_of(device, now)
         else:
+            self.life.attendance.went_away(device)
             self.advance(schedules.WentAway(device), now)
 
     def on_refused_message(self) -> None:
@@ -360,9 +365,10 @@ class Task:
 
     def _round_over(self, number: int, now: float) -> None:
         self.life.over(number)
+        pause_seconds = self.settings.in_round(number).pause_seconds
         if self.finished is None:
-            self._timers["next"] = now + self.settings.pause_seconds
-        if self.finished is not None or self.settings.pause_seconds > 0:  # else the next selection says it all
+            self._timers["next"] = now + pause_seconds
+        if self.finished is not None or pause_seconds > 0:  # else the next selection says it all
             self._announce(now)
         self._shows = True
 
@@ -379,10 +385,9 @@ class Task:
         if not self._heard:
             return  # said when there is somebody to hear it
         life = self.life
-        number = life.record.number if life.record else life.completed
         attempt = life.record.attempt if life.record else 0
         self._effects.append(
-            self._publisher.announce(number, attempt, life.schedule, life.finished, life.fraction, now)
+            self._publisher.announce(life.number, attempt, life.schedule, life.finished, life.fraction, now)
         )
 
     def _publish(self, now: float) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from coordinator.schedules.selection import SelectionRule, Uniform
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["TaskSettings"]
+__all__ = ["OPENING_ROUND", "TaskSettings"]
+
+OPENING_ROUND: Final = 0
+"""Training begins with round 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,9 @@ class TaskSettings:
         dense_bytes: Bytes of one update as dense float32, for comparison.
         seed: Draws the cohorts.
         rule: Chooses them.
+        purpose: What a round is for, in words for people.
+        opening: How round 0 differs, in which devices are asked for something before anything is trained; None where
+            training begins at once.
     """
 
     federation: str
@@ -57,6 +64,12 @@ class TaskSettings:
     dense_bytes: int = 0
     seed: int = 0
     rule: SelectionRule = field(default_factory=Uniform)
+    purpose: str = "training"
+    opening: TaskSettings | None = None
+
+    def in_round(self, number: int) -> TaskSettings:
+        """The task as the round of this number has it."""
+        return self.opening if number == OPENING_ROUND and self.opening is not None else self
 
     def plan_for(self, participation: float) -> Plan:
         """The plan of a round; a codec that chooses is told how often a device can expect to take part.

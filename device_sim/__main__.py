@@ -59,10 +59,10 @@ def demo(
 def run(
     broker: Annotated[str, typer.Option(help="mqtt://user:password@host:port")],
     federation: Annotated[str, typer.Option(help="Name of the federation.")],
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Devices; with --split natural one per client key.")
-    ] = None,
-    data: Annotated[str, typer.Option(help="digits, or an .npz file with x, y and an optional client key.")] = "digits",
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices; with --split natural one per group.")] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, or an .npz file with x and y, or arrays by input name and target.")
+    ] = "digits",
     split: Annotated[
         str, typer.Option(help="iid, shards:<n>, dirichlet:<alpha>, dirichlet_by_class:<alpha>, natural")
     ] = "iid",
@@ -77,7 +77,9 @@ def run(
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or numpy.")] = "auto",
     shape: Annotated[str, typer.Option(help="Shape of one example, e.g. 784 or 1,28,28.")] = "",
     held_out: Annotated[Path | None, typer.Option(help="Also write the held-out examples here (.npz).")] = None,
-    held_out_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out where none is marked.")] = 0.2,
+    held_out_share: Annotated[
+        str, typer.Option(help="Share held out where none is marked; last:0.2 for the newest examples.")
+    ] = "0.2",
     threads: Annotated[int, typer.Option(min=1, help="Training threads.")] = 1,
     prefix: Annotated[str, typer.Option(help="Device names are <prefix>-<number>.")] = "device",
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -1,112 +1,178 @@
-"""Data sets: features, labels, whose they are; how they are dealt to devices is in ``partitions``.
+"""Data sets: examples of many devices before a model is known; how they are dealt to devices is in ``partitions``.
 
-A data set is features, labels, and, where the data has them, the key of the person or machine that each example came
-from and a mark on the examples that its publisher set aside for testing. Scaling is the least that training needs and
-nothing is fitted to the data: unsigned bytes are divided by 255, scikit-learn's digits by 16, everything else keeps
-its unit and becomes float32. A device that wants its own mean and variance computes them from its own examples.
-
-Files are NumPy archives without pickled objects. Three layouts are recognised by their keys:
-
-    x, y [, client] [, is_test]                                  one set
-    x_train, y_train, x_test, y_test                             a published split (mnist.npz)
-    signals, scale, window_start, window_len, y, subject [, is_test]    windows cut from recordings (uci_har_raw.npz)
+A data set is what one device's examples are (arrays by name, and the marks ``is_test``, ``group``, ``time`` and
+``overlap``: see ``edge_sdk.training.marks``), of all devices together. Nothing is scaled: a model takes the values that
+are in the file.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_sim.stable_random import StableRandom
-from edge_sdk.errors import ConfigurationError
+from edge_sdk.errors import ConfigurationError, ExamplesError
+from edge_sdk.training.examples import Examples, read_npz
+from edge_sdk.training.marks import Marks, apart_from, take_marks
 
-__all__ = ["Dataset", "load_dataset", "split_held_out"]
+__all__ = ["Dataset", "as_dataset", "load_dataset", "split_held_out"]
 
-WINDOW_KEYS: Final = ("signals", "scale", "window_start", "window_len", "y", "subject")
-SPLIT_KEYS: Final = ("x_train", "y_train", "x_test", "y_test")
+TARGETS: Final = ("target", "y")
+"""Names of the array to learn, the first that is there."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Examples with labels.
+    """Examples of many devices.
+
+    Args:
+        x: An array [n, ...], arrays by name for a model with several inputs, or :class:`Examples`. Arrays by name may
+            hold everything else too, as an ``.npz`` file does: the target and the marks.
+        y: The target, [n, ...]: class labels of any rank, or values. None where ``x`` holds it, or where a model is to
+            reconstruct its input.
+        is_test: bool[n], True for the examples that the publisher set aside for testing.
+        group: [n] key (whole number or text) of the person or machine that an example came from.
+        time: [n] what the examples are in the order of.
+        name: What to call the data in reports.
 
     Attributes:
-        x: float32[n, ...], the features.
-        y: int64[n] class labels, or float32[n, ...] values for regression.
-        client: [n] key (integer or text) of the person or machine an example came from; None where nobody knows.
-        name: What to call the data in reports.
-        held_out: bool[n], true for the examples that the publisher set aside for testing; None for no such mark.
+        arrays: Arrays by name, the target among them. Those of another length than ``n`` belong to no example.
+        marks: The marks.
+        name: See above.
 
     Raises:
-        ConfigurationError: The arrays do not have the same number of examples, or not these types.
+        ExamplesError: There are no examples, or a mark does not fit them.
     """
 
-    x: NDArray[np.float32]
-    y: NDArray[Any]
-    client: NDArray[Any] | None = None
-    name: str = "data"
-    held_out: NDArray[np.bool_] | None = None
+    __slots__ = ("_count", "arrays", "marks", "name")
 
-    def __post_init__(self) -> None:
-        count = len(self.x) if self.x.ndim >= 2 else -1
-        if self.x.dtype != np.float32 or count < 0:
-            raise ConfigurationError(
-                f"{self.name}: x is {self.x.dtype}{list(self.x.shape)}, expected float32[examples, features...]"
-            )
-        if self.y.dtype not in (np.int64, np.float32) or self.y.ndim < 1 or len(self.y) != count:
-            raise ConfigurationError(
-                f"{self.name}: y is {self.y.dtype}{list(self.y.shape)}, "
-                f"expected int64[{count}] or float32[{count}, ...]"
-            )
-        for key, marks in (("client", self.client), ("held_out", self.held_out)):
-            if marks is not None and marks.shape != (count,):
-                raise ConfigurationError(f"{self.name}: {key} has shape {list(marks.shape)}, expected [{count}]")
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        is_test: Any = None,
+        group: Any = None,
+        time: Any = None,
+        name: str = "data",
+    ) -> None:
+        given = {"is_test": is_test, "group": group, "time": time}
+        named = _named(x, y) | {key: value for key, value in given.items() if value is not None}
+        rest, marks = take_marks(named)
+        self._fill({key: np.asarray(value) for key, value in rest.items()}, marks, name)
+        if not len(self):
+            raise ExamplesError(f"{name}: there are no examples; got {_described(self.arrays)}")
+
+    def _fill(self, arrays: Mapping[str, NDArray[Any]], marks: Marks, name: str) -> None:
+        self.arrays, self.marks, self.name = arrays, marks, name
+        leading = arrays.get(self.target_name or "x", next(iter(arrays.values()), np.empty(0)))
+        self._count = len(leading) if leading.ndim else 0
+        marks.check_count(self._count)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self._count
+
+    @property
+    def target_name(self) -> str | None:
+        """Name of the array to learn; None where there is none."""
+        return next((name for name in TARGETS if name in self.arrays), None)
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """The arrays that models may take, each [n, ...], by name."""
+        return {k: v for k, v in self.arrays.items() if k != self.target_name and v.ndim and len(v) == self._count}
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """The only input.
+
+        Raises:
+            ExamplesError: There are several, or none.
+        """
+        inputs = self.inputs
+        if len(inputs) != 1 and "x" not in inputs:
+            raise ExamplesError(f"{self.name}: has the inputs {sorted(inputs)}, and no single one")
+        return inputs.get("x", next(iter(inputs.values())))
+
+    @property
+    def y(self) -> NDArray[Any]:
+        """The target.
+
+        Raises:
+            ExamplesError: There is none.
+        """
+        if self.target_name is None:
+            raise ExamplesError(f"{self.name}: has no target, 'y' or 'target'; got {_described(self.arrays)}")
+        return self.arrays[self.target_name]
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """int64[n] class labels, or None when ``y`` holds values for regression."""
-        return self.y if self.y.dtype == np.int64 and self.y.ndim == 1 else None
+        """int64[n]: one class for each example, from 0; None where the target is none, or several a position."""
+        if self.target_name is None:
+            return None
+        labels = self.y.reshape(self._count, -1)
+        if labels.shape[1] != 1 or labels.dtype.kind not in "buiU":
+            return None
+        return np.unique(labels[:, 0], return_inverse=True)[1].astype(np.int64)
 
     @property
-    def classes_count(self) -> int:
-        """One more than the largest label; 0 for regression or no examples."""
-        labels = self.labels
-        return int(labels.max()) + 1 if labels is not None and len(labels) else 0
+    def examples(self) -> dict[str, Any]:
+        """The arrays and marks, as :func:`edge_sdk.training.examples.as_examples` takes them."""
+        marks = {name: getattr(self.marks, name) for name in ("is_test", "group", "time")}
+        marks = {name: value for name, value in marks.items() if value is not None}
+        return {**self.arrays, **marks, **({"overlap": self.marks.overlap} if self.marks.overlap else {})}
 
-    def subset(self, indices: NDArray[np.int64]) -> Dataset:
-        """The examples at ``indices`` (int64[m]) in that order; a view when they are one unbroken ascending run."""
+    def part(self, indices: NDArray[np.int64]) -> Dataset:
+        """The examples at ``indices`` (int64[m]) in that order; views when they are one unbroken ascending run."""
         run = slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, 0)
         unbroken = run.stop - run.start == len(indices) and bool(np.all(np.diff(indices) == 1))
         pick: Any = run if unbroken else indices
-        return Dataset(
-            x=self.x[pick],
-            y=self.y[pick],
-            client=None if self.client is None else self.client[pick],
-            name=self.name,
-            held_out=None if self.held_out is None else self.held_out[pick],
-        )
+        arrays = {k: v[pick] if v.ndim and len(v) == self._count else v for k, v in self.arrays.items()}
+        marks = {name: getattr(self.marks, name) for name in ("is_test", "group", "time")}
+        marks = {name: None if value is None else value[pick] for name, value in marks.items()}
+        return self._made(arrays, Marks(**marks, overlap=self.marks.overlap))
+
+    def unmarked(self) -> Dataset:
+        """The same examples without the mark ``is_test``."""
+        return self._made(self.arrays, replace(self.marks, is_test=None))
 
     def reshaped(self, shape: tuple[int, ...]) -> Dataset:
-        """The same examples with features of another shape, e.g. ``(784,)`` or ``(1, 28, 28)``; nothing is copied.
+        """The same examples, the only input in another shape, e.g. ``(784,)`` or ``(1, 28, 28)``; nothing is copied.
 
         Raises:
-            ConfigurationError: The shape has another number of elements.
+            ExamplesError: There are several inputs, or the shape has another number of elements.
         """
-        if int(np.prod(shape)) != int(np.prod(self.x.shape[1:])):
-            raise ConfigurationError(
-                f"{self.name}: an example has shape {list(self.x.shape[1:])} and cannot be reshaped to {list(shape)}"
+        x = self.x
+        name = next(key for key, array in self.arrays.items() if array is x)
+        if int(np.prod(shape)) != int(np.prod(x.shape[1:])):
+            raise ExamplesError(
+                f"{self.name}: an example has shape {list(x.shape[1:])} and cannot be reshaped to {list(shape)}"
             )
-        x = self.x.reshape(len(self.x), *shape)
-        return Dataset(x=x, y=self.y, client=self.client, name=self.name, held_out=self.held_out)
+        return self._made({**self.arrays, name: x.reshape(len(x), *shape)}, self.marks)
+
+    def _made(self, arrays: Mapping[str, NDArray[Any]], marks: Marks) -> Self:
+        made = object.__new__(type(self))
+        made._fill(arrays, marks, self.name)
+        return made
+
+
+def as_dataset(value: Any, name: str = "data") -> Dataset:
+    """Examples in any form that a device takes: ``(x, y)``, arrays, :class:`Examples`, or the path of a file.
+
+    Raises:
+        ConfigurationError: They are in none of these forms, or do not fit each other.
+    """
+    if isinstance(value, Dataset):
+        return value
+    if isinstance(value, str | Path):
+        return load_dataset(value)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return Dataset(*value, name=name)
+    return Dataset(value, name=name)
 
 
 def load_dataset(source: str | Path) -> Dataset:
@@ -114,176 +180,120 @@ def load_dataset(source: str | Path) -> Dataset:
 
     Args:
         source: ``"digits"`` (1,797 images of 8 x 8 bundled with scikit-learn, as 64 features in 0..1), or the path of
-            an ``.npz`` file in one of the layouts above. Windows come as float32[n, channels, samples].
+            an ``.npz`` file with arrays and marks by name.
 
     Raises:
-        ConfigurationError: The source is unknown, cannot be read, or a key is missing or has the wrong shape.
+        ConfigurationError: The source is unknown, cannot be read, or its arrays do not fit each other.
     """
     if source == "digits":
         return _digits()
     path = Path(source)
     if path.suffix != ".npz":
         raise ConfigurationError(f"data: {str(source)!r} is neither 'digits' nor the path of an .npz file")
-    arrays = _Archive(path)
-    if all(key in arrays for key in WINDOW_KEYS):
-        return _windows(arrays)
-    if all(key in arrays for key in SPLIT_KEYS):
-        return _published_split(arrays)
-    return Dataset(
-        x=_scaled(arrays, "x", arrays["x"]),
-        y=_targets(arrays, "y"),
-        client=_keys(arrays, "client") if "client" in arrays else None,
-        name=arrays.name,
-        held_out=_marks(arrays, "is_test"),
-    )
+    arrays = read_npz(path)
+    try:
+        return Dataset(arrays, name=path.stem)
+    except ExamplesError as error:
+        raise ExamplesError(f"{path}: {error}") from error
 
 
-def split_held_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = False) -> tuple[Dataset, Dataset]:
     """Split into the examples that devices train on and those that nobody trains on.
 
     The publisher's own split is kept where there is one, whatever ``share`` says, so that results can be compared.
-    Otherwise ``share`` of each class is drawn (of all examples, for regression).
+    Otherwise ``share`` of each class is drawn (of all examples, where there are no classes), or with ``last`` those
+    that come last in time (in the data set, where it names no time). Examples that overlap with one that is held out
+    are in neither part: where examples overlap, runs of them are drawn.
 
     Args:
         share: Part to hold out, from 0 up to but not including 1.
         seed: Names the draw.
+        last: Whether the newest examples are held out, in place of drawn ones.
 
     Returns:
         ``(training, held out)``, both in the order of the data set.
 
     Raises:
-        ConfigurationError: ``share`` is out of range.
+        ConfigurationError: ``share`` is out of range, or nothing would be left to train on.
     """
     if not 0.0 <= share < 1.0:
         raise ConfigurationError(f"held_out: {share!r} must lie in 0 <= share < 1")
-    mask = dataset.held_out
-    if mask is None:
-        draws = StableRandom(seed, "held out")
-        mask = np.zeros(len(dataset), dtype=bool)
-        labels = dataset.labels if dataset.labels is not None else np.zeros(len(dataset), dtype=np.int64)
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            mask[members[draws.permutation(len(members))[: int(share * len(members) + 0.5)]]] = True
-    return dataset.subset(np.flatnonzero(~mask)), dataset.subset(np.flatnonzero(mask))
-
-
-class _Archive(Mapping[str, NDArray[Any]]):
-    """An ``.npz`` file whose every failure is a ConfigurationError that names file and key."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.stem
-        self._path = path
-        try:
-            archive = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"data: {path} cannot be read as an .npz file: {error}") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ConfigurationError(f"data: {path} holds one bare array; save it with numpy.savez(path, x=..., y=...)")
-        self._archive = archive
-
-    def __getitem__(self, key: str) -> NDArray[Any]:
-        if key not in self._archive:
-            raise ConfigurationError(
-                f"data: {self._path} has no array {key!r}; it has {sorted(self._archive.files)} and needs 'x' and 'y'"
-            )
-        try:
-            array: NDArray[Any] = self._archive[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"data: {self._path}: array {key!r} cannot be read: {error}") from error
-        return array
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._archive.files
-
-    def __iter__(self) -> Any:
-        return iter(self._archive.files)
-
-    def __len__(self) -> int:
-        return len(self._archive.files)
-
-    def refuse(self, key: str, array: NDArray[Any], expected: str) -> ConfigurationError:
-        return ConfigurationError(
-            f"data: {self._path}: array {key!r} is {array.dtype}{list(array.shape)}, expected {expected}"
+    held = dataset.marks.is_test
+    if held is None:
+        held = _last(dataset, share) if last else _drawn(dataset, share, seed)
+        series = _series(dataset)
+        train = np.empty(len(dataset), dtype=bool)
+        train[series] = apart_from(held[series], dataset.marks.overlap)
+    else:
+        train = ~held
+    if not train.any():
+        raise ConfigurationError(
+            f"{dataset.name}: {int(held.sum())} of {len(dataset)} examples are held out, and none is left to train on"
         )
+    whole = dataset.unmarked()
+    return whole.part(np.flatnonzero(train)), whole.part(np.flatnonzero(held))
+
+
+def _last(dataset: Dataset, share: float) -> NDArray[np.bool_]:
+    order = dataset.marks.order()
+    held = np.zeros(len(dataset), dtype=bool)
+    first = len(dataset) - int(share * len(dataset) + 0.5)
+    held[np.arange(first, len(dataset)) if order is None else order[first:]] = True
+    return held
+
+
+def _drawn(dataset: Dataset, share: float, seed: int) -> NDArray[np.bool_]:
+    """Of each class, one by one; of examples that overlap, runs of ten times as many."""
+    draws = StableRandom(seed, "held out")
+    held = np.zeros(len(dataset), dtype=bool)
+    if dataset.marks.overlap:
+        length = 10 * dataset.marks.overlap
+        runs = np.arange(len(dataset)) // length
+        chosen = draws.permutation(int(runs[-1]) + 1)[: int(share * (int(runs[-1]) + 1) + 0.5)]
+        held[_series(dataset)] = np.isin(runs, chosen)
+        return held
+    labels = dataset.labels
+    labels = np.zeros(len(dataset), dtype=np.int64) if labels is None else labels
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        held[members[draws.permutation(len(members))[: int(share * len(members) + 0.5)]]] = True
+    return held
+
+
+def _series(dataset: Dataset) -> NDArray[np.intp]:
+    """int[n]: the positions of the examples group by group, each group in the order of time."""
+    order = dataset.marks.order()
+    order = np.arange(len(dataset)) if order is None else order
+    group = dataset.marks.group
+    return order if group is None else order[np.argsort(group[order], kind="stable")]
+
+
+def _named(x: Any, y: Any) -> dict[str, Any]:
+    """The arrays by name, in whatever form they come."""
+    if isinstance(x, Examples):
+        marks = {} if x.is_test is None else {"is_test": x.is_test}
+        named = {**x.inputs, "target": x.target, **marks, **({"overlap": x.overlap} if x.overlap else {})}
+    elif isinstance(x, Mapping):
+        inner = x["x"] if isinstance(x.get("x"), Mapping) else {}
+        named = {**{k: v for k, v in x.items() if not isinstance(v, Mapping)}, **inner}
+    else:
+        named = {"x": x}
+    if y is None:
+        return named
+    if set(TARGETS) & named.keys():
+        raise ExamplesError("examples: there are two targets, y and one among the arrays; give one")
+    return {**named, "target" if isinstance(x, Mapping) else "y": y}
+
+
+def _described(arrays: Mapping[str, NDArray[Any]]) -> str:
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
 
 
 def _digits() -> Dataset:
+    """A sample that is made here: its sixteen shades of grey become numbers in 0..1."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ConfigurationError("data: 'digits' needs scikit-learn; install edgefed[sim]") from error
     x, y = load_digits(return_X_y=True)
-    return Dataset(x=(x / 16.0).astype(np.float32), y=y.astype(np.int64), name="digits")
-
-
-def _published_split(arrays: _Archive) -> Dataset:
-    train, test = arrays["x_train"], arrays["x_test"]
-    if train.ndim < 2 or train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-        raise arrays.refuse("x_test", test, f"{train.dtype} examples of shape {list(train.shape[1:])} as in 'x_train'")
-    y_train, y_test = _targets(arrays, "y_train"), _targets(arrays, "y_test")
-    if len(y_train) != len(train) or y_train.dtype != y_test.dtype or y_train.shape[1:] != y_test.shape[1:]:
-        raise arrays.refuse("y_train", y_train, f"{len(train)} labels of the same kind as 'y_test'")
-    held_out = np.arange(len(train) + len(test)) >= len(train)
-    # Joined before they are scaled: as bytes the images are a quarter of the size.
-    x = _scaled(arrays, "x_train", np.concatenate([train, test]))
-    return Dataset(x=x, y=np.concatenate([y_train, y_test]), name=arrays.name, held_out=held_out)
-
-
-def _windows(arrays: _Archive) -> Dataset:
-    signals, scale, starts = arrays["signals"], arrays["scale"], arrays["window_start"]
-    if signals.ndim != 2 or signals.dtype.kind not in "iuf":
-        raise arrays.refuse("signals", signals, "numbers[rows, channels]")
-    if scale.shape != signals.shape[1:] or scale.dtype.kind != "f" or not np.isfinite(scale).all():
-        raise arrays.refuse("scale", scale, f"finite floats[{signals.shape[1]}]")
-    samples_array = arrays["window_len"]
-    samples = int(samples_array) if samples_array.shape == () and samples_array.dtype.kind in "iu" else 0
-    if not 0 < samples <= len(signals):
-        raise arrays.refuse("window_len", samples_array, f"one integer in 1..{len(signals)}")
-    if starts.ndim != 1 or starts.dtype.kind not in "iu":
-        raise arrays.refuse("window_start", starts, "integers[windows]")
-    starts = starts.astype(np.int64)
-    if len(starts) and not 0 <= starts.min() <= starts.max() <= len(signals) - samples:
-        raise arrays.refuse("window_start", starts, f"row numbers in 0..{len(signals) - samples}")
-    cut = np.lib.stride_tricks.sliding_window_view(signals, samples, axis=0)[starts]
-    x = np.multiply(cut, scale.astype(np.float32)[:, None], dtype=np.float32)
-    if signals.dtype.kind == "f" and not np.isfinite(x).all():
-        raise arrays.refuse("signals", signals, "finite numbers")
-    subject, marks = _keys(arrays, "subject"), _marks(arrays, "is_test")
-    return Dataset(x=x, y=_targets(arrays, "y"), client=subject, name=arrays.name, held_out=marks)
-
-
-def _scaled(arrays: _Archive, key: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    if array.ndim < 2 or array.dtype.kind not in "buif":
-        raise arrays.refuse(key, array, "numbers[examples, features...]")
-    if array.dtype == np.uint8:
-        scaled: NDArray[np.float32] = np.divide(array, np.float32(255.0), dtype=np.float32)
-        return scaled
-    features = array.astype(np.float32)
-    if array.dtype.kind == "f" and not np.isfinite(features).all():
-        raise arrays.refuse(key, array, "numbers that are finite in float32 (it has NaN or infinity)")
-    return features
-
-
-def _targets(arrays: _Archive, key: str) -> NDArray[Any]:
-    array = arrays[key]
-    if array.dtype.kind in "bui" and array.ndim == 1:
-        return array.astype(np.int64)
-    if array.dtype.kind == "f" and array.ndim >= 1 and np.isfinite(array).all():
-        return array.astype(np.float32)
-    raise arrays.refuse(key, array, "integers[examples] or finite floats[examples, ...]")
-
-
-def _keys(arrays: _Archive, key: str) -> NDArray[Any]:
-    array = arrays[key]
-    if array.ndim != 1 or array.dtype.kind not in "buiU":
-        raise arrays.refuse(key, array, "integers or text[examples]")
-    return array
-
-
-def _marks(arrays: _Archive, key: str) -> NDArray[np.bool_] | None:
-    if key not in arrays:
-        return None
-    array = arrays[key]
-    if array.ndim != 1 or array.dtype.kind not in "bui":
-        raise arrays.refuse(key, array, "bool[examples]")
-    return array.astype(bool)
+    return Dataset((x / 16.0).astype(np.float32), y.astype(np.int64), name="digits")

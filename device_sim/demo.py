@@ -72,7 +72,7 @@ def run_demo(settings: DemoSettings, terminal: bool | None = None) -> float:
     began = time.monotonic()
     settings.folder.mkdir(parents=True, exist_ok=True)
     train, held_out = split_held_out(load_dataset("digits"), 0.2, settings.seed)
-    np.savez(settings.folder / "heldout.npz", x=held_out.x, y=held_out.y)
+    np.savez(settings.folder / "heldout.npz", **held_out.examples)
     with PrivateBroker(settings.broker, settings.folder / "broker") as broker:
         view = View("edgefed demo", terminal=terminal)
         view.say(f"broker: {broker.kind} on {broker.host}:{broker.port} (private, loopback)")
@@ -195,7 +195,7 @@ def _run_fleet(
     parts = partition(train, settings.split, settings.devices, settings.seed, EXAMPLES_MIN)
     profiles = draw_profiles(settings.devices, settings.seed, settings.profile)
     members = [
-        Member(f"pi-{number:02d}", profile, (train.x[part], train.y[part]))
+        Member(f"pi-{number:02d}", profile, train.part(part).examples)
         for number, (profile, part) in enumerate(zip(profiles, parts, strict=True))
     ]
     fleet = Fleet(broker.settings(), FleetSettings(FEDERATION, seed=settings.seed, away_seconds=2.0), members)

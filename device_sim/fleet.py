@@ -44,11 +44,11 @@ IN_FLIGHT_MAX: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One device of a fleet: its name, how it behaves, and its own examples ``(x, y)``."""
+    """One device of a fleet: its name, how it behaves, and its own examples, in any form that ``as_examples`` takes."""
 
     device: str
     profile: DeviceProfile
-    examples: tuple[Any, Any] | None = None
+    examples: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ThreadLocalTraining:
         self._engine = engine
         self._local = threading.local()
 
-    def bind(self, examples: tuple[Any, Any], trainer: Trainer | None = None) -> Work:
+    def bind(self, examples: Any, trainer: Trainer | None = None) -> Work:
         """The work of one device, with its own trainer where there is one."""
         return _BoundTraining(self, examples, trainer)
 
@@ -103,7 +103,7 @@ class ThreadLocalTraining:
 
 
 class _BoundTraining:
-    def __init__(self, shared: ThreadLocalTraining, examples: tuple[Any, Any], trainer: Trainer | None) -> None:
+    def __init__(self, shared: ThreadLocalTraining, examples: Any, trainer: Trainer | None) -> None:
         self._shared = shared
         self._examples = examples
         self._trainer = trainer
@@ -250,7 +250,7 @@ class Fleet:
             for i in range(settings.training_threads)
         ]
         training = ThreadLocalTraining(settings.engine)
-        make = work or (lambda member: training.bind(member.examples if member.examples is not None else ((), ())))
+        make = work or (lambda member: training.bind(member.examples))
         self._devices = [_Device(self, number, member, make(member)) for number, member in enumerate(members)]
 
     @property

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from coordinator.config.fields import HELD_OUT_MAX
+from device_sim.datasets import load_dataset, split_held_out
 from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
+from edge_sdk.device.progress import Progress, ProgressKind
 from edge_sdk.errors import ConfigurationError, ConnectionUnavailable
 from edge_sdk.extension import make
 from edge_sdk.mqtt import (
@@ -30,9 +31,11 @@ from edge_sdk.mqtt import (
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.topics import Topics, check_segment
 
-__all__ = ["FleetRun", "deal", "run_fleet", "shape_of"]
+__all__ = ["FleetRun", "run_fleet", "shape_of", "share_of"]
 
 REPORT_SECONDS: Final = 2.0
+REASONS_MAX: Final = 20
+"""Different reasons that are said; examples may hold different mistakes on each device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +54,11 @@ class FleetRun:
     engine: str = "auto"
     shape: str = ""
     held_out: Path | None = None
-    held_out_share: float = 0.2
+    held_out_share: str = "0.2"
     threads: int = 1
     prefix: str = "device"
     seed: int = 0
     seconds: float = 0.0
-
-
-def deal(
-    dataset: Dataset, split: str, devices: int | None, seed: int, held_out_share: float
-) -> tuple[Dataset, Dataset, list[NDArray[np.int64]]]:
-    """Holds examples out (the published test set where there is one) and deals the others to devices."""
-    if dataset.held_out is not None:
-        train = dataset.subset(np.flatnonzero(~dataset.held_out))
-        test = dataset.subset(np.flatnonzero(dataset.held_out))
-    else:
-        train, test = split_held_out(dataset, held_out_share, seed)
-    return train, test, partition(train, split, devices, seed)
 
 
 def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
@@ -93,7 +84,8 @@ def run_fleet(run: FleetRun, say: Callable[[str], None]) -> str:
             run.federation, run.task, engine=run.engine, seed=run.seed, training_threads=1 if replay else run.threads
         ),
         members,
-        work=lambda member: replay or training.bind(member.examples or ((), ()), _trainer(run.trainer)),
+        work=lambda member: replay or training.bind(member.examples, _trainer(run.trainer)),
+        on_progress=_Troubles(say),
     )
     listener = _Listener(fleet, broker, run, say)
     try:
@@ -126,14 +118,16 @@ def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
     dataset = load_dataset(run.data)
     if run.shape:
         dataset = dataset.reshaped(shape_of(run.shape))
-    train, test, parts = deal(dataset, run.split, run.devices, run.seed, run.held_out_share)
+    share, last = share_of(run.held_out_share)
+    train, test = split_held_out(dataset, share, run.seed, last=last)
+    parts = partition(train, run.split, run.devices, run.seed)
     if run.held_out is not None:
-        np.savez(run.held_out, x=test.x, y=test.y)
+        np.savez(run.held_out, **test.examples)
         say(f"held out: {len(test)} examples in {run.held_out}")
     profiles = draw_profiles(len(parts), run.seed, FleetProfile.parse(run.profile))
     say(f"{dataset.name}: {len(train)} examples over {len(parts)} devices ({run.split}), {len(test)} held out")
     return [
-        Member(f"{run.prefix}-{i:05d}", profile, (train.x[part], train.y[part]))
+        Member(f"{run.prefix}-{i:05d}", profile, train.part(part).examples)
         for i, (profile, part) in enumerate(zip(profiles, parts, strict=True))
     ]
 
@@ -148,6 +142,39 @@ def shape_of(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ConfigurationError(f"--shape: {text!r}; write dimensions such as 784 or 1,28,28") from None
+
+
+def share_of(text: str) -> tuple[float, bool]:
+    """``(share, last)`` in the text of ``--held-out-share``: ``0.2``, or ``last:0.2`` for the newest examples.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    kind, _, number = text.rpartition(":")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if kind not in ("", "last") or not 0.0 <= share <= HELD_OUT_MAX:
+        raise ConfigurationError(
+            f"--held-out-share: {text!r}; write a number at least 0, at most {HELD_OUT_MAX}, or last:0.2 for the "
+            "newest examples"
+        )
+    return share, kind == "last"
+
+
+class _Troubles:
+    """Says once why devices cannot do their work: that examples do not fit the model shows when they have it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+
+    def __call__(self, device: str, progress: Progress) -> None:
+        if progress.what == ProgressKind.TRAINING_FAILED and len(self._said) < REASONS_MAX:
+            if progress.detail not in self._said:
+                self._say(f"{device}: {progress.detail}")
+            self._said.add(progress.detail)
 
 
 class _Listener:

@@ -115,10 +115,10 @@ def dirichlet_by_class(labels: Indices, n_devices: int, alpha: float, seed: int,
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
-def by_key(client: NDArray[Any]) -> list[Indices]:
+def by_key(group: NDArray[Any]) -> list[Indices]:
     """One device for each person or machine, in ascending order of their keys."""
-    order = np.argsort(client, kind="stable").astype(np.int64)
-    _, starts = np.unique(client[order], return_index=True)
+    order = np.argsort(group, kind="stable").astype(np.int64)
+    _, starts = np.unique(group[order], return_index=True)
     return np.split(order, starts[1:]) if len(order) else []
 
 
@@ -128,9 +128,9 @@ def partition(dataset: Dataset, how: str, devices: int | None, seed: int, minimu
     Args:
         dataset: What to deal; hold out examples first (``split_held_out``).
         how: ``"iid"``, ``"shards:<per device>"``, ``"dirichlet:<alpha>"``, ``"dirichlet_by_class:<alpha>"``, or
-            ``"natural"`` (one device for each client key; with fewer devices than keys that many keys are drawn and
-            the examples of the others stay unused).
-        devices: Number of devices; None is allowed for ``"natural"`` only and means one for each key.
+            ``"natural"`` (one device for each group; with fewer devices than groups that many are drawn and the
+            examples of the others stay unused).
+        devices: Number of devices; None is allowed for ``"natural"`` only and means one for each group.
         seed: Names the draw.
         minimum: Examples that each device must get.
 
@@ -147,27 +147,31 @@ def partition(dataset: Dataset, how: str, devices: int | None, seed: int, minimu
         return iid(len(dataset), devices, seed)
     if kind not in ("shards", "dirichlet", "dirichlet_by_class"):
         raise ConfigurationError(f"partition: {how!r} is not understood; use one of {', '.join(PARTITIONS)}")
-    if dataset.labels is None:
-        raise ConfigurationError(f"partition: {how!r} needs class labels, {dataset.name!r} has values; use 'iid'")
+    labels = dataset.labels
+    if labels is None:
+        raise ConfigurationError(
+            f"partition: {how!r} needs one class label for each example, which {dataset.name!r} does not have; use "
+            "'iid', or 'natural' with a group for each example"
+        )
     if kind == "shards":
         count = _number(parameter or "2", how)
         if not count.is_integer():
             raise ConfigurationError(f"partition: {how!r}: the number of shards must be a whole number")
-        return shards(dataset.labels, devices, int(count), seed)
+        return shards(labels, devices, int(count), seed)
     deal = dirichlet if kind == "dirichlet" else dirichlet_by_class
-    return deal(dataset.labels, devices, _number(parameter, how), seed, minimum)
+    return deal(labels, devices, _number(parameter, how), seed, minimum)
 
 
 def _natural(dataset: Dataset, devices: int | None, seed: int, minimum: int) -> list[Indices]:
-    if dataset.client is None:
+    if dataset.marks.group is None:
         raise ConfigurationError(
-            f"partition: 'natural' needs a client key for each example, {dataset.name!r} has none; "
-            "add an array 'client' to the file or use 'dirichlet:0.3'"
+            f"partition: 'natural' needs a group for each example, {dataset.name!r} has none; "
+            "add an array 'group' to the data or use 'iid'"
         )
-    parts = by_key(dataset.client)
+    parts = by_key(dataset.marks.group)
     if devices is not None and not 1 <= devices <= len(parts):
         raise ConfigurationError(
-            f"devices: {devices} with partition 'natural', but {dataset.name!r} has {len(parts)} client keys; "
+            f"devices: {devices} with partition 'natural', but {dataset.name!r} has {len(parts)} groups; "
             f"use 1 to {len(parts)} devices or another partition"
         )
     if devices is not None and devices < len(parts):

@@ -19,6 +19,11 @@ A local mistake raises where it is made. A remote one rejects that device or mes
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = [
     "BundleError",
     "CompileError",
@@ -44,7 +49,19 @@ class ConfigurationError(EdgeFedError):
 
 
 class ExamplesError(ConfigurationError):
-    """The device's own examples do not fit the model."""
+    """The device's own examples do not fit the model.
+
+    ``public`` is what others may be told of it: no value of the examples and no directory of this device. It is empty
+    where nobody has vouched for that.
+    """
+
+    def __init__(self, message: str, *, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public
+
+    def within(self, path: Path) -> ExamplesError:
+        """The same, of examples that came from a file; others are told its name without the directory."""
+        return ExamplesError(f"{path}: {self}", public=f"{path.name}: {self.public}" if self.public else "")
 
 
 class ProtocolError(EdgeFedError):

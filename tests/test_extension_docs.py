@@ -32,7 +32,7 @@ state_dir = "state-{number}"
 [broker]
 url = "mqtt://127.0.0.1:1"
 [data]
-file = "examples.npz"
+path = "examples.npz"
 """
 
 

@@ -32,11 +32,17 @@ from coordinator.events import (
     Subscribe,
     Tick,
 )
-from coordinator.pipeline import Aggregator, PipelineSettings, TaskWorker, pack_memory
+from coordinator.pipeline import (
+    Aggregator,
+    PipelineSettings,
+    TaskWorker,
+    pack_memory,
+)
 from coordinator.router import Coordinator
 from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.shell import Shell
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import Task
@@ -62,8 +68,11 @@ from edge_sdk.device.session import Published as SentPublished
 from edge_sdk.device.session import Subscribe as Listen
 from edge_sdk.device.session import Tick as SessionTick
 from edge_sdk.mqtt import Delivery, Meter
-from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.parameters import ParameterSpec
+from edge_sdk.training.bundle import Bundle, Program, digest_of, encode_parameters
+from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
+from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
 from edge_sdk.wire.plan import Plan, TrainingPlan
@@ -75,6 +84,7 @@ E = TypeVar("E")
 FEDERATION, TASK = "garden", "default"
 TOPICS = Topics(FEDERATION)
 CODEC = CodecSettings("dense")
+SUPPORTS = ["codec:dense", "local:feature_statistics"]
 ROUND = RoundSettings(
     goal_count=2,
     minimum_count=1,
@@ -100,6 +110,29 @@ def larger_bundle() -> Bundle:
     return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="larger", verify=False)
 
 
+@lru_cache(maxsize=1)
+def raw_bundle() -> Bundle:
+    """The small model with an input in raw units, which all devices together normalise; it trains by a trainer."""
+    plain = bundle()
+    constants = [("normalise/mean", (4,), "constant"), ("normalise/scale", (4,), "constant")]
+    spec = ParameterSpec([*((t.name, t.shape, t.kind) for t in plain.program.spec), *constants])
+    program = Program(
+        name="raw",
+        kind="trainer",
+        spec=spec,
+        inputs=plain.program.inputs,
+        target=plain.program.target,
+        loss=plain.program.loss,
+        optimizer=plain.program.optimizer,
+        metric=plain.program.metric,
+        classes=3,
+        normalise=Normalise(plain.program.inputs[0].name, 1, 4, "federated", "normalise/mean", "normalise/scale"),
+        missing="mean",
+    )
+    begin = [plain.parameters, np.zeros(4, np.float32), np.ones(4, np.float32)]
+    return Bundle(program, np.concatenate(begin))
+
+
 def task(**changes: Any) -> TaskSettings:
     settings = TaskSettings(
         federation=FEDERATION,
@@ -117,6 +150,24 @@ def task(**changes: Any) -> TaskSettings:
         retained_blobs="never",
     )
     return replace(settings, **changes)
+
+
+def make_report(values: Any, made: Bundle | None = None, **changes: Any) -> bytes:
+    """A device's statistics of its features, as honest bytes."""
+    normalise = (made or raw_bundle()).program.normalise
+    assert normalise is not None
+    x = np.asarray(values, dtype=np.float32)
+    report = Update(
+        examples=len(x),
+        steps=0,
+        loss=0.0,
+        complete=True,
+        seconds=0.0,
+        engine="none",
+        vectors={},
+        arrays=feature_sums(x, normalise).encode(),
+    )
+    return replace(report, **changes).encode()
 
 
 def make_update(
@@ -184,6 +235,7 @@ class DeskTransport:
 
     meter = Meter()
     connected = True
+    waiting = 0
     waiting_bytes = 0
 
     def __init__(self, desk: Desk, channel: str) -> None:
@@ -232,7 +284,8 @@ class Desk:
         **changes: Any,
     ) -> None:
         self.made = made or bundle()
-        self.settings = task(**{"program_digest": self.made.program.digest, **changes})
+        settings = task(**{"program_digest": self.made.program.digest, **changes})
+        self.settings = replace(settings, opening=statistics_round(settings, self.made.program))
         self.pipeline = PipelineSettings(
             **{
                 "validation": Validation(size=self.made.program.spec.size),
@@ -253,6 +306,7 @@ class Desk:
             encode_parameters(self.made.parameters),
             pack_memory(memory),
             aggregator.broadcast(self.made.parameters, memory),
+            before_round=first_round(self.made.program, self.made.parameters),
         )
         self.effects: list[Effect] = []
         self.retained: dict[str, bytes] = {}
@@ -263,8 +317,12 @@ class Desk:
     def aggregator(self) -> Aggregator:
         return Aggregator(self.made.program, self.settings.plan, self.pipeline)
 
+    def worker(self) -> TaskWorker:
+        training = self.aggregator()
+        return TaskWorker(self.store, TASK, training, opening_pipeline(self.settings, training))
+
     def boot(self) -> None:
-        self.jobs = Jobs(TaskWorker(self.store, TASK, self.aggregator()))
+        self.jobs = Jobs(self.worker())
         self.shell = Shell(
             Coordinator(
                 [self.settings],
@@ -374,7 +432,7 @@ class Desk:
         message = CheckIn(
             nonce=nonce,
             instance=changes.pop("instance", device.encode().ljust(16)),
-            capabilities={"supports": ["codec:dense"]},
+            capabilities={"supports": SUPPORTS},
         )
         return self.hear(device, replace(message, **changes))
 
@@ -477,8 +535,8 @@ class Pair:
                 task=TASK,
                 device=device,
                 instance=device.encode().ljust(16),
-                capabilities={"supports": ["codec:dense"]},
-                supports=frozenset({"codec:dense"}),
+                capabilities={"supports": SUPPORTS},
+                supports=frozenset(SUPPORTS),
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
             blobs=PairBlobs(self, device),
@@ -533,7 +591,8 @@ class Pair:
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
             case StartTraining():
-                assert digest_of(self.blobs[device][action.parameters]) == action.parameters
+                if not action.plan.without_parameters:
+                    assert digest_of(self.blobs[device][action.parameters]) == action.parameters
                 self.trainings[device].append(action)
                 payload = self.make_update(device)
                 event = TrainingFinished(pending_of(action, payload))

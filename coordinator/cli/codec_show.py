@@ -63,7 +63,7 @@ def _print_tensors(out: Console, report: Mapping[str, Any]) -> None:
     shown = _shown_codecs(report)
     rows = make_table("tensor", "elements", "energy", *(f"{name}: bytes (NMSE)" for name in shown))
     for entry in report["tensors"][:TENSORS_SHOWN]:
-        energy = "buffer" if entry["energy"] is None else f"{100.0 * entry['energy']:.2f}%"
+        energy = entry["kind"] if entry["energy"] is None else f"{100.0 * entry['energy']:.2f}%"
         costs = [_cost_text(name, entry["codecs"][name]) for name in shown]
         rows.add_row(f"{entry['name']} {entry['shape']}", str(entry["elements"]), energy, *costs)
     heads = {entry["codec"]: entry["head_bytes"] for entry in report["codecs"]}

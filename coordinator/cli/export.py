@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from coordinator.compile import export_onnx, merge_into_source
+from coordinator.compile import export_onnx, load_onnx, merge_into_source
+from coordinator.compile.batch_first import batch_first
 from coordinator.compile.sklearn import cut_heads
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path
@@ -20,6 +21,9 @@ from coordinator.store import Checkpoint, Store, StoreReader
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, StateError
 from edge_sdk.training.bundle import Bundle, Program, decode_parameters
 from edge_sdk.training.engine import make_engine
+from edge_sdk.training.examples import Examples
+from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.own_constants import normalised_examples, own_constants, uses_own_constants, with_constants
 
 __all__ = ["export_model"]
 
@@ -63,6 +67,9 @@ def export_model(
     vector = decode_parameters(data, program.spec)
     report: dict[str, Any] = {"model": program.name, "round": checkpoint.round, "parameters": program.spec.size}
     evaluator = load_evaluator(config, program)
+    examples = None if evaluator is None else _as_the_file_takes_them(program, vector, evaluator.examples)
+    if program.normalise is not None:
+        report["takes"] = _takes(program, program.normalise)
     source = _source(config)
     if bundle is not None:
         Bundle(program, vector, source).save(bundle)
@@ -70,7 +77,7 @@ def export_model(
     if int8 is not None:
         from coordinator.quantize import quantised
 
-        model, figures = quantised(program, vector, None if evaluator is None else evaluator.examples)
+        model, figures = quantised(program, vector, examples)
         _write(int8, model)
         report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if onnx is not None:
@@ -79,9 +86,9 @@ def export_model(
         report["weights"] = where
         _write(onnx, model)
         inputs = (
-            _made_up(program)
-            if evaluator is None
-            else evaluator.examples.batch(program, np.arange(min(COMPARED_EXAMPLES, len(evaluator.examples))))
+            _made_up(program, vector)
+            if examples is None
+            else examples.batch(program, np.arange(min(COMPARED_EXAMPLES, len(examples))))
         )
         report |= {"onnx": str(onnx), "onnx_bytes": len(model), **_prove(onnx, program, vector, inputs)}
     if evaluator is not None:
@@ -94,9 +101,9 @@ def _source(config: FederationConfig) -> bytes:
     model = config.model
     try:
         if model.onnx is not None:
-            return model.onnx.read_bytes()
+            return bytes(load_onnx(model.onnx).SerializeToString(deterministic=True))
         return Bundle.load(model.bundle).source if model.bundle is not None else b""
-    except (OSError, BundleError):
+    except (CompileError, BundleError):
         return b""
 
 
@@ -143,7 +150,7 @@ def _prove(path: Path, program: Program, vector: NDArray[np.float32], batch: dic
         import onnxruntime
     except ImportError:
         return {"proved": "no: onnxruntime is not installed"}
-    model = cut_heads(ModelProto.FromString(path.read_bytes()))
+    model = batch_first(cut_heads(ModelProto.FromString(path.read_bytes())))
     inputs = _fitting({entry.name: batch[entry.name] for entry in program.inputs}, model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -177,10 +184,39 @@ def _apart(found: NDArray[Any], wanted: NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0)) / scale
 
 
-def _made_up(program: Program) -> dict[str, NDArray[Any]]:
-    """Inputs without any data: between 0 and 1, so that they are good as indices too."""
+def _takes(program: Program, normalise: Normalise) -> str:
+    """What the written files expect of the input that the program normalises."""
+    names = f"{normalise.mean} and {normalise.scale}"
+    if normalise.mode == "local":
+        return (
+            f"{normalise.input}: values that are normalised already, (x - mean) / standard deviation, because each "
+            f"device has constants of its own; for raw units put a device's into {names}, which hold 0 and 1"
+        )
+    return f"{normalise.input}: raw units; {names} hold what {normalise.features} features were normalised with" + (
+        "; NaN where a value is missing" if program.missing == "mean" else ""
+    )
+
+
+def _as_the_file_takes_them(program: Program, vector: NDArray[np.float32], examples: Examples) -> Examples:
+    """Held-out examples, normalised with constants of their own where the file has none."""
+    if not uses_own_constants(program):
+        return examples
+    return normalised_examples(program, with_constants(program, vector, own_constants(program, examples)), examples)
+
+
+def _made_up(program: Program, vector: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Inputs without any data: between 0 and 1, so that they are good as indices too; raw ones are around the mean."""
     rng = np.random.Generator(np.random.PCG64(0))
-    return {
+    made = {
         entry.name: rng.random((MADE_UP_EXAMPLES, *(d or 1 for d in entry.shape[1:]))).astype(entry.dtype)
         for entry in program.inputs
     }
+    normalise = program.normalise
+    if normalise is not None:
+        arrays = program.spec.unflatten(vector)
+        scale = arrays[normalise.scale]
+        spread = np.divide(1.0, scale, out=np.ones_like(scale), where=scale > 0)
+        made[normalise.input] = arrays[normalise.mean] + (4 * made[normalise.input] - 2) * spread
+        if program.missing == "mean":
+            made[normalise.input][0].flat[0] = np.nan
+    return made

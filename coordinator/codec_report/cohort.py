@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from coordinator.codec_report.local_rounds import LocalRound
 from edge_sdk.codecs import RESIDUAL, CodecSettings, Vectors
-from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, encode_frames
+from edge_sdk.codecs.frames import EncodedFrames, encode_frames, untrained_mask
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.parameters import ParameterSpec
 
@@ -60,7 +60,7 @@ class Cohort:
     def wanted(self, settings: CodecSettings, client: int) -> NDArray[np.float64]:
         """float64[P]: delta and residual, zero at buffers."""
         total = self.deltas[client].astype(np.float64)
-        mask = buffer_mask(self.spec)
+        mask = untrained_mask(self.spec)
         trainable = slice(None) if mask is None else ~mask
         if mask is not None:
             total[mask] = 0.0

@@ -52,10 +52,7 @@ def split_examples(examples: Examples, clients: int, seed: int) -> list[Examples
         )
     order = np.argsort(np.random.PCG64(seed).random_raw(len(examples)), kind="stable")
     hands = [order[first::clients] for first in range(clients)]
-    return [
-        Examples({name: array[hand] for name, array in examples.inputs.items()}, examples.target[hand])
-        for hand in hands
-    ]
+    return [examples.part(hand) for hand in hands]
 
 
 def train_round(

@@ -29,7 +29,7 @@ from edge_sdk.codecs import CodecSettings, frame_codec
 from edge_sdk.codecs.auto import Auto
 from edge_sdk.codecs.centroids import UNIT, levels, nearest_codes
 from edge_sdk.codecs.eden import SHARE_ALL, Eden, share_of
-from edge_sdk.codecs.frames import EncodedFrames, buffer_mask, decode_frames, frames_bytes_max, groups_of
+from edge_sdk.codecs.frames import EncodedFrames, decode_frames, frames_bytes_max, groups_of, joined, untrained_mask
 from edge_sdk.codecs.sparse import Sparse
 from edge_sdk.parameters import ParameterSpec
 
@@ -109,7 +109,7 @@ def measure(cohort: Cohort, settings: CodecSettings, updates: int) -> Measuremen
         wanted = cohort.wanted(settings, client)
         frames = cohort.encoded(settings, client)
         error = decoded_vector(frames, settings, spec) - wanted
-        if (mask := buffer_mask(spec)) is not None:
+        if (mask := untrained_mask(spec)) is not None:
             error[mask] = 0.0
         sums.add(frames, settings, spec, wanted, error)
         if client < updates:
@@ -165,11 +165,9 @@ def scaled_nmse(true: NDArray[np.float64], decoded: NDArray[np.float64]) -> floa
 
 def decoded_vector(frames: EncodedFrames, settings: CodecSettings, spec: ParameterSpec) -> NDArray[np.float64]:
     """float64[P]: what the frames of an update say, zero where nothing was sent."""
-    vector = np.zeros(spec.size, dtype=np.float32)
     parts = decode_frames(frames.frames, settings, spec)
-    for group, part in zip(groups_of(spec, settings), parts, strict=True):
-        group.put(vector, part.plain().dense())
-    return vector.astype(np.float64)
+    whole = joined(groups_of(spec, settings), [part.plain().dense() for part in parts])
+    return whole.astype(np.float64)
 
 
 @dataclass(slots=True, eq=False)
@@ -198,13 +196,12 @@ class _Sums:
         groups = groups_of(spec, settings)
         self.bytes += sum(map(len, frames.frames))
         for group, frame in zip(groups, frames.frames, strict=True):
-            place = slice(None) if group.positions is None else group.positions
-            self.spent[place] += bytes_by_element(frame, group.size, group.settings)
+            self.spent[group.where] += bytes_by_element(frame, group.size, group.settings)
             cost = sparse_cost(frame, group.size, group.settings)
             if cost is None:
-                self.sent[place] += 1.0
+                self.sent[group.where] += 1.0
             else:
-                self.sent[cost.indices if group.positions is None else group.positions[cost.indices]] += 1.0
+                self.sent[group.positions(cost.indices)] += 1.0
             if group.kind == "main":
                 self.codecs.add(frame_codec(frame))
                 if cost is not None:

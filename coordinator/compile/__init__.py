@@ -8,6 +8,7 @@ from coordinator.compile.import_ import load_onnx, read_onnx
 from coordinator.compile.lora import Lora
 from coordinator.compile.losses import LOSSES, LossOptions
 from coordinator.compile.optimizers import OPTIMIZERS
+from coordinator.compile.raw_inputs import NormaliseOptions
 from coordinator.compile.verify import Verification, verify_program
 from coordinator.compile.zoo import ZOO, build_zoo_model, zoo_loss
 
@@ -17,6 +18,7 @@ __all__ = [
     "ZOO",
     "Lora",
     "LossOptions",
+    "NormaliseOptions",
     "Verification",
     "build_zoo_model",
     "compile_model",

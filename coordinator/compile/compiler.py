@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 import onnx
 
+from coordinator.compile.batch_first import batch_first
+from coordinator.compile.batch_size import naming_fixed_batch
 from coordinator.compile.cost import step_cost
 from coordinator.compile.emit import (
     evaluate_graph,
@@ -31,12 +33,22 @@ from coordinator.compile.losses import LOSSES, LossOptions, class_count
 from coordinator.compile.masking import with_mask
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
+from coordinator.compile.raw_inputs import (
+    NormaliseOptions,
+    feature_axis,
+    normalise_of,
+    normalised_already,
+    raw_input,
+    with_constants,
+    with_raw_input,
+)
 from coordinator.compile.simplify import simplified
 from coordinator.compile.sklearn import cut_heads
 from coordinator.compile.verify import verify_program
 from edge_sdk.errors import CompileError, DecodeError
 from edge_sdk.parameters import ParameterSpec
 from edge_sdk.training.bundle import Bundle, Input, Program, encode_parameters
+from edge_sdk.training.normalise import Normalise
 
 __all__ = ["compile_model", "describe"]
 
@@ -59,6 +71,7 @@ def compile_model(
     train: Sequence[str] = (),
     freeze: Sequence[str] = (),
     lora: Lora | None = None,
+    normalise: NormaliseOptions | None = None,
     name: str,
     verify: bool = True,
     loop: bool | Literal["auto"] = "auto",
@@ -79,6 +92,7 @@ def compile_model(
         train: Patterns (``fc*``) of the parameters that are trained; none for all.
         freeze: Patterns of those that are not.
         lora: Low-rank adapters; with them only they, and what ``train`` names, are trained.
+        normalise: Let the program normalise the one float32 input, so that it takes raw units; None for not.
         name: Human name of the model.
         verify: Check the result numerically (see ``verify``); a model that fails does not compile.
         loop: Whether the program gets a graph that makes many steps in one run (see ``loop``); ``"auto"`` measures on
@@ -92,18 +106,32 @@ def compile_model(
         raise CompileError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
     if optimizer not in OPTIMIZERS:
         raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
-    imported = import_model(model, name=name, frozen=frozen)
-    if lora is not None:
-        imported, train = with_adapters(imported, lora, train=train)
-    imported = frozen_model(imported, train=train, frozen=freeze)
-    pulls = Pulls(proximal, weight_decay, clipped)
-    program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
-    bundle = Bundle(program, program.spec.flatten(imported.parameters))
-    if verify:
-        verify_program(cut_heads(model), bundle)
+    model = batch_first(model)
+    with naming_fixed_batch(model, name):
+        told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
+        if normalise is None or told is None:
+            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)})
+        else:
+            model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
+            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale})
+            imported = with_constants(imported, told, normalise.missing)
+        if lora is not None:
+            imported, train = with_adapters(imported, lora, train=train)
+        imported = frozen_model(imported, train=train, frozen=freeze)
+        pulls = Pulls(proximal, weight_decay, clipped)
+        program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
+        bundle = Bundle(program, program.spec.flatten(imported.parameters))
+        if verify:
+            verify_program(cut_heads(model), bundle)
     if loop is True or (loop == "auto" and verify):
         bundle = with_loop_if_faster(bundle, steps, always=loop is True)
     return bundle
+
+
+def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: str) -> Normalise:
+    value = raw_input(model, mask)
+    axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
+    return normalise_of(options, value, axis)
 
 
 def _output(model: Model, name: str | None) -> Value:
@@ -130,12 +158,11 @@ def _program(
             model, logits = with_scores(model, output)
     train = train_graph(simplified(model, logits.name), logits, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
-    kinds = ((key, "buffer" if key in model.buffers else "trainable") for key in model.parameters)
     try:
         program = Program(
             name=model.name,
             kind="graph",
-            spec=ParameterSpec((key, model.parameters[key].shape, kind) for key, kind in kinds),
+            spec=ParameterSpec((key, array.shape, model.kind(key)) for key, array in model.parameters.items()),
             inputs=tuple(_input(value) for value in model.inputs),
             target=_input(target),
             loss=loss_name,
@@ -152,6 +179,8 @@ def _program(
             classes=class_count(output, target, options),
             ignore_index=options.ignore_index,
             mask=options.mask,
+            normalise=model.normalise,
+            missing=model.missing,
         )
     except DecodeError as error:  # the checks are those for programs from the network
         raise CompileError(f"model {model.name!r}: cannot be written as a program: {error}") from error
@@ -181,12 +210,13 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     Returns:
         Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
         None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
-        ``mask`` (the input that says which positions count, or empty), ``parameters`` (a list of name, shape, kind,
-        elements), ``parameter_count``, ``operators`` (of the train graph, name -> count), ``train_nodes``, ``classes``,
-        ``model_operators`` (of the inference graph), ``frozen`` (those parameters that stay in the graph), ``step``
-        (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines), ``loop`` (whether it holds a
-        graph of many steps), ``program_bytes``, ``parameters_bytes``, ``update_bytes_dense`` (an update before any
-        compression) and ``program_digest`` (hex).
+        ``mask`` (the input that says which positions count, or empty), ``normalise`` (input, axis, features, mode and
+        missing, or None), ``features``, ``categories``, ``labels`` (names, see ``naming``), ``parameters`` (a list of
+        name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph, name -> count),
+        ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those parameters that
+        stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines),
+        ``loop`` (whether it holds a graph of many steps), ``program_bytes``, ``parameters_bytes``,
+        ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
     """
     program = bundle.program
     graph = onnx.ModelProto.FromString(program.train).graph
@@ -201,6 +231,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in infer.output},
         "classes": program.classes,
         "mask": program.mask,
+        "normalise": _described(program),
+        "features": list(program.features),
+        "categories": {name: list(names) for name, names in program.categories.items()},
+        "labels": list(program.labels),
         "loss": program.loss,
         "metric": program.metric,
         "optimizer": program.optimizer,
@@ -222,6 +256,19 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "loop": bool(program.train_loop),
         "program_bytes": len(program.encode()),
         "parameters_bytes": len(encode_parameters(bundle.parameters)),
-        "update_bytes_dense": 4 * program.spec.size,
+        "update_bytes_dense": 4 * sum(t.size for t in program.spec if t.kind != "constant"),
         "program_digest": program.digest.hex(),
+    }
+
+
+def _described(program: Program) -> dict[str, Any] | None:
+    told = program.normalise
+    if told is None:
+        return None
+    return {
+        "input": told.input,
+        "axis": told.axis,
+        "features": told.features,
+        "mode": told.mode,
+        "missing": program.missing,
     }

@@ -55,7 +55,8 @@ def train_graph(
     gradients = differentiate(b, {output.name: seed})
     if pulls.clipped:
         gradients = clipped(b, gradients, optimizer)
-    for name in model.parameters:
+    changing = [name for name in model.parameters if name not in model.fixed]
+    for name in changing:
         if name not in gradients:
             results[NEW + name] = b.buffers.get(name, name)
             continue
@@ -66,7 +67,7 @@ def train_graph(
         results[NEW + STEP] = b.op("Add", STEP, b.scalar(1.0))
     state = state_of(model, optimizer)
     shapes: dict[str, Shape] = {"loss": ()}
-    shapes.update({NEW + name: array.shape for name, array in model.parameters.items()})
+    shapes.update({NEW + name: model.parameters[name].shape for name in changing})
     shapes.update({NEW + name: shape for name, shape in state})
     inputs = [*model.inputs, target, *_parameter_values(model)]
     inputs += [Value(name, "float32", shape) for name, shape in state]

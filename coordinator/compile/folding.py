@@ -1,13 +1,15 @@
-"""Shape arithmetic, done once instead of in every step.
+"""Arithmetic with constants and shapes, done once instead of in every step.
 
-Exporters write a flatten as Shape, Gather, Concat, Reshape; ONNX's own inference gives up somewhere on that way. Here
-the integers are computed for real, for two batch sizes. What comes out the same both times is a constant; in the
-shape of a Reshape, the one entry that follows the batch is written as -1. Only integers that come from shapes are
-touched: parameters enter this module as inputs without values.
+Exporters write a flatten as Shape, Gather, Concat, Reshape, and positions as a Range whose ends are cast from floats;
+ONNX's own inference gives up somewhere on that way. Here such values are computed for real, for two batch sizes. What
+comes out the same both times is a constant; in the shape of a Reshape, the one entry that follows the batch is written
+as -1. Floats are replaced only where no parameter can be meant: scalars that come from constants alone, and what says
+how an operator works (the scales of a Resize). A parameter that takes part in arithmetic stays one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -24,11 +26,32 @@ __all__ = ["fold_shape_arithmetic", "open_fixed_batch"]
 ELEMENTS_MAX: Final = 1024
 """A tensor above this is no shape."""
 
+INTEGERS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+
 ARITHMETIC: Final = frozenset(
-    {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Greater", "Identity", "Less"}
-    | {"Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape", "Slice", "Split", "Squeeze", "Sub"}
-    | {"Transpose", "Unsqueeze", "Where"}
+    {
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "CumSum",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+    }
+    | {"Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod"}
+    | {"Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"}
+    | {"Reshape", "Round", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose"}
+    | {"Unsqueeze", "Where"}
 )
+SETTINGS: Final = {"Dropout": (1,), "OneHot": (2,), "Range": (0, 1, 2), "Resize": (1, 2)}
+"""Operator -> slots whose floats say how it works; they have no gradient."""
 
 
 def open_fixed_batch(model: onnx.ModelProto) -> None:
@@ -39,7 +62,7 @@ def open_fixed_batch(model: onnx.ModelProto) -> None:
     """
     sizes = {info.type.tensor_type.shape.dim[0].dim_value for info in model.graph.input}
     fixed = sizes.pop() if len(sizes) == 1 else 0
-    shapes = _integers(model)
+    shapes = _constants(model)
     for node in model.graph.node:
         shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
         if fixed and shape is not None and shape.size > 1 and shape[0] == fixed and not np.any(shape == 0):
@@ -47,24 +70,26 @@ def open_fixed_batch(model: onnx.ModelProto) -> None:
 
 
 def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> tuple[dict[str, NDArray[Any]], ...]:
-    """Replace computed integers by constants, in place.
+    """Replace values that constants and shapes determine by constants, in place.
 
     Args:
         model: At the working opset, batch first in every input.
         where: What is compiled, for messages.
 
     Returns:
-        The computed integers that differ between the ``PROBES``, by name, for each of these; ONNX's own inference
-        cannot follow all of them.
+        The computed values that stay, by name, for each of the ``PROBES``; ONNX's own inference cannot follow all of
+        them.
 
     Raises:
-        CompileError: Two shapes contradict each other.
+        BatchError: Two shapes contradict each other.
     """
     (first, first_shapes), (second, second_shapes) = (_computed(model, batch, where) for batch in PROBES)
+    replaceable = _replaceable(model, first)
     kept: list[onnx.NodeProto] = []
     for node in model.graph.node:
         names = [name for name in node.output if name]
-        if names and all(n in first and n in second and np.array_equal(first[n], second[n]) for n in names):
+        same = all(n in first and n in second and np.array_equal(first[n], second[n]) for n in names)
+        if names and same and replaceable.issuperset(names):
             model.graph.initializer.extend(numpy_helper.from_array(first[n], n) for n in names)
         else:
             kept.append(node)
@@ -94,37 +119,48 @@ def _set_shape(model: onnx.ModelProto, node: onnx.NodeProto, shape: NDArray[np.i
         node.attribute.remove(attribute)
 
 
-def _integers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    """Initializers and Constant nodes that may be shapes."""
-    tensors = [t for t in model.graph.initializer if _is_small_integer(t)]
-    values = {t.name: numpy_helper.to_array(t) for t in tensors}
+def _replaceable(model: onnx.ModelProto, computed: Mapping[str, NDArray[Any]]) -> set[str]:
+    """Of the computed values, the integers, the scalars that no parameter takes part in, and settings of operators."""
+    held = {t.name for t in model.graph.initializer if len(t.dims) and t.data_type not in INTEGERS}
+    chosen: set[str] = set()
+    for node in model.graph.node:
+        if held.intersection(node.input) and node.op_type not in ("Shape", "Size"):
+            held.update(node.output)
+        chosen.update(name for slot, name in enumerate(node.input) if slot in SETTINGS.get(node.op_type, ()))
+    return {n for n, a in computed.items() if a.dtype.kind != "f" or n in chosen or (not a.ndim and n not in held)}
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Initializers and Constant nodes that are small enough to be shapes or settings."""
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if _is_small(t)}
     for node in model.graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
             value = helper.get_attribute_value(attribute)
             if attribute.name in ("value_int", "value_ints"):
                 values[node.output[0]] = np.array(value, dtype=np.int64)
-            elif attribute.name == "value" and _is_small_integer(value):
+            elif attribute.name in ("value_float", "value_floats"):
+                values[node.output[0]] = np.array(value, dtype=np.float32)
+            elif attribute.name == "value" and _is_small(value):
                 values[node.output[0]] = numpy_helper.to_array(value)
     return values
 
 
-def _is_small_integer(tensor: onnx.TensorProto) -> bool:
-    kinds = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
-    return tensor.data_type in kinds and int(np.prod(tensor.dims)) <= ELEMENTS_MAX
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in (*INTEGERS, *FLOATS) and int(np.prod(tensor.dims)) <= ELEMENTS_MAX
 
 
 def _computed(
     model: onnx.ModelProto, batch: int, where: str
 ) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, ...]]]:
-    """For one batch size, every integer that is computed from shapes, and every shape."""
-    integers = _integers(model)
+    """For one batch size, every small value that is computed from shapes and constants, and every shape."""
+    constants = _constants(model)
     computed: dict[str, NDArray[Any]] = {}
     while True:
         before = len(computed)
         shapes = inferred(model, batch, where, computed)
         for node in model.graph.node:
             if not any(name in computed for name in node.output):
-                computed.update(_evaluated(node, {**integers, **computed}, shapes))
+                computed.update(_evaluated(node, {**constants, **computed}, shapes))
         if len(computed) == before:
             return computed, shapes
 
@@ -132,7 +168,7 @@ def _computed(
 def _evaluated(
     node: onnx.NodeProto, known: dict[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, NDArray[Any]]:
-    """The node's outputs, if it is shape arithmetic and everything in it is known."""
+    """The node's outputs, if it is arithmetic and everything in it is known."""
     if node.op_type in ("Shape", "Size"):
         if node.input[0] not in shapes:
             return {}
@@ -146,6 +182,7 @@ def _evaluated(
     if any(name in shapes and np.prod(shapes[name]) > ELEMENTS_MAX for name in node.output):
         return {}
     evaluator: Any = ReferenceEvaluator(node, opsets={"": OPSET})
-    values = evaluator.run(None, {name: known[name] for name in node.input if name})
+    with np.errstate(all="ignore"):
+        values = evaluator.run(None, {name: known[name] for name in node.input if name})
     found = {name: np.asarray(value) for name, value in zip(node.output, values, strict=True) if name}
-    return found if all(v.size <= ELEMENTS_MAX and v.dtype.kind in "iub" for v in found.values()) else {}
+    return found if all(v.size <= ELEMENTS_MAX and v.dtype.kind in "iubf" for v in found.values()) else {}

@@ -6,7 +6,7 @@ trained one, and it does not travel in updates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
@@ -41,10 +41,10 @@ def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = (
             if not any(fnmatchcase(name, pattern) for name in model.parameters):
                 names = ", ".join(list(model.parameters)[:SHOWN_MAX])
                 raise CompileError(f"{option} {pattern!r}: fits none of the parameters {names}")
-    kept = [name for name in model.parameters if (not train or _fits(name, train)) and not _fits(name, frozen)]
-    if not set(kept) - model.buffers:
+    kept = {name for name in model.parameters if (not train or _fits(name, train)) and not _fits(name, frozen)}
+    if not kept - model.buffers - model.fixed:
         raise CompileError(f"train {list(train)}, freeze {list(frozen)}: nothing is left to train")
-    return _without_idle_statistics(_restricted(model, kept))
+    return _without_idle_statistics(_restricted(model, kept | model.fixed))
 
 
 def frozen_names(infer: onnx.GraphProto) -> frozenset[str]:
@@ -70,7 +70,7 @@ def _without_idle_statistics(model: Model) -> Model:
     return _restricted(model, [n for n in model.parameters if n not in model.buffers or n in moving])
 
 
-def _restricted(model: Model, kept: Sequence[str]) -> Model:
+def _restricted(model: Model, kept: Iterable[str]) -> Model:
     chosen = set(kept)
     return replace(
         model,

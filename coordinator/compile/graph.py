@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import CompileError
+from edge_sdk.training.normalise import MISSING, Normalise
 
 __all__ = [
     "BATCH",
@@ -103,6 +104,8 @@ class Model:
         nodes: In topological order; none is without effect on the outputs.
         parameters: Arrays (float32) by name, in order of first use.
         buffers: Names of parameters that are not trained by gradients but averaged.
+        normalise: How an input is normalised, None where none is; mean and scale are among the parameters.
+        missing: What becomes of NaN in that input.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
     """
@@ -115,11 +118,22 @@ class Model:
     buffers: frozenset[str]
     constants: Mapping[str, NDArray[Any]]
     values: Mapping[str, Value]
+    normalise: Normalise | None = None
+    missing: str = MISSING[0]
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the parameters that training leaves alone: constants whose values come with the others."""
+        return frozenset() if self.normalise is None else frozenset({self.normalise.mean, self.normalise.scale})
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that gradients change, in order."""
-        return tuple(name for name in self.parameters if name not in self.buffers)
+        return tuple(name for name in self.parameters if name not in self.buffers | self.fixed)
+
+    def kind(self, name: str) -> str:
+        """The kind of a parameter, as a ``ParameterSpec`` has it."""
+        return "buffer" if name in self.buffers else "constant" if name in self.fixed else "trainable"
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def loop_bytes(train: Graph, program: Program) -> bytes:
     Args:
         train: The graph of ``program.train``.
         program: Says which of its inputs are carried on (parameters, state), which come by the step, and which are
-            the same for all (scalars, anchors).
+            the same for all (constants, scalars, anchors).
 
     Raises:
         CompileError: The graph holds a loop already; a device takes none inside another.
@@ -59,7 +59,8 @@ def loop_bytes(train: Graph, program: Program) -> bytes:
             f"loop: the train graph has a {looping.op} of its own, which cannot stand in another one; "
             "leave loop at auto"
         )
-    carried = [*(t.name for t in program.spec), *(name for name, _ in program.state)]
+    changing = [t.name for t in program.spec if t.kind != "constant"]
+    carried = [*changing, *(name for name, _ in program.state)]
     by_step = [*(entry.name for entry in program.inputs), program.target.name]
     inputs = {value.name: value for value in train.inputs}
     outputs = {value.name: value for value in train.outputs}

@@ -20,6 +20,7 @@ import numpy as np
 
 from coordinator.compile.graph import BATCH, GraphBuilder, Shape, Value
 from coordinator.compile.masking import kept_elements
+from coordinator.compile.raw_inputs import normalised_target
 from edge_sdk.errors import CompileError
 
 __all__ = ["LOSSES", "SMOOTHING", "Loss", "LossOptions", "Terms", "class_axis", "class_count"]
@@ -209,6 +210,10 @@ def _squared_terms(b: GraphBuilder, output: Value, target: Value, options: LossO
     return _elementwise(b, _sum(b, b.op("Mul", error, error)), error, 2.0, mask)
 
 
+def _reconstruction_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
+    return _squared_terms(b, output, normalised_target(b, target), options, training)
+
+
 def _absolute_terms(b: GraphBuilder, output: Value, target: Value, options: LossOptions, training: bool) -> Terms:
     error, mask = _error(b, output, target, options)
     return _elementwise(b, _sum(b, b.op("Abs", error)), b.op("Sign", error), 1.0, mask)
@@ -323,5 +328,5 @@ LOSSES: Final[Mapping[str, Loss]] = {
     "mean_absolute_error": Loss("mean_absolute_error", _value_target("mean_absolute_error"), _absolute_terms, _total),
     "huber": Loss("mean_absolute_error", _value_target("huber"), _huber_terms, _absolute_error, scalars=HUBER_SCALARS),
     "hinge": Loss("accuracy", _hinge_target, _hinge_terms, _hinge_correct),
-    "reconstruction": Loss("mean_squared_error", _input_target, _squared_terms, _total),
+    "reconstruction": Loss("mean_squared_error", _input_target, _reconstruction_terms, _total),
 }

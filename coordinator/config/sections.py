@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from coordinator.config.fields import (
     HeldOut,
     LocalPath,
+    Names,
     Patterns,
     Section,
     Segment,
@@ -33,6 +34,7 @@ from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.training.model_delta import MODEL_DELTA_CODECS
+from edge_sdk.training.names import LABELS_OF_TWO, NAMES_MAX, features_width
 
 __all__ = [
     "Aggregation",
@@ -53,6 +55,9 @@ __all__ = [
 
 LINEAR: Final = ("linear_regression", "logistic_regression", "softmax_regression", "linear_svm")
 
+BINARY: Final = ("logistic_regression", "linear_svm")
+"""Models of the zoo that have one output for two classes."""
+
 OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
 """Keys of [aggregation], and the settings of server optimisers that they set."""
 
@@ -64,6 +69,11 @@ OF_ONNX: Final = (
     *("lora", "lora_rank", "mask", "output", "train"),
 )
 """Keys of [model] that go with one source of it alone."""
+
+OF_ANY_SOURCE: Final = ("normalise_minimum",)
+"""Keys of [model] that no bundle fixes."""
+
+NAMES: Final = 'a list of names: ["rpm", "temperature"]'
 
 PATTERNS: Final = 'a list of names, with * for anything: ["fc*"]'
 
@@ -171,10 +181,40 @@ class Model(Section):
         shown="none: give zoo, onnx or bundle",
     )
     inputs: Sizes = key(
-        "Shape of one example; [channels, height, width] for cnn.", (64,), unit="elements", min_length=1, max_length=8
+        "Shape of one example; [channels, height, width] for cnn.",
+        (64,),
+        unit="elements",
+        shown="as many as features and categories name, or [64]",
+        min_length=1,
+        max_length=8,
     )
     outputs: int = key(
-        "Number of classes or of predicted values; 1 for a yes/no model.", 10, unit="values", ge=1, le=1_000_000
+        "Number of classes or of predicted values; 1 for a yes/no model.",
+        10,
+        unit="values",
+        shown="as many as labels names, or 10",
+        ge=1,
+        le=1_000_000,
+    )
+    features: Names = key(
+        "Names of the input's columns, in order: devices find the columns of their files by them.",
+        (),
+        allowed=NAMES,
+        shown="none: devices take columns as they come",
+        max_length=NAMES_MAX,
+    )
+    categories: dict[str, Names] = key(
+        "Features that are texts, and what they may be: each becomes as many columns as it has names, 1 for the name "
+        "that stands there. An integer input of the name of a category gets the position in the list.",
+        {},
+        allowed='a table: {fuel = ["diesel", "petrol"]}',
+    )
+    labels: Names = key(
+        "Names of the classes, in order; devices may give labels by them.",
+        (),
+        allowed='a list of names: ["ok", "fault"]',
+        shown="none: labels are numbers",
+        max_length=NAMES_MAX,
     )
     hidden: Sizes | None = key(
         "Widths of the hidden layers of mlp and cnn.", None, unit="units", shown="[64, 32] for mlp, [] for cnn"
@@ -241,12 +281,66 @@ class Model(Section):
         allowed='"auto", true or false',
     )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
+    normalise: Literal["federated", "local", "none"] | None = key(
+        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
+        "devices' examples (federated) or of each device's own (local).",
+        None,
+        shown="none",
+    )
+    normalise_axis: int | None = key(
+        "The input's dimension that counts features, where 0 is the batch.",
+        None,
+        unit="axis",
+        shown="1 before convolutions and for images, else the last",
+        ge=1,
+        le=7,
+    )
+    normalise_clip: float = key(
+        "Raw values count in the sums of features as if they were within plus and minus this.",
+        1e6,
+        unit="the features' units",
+        gt=0,
+        le=1e30,
+    )
+    normalise_minimum: int | None = key(
+        "Devices whose sums of features are needed before the first round; one device's sums tell its averages.",
+        None,
+        unit="devices",
+        shown="selection.minimum_count",
+        ge=1,
+        le=1_000_000,
+    )
+    missing: Literal["refuse", "mean"] = key(
+        "What becomes of NaN in the normalised input: the device refuses its examples, or the model takes the mean of "
+        "the feature.",
+        "refuse",
+    )
+    missing_indicator: bool = key(
+        'With zoo and missing = "mean": give the model one more input for each feature, 1 where it is missing.', False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_from_names(cls, given: Any) -> Any:
+        """A model of the zoo is as wide as its columns, and has as many classes as there are labels."""
+        if not isinstance(given, dict) or "zoo" not in given:
+            return given
+        sizes: dict[str, Any] = {}
+        features, labels = _names(given.get("features")), _names(given.get("labels"))
+        categories = given.get("categories")
+        if features:
+            texts = categories.items() if isinstance(categories, dict) else ()
+            sizes["inputs"] = [features_width(features, {name: _names(listed) for name, listed in texts})]
+        if labels:
+            binary = given["zoo"] in BINARY or given.get("loss") in LABELS_OF_TWO
+            sizes["outputs"] = 1 if binary and len(labels) == 2 else len(labels)
+        return {**sizes, **given}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(source is not None for source in (self.zoo, self.onnx, self.bundle)) != 1:
             raise ValueError("model.zoo, model.onnx and model.bundle: give exactly one of them")
-        given = sorted(self.model_fields_set - {"bundle", "zoo", "onnx"})
+        given = sorted(self.model_fields_set - {"bundle", "zoo", "onnx"} - set(OF_ANY_SOURCE))
         if self.bundle is not None and given:
             raise ValueError(f"model.{given[0]}: is fixed by model.bundle; leave it out, or compile another bundle")
         fixed = [name for name in given if name in OF_THE_ZOO]
@@ -263,7 +357,28 @@ class Model(Section):
             raise ValueError("model.outputs = 1: softmax_regression needs at least 2; use logistic_regression")
         if self.zoo == "cnn" and len(self.inputs) != 3:
             raise ValueError(f"model.inputs = {list(self.inputs)}: cnn takes [channels, height, width]")
+        self._check_normalise(given)
         return self
+
+    def _check_normalise(self, given: Sequence[str]) -> None:
+        if self.normalise_mode == "none":
+            useless = [name for name in given if name.startswith(("normalise_", "missing"))]
+            if useless:
+                raise ValueError(f'model.{useless[0]}: needs model.normalise = "federated" or "local"')
+        if self.missing_indicator and self.zoo is None:
+            raise ValueError("model.missing_indicator: goes with model.zoo; an ONNX model has the inputs that it has")
+        if self.missing_indicator and self.missing != "mean":
+            raise ValueError('model.missing_indicator: needs model.missing = "mean"; NaN is refused otherwise')
+        if self.normalise_axis is not None and self.zoo is not None and self.normalise_axis > len(self.inputs):
+            raise ValueError(
+                f"model.normalise_axis = {self.normalise_axis}: model.inputs = {list(self.inputs)} has the dimensions "
+                f"1 to {len(self.inputs)}"
+            )
+
+    @property
+    def normalise_mode(self) -> str:
+        """Where mean and scale come from, with the default of the model's source."""
+        return self.normalise or "none"
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:
@@ -279,6 +394,11 @@ class Model(Section):
             return None
         loss = self.loss or ("mean_squared_error" if self.zoo == "linear_regression" else "")
         return METRICS.get(loss, "accuracy")
+
+
+def _names(value: object) -> list[str]:
+    """The names, where it is a list of such; what else it may be is refused elsewhere."""
+    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else []
 
 
 class Training(Section):
@@ -330,6 +450,13 @@ class Selection(Section):
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
+    gather_seconds: float = key(
+        "Least time that check-ins are waited for, unless all devices that are known to be free have come; with less, "
+        "those that answer first are chosen in every round.",
+        2.0,
+        ge=0,
+        le=86_400,
+    )
     fraction: Share = key(
         "Share of all devices asked to check in; auto goes by how many were seen lately.",
         "auto",

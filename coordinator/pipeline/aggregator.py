@@ -19,13 +19,13 @@ from typing import IO, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.downlink import Downlink, publish
+from coordinator.downlink import Downlink, next_model
 from coordinator.pipeline.gate import Gate
 from coordinator.pipeline.memory import Memory, PartMemory
 from coordinator.pipeline.metrics import RoundMetrics
+from coordinator.pipeline.round_pipeline import Finished
 from coordinator.pipeline.step import Counted, DecodedUpdate, Step
 from coordinator.server_optimizers import FedAvg, ServerOptimizer
-from coordinator.store import Published
 from coordinator.validate import Validation
 from edge_sdk.aggregation.algorithm import DELTA, Algorithm, Contribution
 from edge_sdk.aggregation.mean import Mean
@@ -33,18 +33,21 @@ from edge_sdk.aggregation.partial_sums import PartialSums
 from edge_sdk.aggregation.rows import Facts, Rows
 from edge_sdk.aggregation.sums import ROTATION_MASK, FixedPoint
 from edge_sdk.codecs import Rotated
-from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, joined, shared_seed, untrained_mask
 from edge_sdk.errors import ConfigurationError, ProtocolError, StateError, TrainingError
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.training.model_delta import buffer_spans
+from edge_sdk.training.model_delta import spans_of
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["Aggregator", "Finished", "PipelineSettings"]
+__all__ = ["Aggregator", "PipelineSettings"]
 
 ALGORITHM: Final = "algorithm"
 OPTIMIZER: Final = "optimizer"
 GATE: Final = "gate"
+DOWNLINK: Final = "downlink"
+OWED: Final = "owed"
+"""What the optimiser has moved beyond the model, and model deltas have left out so far: float32[P]."""
 ROWS_IN_MEMORY_BYTES: Final = 32 << 20
 """Up to here the updates of a rule that needs all of them stay in memory, and there is no file."""
 
@@ -72,27 +75,6 @@ class PipelineSettings:
     directory: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """What came of a round.
-
-    Attributes:
-        parameters: The next model's parameters blob.
-        vector: float32[P], the same as a vector.
-        memory: What the parts remember from now on.
-        published: What devices get, where that is not the model itself.
-        broadcast: Blobs of the vectors that devices get beside it, by name.
-        metrics: What the devices reported.
-    """
-
-    parameters: bytes
-    vector: NDArray[np.float32]
-    memory: Memory
-    published: Published | None
-    broadcast: dict[str, bytes]
-    metrics: dict[str, float]
-
-
 class Aggregator:
     """The pipeline of one task.
 
@@ -116,8 +98,10 @@ class Aggregator:
             raise ConfigurationError("aggregation.step: two steps have the same name")
         self._names = (DELTA, *self._algorithm.vectors)
         self._groups = groups_of(program.spec, plan.codec)
-        self._buffers = buffer_mask(program.spec)
-        self._spans = buffer_spans(program.spec)
+        self._buffers = untrained_mask(program.spec)
+        self._fixed = program.spec.mask("constant")
+        self._spans = spans_of(program.spec, "buffer")
+        self._fixed_spans = spans_of(program.spec, "constant")
         self._rows: Rows | None = None
 
     # --- between rounds ---
@@ -141,20 +125,17 @@ class Aggregator:
 
     # --- a round ---
 
-    def begin(
-        self, parameters: bytes, memory: Memory, published: bytes = b"", base: bytes | None = None, stalled: int = 0
-    ) -> None:
+    def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """A round begins.
 
         Args:
             parameters: The model's parameters blob.
             memory: What the parts remember; parts that are new begin with nothing.
-            published: The parameters blob that devices train from, empty where it is the model's own.
             base: Its SHA-256, where it is known.
             stalled: How many attempts at this round have failed because most updates were too long.
         """
         self._parameters = decode_parameters(parameters, self.program.spec)
-        self._before = published or parameters
+        self._before = parameters
         self._base = digest_of(self._before) if base is None else base
         self._memory: Memory = {**memory}
         for name, part in self._parts().items():
@@ -248,20 +229,27 @@ class Aggregator:
         self.close()
         for name, step in self._steps.items():
             report = step.finish(report, counted, self._views[name])
-        delta, state = self._algorithm.apply(self._parameters, report, self._memory[ALGORITHM])
-        vector, moved = self.settings.optimizer.apply(
-            self._parameters, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
+        start = self._parameters
+        if OWED in self._memory[DOWNLINK]:
+            start = start + self._memory[DOWNLINK][OWED]
+        delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
+        wanted, moved = self.settings.optimizer.apply(
+            start, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
         )
+        if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
+            wanted = np.where(self._fixed, self._parameters, wanted)
+        made = next_model(
+            self.settings.downlink, self._before, wanted, self._spans, self._fixed_spans, base_digest=self._base
+        )
+        vector = decode_parameters(made.parameters, self.program.spec)
         memory: Memory = {
             OPTIMIZER: dict(moved),
             ALGORITHM: {name: self._checked(name, value) for name, value in state.items()},
+            DOWNLINK: {} if made.model_delta is None else {OWED: wanted - vector},
             **{name: step.remember(self._memory[name], counted) for name, step in self._steps.items()},
         }
-        parameters = encode_parameters(vector)
-        published = publish(
-            self.settings.downlink, self._before, parameters, vector, self._spans, before_digest=self._base
-        )
-        return Finished(parameters, vector, memory, published, self.broadcast(vector, memory), self._metrics.report())
+        broadcast = self.broadcast(vector, memory)
+        return Finished(made.parameters, vector, memory, made.model_delta, broadcast, self._metrics.report())
 
     def close(self) -> None:
         """Gives up what an unfinished round holds."""
@@ -275,6 +263,7 @@ class Aggregator:
         return {
             OPTIMIZER: lambda: dict(self.settings.optimizer.init(size)),
             ALGORITHM: lambda: dict(self._algorithm.init(size)),
+            DOWNLINK: dict,
             **{name: step.init for name, step in self._steps.items()},
         }
 
@@ -305,12 +294,7 @@ class Aggregator:
         )
 
     def _whole(self, parts: DecodedParts) -> NDArray[np.float32]:
-        if len(parts) == 1:
-            return parts[0].dense()
-        vector = np.empty(self.program.spec.size, dtype=np.float32)
-        for group, part in zip(self._groups, parts, strict=True):
-            group.put(vector, part.dense())
-        return vector
+        return joined(self._groups, [part.dense() for part in parts])
 
     def _checked(self, name: str, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         if vector.dtype != np.float32 or vector.shape != (self.program.spec.size,) or not np.isfinite(vector.sum()):

@@ -4,7 +4,7 @@ Everything here runs on one FIFO worker (rule 12: threads). An update is added t
 is committed, and the sums are exact, so a restart that replays the journal finds the same bits (rule 9). A hostile or
 broken update costs its own refusal and nothing else.
 
-The worker keeps model, published parameters and memory itself, from the latest checkpoint on: only digests go to the
+The worker keeps model and memory itself, from the latest checkpoint on: only digests go to the
 core and come from it.
 """
 
@@ -14,13 +14,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
-from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
-from coordinator.pipeline.step import DecodedUpdate
+from coordinator.pipeline.round_pipeline import Examined, RoundPipeline
 from coordinator.store import JournalRow, QuotaExceeded, Store, TicketRecord
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.outcomes import BUSY, REFUSED
@@ -39,16 +39,15 @@ class _Admitted:
 
     item: IngestItem
     payload: bytes
-    update: DecodedUpdate
+    update: Examined
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What the latest checkpoint says: the model, what devices train from, what the pipeline remembers."""
+    """What the latest checkpoint says: the model, and what the pipeline remembers."""
 
     base: bytes
     parameters: bytes
-    published: bytes
     memory: Memory
 
 
@@ -58,13 +57,18 @@ class TaskWorker:
     Args:
         store: The database, with the task's first checkpoint in it.
         task: The task's name.
-        aggregator: The task's pipeline.
+        training: The pipeline of rounds of training.
+        opening: That of round 0, where the task begins with one.
     """
 
-    def __init__(self, store: Store, task: str, aggregator: Aggregator) -> None:
+    def __init__(
+        self, store: Store, task: str, training: RoundPipeline[Any], opening: RoundPipeline[Any] | None = None
+    ) -> None:
         self.task = task
         self._store = store
-        self._aggregator = aggregator
+        self._training = training
+        self._opening = opening
+        self._pipeline = training
         self._held: _Held | None = None
         self._round: tuple[int, int] | None = None
 
@@ -76,6 +80,7 @@ class TaskWorker:
                 used any more.
         """
         self._round = job.number, job.attempt
+        self._pipeline = self.pipeline_of(job.number)
         held = self._held
         if held is None or held.base != job.base:
             held = self._held = self._load(job.base)
@@ -83,9 +88,9 @@ class TaskWorker:
             self._store.tickets(job.task, job.number, attempt)
             for attempt in range(max(0, job.attempt - ATTEMPTS_MAX), job.attempt)
         )
-        self._aggregator.begin(held.parameters, held.memory, held.published, held.base, stalled)
+        self._pipeline.begin(held.parameters, held.memory, held.base, stalled)
         for _, _, _, payload in self._store.journalled(job.task, job.number, job.attempt):
-            self._aggregator.add(self._aggregator.again(payload))
+            self._pipeline.add(self._pipeline.again(payload))
 
     def process(self, items: Sequence[IngestItem]) -> tuple[IngestResult, ...]:
         """Takes some admitted updates in one group commit; what comes back with a ``seq`` is durable and summed."""
@@ -102,7 +107,7 @@ class TaskWorker:
                 weight += good.update.weight
         for good, seq, reason, detail in self._journal(admitted):
             if seq:
-                self._aggregator.add(good.update)
+                self._pipeline.add(good.update)
             item = good.item
             results[item.ticket] = IngestResult(item.ticket, seq, reason, detail, item.acknowledgement)
         return tuple(results[item.ticket] for item in items)
@@ -112,10 +117,10 @@ class TaskWorker:
         record, number = job.record, job.record.number
         assert self._round == (number, record.attempt)
         try:
-            done = self._aggregator.finish()
+            done = self._pipeline.finish()
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", number, error)
-            return RoundCommitted(self.task, number, b"", b"", {}, f"cannot be aggregated: {error}")
+            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}")
         metrics = done.metrics
         made = self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
@@ -123,12 +128,15 @@ class TaskWorker:
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,
             metrics=metrics,
-            published=done.published,
+            model_delta=done.model_delta,
             broadcast=done.broadcast,
         )
-        published = b"" if done.published is None else done.published.blob
-        self._held = _Held(made.published_digest, done.parameters, published, done.memory)
-        return RoundCommitted(self.task, number, made.parameters_digest, made.published_digest, metrics)
+        self._held = _Held(made.parameters_digest, done.parameters, done.memory)
+        return RoundCommitted(self.task, number, made.parameters_digest, metrics)
+
+    def pipeline_of(self, number: int) -> RoundPipeline[Any]:
+        """What makes something of the updates of the round of this number."""
+        return self._opening if number == OPENING_ROUND and self._opening is not None else self._training
 
     def parameters(self, digest: bytes) -> bytes:
         """The parameters blob of a committed model; may be called on any thread.
@@ -143,23 +151,17 @@ class TaskWorker:
 
     def _load(self, base: bytes) -> _Held:
         checkpoint = self._store.latest_checkpoint(self.task)
-        if checkpoint is None or checkpoint.published_digest != base:
+        if checkpoint is None or checkpoint.parameters_digest != base:
             raise StateError(
                 f"task {self.task}: the round begins from {base.hex()[:16]}, which is not the latest model"
             )
-        same = checkpoint.published_digest == checkpoint.parameters_digest
-        return _Held(
-            base,
-            self.parameters(checkpoint.parameters_digest),
-            b"" if same else self.parameters(checkpoint.published_digest),
-            unpack_memory(checkpoint.server_state),
-        )
+        return _Held(base, self.parameters(base), unpack_memory(checkpoint.server_state))
 
     def _examine(self, item: IngestItem, pending_weight: int) -> _Admitted:
         payload = item.payload if item.payload is not None else self._store.assemble(item.ticket, item.digest)
         if digest_of(payload) != item.digest:
             raise ProtocolError("update: its SHA-256 is not the digest that it was offered under", reason="digest")
-        return _Admitted(item, payload, self._aggregator.examine(payload, item.digest, pending_weight))
+        return _Admitted(item, payload, self._pipeline.examine(payload, item.digest, pending_weight))
 
     def _journal(self, admitted: list[_Admitted]) -> list[tuple[_Admitted, int, str, str]]:
         """One commit for all; where that fails, one for each, so that only the culprit pays."""

@@ -18,7 +18,6 @@ PART_BYTES: Final = 64 << 10
 _USED: Final = (
     "SELECT parameters FROM checkpoints",
     "SELECT program FROM checkpoints",
-    "SELECT published FROM checkpoints",
     "SELECT digest FROM model_deltas",
     "SELECT digest FROM broadcasts",
     "SELECT base FROM rounds WHERE NOT ended",
@@ -111,20 +110,18 @@ class Checkpoints:
         parameters: bytes,
         server_state: bytes,
         metrics: Mapping[str, Any],
-        published: bytes | None = None,
         broadcast: Mapping[str, bytes] | None = None,
     ) -> None:
         """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones.
 
-        ``published`` is what devices get (bytes), None for the parameters themselves; ``broadcast`` what they get
-        beside it (bytes by name), in place of what they got before.
+        ``broadcast`` is what devices get beside the parameters (bytes by name), in place of what they got before.
         """
         with self._database.transaction():
             self._retire(task, program)
             self._broadcast(task, broadcast or {})
             self._database.write(
-                "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at, published) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     task,
                     round_number,
@@ -133,7 +130,6 @@ class Checkpoints:
                     server_state,
                     json.dumps(dict(metrics)),
                     self._wall(),
-                    None if published is None else self._blobs.put(published, "parameters"),
                 ),
             )
 
@@ -142,9 +138,10 @@ class Checkpoints:
         oldest = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
         beyond = (task, self._kept - 1)
         gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE id IN ({oldest})", beyond)
-        gone += self._database.rows("SELECT published FROM checkpoints WHERE task = ? AND published NOT NULL", (task,))
         self._database.write(f"DELETE FROM checkpoints WHERE id IN ({oldest})", beyond)
-        self._database.write("UPDATE checkpoints SET published = NULL WHERE task = ? AND published NOT NULL", (task,))
+        self._database.write(
+            "UPDATE checkpoints SET server_state = x'' WHERE task = ? AND server_state <> x''", (task,)
+        )
         self._blobs.drop_unused(digest for (digest,) in gone if digest != program)
 
     def _broadcast(self, task: str, vectors: Mapping[str, bytes]) -> None:
@@ -172,7 +169,8 @@ class Checkpoints:
         program: bytes,
         parameters: bytes,
         server_state: bytes,
-        broadcast: Mapping[str, bytes] | None = None,
+        broadcast: Mapping[str, bytes] | None,
+        number: int,
     ) -> Checkpoint:
         with self._database.transaction():
             standing = self.latest(task)
@@ -180,7 +178,7 @@ class Checkpoints:
             if standing is None:
                 self.put(
                     task,
-                    0,
+                    number,
                     program=digest,
                     parameters=parameters,
                     server_state=server_state,
@@ -207,11 +205,11 @@ class Checkpoints:
 
     def newest(self, task: str, limit: int) -> list[Checkpoint]:
         rows = self._database.rows(
-            "SELECT round, parameters, program, server_state, metrics, coalesce(published, parameters) "
+            "SELECT round, parameters, program, server_state, metrics "
             "FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT ?",
             (task, limit),
         )
-        return [Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5]) for row in rows]
+        return [Checkpoint(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
 
 
 class Retained:

@@ -108,7 +108,7 @@ class StoreReader:
         return self._checkpoints.newest(task, limit)
 
     def deltas(self, task: str) -> list[ModelDeltaRecord]:
-        """The chain of deltas that leads to the newest published parameters, the oldest first."""
+        """The chain of deltas that leads to the newest parameters, the oldest first."""
         return self._deltas.all(task)
 
     def broadcast(self, task: str) -> tuple[tuple[str, bytes, int], ...]:

@@ -33,7 +33,7 @@ __all__ = [
     "DeviceRecord",
     "JournalRow",
     "ModelDeltaRecord",
-    "Published",
+    "NewDelta",
     "QuotaExceeded",
     "RoundRecord",
     "TicketRecord",
@@ -66,7 +66,7 @@ class RoundRecord:
 
     Attributes:
         task: The task's name.
-        number: The round's number, from 1.
+        number: The round's number, from 1, or from 0 where devices are asked for something before training.
         attempt: Which attempt at this number, from 0; an abandoned round is tried again under the same number.
         phase: A word of the schedule, or one of ``ENDED_PHASES``.
         seconds_remaining: Seconds left in the phase when it was saved (downtime does not count).
@@ -91,6 +91,11 @@ class RoundRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     started_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was committed or abandoned."""
+        return self.phase in ENDED_PHASES
 
     @property
     def closed(self) -> bool:
@@ -146,10 +151,9 @@ class JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a task after a round (round 0: before the first one).
+    """The state of a task after a round; before the first one, ``round`` is one less than that round's number.
 
-    ``published_digest`` names what devices hold and train from: the parameters themselves, unless the downlink is
-    compressed. It is kept with the newest checkpoint only.
+    ``server_state``, what the pipeline remembers, is kept with the newest checkpoint only.
     """
 
     round: int
@@ -157,7 +161,6 @@ class Checkpoint:
     program_digest: bytes
     server_state: bytes
     metrics: dict[str, Any]
-    published_digest: bytes
 
 
 class ModelDeltaRecord(NamedTuple):
@@ -171,17 +174,15 @@ class ModelDeltaRecord(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What devices get after a round, where that is not the model itself.
+class NewDelta:
+    """The model delta of a round.
 
     Attributes:
-        blob: The parameters blob.
-        model_delta: The model delta that leads to it from what was published before.
+        model_delta: Leads from the model of the round before to that of this one.
         deltas_max: ModelDeltas that are kept.
         bytes_max: Bytes of all deltas that are kept.
     """
 
-    blob: bytes
     model_delta: bytes
     deltas_max: int
     bytes_max: int

@@ -19,7 +19,7 @@ from coordinator.store.lineage import Lineage
 from coordinator.store.model_deltas import ModelDeltas
 from coordinator.store.partials import ChunkRow, Partials
 from coordinator.store.reader import StoreReader
-from coordinator.store.records import Checkpoint, JournalRow, Published, RoundRecord, TicketRecord, Verdict
+from coordinator.store.records import Checkpoint, JournalRow, NewDelta, RoundRecord, TicketRecord, Verdict
 from coordinator.store.rounds import RoundWriter
 from edge_sdk.errors import StateError
 
@@ -230,7 +230,7 @@ class Store(StoreReader):
         server_state: bytes,
         verdicts: Mapping[bytes, Verdict],
         metrics: Mapping[str, Any],
-        published: Published | None = None,
+        model_delta: NewDelta | None = None,
         broadcast: Mapping[str, bytes] | None = None,
     ) -> Checkpoint:
         """Close a round: checkpoint, model delta, verdicts and the end of all its payloads, in one transaction.
@@ -241,7 +241,7 @@ class Store(StoreReader):
             server_state: What the pipeline remembers.
             verdicts: One (state, reason) for every ticket of the round that has none yet.
             metrics: JSON values kept with the checkpoint.
-            published: What devices get, None for the parameters themselves.
+            model_delta: Leads there from the parameters of before; None where devices fetch them whole.
             broadcast: Blobs of the vectors that devices get beside, by name.
 
         Returns:
@@ -262,13 +262,12 @@ class Store(StoreReader):
                 parameters=parameters,
                 server_state=server_state,
                 metrics=metrics,
-                published=None if published is None else published.blob,
                 broadcast=broadcast,
             )
             made = self.latest_checkpoint(record.task)
             assert made is not None
             base = made if before is None else before
-            self._deltas.follow(record.task, record.number, base.published_digest, made.published_digest, published)
+            self._deltas.follow(record.task, record.number, base.parameters_digest, made.parameters_digest, model_delta)
             self._lineage.advance()
         return made
 
@@ -302,10 +301,18 @@ class Store(StoreReader):
         parameters: bytes,
         server_state: bytes,
         broadcast: Mapping[str, bytes] | None = None,
+        *,
+        before_round: int = 1,
     ) -> Checkpoint:
-        """Store program and parameters as the checkpoint of round 0, unless the task was started before.
+        """Store program and parameters as the checkpoint before the first round, unless the task was started before.
 
-        ``broadcast`` are blobs of the vectors that devices get beside the parameters, by name.
+        Args:
+            task: The task's name.
+            program: Its program, as bytes.
+            parameters: The parameters blob to begin from.
+            server_state: What the pipeline remembers.
+            broadcast: Blobs of the vectors that devices get beside the parameters, by name.
+            before_round: Number of the first round; the checkpoint's own is one less.
 
         Returns:
             The task's latest checkpoint.
@@ -313,7 +320,7 @@ class Store(StoreReader):
         Raises:
             StateError: The task was started with another program.
         """
-        return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast)
+        return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast, before_round - 1)
 
     # -- blobs, devices, counters, retained topics -----------------------------------------------------------------
 

@@ -8,9 +8,11 @@
 6. For each device: what was counted plus its residual is the sum of the deltas of the trainings that counted.
 7. Nothing is said that is not committed, and what is said of a ticket is what the database says of it.
 8. No device trains while the outcome of its last update is unknown to it, and in the end each device knows it.
-9. A device is invited to the parameters that follow from the last published ones and the round's model delta, and
-   trains on exactly these, however many rounds it has missed.
+9. The model of a round follows from the one before by the round's model delta; a device is invited to it and trains on
+   exactly these parameters, however many rounds it has missed.
 10. When all is over, nothing is left: no payload, no chunk, no retained piece.
+11. In a round of statistics nobody gets parameters, and all that it changes is mean and scale of the features, which
+    are those of the reports that counted.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.downlink import next_model
 from coordinator.events import CloseJob, RoundCommitted
 from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
+from coordinator.task_settings import OPENING_ROUND
 from device_sim.auditors.models import REFERENCES, Layout, Sent, clipped, norm_of
+from device_sim.auditors.statistics import mean_and_scale
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
-from edge_sdk.codecs.frames import DecodedParts, buffer_mask, decode_frames, groups_of, shared_seed
+from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, untrained_mask
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
-from edge_sdk.training.model_delta import ModelDelta
+from edge_sdk.training.model_delta import ModelDelta, spans_of
 from edge_sdk.wire.messages import Invite, Update, Verdict
 from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.plan import Plan
@@ -48,7 +53,7 @@ class InvariantBroken(AssertionError):
 class _Training:
     device: str
     payload: bytes
-    delta: NDArray[np.float32]
+    delta: NDArray[np.float32] | None
 
 
 @dataclass(slots=True)
@@ -76,8 +81,9 @@ class Auditor:
         rounds: Verdict counts of each committed round.
         digests: Digest of each committed model.
         cohorts: Devices whose updates made each committed model, in the order of the journal.
-        published: The parameters blob that devices hold after the last committed round; empty: the model itself.
+        owed: float32[P], what the optimiser has moved beyond the model.
         invited: What each ticket invites to: the digest of the parameters.
+        asked_for_statistics: Tickets of a round of statistics.
         followed: How often a device made its parameters out of deltas.
         not_followed: How often it could not, and fetched them whole.
     """
@@ -97,18 +103,25 @@ class Auditor:
     digests: list[bytes] = field(default_factory=list)
     cohorts: list[tuple[str, ...]] = field(default_factory=list)
     books: dict[str, _DeviceRecord] = field(default_factory=dict)
-    published: bytes = b""
+    owed: NDArray[np.float32] = field(init=False)
     invited: dict[bytes, bytes] = field(default_factory=dict)
+    asked_for_statistics: set[bytes] = field(default_factory=set)
     followed: int = 0
     not_followed: int = 0
 
     def __post_init__(self) -> None:
         self.state = dict(self.pipeline.optimizer.init(self.program.spec.size))
+        self.owed = np.zeros(self.program.spec.size, dtype=np.float32)
 
     # --- what devices do ---
 
-    def on_trained(self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32]) -> None:
-        """A device has finished an update (it may crash before saving it, and train again)."""
+    def on_trained(
+        self, device: str, ticket: bytes, digest: bytes, payload: bytes, delta: NDArray[np.float32] | None
+    ) -> None:
+        """A device has finished an update (it may crash before saving it, and train again).
+
+        ``delta`` is None for a report that no training belongs to.
+        """
         self.trainings[ticket, digest] = _Training(device, payload, delta)
 
     def on_receipt(self, device: str, ticket: bytes, digest: bytes) -> None:
@@ -120,10 +133,13 @@ class Auditor:
         if unsettled:
             raise InvariantBroken(f"{device} trains, and does not know yet what became of {unsettled[0].hex()}")
 
-    def on_training(self, device: str, ticket: bytes, digest: bytes) -> None:
-        """A device trains on parameters with this digest."""
-        if self.invited.get(ticket) != digest:
-            raise InvariantBroken(f"{device} trains on {digest.hex()}, its invite does not name that")
+    def on_training(self, device: str, ticket: bytes, digest: bytes | None) -> None:
+        """A device works on parameters with this digest; None where it has fetched none."""
+        if ticket in self.asked_for_statistics:
+            if digest is not None:
+                raise InvariantBroken(f"{device} has fetched parameters for a report of statistics")
+        elif digest is None or self.invited.get(ticket) != digest:
+            raise InvariantBroken(f"{device} trains on {digest and digest.hex()}, its invite does not name that")
 
     def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
         """A device believes to know the outcome."""
@@ -144,9 +160,13 @@ class Auditor:
         again = invite.ticket in self.invited
         if known is None or known.device != device or not (again or known.state in ("invited", "accepted")):
             raise InvariantBroken(f"{device} is invited with a ticket that the database has as {known}")
-        if invite.parameters != digest_of(self.published or self.parameters):
-            raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which was not published last")
+        if invite.parameters != digest_of(self.parameters):
+            raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which is not the model")
         self.invited[invite.ticket] = invite.parameters
+        if invite.round == OPENING_ROUND:
+            self.asked_for_statistics.add(invite.ticket)
+            if not invite.plan.without_parameters or invite.deltas or invite.vectors:
+                raise InvariantBroken(f"{device} is to fetch more than the program in a round of statistics")
 
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""
@@ -178,7 +198,7 @@ class Auditor:
             job: What was to be closed.
             journalled: ``(ticket, digest)`` of the rows up to ``last_seq``, read before the commit.
             result: What came of it.
-            model_delta: The newest model delta in the database, None where devices get the model itself.
+            model_delta: The round's model delta in the database, None where there is none.
             earlier: Tickets of the attempts at the same round that were abandoned.
         """
         if result.error:
@@ -193,11 +213,13 @@ class Auditor:
                 )
             self.counted[ticket] = result.number
         self._check_verdicts(job.verdicts)
-        before = self.published or self.parameters
-        self._check_model(job, journalled, result, earlier)
-        self.published = b"" if model_delta is None else self._follow(before, model_delta)
-        if result.published != digest_of(self.published or self.parameters):
-            raise InvariantBroken(f"round {result.number}: what is published does not follow from its model delta")
+        before = self.parameters
+        if job.record.number == OPENING_ROUND:
+            self._check_statistics(journalled, result)
+        else:
+            self._check_model(job, journalled, result, earlier)
+        if model_delta is not None and self._follow(before, model_delta) != self.parameters:
+            raise InvariantBroken(f"round {result.number}: the model does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
         self.digests.append(result.parameters)
         self.cohorts.append(tuple(self.trainings[row].device for row in journalled))
@@ -216,7 +238,7 @@ class Auditor:
     ) -> None:
         """The model once more, from what the devices say that they sent."""
         groups, pipeline = groups_of(self.program.spec, self.plan.codec), self.pipeline
-        base = digest_of(self.published or self.parameters)
+        base = digest_of(self.parameters)
         layout = Layout(
             groups, shared_seed(base) & 0xFFFF_FFFF, pipeline.fixed_point.fraction_bits, self.program.spec.size
         )
@@ -234,15 +256,42 @@ class Auditor:
                 parts = clipped(parts, groups, self.clip_norm)
             counted.append(Sent(parts, weight, update.steps))
         self._check_norms(job, norms, layout, earlier)
-        vector, state = pipeline.optimizer.apply(
-            decode_parameters(self.parameters, self.program.spec),
+        before = decode_parameters(self.parameters, self.program.spec)
+        wanted, state = pipeline.optimizer.apply(
+            before + self.owed,
             REFERENCES[self.algorithm](counted, layout),
             self.state,
-            buffer_mask(self.program.spec),
+            untrained_mask(self.program.spec),
         )
-        self.parameters, self.state = encode_parameters(vector), dict(state)
+        spans = (spans_of(self.program.spec, kind) for kind in ("buffer", "constant"))
+        made = next_model(pipeline.downlink, self.parameters, wanted, *spans)
+        self.parameters, self.state = made.parameters, dict(state)
+        self.owed = wanted - decode_parameters(self.parameters, self.program.spec)
+        if np.linalg.norm(self.owed) > np.linalg.norm(wanted - before):
+            raise InvariantBroken(f"round {result.number}: the model has moved away from what is wanted")
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _check_statistics(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """Mean and scale once more, from what the devices say that they reported."""
+        normalise = self.program.normalise
+        if normalise is None:
+            raise InvariantBroken(f"round {result.number}: statistics for a model that has no use for them")
+        reports = []
+        for ticket, digest in sorted(journalled, reverse=True):
+            training = self.trainings.get((ticket, digest))
+            if training is None or training.delta is not None:
+                raise InvariantBroken(f"ticket {ticket.hex()} was counted with a report that no device made")
+            update = Update.decode(training.payload)
+            weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
+            reports.append((update.arrays, weight))
+        vector = decode_parameters(self.parameters, self.program.spec).copy()
+        tensors = self.program.spec.unflatten(vector)
+        for name, values in zip((normalise.mean, normalise.scale), mean_and_scale(reports), strict=True):
+            tensors[name][...] = values.reshape(tensors[name].shape)
+        self.parameters = encode_parameters(vector)
+        if digest_of(self.parameters) != result.parameters:
+            raise InvariantBroken("mean and scale in the model are not those of the reports that counted")
 
     def _decoded(self, payload: bytes, layout: Layout) -> tuple[DecodedParts, Update]:
         update = Update.decode(payload)
@@ -289,14 +338,16 @@ class Auditor:
         for index, value in zip(indices, sent.values, strict=True):
             vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
         if model_delta.values:
-            buffers = decode_update(model_delta.values, vector.size - trainable.size, CodecSettings("dense"))
-            vector[self.program.spec.mask("buffer")] = buffers.dense()
+            places = np.concatenate([np.arange(start, stop) for start, stop in model_delta.replaced])
+            vector[places] = decode_update(model_delta.values, places.size, CodecSettings("dense")).dense()
         after = encode_parameters(vector)
         if (digest_of(before), digest_of(after)) != (model_delta.base, model_delta.target):
-            raise InvariantBroken("a model delta does not lead from what was published to what it names")
+            raise InvariantBroken("a model delta does not lead from the model of before to what it names")
         return after
 
     def _count(self, training: _Training, sent: NDArray[np.float64]) -> None:
+        if training.delta is None:
+            raise InvariantBroken(f"{training.device} has trained nothing, and its update counts")
         books = self.books.setdefault(training.device, _DeviceRecord())
         delta = training.delta.astype(np.float64)
         books.deltas = delta if books.deltas is None else books.deltas + delta

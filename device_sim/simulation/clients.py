@@ -12,7 +12,7 @@ import numpy as np
 from device_sim.datasets import Dataset, load_dataset, split_held_out
 from device_sim.partitions import partition
 from edge_sdk.errors import ConfigurationError, ExamplesError
-from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.examples import Examples, as_examples, load_examples
 from edge_sdk.training.program import Program
 
 __all__ = ["AUTO", "Clients", "clients_from", "device_name"]
@@ -32,7 +32,7 @@ class Clients(Mapping[str, Any]):
     """Clients by name, in the order in which they were given, and what the model is evaluated on.
 
     Attributes:
-        examples: Whatever ``as_examples`` takes, by name.
+        examples: Whatever ``as_examples`` takes, or the path of a file, by name.
         evaluation: The same for the evaluation; None for none.
     """
 
@@ -57,7 +57,7 @@ class Clients(Mapping[str, Any]):
         made = {}
         for name, value in self.examples.items():
             try:
-                made[name] = as_examples(value, program)
+                made[name] = _examples(value, program)
             except ExamplesError as error:
                 raise ExamplesError(f"clients[{name!r}]: {error}") from error
         return made
@@ -71,19 +71,26 @@ class Clients(Mapping[str, Any]):
         if self.evaluation is None:
             return None
         try:
-            return as_examples(self.evaluation, program)
+            return _examples(self.evaluation, program)
         except ExamplesError as error:
             raise ExamplesError(f"evaluation: {error}") from error
+
+
+def _examples(value: Any, program: Program) -> Examples:
+    """Examples in any form that a device takes, a file among them."""
+    return load_examples(value, program) if isinstance(value, str | Path) else as_examples(value, program)
 
 
 def clients_from(clients: Any, evaluation: Any, *, split: str | None, devices: int | None, seed: int) -> Clients:
     """Clients in any of the forms that ``simulate`` takes.
 
     Args:
-        clients: Examples by name; a list of examples; a :class:`Dataset`; or what ``load_dataset`` takes.
-        evaluation: Examples; ``"auto"``: those that a data set sets aside, or a fifth of it; None for none.
+        clients: Examples by name; a list of examples; a :class:`Dataset`, or its arrays by name; or what
+            ``load_dataset`` takes.
+        evaluation: Examples, or a file of them; None for none. Of a data set also ``"auto"``: those that it sets
+            aside, or a fifth of it; a share of it; or ``{"last": 0.2}``, the newest ones.
         split: For a data set: how it is dealt, as of :func:`device_sim.partitions.partition`; None for ``iid``.
-        devices: For a data set: how many clients; None: 100, or one for each key of ``split="natural"``.
+        devices: For a data set: how many clients; None: 100, or one for each group of ``split="natural"``.
         seed: Draws split and evaluation.
 
     Raises:
@@ -91,6 +98,8 @@ def clients_from(clients: Any, evaluation: Any, *, split: str | None, devices: i
     """
     if isinstance(clients, str | Path):
         clients = load_dataset(clients)
+    elif _are_arrays(clients):
+        clients = Dataset(clients)
     if isinstance(clients, Dataset):
         return _dealt(clients, evaluation, split or "iid", devices, seed)
     for name, value in (("split", split), ("devices", devices)):
@@ -99,7 +108,17 @@ def clients_from(clients: Any, evaluation: Any, *, split: str | None, devices: i
     named = _named(clients)
     if not named:
         raise ConfigurationError("simulate: clients: there are none; give at least one (x, y)")
+    if _share_of(evaluation) is not None and not _is_auto(evaluation):
+        raise ConfigurationError(
+            f"simulate: evaluation={evaluation!r}: is a part of a Dataset; give examples, or held_out={evaluation!r} "
+            "for that part of each client's"
+        )
     return Clients(named, None if _is_auto(evaluation) else evaluation)
+
+
+def _are_arrays(clients: Any) -> bool:
+    """Whether this is one data set, by the names of its arrays, and not a client for each name."""
+    return isinstance(clients, Mapping) and bool({"x", "y", "target"} & clients.keys())
 
 
 def _named(clients: Any) -> dict[str, Any]:
@@ -121,16 +140,28 @@ def _named(clients: Any) -> dict[str, Any]:
 
 
 def _dealt(data: Dataset, evaluation: Any, split: str, devices: int | None, seed: int) -> Clients:
-    train = data
-    if _is_auto(evaluation):
-        train, test = split_held_out(data, HELD_OUT_SHARE, seed)
-        evaluation = (test.x, test.y) if len(test) else None
-    elif data.held_out is not None:
-        train = data.subset(np.flatnonzero(~data.held_out))
+    share, last = _share_of(evaluation) or (0.0, False)
+    train, test = split_held_out(data, share, seed, last=last)
+    if _share_of(evaluation) is not None:
+        evaluation = test.examples if len(test) else None
     if devices is None and not split.startswith("natural"):
         devices = min(DEVICES, len(train))
     parts = partition(train, split, devices, seed)
-    return Clients({device_name(n): (train.x[part], train.y[part]) for n, part in enumerate(parts)}, evaluation)
+    return Clients({device_name(n): train.part(part).examples for n, part in enumerate(parts)}, evaluation)
+
+
+def _share_of(evaluation: Any) -> tuple[float, bool] | None:
+    """``(share, last)`` of a data set that is to be held out; None where the evaluation has examples of its own."""
+    if _is_auto(evaluation):
+        return HELD_OUT_SHARE, False
+    if (
+        isinstance(evaluation, Mapping)
+        and evaluation.keys() == {"last"}
+        and isinstance(evaluation["last"], int | float)
+    ):
+        return float(evaluation["last"]), True
+    is_number = isinstance(evaluation, int | float) and not isinstance(evaluation, bool)
+    return (float(evaluation), False) if is_number else None
 
 
 def _is_auto(evaluation: Any) -> bool:

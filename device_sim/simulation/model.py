@@ -15,7 +15,7 @@ from coordinator.compile.loop import FLOPS_MAX as LOOP_FLOPS_MAX
 from coordinator.compile.zoo import ZOO
 from coordinator.config import FederationConfig
 from coordinator.setup import build_bundle
-from device_sim.datasets import Dataset
+from device_sim.datasets import Dataset, as_dataset
 from device_sim.simulation.clients import Clients
 from device_sim.simulation.settings import Tables, configured
 from edge_sdk.errors import ConfigurationError, ExamplesError
@@ -113,7 +113,7 @@ def bundle_for(model: Any, data: Dataset, *, loss: str | None, seed: int) -> Bun
     """
     linear = "linear_regression" if data.labels is None else "softmax_regression"
     tables: Tables = {"model": {"loss": loss}} if loss else {}
-    source = source_of(model or linear, Clients({"all": (data.x, data.y)}, None), tables.get("model", {}))
+    source = source_of(model or linear, Clients({"all": data.examples}, None), tables.get("model", {}))
     config = configured(tables, model=source.table, goal_count=1, rounds=1, seed=seed, evaluated=False)
     return source.built(config)
 
@@ -130,34 +130,25 @@ def _compiled(config: FederationConfig, onnx: bytes | None) -> Bundle:
 def _shape(name: str, clients: Clients, given: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs and outputs of a zoo model by the clients' examples, where they are not given."""
     found: dict[str, Any] = {}
-    first = next(iter(clients.values()))
     if "inputs" not in given:
-        found["inputs"] = list(_pair(first)[0].shape[1:])
+        x = as_dataset(next(iter(clients.values())), "clients").x
+        if x.ndim < 2:
+            raise ExamplesError(f"clients: x has shape {list(x.shape)}, expected [examples, features...]")
+        found["inputs"] = list(x.shape[1:])
     if "outputs" not in given:
         found["outputs"] = _outputs(name, clients)
     return found
 
 
 def _outputs(name: str, clients: Clients) -> int:
-    targets = [_pair(value)[1] for value in (*clients.values(), clients.evaluation) if value is not None]
+    values = (*clients.values(), clients.evaluation)
+    sets = [as_dataset(value, "clients") for value in values if value is not None]
+    targets = [data.y for data in sets if data.target_name is not None]
+    if not targets:  # the model learns to reconstruct its input
+        return int(np.prod(sets[0].x.shape[1:], dtype=int))
     if name == "linear_regression" or any(y.dtype.kind == "f" and y.ndim > 1 for y in targets):
         return int(np.prod(targets[0].shape[1:], dtype=int))
     highest = max((float(y.max()) for y in targets if y.size), default=0.0)
     if name == "linear_svm" or (name == "logistic_regression" and highest <= 1):
         return 1
     return max(2, int(highest) + 1)
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    """Features and targets out of the forms that have one of each."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        x, y = (np.asarray(part) for part in value)
-    elif isinstance(value, Mapping) and {"x", "y"} <= set(value):
-        x, y = np.asarray(value["x"]), np.asarray(value["y"])
-    else:
-        raise ExamplesError(
-            "clients: a zoo model takes (x, y) from each client; give inputs= and outputs= too for other forms"
-        )
-    if x.ndim < 2:
-        raise ExamplesError(f"clients: x has shape {list(x.shape)}, expected [examples, features...]")
-    return x, y

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from coordinator.config import FederationConfig
 from coordinator.downlink import chain_from
-from coordinator.pipeline import Aggregator, Step
+from coordinator.pipeline import Aggregator, FeatureStatistics, RoundPipeline, Step
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.setup import pipeline_settings
-from coordinator.store import ModelDeltaRecord, Published
+from coordinator.statistics_round import first_round, statistics_plan
+from coordinator.store import ModelDeltaRecord, NewDelta
 from coordinator.store.model_deltas import deltas_kept
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.messages import short
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Server"]
@@ -32,10 +36,8 @@ class Server:
 
     Attributes:
         parameters: The model's parameters blob.
-        model_digest: Its SHA-256.
-        vector: float32[P], the model.
-        published: The blob that clients train from; the same where they get the model itself.
-        base: Its SHA-256.
+        digest: Its SHA-256.
+        vector: float32[P], the same as a vector.
         broadcast: Blobs of the vectors that clients get beside it, by name.
     """
 
@@ -60,18 +62,30 @@ class Server:
                 directory=None,
             ),
         )
+        self._statistics = None
+        if first_round(bundle.program, bundle.parameters) == OPENING_ROUND:
+            self._statistics = FeatureStatistics(statistics_plan(plan), self._aggregator)
         self.vector = bundle.parameters
-        self.parameters = self.published = encode_parameters(bundle.parameters)
-        self.base = self.model_digest = digest_of(self.published)
+        self.parameters = encode_parameters(bundle.parameters)
+        self.digest = digest_of(self.parameters)
         self._memory = self._aggregator.initial_memory()
         self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
         self._chain: list[ModelDeltaRecord] = []
         self._round = 0
 
-    def begin(self) -> None:
+    @property
+    def asks_for_statistics(self) -> bool:
+        """Whether clients report statistics of their features in round 0, before they train."""
+        return self._statistics is not None
+
+    def plan_of(self, number: int) -> Plan:
+        """What clients are asked to do in the round of this number."""
+        return self._pipeline_of(number).plan
+
+    def begin(self, number: int) -> None:
         """A round begins."""
-        self._round += 1
-        self._aggregator.begin(self.parameters, self._memory, self.published, self.base)
+        self._round = number
+        self._pipeline_of(number).begin(self.parameters, self._memory, self.digest)
 
     def take(self, payload: bytes, digest: bytes) -> None:
         """Adds one client's update, and its SHA-256, to the round.
@@ -79,7 +93,8 @@ class Server:
         Raises:
             ProtocolError: It is refused; its reason says why.
         """
-        self._aggregator.add(self._aggregator.examine(payload, digest))
+        pipeline = self._pipeline_of(self._round)
+        pipeline.add(pipeline.examine(payload, digest))
 
     def finish(self) -> dict[str, float]:
         """The next model from the updates that were taken; returns what the clients reported.
@@ -88,32 +103,31 @@ class Server:
             TrainingError: The model has diverged.
             ValueError: Nothing was taken.
         """
-        made = self._aggregator.finish()
+        made = self._pipeline_of(self._round).finish()
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
-        self.model_digest = digest_of(self.parameters)
-        self._publish(made.published)
+        before, self.digest = self.digest, digest_of(self.parameters)
+        self._follow(before, made.model_delta)
         return made.metrics
 
     def close(self) -> None:
         """Gives up a round that is not finished."""
         self._aggregator.close()
 
+    def _pipeline_of(self, number: int) -> RoundPipeline[Any]:
+        return self._statistics if number == OPENING_ROUND and self._statistics is not None else self._aggregator
+
     def bytes_down(self, holds: Collection[bytes]) -> int:
         """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""
         vectors = sum(map(len, self.broadcast.values()))
-        if self.base in holds:
+        if self.digest in holds:
             return vectors
-        _, deltas = chain_from(self._chain, holds)
-        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.published))
+        _, deltas = chain_from(self._chain, [short(digest) for digest in holds])
+        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.parameters))
 
-    def _publish(self, made: Published | None) -> None:
-        before = self.base
+    def _follow(self, before: bytes, made: NewDelta | None) -> None:
         if made is None:
-            self.published, self.base = self.parameters, self.model_digest
             self._chain.clear()
-            return
-        self.published, self.base = made.blob, digest_of(made.blob)
-        if self.base != before:
-            delta = ModelDeltaRecord(self._round, before, self.base, b"", len(made.model_delta))
+        elif self.digest != before:
+            delta = ModelDeltaRecord(self._round, before, self.digest, b"", len(made.model_delta))
             self._chain = deltas_kept([*self._chain, delta], made)

@@ -271,8 +271,8 @@ class SimCoordinator:
         self.reach("before round commit")
         result = self._work.close(job)
         deltas = self.store.deltas(record.task)
-        compressed = not result.error and result.published != result.parameters
-        model_delta = self.store.get_blob(deltas[-1].digest) if deltas and compressed else None
+        new = bool(deltas) and deltas[-1].round == record.number
+        model_delta = self.store.get_blob(deltas[-1].digest) if new else None
         earlier = [self.store.tickets(record.task, record.number, attempt) for attempt in range(record.attempt)]
         self.world.auditor.on_committed(job, journalled, result, model_delta, earlier)
         self.reach("after round commit")

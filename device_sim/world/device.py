@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from device_sim.datasets import Dataset
 from device_sim.profiles import DeviceProfile
 from device_sim.world.clock import Handle, VirtualClock
 from device_sim.world.crashes import Crashed
@@ -94,18 +95,16 @@ class SimDevice:
         world: Clock, broker, auditor, crash points.
         number: Its place in the fleet.
         profile: Its speed, reliability and link.
-        examples: Its local examples ``(x, y)``.
+        data: Its local examples.
         engines: Engines shared by all devices of the process.
     """
 
-    def __init__(
-        self, world: World, number: int, profile: DeviceProfile, examples: tuple[Any, Any], engines: EngineCache
-    ) -> None:
+    def __init__(self, world: World, number: int, profile: DeviceProfile, data: Dataset, engines: EngineCache) -> None:
         self.world = world
         self.name = f"device-{number:05d}"
         self.profile = profile
         self.alive = False
-        self._examples = examples
+        self._data = data
         self._engines = engines
         self._disk = _Disk()
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, 1, number])))
@@ -231,8 +230,10 @@ class SimDevice:
             self._guarded(lambda: done(job()))
 
     def _training_seconds(self, start: StartTraining) -> float:
+        if start.plan.without_parameters:
+            return self._step_seconds  # one look at the examples
         plan = start.plan.training
-        batches = -(-len(self._examples[0]) // plan.batch_size)
+        batches = -(-len(self._data) // plan.batch_size)
         steps = plan.epochs * batches
         if plan.steps_max:
             steps = min(steps, plan.steps_max)
@@ -244,13 +245,15 @@ class SimDevice:
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""
-        self.world.auditor.on_training(self.name, job.start.ticket, digest_of(job.parameters))
+        used = digest_of(job.parameters) if job.parameters else None
+        self.world.auditor.on_training(self.name, job.start.ticket, used)
         clock = _StepClock(self._step_seconds)
         own = self.world.scenario.local_algorithms
-        trained = TrainingWork(lambda: self._examples, engines=self._engines, clock=clock, algorithms=own).run(job)
+        trained = TrainingWork(lambda: self._data.examples, engines=self._engines, clock=clock, algorithms=own).run(job)
         update = trained.update
         if update.payload is None:
             raise EdgeFedError("a fresh update has its payload")
-        self.world.auditor.on_trained(self.name, update.ticket, update.digest, update.payload, trained.result.delta)
+        delta = None if trained.result is None else trained.result.delta
+        self.world.auditor.on_trained(self.name, update.ticket, update.digest, update.payload, delta)
         self.reach("after training")
         return trained

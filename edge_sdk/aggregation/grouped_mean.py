@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.aggregation.sums import ROTATION_MASK, FixedPoint, WeightedMean, pack_parts, unpack_parts
-from edge_sdk.codecs.frames import DecodedParts, Group
+from edge_sdk.codecs.frames import DecodedParts, Group, joined
 
 __all__ = ["GroupedMean"]
 
@@ -46,7 +46,7 @@ class GroupedMean:
             mean.merge(theirs)
 
     def report(self, factor: float = 1.0) -> NDArray[np.float32]:
-        """The weighted mean of all updates, float32[P], times ``factor`` but for the buffers.
+        """The weighted mean of all updates, float32[P], times ``factor`` but for the buffers; zero for constants.
 
         Raises:
             ValueError: Nothing has been accumulated.
@@ -55,12 +55,7 @@ class GroupedMean:
             mean.report() if factor == 1.0 or group.kind == "buffers" else np.float32(factor) * mean.report()
             for group, mean in zip(self._groups, self._means, strict=True)
         ]
-        if len(means) == 1:
-            return means[0]
-        vector = np.empty(sum(group.size for group in self._groups), dtype=np.float32)
-        for group, values in zip(self._groups, means, strict=True):
-            group.put(vector, values)
-        return vector
+        return joined(self._groups, means)
 
     def to_bytes(self) -> bytes:
         """The whole partial sum, for another process."""

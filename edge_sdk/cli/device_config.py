@@ -18,7 +18,9 @@ from edge_sdk.device.limits import MAY_BE_ZERO, Limits
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
-from edge_sdk.training.examples import ExamplesFile
+from edge_sdk.training.data.opening import DATABASES, SUFFIXES
+from edge_sdk.training.data.row_filter import parse_filter
+from edge_sdk.training.data.settings import ExamplesFile, Window
 from edge_sdk.wire.topics import is_segment
 
 __all__ = ["CREDENTIAL", "KEYS", "DeviceConfig", "Key", "load_device_config"]
@@ -29,6 +31,8 @@ CREDENTIAL: Final = "mqtt-password"
 VALUE_CHARACTERS_MAX: Final = 60
 TEXT_CHARACTERS_MAX: Final = 1_000
 BYTES_MAX: Final = 1 << 50
+ROWS_MAX: Final = 1 << 40
+WINDOW_ROWS_MAX: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Key:
 
     Attributes:
         kind: ``name`` (part of a topic), ``text``, ``path``, ``file`` (must exist), ``whole``, ``number``, ``switch``,
-            ``dotted`` (``package.module:Name``), ``dotted by name`` (a table of such).
+            ``dotted`` (``package.module:Name``), ``dotted by name`` (a table of such), ``names`` (a list of texts),
+            ``name or names``, ``window`` (a table of numbers).
         default: Where the file says nothing; ``REQUIRED`` where it must say something.
         low, high: Limits of a number.
         choices: Of a text, what it may be.
@@ -63,6 +68,9 @@ class Key:
             "switch": "true or false",
             "dotted": 'the name of your own class, such as "mypackage.mymodule:MyClass"',
             "dotted list": 'a list of your own classes, such as ["mypackage.mymodule:MyClass"]',
+            "names": 'a list of names, such as ["rpm", "temperature"]',
+            "name or names": 'a name, or a list of names such as ["left", "right"]',
+            "window": "a table such as {length = 60, step = 10, horizon = 5, gap = 2.5}",
             "dotted by name": 'your own classes by name, such as {mine = "mypackage.mymodule:MyClass"}',
         }[self.kind]
         if self.kind not in ("whole", "number"):
@@ -83,12 +91,36 @@ class Key:
                 return isinstance(value, str) and is_dotted(value)
             case "dotted list":
                 return isinstance(value, list) and all(isinstance(v, str) and is_dotted(v) for v in value)
+            case "names":
+                return _are_names(value)
+            case "name or names":
+                return _are_names([value] if isinstance(value, str) else value)
+            case "window":
+                return isinstance(value, dict) and "length" in value and all(map(_fits_window, value, value.values()))
             case "dotted by name":
                 return isinstance(value, dict) and all(isinstance(v, str) and is_dotted(v) for v in value.values())
             case _:
-                if not isinstance(value, str) or not value or not value.isprintable():
-                    return False
-                return len(value) <= TEXT_CHARACTERS_MAX and (not self.choices or value in self.choices)
+                return _is_text(value) and (not self.choices or value in self.choices)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= TEXT_CHARACTERS_MAX and value.isprintable()
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
+WINDOW: Final = {
+    "length": Key("whole", low=1, high=WINDOW_ROWS_MAX),
+    "step": Key("whole", low=1, high=WINDOW_ROWS_MAX),
+    "horizon": Key("whole", low=0, high=WINDOW_ROWS_MAX),
+    "gap": Key("number", low=0, high=1e18),
+}
+
+
+def _fits_window(name: str, value: object) -> bool:
+    return name in WINDOW and WINDOW[name].accepts(value)
 
 
 REQUIRED: Final = object()
@@ -119,7 +151,18 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "keepalive_seconds": Key("whole", 30, 5, 65_535),
         "protocol": Key("text", "auto", choices=("auto", "5", "3.1.1")),
     },
-    "data": {"file": Key("file", REQUIRED), "target": Key("text")},
+    "data": {
+        "path": Key("file", REQUIRED),
+        "features": Key("names"),
+        "label": Key("name or names"),
+        "where": Key("text"),
+        "window": Key("window"),
+        "time": Key("text"),
+        "group": Key("text"),
+        "rows_max": Key("whole", 0, 0, ROWS_MAX),
+        "table": Key("text"),
+        "query": Key("text"),
+    },
     "limits": {field.name: _limit(field.name) for field in fields(Limits)},
     "eligibility": {
         "charging": Key("switch", False),
@@ -244,7 +287,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _contradictions(values: dict[str, dict[str, Any]]) -> list[str]:
-    broker, data = values["broker"], values["data"]
+    broker = values["broker"]
     given = {name for name, value in broker.items() if value is not None}
     problems = []
     if ("url" in given) == ("host" in given):
@@ -257,13 +300,33 @@ def _contradictions(values: dict[str, dict[str, Any]]) -> list[str]:
         problems.append("broker.url: is plain mqtt://, but certificates are given; use mqtts://")
     if ("cert_file" in given) != ("key_file" in given):
         problems.append("broker.cert_file and broker.key_file: give both or neither")
-    suffix = data["file"].suffix.lower()
-    if suffix not in (".npz", ".csv"):
-        problems.append(f"data.file: ends in {suffix!r}; a file of examples ends in .npz or .csv")
-    if data["target"] is not None and suffix == ".npz":
+    return problems + _of_data(values["data"])
+
+
+def _of_data(data: dict[str, Any]) -> list[str]:
+    suffix = data["path"].suffix.lower()
+    if suffix not in SUFFIXES:
+        return [
+            f"data.path: ends in {suffix!r}; a file of examples ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        ]
+    problems = []
+    given = [name for name in data if name != "path" and data[name]]
+    if suffix == ".npz" and given:
         problems.append(
-            'data.target: names a column of a .csv file; the target of an .npz is its array "y" or "target"'
+            f'data.{given[0]}: goes with a file of rows; of an .npz the arrays are taken by name, the target is "y" or '
+            '"target"'
         )
+    if suffix in DATABASES and bool(data["table"]) == bool(data["query"]):
+        problems.append('data.table and data.query: give one of them, such as table = "readings"')
+    if suffix not in DATABASES and (data["table"] or data["query"]):
+        problems.append(f"data.table and data.query: go with a database, not with a file that ends in {suffix!r}")
+    if data["window"] and "gap" in data["window"] and not data["time"]:
+        problems.append("data.window.gap: is a difference of times; name the column: data.time")
+    try:
+        if data["where"]:
+            parse_filter(data["where"])
+    except ConfigurationError as error:
+        problems.append(f"data.where: {error}; write comparisons such as machine == 3 and rpm > 0")
     return problems
 
 
@@ -282,7 +345,7 @@ def _config(
         state_dir=directory / state_dir,
         broker=_broker(values["broker"], password_file, device["id"]),
         password_file=password_file,
-        data=ExamplesFile(values["data"]["file"], values["data"]["target"]),
+        data=_data(values["data"]),
         limits=Limits(**values["limits"]),
         rules=Rules(**values["eligibility"]),
         publish_status=values["status"]["publish"],
@@ -290,6 +353,15 @@ def _config(
         algorithms=values["extend"]["algorithms"] or {},
         codecs=tuple(values["extend"]["codecs"] or ()),
     )
+
+
+def _data(data: dict[str, Any]) -> ExamplesFile:
+    given = {name: value for name, value in data.items() if value is not None}
+    for name in given.keys() & {"features", "label"}:
+        given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+    if "window" in given:
+        given["window"] = Window(**given["window"])
+    return ExamplesFile(**given)
 
 
 def _broker(broker: dict[str, Any], password_file: Path | None, device: str) -> BrokerSettings:

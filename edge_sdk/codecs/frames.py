@@ -3,8 +3,9 @@
 A plan has one codec for most of the model, and may have another one for tensors whose names match a pattern
 (``CodecSettings.tensors``): biases and scales are few and matter, and can be sent denser. A running mean or variance
 (BatchNorm) is no gradient: left out or rounded coarsely it would be wrong, not late. So buffers are a group of their
-own, float32 as they are, whatever the plan's codec is. A codec may ask for kernels of convolutions apart, where there
-are no patterns (:meth:`edge_sdk.codecs.codec.Codec.split`).
+own, float32 as they are, whatever the plan's codec is. Constants never change, so they are in no group and cost no
+byte. A codec may ask for kernels of convolutions apart, where there are no patterns
+(:meth:`edge_sdk.codecs.codec.Codec.split`).
 
 The groups follow from the specification and the plan, so that both sides know them: first the one that no pattern
 matches, then one per pattern in their order (a tensor belongs to the first that matches), last the buffers. A
@@ -34,17 +35,19 @@ __all__ = [
     "DecodedParts",
     "EncodedFrames",
     "Group",
-    "buffer_mask",
     "decode_frames",
     "encode_frames",
     "fitted_frames",
     "frames_bytes_max",
     "groups_of",
+    "joined",
     "shared_seed",
+    "untrained_mask",
 ]
 
 DENSE: Final = CodecSettings(Dense())
 BUFFERS: Final = -1
+NOBODY: Final = -2
 DecodedParts: TypeAlias = tuple[Decoded | Rotated, ...]
 """What the frames say, in the order of the groups."""
 
@@ -55,28 +58,31 @@ class Group:
 
     Attributes:
         settings: How.
-        positions: int64[k], rising, read-only: where they stand among all elements; None for all of them.
+        where: Where they stand among all elements: a slice where they are one piece, else int64[k], rising, read-only.
         size: How many they are.
+        whole_size: How many elements there are in all, P.
         kind: ``main``, ``part`` (matched by a pattern) or ``buffers``.
         matrices: First element (of the group), rows and columns of its tensors that have several of both.
     """
 
     settings: CodecSettings
-    positions: NDArray[np.int64] | None
+    where: slice | NDArray[np.int64]
     size: int
+    whole_size: int
     kind: str = "main"
     matrices: tuple[Matrix, ...] = ()
 
     def taken(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The group's elements of a float32[P]; the vector itself where they are all."""
-        return vector if self.positions is None else vector[self.positions]
+        """The group's elements of a float32[P]; a view where they are one piece."""
+        return vector[self.where]
 
     def put(self, vector: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Writes the group's elements into a float32[P]."""
-        if self.positions is None:
-            vector[:] = values
-        else:
-            vector[self.positions] = values
+        vector[self.where] = values
+
+    def positions(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the group's elements ``indices`` stand among all elements."""
+        return indices + self.where.start if isinstance(self.where, slice) else self.where[indices]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,12 +119,12 @@ def encode_frames(
         delta: Local parameters minus global ones; not changed.
         kept: What the frames before gave, float32[trainable elements] each by name, or None.
         settings: The plan's codec.
-        spec: Says which elements are buffers.
+        spec: Says which elements are buffers or constants.
         seed: See :func:`edge_sdk.codecs.encode_update`, which also says what is raised.
         shared_seed: See there.
         keeps_residual: See there.
     """
-    mask = buffer_mask(spec)
+    mask = untrained_mask(spec)
     before = {name: _spread(name, vector, spec, mask) for name, vector in (kept or {}).items()}
     frames: list[bytes] = []
     after: Vectors = {}
@@ -135,7 +141,7 @@ def encode_frames(
         )
         frames.append(encoded.frame)
         for name, left in encoded.kept.items():
-            if group.positions is None:
+            if group.size == spec.size:
                 after[name] = left
             else:
                 if name not in after:
@@ -181,9 +187,9 @@ def fitted_frames(spec: ParameterSpec, settings: CodecSettings, bytes_max: int) 
     return None if found is None else settings.with_codec(found.codec)
 
 
-def buffer_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
-    """bool[P], true where an element is a buffer; None where none is."""
-    return None if all(tensor.kind == "trainable" for tensor in spec) else spec.mask("buffer")
+def untrained_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
+    """bool[P], true where an element is a buffer or a constant; None where none is."""
+    return None if all(tensor.kind == "trainable" for tensor in spec) else ~spec.mask("trainable")
 
 
 def shared_seed(parameters: bytes) -> int:
@@ -212,11 +218,31 @@ def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]
     for owner, (rule, kind) in enumerate(kinds):
         positions = np.flatnonzero(owners == owner).astype(np.int64)
         if positions.size:
-            positions.flags.writeable = False
-            whole = positions.size == spec.size
             matrices = _matrices(tensor for tensor in spec if owners[tensor.offset] == owner)
-            groups.append(Group(rule, None if whole else positions, positions.size, kind, matrices))
+            groups.append(Group(rule, _in_one_piece(positions), positions.size, spec.size, kind, matrices))
     return tuple(groups)
+
+
+def joined(groups: Sequence[Group], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """float32[P] from the elements of each group; zero for constants, which are in none.
+
+    Where one group is all of it, its elements are given back as they are.
+    """
+    if groups[0].size == groups[0].whole_size:
+        return values[0]
+    vector = np.zeros(groups[0].whole_size, dtype=np.float32)
+    for group, elements in zip(groups, values, strict=True):
+        group.put(vector, elements)
+    return vector
+
+
+def _in_one_piece(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Rising positions as a slice where there is nothing between them: eight bytes an element less to keep."""
+    first, last = int(positions[0]), int(positions[-1])
+    if last - first + 1 == positions.size:
+        return slice(first, last + 1)
+    positions.flags.writeable = False
+    return positions
 
 
 def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
@@ -232,27 +258,27 @@ def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
 
 def _owner(tensor: Tensor, settings: CodecSettings) -> int:
     """Number of the first pattern that matches, from 1; 0 for none."""
-    if tensor.kind == "buffer":
-        return BUFFERS
+    if tensor.kind != "trainable":
+        return BUFFERS if tensor.kind == "buffer" else NOBODY
     matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(tensor.name, pattern))
     return next(matching, 0)
 
 
 def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
-    trainable = sum(tensor.size for tensor in spec if tensor.kind != "buffer")
+    trainable = sum(tensor.size for tensor in spec if tensor.kind == "trainable")
     apart = settings.codec.split(sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
     return None if apart is None else (CodecSettings(apart[0]), CodecSettings(apart[1]))
 
 
 def _is_kernel(tensor: Tensor) -> bool:
     """Whether a tensor is a convolution's: of three dimensions and more, those of length 1 not counted."""
-    return tensor.kind != "buffer" and sum(length > 1 for length in tensor.shape) > 2
+    return tensor.kind == "trainable" and sum(length > 1 for length in tensor.shape) > 2
 
 
 def _spread(
     name: str, vector: NDArray[np.float32], spec: ParameterSpec, mask: NDArray[np.bool_] | None
 ) -> NDArray[np.float32]:
-    """A kept vector of the trainable elements as float32[P], zero at the buffers."""
+    """A kept vector of the trainable elements as float32[P], zero elsewhere."""
     trainable = spec.size if mask is None else spec.size - int(np.count_nonzero(mask))
     if vector.size != trainable:
         raise ConfigurationError(f"{name}: {vector.size} elements, the model trains {trainable}; drop it")

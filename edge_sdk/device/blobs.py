@@ -66,7 +66,7 @@ class JobBlobs:
 
     Attributes:
         program: The program's bytes.
-        parameters: The parameters' bytes.
+        parameters: The parameters' bytes, empty for work that does without them.
         fresh: What has not been written to disk yet, as ``(digest, bytes, kind)``.
         vectors: Bytes of the further vectors that the invite names, by name.
     """
@@ -128,16 +128,20 @@ class DeviceBlobs:
             return str(error) or type(error).__name__
         return ""
 
-    def take(self, program: bytes, parameters: bytes, vectors: dict[str, bytes]) -> JobBlobs | None:
-        """What a job needs, by digest; None where something of it is not here any more."""
-        found = {digest: self._get(digest) for digest in (program, parameters, *vectors.values())}
+    def take(self, program: bytes, parameters: bytes | None, vectors: dict[str, bytes]) -> JobBlobs | None:
+        """What a job needs, by digest; None where something of it is not here any more.
+
+        ``parameters`` is None for work that does without them.
+        """
+        digests = (program, *(() if parameters is None else (parameters,)), *vectors.values())
+        found = {digest: self._get(digest) for digest in digests}
         fresh = tuple((digest, data, kind) for digest, (data, kind) in self._fresh.items() if digest in found)
         self._fresh.clear()
         bytes_of = {digest: data for digest, data in found.items() if data is not None}
         if len(bytes_of) < len(found):
             return None
         named = {name: bytes_of[digest] for name, digest in vectors.items()}
-        return JobBlobs(bytes_of[program], bytes_of[parameters], fresh, named)
+        return JobBlobs(bytes_of[program], b"" if parameters is None else bytes_of[parameters], fresh, named)
 
     def cache(self, blobs: JobBlobs) -> None:
         """Writes what is fresh to disk; for the job's thread."""

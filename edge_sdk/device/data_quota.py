@@ -50,7 +50,7 @@ class DataQuota:
         self._bytes_per_update_max = bytes_per_update_max
         self._metered = 0
         self._expected = 0  # bytes that were asked for and have not arrived
-        self._unfit: tuple[bytes, CodecSettings, int] | None = None
+        self._unfit: tuple[bytes, str, CodecSettings, int] | None = None
 
     # --- counting ---
 
@@ -112,7 +112,7 @@ class DataQuota:
 
     def note_unfit(self, program: bytes, plan: Plan) -> None:
         """With its program at hand an update was found to be too large, whatever the size of the model had promised."""
-        self._unfit = (program, plan.codec, self.frames_bytes_max(plan))
+        self._unfit = (program, plan.local, plan.codec, self.frames_bytes_max(plan))
 
     def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
         """Code and explanation where the work of an invite is beyond a quota; None where it fits.
@@ -128,9 +128,8 @@ class DataQuota:
         frames_max = self.frames_bytes_max(plan)
         if not frames_max and not self.limited:
             return None
-        size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
-        settings = fitted(plan.codec, size, frames_max)
-        if settings is None or self._unfit == (invite.program, plan.codec, frames_max):
+        frame_bytes = self._frame_bytes(invite, frames_max)
+        if frame_bytes is None or self._unfit == (invite.program, plan.local, plan.codec, frames_max):
             return ProgressKind.BYTES_PER_UPDATE, (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
                 "have the coordinator use codec auto, sparse or eden"
@@ -138,7 +137,7 @@ class DataQuota:
         piece_bytes = min(invite.blob_bytes or invite.chunk_bytes_max, invite.chunk_bytes_max)
         work = self._costs.accept() + SLACK_BYTES
         work += sum(self._costs.download(total, piece_bytes) for total in downloads)
-        work += self._costs.upload(frame_bytes_max(size, settings) + UPDATE_HEAD_BYTES_MAX)
+        work += self._costs.upload(frame_bytes + UPDATE_HEAD_BYTES_MAX)
         if self.affords(work):
             return None
         used, limit = self.traffic.bytes_today, self.traffic.bytes_max
@@ -146,3 +145,12 @@ class DataQuota:
             f"{used} of {limit} bytes are used today and this round may need {work} (a reserve of {RESERVE_BYTES} is "
             "kept): not before tomorrow, and never unless bytes_per_device_per_day_max is above both together"
         )
+
+    @staticmethod
+    def _frame_bytes(invite: Invite, bytes_max: int) -> int | None:
+        """Bytes of the frame that an invite asks for, by the size of the model; None where none fits."""
+        if invite.plan.without_parameters:
+            return 0  # nothing is trained; how much is reported instead, only the program tells
+        size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
+        settings = fitted(invite.plan.codec, size, bytes_max)
+        return None if settings is None else frame_bytes_max(size, settings)

@@ -75,7 +75,8 @@ class Jobs:
 
     def start(self, start: StartTraining) -> None:
         """Gives out a job, or keeps it for when the last one has found out that it was called off."""
-        job = _Job(start, self._blobs.take(start.program, start.parameters, dict(start.vectors)))
+        parameters = None if start.plan.without_parameters else start.parameters
+        job = _Job(start, self._blobs.take(start.program, parameters, dict(start.vectors)))
         if self._job is not None:
             self._waiting = job
         else:
@@ -115,6 +116,7 @@ class Jobs:
             received=blobs.vectors,
             vectors=self._state.vectors,
             keeps_vectors=self._state.keeps_vectors,
+            constants=self._state.constants.get,
             seed=job_seed(start.parameters, self._device),
             stop=lambda: job.cancelled,
             progress=lambda steps, loss: self._on_step(start, steps, loss),
@@ -142,5 +144,5 @@ class Jobs:
         except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
             logger.exception("training failed")
             return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
-        job.loss = float(trained.result.loss)
+        job.loss = None if trained.result is None else float(trained.result.loss)
         return TrainingFinished(trained.update)

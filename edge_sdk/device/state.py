@@ -9,6 +9,7 @@ The files (beside the counts of bytes written and of traffic), and what the orde
     vectors.next    the vectors as they will be if the update counts; the head names the update's ticket
     outbox          the update, until the receipt with its payload, then without, until the outcome
     vectors         the vectors in force; the head names the ticket that made them
+    constants-*     mean and scale of this device's own examples, one file for each program that wants them
 
 1. ``save_outbox`` writes ``vectors.next`` first, then ``outbox``. A ``vectors.next`` without an outbox is dropped.
 2. Counted: ``vectors.next`` is renamed to ``vectors``, then ``outbox`` is deleted. An outbox whose ticket the
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from edge_sdk.device.blob_cache import BlobCache
 from edge_sdk.device.daily_traffic import DailyTraffic
 from edge_sdk.device.files import DirectoryFiles, Files, MemoryFiles
+from edge_sdk.device.kept_constants import KeptConstants
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.state_file import HEAD_BYTES_MAX, CorruptError, seal, unseal
 from edge_sdk.device.write_budget import WriteBudget
@@ -73,6 +75,9 @@ class DeviceState:
         outbox_bytes_max: Bytes of the largest update that is kept.
         bytes_per_device_per_day_max: Limit of bytes sent and received in a day, 0 for none; ``traffic`` counts them.
 
+    Attributes:
+        constants: What this device has found of its own examples, for programs that normalise with it.
+
     Raises:
         StateError: The storage fails. A corrupt file is no reason: it is renamed to ``<name>.corrupt``, logged, and
             taken as absent.
@@ -91,6 +96,7 @@ class DeviceState:
     ) -> None:
         self._files = files
         self.traffic = DailyTraffic(files, wall_day, bytes_per_device_per_day_max)
+        self.constants = KeptConstants(files)
         self._budget = WriteBudget(files, wall_day, state_write_bytes_per_day_max)
         self.outbox_bytes_max = outbox_bytes_max
         self._vectors_now: tuple[bytes, dict[str, NDArray[np.float32]]] | None = None  # spec, values; disk has none

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session.events import StartTraining
 from edge_sdk.device.state import Vectors
@@ -14,6 +17,9 @@ from edge_sdk.wire.safe_msgpack import BytesLike
 
 if TYPE_CHECKING:  # an engine's room, which is entered by the first job
     from edge_sdk.training.local import TrainResult
+
+Constants = NDArray[np.float32]
+"""Mean and scale of each feature; see ``edge_sdk.training.own_constants``."""
 
 __all__ = ["Cancelled", "OverQuota", "TrainedUpdate", "TrainingJob", "Work", "job_seed"]
 
@@ -33,7 +39,7 @@ class TrainingJob:
     Attributes:
         start: The session's action: ticket, plan, digests.
         program: The program's bytes.
-        parameters: The parameters' bytes.
+        parameters: The parameters' bytes, empty where the plan does without them.
         vectors: Gives the named vectors that this device keeps for the digest of a spec: what earlier updates did not
             send (``residual``, ``residual.<vector>``), velocities (``velocity``), and what local algorithms keep
             (``local.<algorithm>.<name>``).
@@ -43,6 +49,7 @@ class TrainingJob:
         progress: Told steps done and loss, as often.
         frames_bytes_max: Bytes that the update's frames may have together, 0 for no limit.
         received: Bytes of the further vectors that the invite has named, by name.
+        constants: Gives what this device keeps for the digest of a program, or else keeps what the function makes.
     """
 
     start: StartTraining
@@ -55,15 +62,19 @@ class TrainingJob:
     progress: Callable[[int, float], None]
     frames_bytes_max: int = 0
     received: Mapping[str, BytesLike] = field(default_factory=dict)
+    constants: Callable[[bytes, Callable[[], Constants]], Constants] = lambda program, make: make()
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """A finished update: what goes into the outbox, what is kept if it counts, and how training went."""
+    """A finished update: what goes into the outbox, what is kept if it counts, and how training went.
+
+    ``result`` is None where nothing was trained.
+    """
 
     update: PendingUpdate
     vectors_after: Vectors
-    result: TrainResult
+    result: TrainResult | None
 
 
 class Work(Protocol):

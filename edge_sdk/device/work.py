@@ -20,8 +20,9 @@ from edge_sdk.errors import ExamplesError, TrainingError
 from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork, find_local_algorithm
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of
 from edge_sdk.training.engine import Engine, make_engine
-from edge_sdk.training.examples import as_examples
-from edge_sdk.training.local import Trainer
+from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.local import Trainer, TrainResult, split_by_plan
+from edge_sdk.training.own_constants import own_constants, uses_own_constants, with_constants
 from edge_sdk.wire.messages import DELTA, NUMBERS_MAX, VECTOR_NAME_CHARACTERS_MAX, Update
 from edge_sdk.wire.plan import PLAIN
 from edge_sdk.wire.safe_msgpack import BytesLike
@@ -38,6 +39,7 @@ ENGINES_KEPT: Final = 2
 LOCAL: Final = "local."
 NUMBERS_BYTES_MAX: Final = NUMBERS_MAX * (VECTOR_NAME_CHARACTERS_MAX + 11)
 VECTOR_HEAD_BYTES_MAX: Final = VECTOR_NAME_CHARACTERS_MAX + 32
+NOTHING: Final = np.zeros(0, dtype=np.float32)
 GROUPS_APART: Final = 1 << 20
 """Between the seeds of two vectors of one update; the groups of a vector count on from its own."""
 
@@ -52,15 +54,23 @@ class EngineCache:
 
     def get(self, digest: bytes, data: BytesLike) -> tuple[Program, Engine | None]:
         """The program of these bytes and its engine; the engine is None for a program of kind ``trainer``."""
-        found = self._engines.get(digest)
-        if found is None:
-            program = Program.decode(data)
-            engine = make_engine(program, self._preference, self._threads) if program.kind == "graph" else None
-            self._engines[digest] = found = (program, engine)
+        program, engine = self._entry(digest, data)
+        if engine is None and program.kind == "graph":
+            engine = make_engine(program, self._preference, self._threads)
+            self._engines[digest] = program, engine
+        return program, engine
+
+    def program(self, digest: bytes, data: BytesLike) -> Program:
+        """The program of these bytes; no engine is made for it."""
+        return self._entry(digest, data)[0]
+
+    def _entry(self, digest: bytes, data: BytesLike) -> tuple[Program, Engine | None]:
+        if digest not in self._engines:
+            self._engines[digest] = Program.decode(data), None
             while len(self._engines) > ENGINES_KEPT:
                 self._engines.popitem(last=False)
         self._engines.move_to_end(digest)
-        return found
+        return self._engines[digest]
 
 
 class TrainingWork:
@@ -94,24 +104,26 @@ class TrainingWork:
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
-        program, engine = self._engines.get(job.start.program, job.program)
-        local = find_local_algorithm(job.start.plan.local, self._algorithms)
-        job_codec(job, program, local.vectors)
-        plan = job.start.plan.training
+        start, plan = job.start, job.start.plan.training
+        trains = not start.plan.without_parameters
+        program = self._engines.program(start.program, job.program)
+        local = find_local_algorithm(start.plan.local, self._algorithms)
+        if trains:
+            job_codec(job, program, local.vectors)
         examples = as_examples(self._load_examples(), program)
         if len(examples) < self._examples_min:
             raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
         before = job.vectors(spec_digest(program))
         work = LocalWork(
             program=program,
-            parameters=decode_parameters(job.parameters, program.spec),
+            parameters=_parameters(job, program, examples) if trains else NOTHING,
             examples=examples,
-            plan=replace(plan, seconds_max=min(plan.seconds_max, job.start.seconds_max)),
-            engine=engine,
+            plan=replace(plan, seconds_max=min(plan.seconds_max, start.seconds_max)),
+            engine=self._engines.get(start.program, job.program)[1] if trains else None,
             trainer=self._trainer,
             received={name: decode_parameters(data, program.spec) for name, data in job.received.items()},
-            kept=_kept(before, job.start.plan.local),
-            settings=job.start.plan.local_settings,
+            kept=_kept(before, start.plan.local),
+            settings=start.plan.local_settings,
             rng=np.random.Generator(np.random.PCG64(job.seed)),
             clock=self._clock,
             stop=job.stop,
@@ -121,6 +133,19 @@ class TrainingWork:
         if job.stop():
             raise Cancelled("training was called off")
         return make_update(job, program, result, work.engine_name, before)
+
+
+def _parameters(job: TrainingJob, program: Program, examples: Examples) -> NDArray[np.float32]:
+    """The parameters received; where the program normalises locally, with the constants of this device."""
+    received = decode_parameters(job.parameters, program.spec)
+    if not uses_own_constants(program):
+        return received
+
+    def make() -> NDArray[np.float32]:
+        train, _ = split_by_plan(examples, job.start.plan.training)
+        return own_constants(program, examples if len(train) == len(examples) else examples.part(train))
+
+    return with_constants(program, received, job.constants(program.digest, make))
 
 
 def make_update(
@@ -136,31 +161,20 @@ def make_update(
         before: The vectors that this device keeps; asked of the job where None.
 
     Raises:
-        OverQuota: The frames may not be as large as they would be.
+        OverQuota: The frames or arrays may not be as large as they would be.
         TrainingError: A vector to send is not one of float32[P].
     """
-    start, trained = job.start, result.trained
-    spec = spec_digest(program)
+    start, spec = job.start, spec_digest(program)
     before = job.vectors(spec) if before is None else before
-    codec = job_codec(job, program, tuple(result.vectors))
-    keeps = job.keeps_vectors(trained.delta.nbytes * (1 + len(result.vectors)))
+    trained = result.trained or TrainResult(NOTHING, result.examples, steps=0, loss=0.0, seconds=0.0, complete=True)
     frames: dict[str, tuple[bytes, ...]] = {}
-    after = {name: vector for name, vector in before.items() if _is_of_another(name, start.plan.local)}
-    after |= {f"{LOCAL}{start.plan.local}.{name}": vector for name, vector in result.keep.items()}
-    for number, (name, vector) in enumerate([(DELTA, trained.delta), *result.vectors.items()]):
-        if vector.shape != trained.delta.shape or vector.dtype != np.float32:
-            raise TrainingError(f"the local algorithm's vector {name!r} is {vector.dtype}{list(vector.shape)}")
-        encoded = encode_frames(
-            vector,
-            _feedback(before, name),
-            codec,
-            program.spec,
-            seed=job.seed + number * GROUPS_APART,
-            shared_seed=shared_seed(start.parameters),
-            keeps_residual=keeps,
-        )
-        frames[name] = encoded.frames
-        after |= _named_feedback(encoded.kept, name)
+    # Who sends no vector owes as much as before.
+    feedback: Vectors = {name: vector for name, vector in before.items() if not name.startswith(LOCAL)}
+    if result.trained is not None:
+        frames, feedback = _encoded(job, program, {DELTA: trained.delta, **result.vectors}, before)
+    _check_arrays(result.arrays, job.frames_bytes_max)
+    of_others = {name: vector for name, vector in before.items() if _is_of_another(name, start.plan.local)}
+    own = {f"{LOCAL}{start.plan.local}.{name}": vector for name, vector in result.keep.items()}
     evaluation = trained.evaluation
     payload = Update(
         examples=trained.examples,
@@ -171,6 +185,7 @@ def make_update(
         engine=engine,
         vectors=frames,
         numbers={name: float(value) for name, value in result.numbers.items()},
+        arrays=dict(result.arrays),
         evaluation=None if evaluation is None else (evaluation.loss_sum, evaluation.metric_sum, evaluation.count),
     ).encode()
     update = PendingUpdate(
@@ -184,7 +199,40 @@ def make_update(
         spec=spec,
         payload=payload,
     )
-    return TrainedUpdate(update, after, trained)
+    return TrainedUpdate(update, {**of_others, **own, **feedback}, result.trained)
+
+
+def _encoded(
+    job: TrainingJob, program: Program, vectors: Vectors, before: Vectors
+) -> tuple[dict[str, tuple[bytes, ...]], Vectors]:
+    """The frames of each vector, the delta first, and what codecs keep for all of them."""
+    codec = job_codec(job, program, tuple(vectors)[1:])
+    keeps = job.keeps_vectors(sum(vector.nbytes for vector in vectors.values()))
+    frames: dict[str, tuple[bytes, ...]] = {}
+    kept: dict[str, NDArray[np.float32]] = {}
+    for number, (name, vector) in enumerate(vectors.items()):
+        if vector.shape != vectors[DELTA].shape or vector.dtype != np.float32:
+            raise TrainingError(f"the local algorithm's vector {name!r} is {vector.dtype}{list(vector.shape)}")
+        encoded = encode_frames(
+            vector,
+            _feedback(before, name),
+            codec,
+            program.spec,
+            seed=job.seed + number * GROUPS_APART,
+            shared_seed=shared_seed(job.start.parameters),
+            keeps_residual=keeps,
+        )
+        frames[name] = encoded.frames
+        kept |= _named_feedback(encoded.kept, name)
+    return frames, kept
+
+
+def _check_arrays(arrays: Mapping[str, bytes], bytes_max: int) -> None:
+    total = sum(map(len, arrays.values()))
+    if bytes_max and total > bytes_max:
+        raise OverQuota(
+            f"what the local algorithm reports has {total} bytes, and bytes_per_update_max leaves {bytes_max}: raise it"
+        )
 
 
 def _kept(vectors: Vectors, algorithm: str) -> dict[str, NDArray[np.float32]]:

@@ -16,11 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
+from edge_sdk.training.data.columns_in_memory import Columns
+from edge_sdk.training.data.layout import target_block
+from edge_sdk.training.data.npz_file import arrays_of
+from edge_sdk.training.data.opening import ARRAYS
+from edge_sdk.training.data.reading import describe_rows, read_rows
+from edge_sdk.training.data.settings import ExamplesFile
+from edge_sdk.training.data.steady import read_steadily
+from edge_sdk.training.marks import Marks, take_marks
 from edge_sdk.training.program import Input, Program
 
-__all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples"]
+__all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples", "read_npz"]
+
+OVERLAP: Final = "overlap"
+"""The one mark that is no column."""
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_COLUMNS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +43,16 @@ class Examples:
         inputs: Arrays by the model's input names.
         target: The labels or values to learn.
         checked_for: Digest of the program that :func:`as_examples` has checked them against; empty for none.
+        is_test: bool[N], True for those that nobody trains on and models are judged on; None for no such mark.
+        overlap: With how many examples before and behind it an example has something in common, as windows of a series
+            have; whoever holds examples out leaves as many untrained beside them.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     target: NDArray[Any]
     checked_for: bytes = b""
+    is_test: NDArray[np.bool_] | None = None
+    overlap: int = 0
 
     def __len__(self) -> int:
         return len(self.target)
@@ -57,24 +74,12 @@ class Examples:
     def part(self, index: NDArray[np.intp]) -> Examples:
         """The examples at ``index``, int[n], as examples of their own."""
         inputs = {name: np.take(array, index, axis=0) for name, array in self.inputs.items()}
-        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for)
+        is_test = None if self.is_test is None else self.is_test[index]
+        return Examples(inputs, np.take(self.target, index, axis=0), self.checked_for, is_test, self.overlap)
 
     def _arrays(self, program: Program) -> list[tuple[Input, NDArray[Any]]]:
         arrays = [(entry, self.inputs[entry.name]) for entry in program.inputs]
         return [*arrays, (program.target, self.target)]
-
-
-@dataclass(frozen=True, slots=True)
-class ExamplesFile:
-    """Examples in a file; what is in it is known to fit only once there is a program to check it against.
-
-    Attributes:
-        path: A ``.npz`` or ``.csv``, see :func:`load_examples`.
-        target: Of a ``.csv``, the name of the target's column; None for the last one.
-    """
-
-    path: Path
-    target: str | None = None
 
 
 def as_examples(value: Any, program: Program) -> Examples:
@@ -84,7 +89,9 @@ def as_examples(value: Any, program: Program) -> Examples:
         value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
             with ``"target"``; ``x`` may itself hold arrays by input name. For a model that learns to reconstruct its
             input the target may be left out everywhere, and ``x`` alone will do. A target of shape ``[N, 1]`` is taken
-            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing.
+            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing. Beside its arrays a
+            dictionary may hold the marks of :mod:`edge_sdk.training.marks`: ``is_test``, ``group``, ``time`` and
+            ``overlap``.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
@@ -93,22 +100,32 @@ def as_examples(value: Any, program: Program) -> Examples:
     if isinstance(value, Examples) and value.checked_for == program.digest:
         return value
     if isinstance(value, ExamplesFile):
-        return load_examples(value.path, program, value.target)
+        return load_examples(value, program)
+    marks = Marks()
+    if isinstance(value, Mapping):
+        value = _by_columns(value, program)
+        value, marks = take_marks(value, [entry.name for entry in program.inputs])
     arrays, target = _taken_apart(value, program)
     inputs = {}
     for entry in program.inputs:
         if entry.name not in arrays:
-            raise ExamplesError(f"examples: input {entry.name!r} is missing; got {sorted(arrays)}")
-        inputs[entry.name] = _checked(entry, arrays[entry.name], "input")
-    labels = _checked(program.target, target, "target").astype(program.target.dtype, copy=False)
+            raise _misfit(f"input {entry.name!r} is missing", f"; got {sorted(arrays)}")
+        inputs[entry.name] = _checked(program, entry, arrays[entry.name], "input")
+    labels = _checked(program, program.target, _by_number(target, program), "target")
+    labels = labels.astype(program.target.dtype, copy=False)
     lengths = {**{name: len(array) for name, array in inputs.items()}, "target": len(labels)}
     if len(set(lengths.values())) > 1:
-        raise ExamplesError(f"examples: different numbers of examples: {lengths}")
+        raise _misfit(f"different numbers of examples: {lengths}")
     if not len(labels):
-        raise ExamplesError("examples: there are none; give at least one example")
-    examples = Examples(inputs, labels, program.digest)
+        raise _misfit("there are none; give at least one example")
+    marks.check_count(len(labels))
+    is_test, overlap = marks.is_test, marks.overlap
+    if isinstance(value, Examples):
+        is_test, overlap = value.is_test, value.overlap
+    examples = Examples(inputs, labels, program.digest, is_test, overlap)
     _check_labels(examples, program)
-    return examples
+    order = marks.order()
+    return examples if order is None else examples.part(order)
 
 
 def counted_labels(inputs: Mapping[str, NDArray[Any]], target: NDArray[Any], program: Program) -> NDArray[np.bool_]:
@@ -124,24 +141,25 @@ def counted_labels(inputs: Mapping[str, NDArray[Any]], target: NDArray[Any], pro
     return counted
 
 
-def load_examples(path: str | os.PathLike[str], program: Program, target: str | None = None) -> Examples:
+def load_examples(file: ExamplesFile | str | os.PathLike[str], program: Program) -> Examples:
     """Examples from a file.
 
     Args:
-        path: A ``.npz`` with arrays ``x`` and ``y`` (or one per input name, and ``target``), or a ``.csv`` with a
-            header row: the columns named like the program's inputs, or else all but the target's as one input.
+        file: Its path, or where it is and what of it is taken. An ``.npz`` holds arrays ``x`` and ``y`` (or one by each
+            input's name, and ``target``); ``.csv``, ``.parquet`` and SQLite hold rows. The columns of a file of rows
+            are found by the names of the program's features and inputs; where it names none, all but the target's are
+            the one input, in the order of the file.
         program: What they are checked against.
-        target: Of a ``.csv``, the name of the target's column; without it, the last one.
 
     Raises:
         ExamplesError: The file cannot be read, or what is in it does not fit.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".npz":
-        return load_npz(path, program)
-    if suffix == ".csv":
-        return load_csv(path, program, target)
-    raise ExamplesError(f"{path}: a file of examples ends in .npz or .csv, not {suffix!r}")
+    file = file if isinstance(file, ExamplesFile) else ExamplesFile(Path(file))
+    arrays = read_npz(file.path) if file.path.suffix.lower() in ARRAYS else read_rows(file, program)
+    try:
+        return as_examples(arrays, program)
+    except ExamplesError as error:
+        raise error.within(file.path) from error
 
 
 def describe_file(file: ExamplesFile) -> str:
@@ -150,137 +168,28 @@ def describe_file(file: ExamplesFile) -> str:
     Raises:
         ExamplesError: It cannot be read.
     """
-    if file.path.suffix.lower() == ".npz":
-        arrays = _read_npz(file.path)
-        return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
-    header, table = _read_csv(file.path)
-    target = header[-1] if file.target is None else file.target
-    _check_column(file.path, header, target)
-    return f"{len(table)} rows, {len(header) - 1} columns of inputs and the target {target!r}"
+    if file.path.suffix.lower() not in ARRAYS:
+        return describe_rows(file)
+    arrays = read_npz(file.path)
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
 
 
-def load_npz(path: str | os.PathLike[str], program: Program) -> Examples:
-    """See :func:`load_examples`."""
-    arrays = _read_npz(path)
-    try:
-        return as_examples(arrays, program)
-    except ExamplesError as error:
-        raise ExamplesError(f"{path}: {error}") from error
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``.npz`` by name, in the plain layout (``layouts.py``).
+
+    Raises:
+        ExamplesError: The file cannot be read, or its arrays do not fit each other.
+    """
+    return read_steadily(Path(path), lambda: arrays_of(Path(path)))
 
 
-def load_csv(path: str | os.PathLike[str], program: Program, target: str | None = None) -> Examples:
-    """See :func:`load_examples`."""
-    header, table = _read_csv(path)
-    if program.loss == "reconstruction" and target is None:
-        return _mirrored_csv(path, program, table)
-    label = header[-1] if target is None else target
-    _check_column(path, header, label)
-    columns = {name: table[:, i] for i, name in enumerate(header) if name != label}
-    if len(program.target.shape) != 1:
-        raise ExamplesError(f"{path}: a target of shape {list(program.target.shape)} needs an .npz file")
-    inputs: dict[str, NDArray[Any]] = {}
-    if all(entry.name in columns and len(entry.shape) == 1 for entry in program.inputs):
-        inputs = {entry.name: columns[entry.name] for entry in program.inputs}
-    elif len(program.inputs) == 1:
-        inputs = {program.inputs[0].name: _shaped(path, program.inputs[0], columns, table, header.index(label))}
-    else:
-        names = [entry.name for entry in program.inputs]
-        raise ExamplesError(f"{path}: needs one column for each of the inputs {names}; the columns are {header[:20]}")
-    try:
-        return as_examples({**inputs, "target": table[:, header.index(label)]}, program)
-    except ExamplesError as error:
-        raise ExamplesError(f"{path}: {error}") from error
-
-
-def _mirrored_csv(path: str | os.PathLike[str], program: Program, table: NDArray[np.float64]) -> Examples:
-    """All columns are the one input, which is its own target."""
-    wanted = [d or 1 for d in program.inputs[0].shape[1:]]
-    if len(program.inputs) > 1 or int(np.prod(wanted)) != table.shape[1]:
-        raise ExamplesError(f"{path}: {table.shape[1]} columns, the input {program.inputs[0].name!r} needs {wanted}")
-    return as_examples({"x": table.reshape(len(table), *wanted)}, program)
-
-
-# ---- files
-
-
-def _read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, header and pickle errors are of many types
-        raise ExamplesError(f"{path}: cannot be read as .npz: {error}") from error
-
-
-def _read_csv(path: str | os.PathLike[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """Column names and the table, float64 [rows, columns]."""
-    import csv
-    from array import array
-
-    values = array("d")
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            header = [name.strip() for name in next(rows, [])]
-            _check_header(path, header)
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise ExamplesError(
-                        f"{path}, line {rows.line_num}: {len(row)} values, the header names {len(header)} columns"
-                    )
-                values.extend(_numbers(path, rows.line_num, header, row))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExamplesError(f"{path}: cannot be read as .csv: {error}") from error
-    return header, np.frombuffer(values, dtype=np.float64).reshape(-1, len(header))
-
-
-def _check_column(path: str | os.PathLike[str], header: list[str], label: str) -> None:
-    if label not in header:
-        raise ExamplesError(f"{path}: no column {label!r} for the target; the columns are {header[:20]}")
-
-
-def _check_header(path: str | os.PathLike[str], header: list[str]) -> None:
-    if len(header) < 2 or len(set(header)) != len(header):
-        raise ExamplesError(f"{path}: the first line must name at least two columns, each once; got {header[:20]}")
-    if all(_is_number(name) for name in header):
-        raise ExamplesError(f"{path}: the first line holds numbers; add a header row with the columns' names")
-
-
-def _numbers(path: str | os.PathLike[str], line: int, header: list[str], row: list[str]) -> list[float]:
-    try:
-        return [float(text) for text in row]
-    except ValueError:
-        column, text = next((c, t) for c, t in zip(header, row, strict=True) if not _is_number(t))
-        raise ExamplesError(
-            f"{path}, line {line}, column {column!r}: {text[:40]!r} is not a number "
-            f"(give classes as 0, 1, 2, ... and leave no cell empty)"
-        ) from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _shaped(
-    path: str | os.PathLike[str],
-    entry: Input,
-    columns: Mapping[str, NDArray[Any]],
-    table: NDArray[np.float64],
-    label: int,
-) -> NDArray[Any]:
-    """All columns but ``label`` as the one input, folded into its shape."""
-    wanted = [d for d in entry.shape[1:] if d is not None]
-    if int(np.prod(wanted)) != len(columns):
-        raise ExamplesError(
-            f"{path}: {len(columns)} feature columns {list(columns)[:20]}, "
-            f"input {entry.name!r} of shape {['N', *wanted]} needs {int(np.prod(wanted))}"
-        )
-    return np.delete(table, label, axis=1).reshape(len(table), *wanted)
+def _by_columns(arrays: Mapping[str, Any], program: Program) -> Mapping[str, Any]:
+    """Arrays by input name, put together from columns by the names of features where there are such."""
+    if not program.features or not set(arrays) >= set(program.features):
+        return arrays
+    cells = {"target" if name == "y" else name: column for name, column in arrays.items() if name != OVERLAP}
+    file = ExamplesFile(Columns.path, label=("target",) if "target" in cells else ())
+    return {**read_rows(file, program, Columns(cells)), **{name: arrays[name] for name in (OVERLAP,) if name in arrays}}
 
 
 # ---- checks
@@ -295,7 +204,7 @@ def _taken_apart(value: Any, program: Program) -> tuple[dict[str, Any], Any]:
         arrays = {program.inputs[0].name: x} if not isinstance(x, Mapping) else dict(x)
         mirrored = [e.name for e in program.inputs if (e.dtype, e.shape) == ("float32", program.target.shape)]
         if not mirrored or mirrored[0] not in arrays:
-            raise ExamplesError(f"examples: the target is missing, and so is the input that it equals ({mirrored})")
+            raise _misfit(f"the target is missing, and so is the input that it equals ({mirrored})")
         return arrays, arrays[mirrored[0]]
     if isinstance(value, tuple | list) and len(value) == 2:
         x, target = value
@@ -303,39 +212,55 @@ def _taken_apart(value: Any, program: Program) -> tuple[dict[str, Any], Any]:
         rest = dict(value)
         keys = [key for key in ("target", "y") if key in rest]
         if not keys:
-            raise ExamplesError(f"examples: the target is missing: no 'y' or 'target' among {sorted(map(str, rest))}")
+            raise _misfit("the target is missing: no 'y' or 'target'", f" among {sorted(map(str, rest))}")
         target = rest.pop(keys[0])
-        only_x = set(rest) == {"x"}
-        x = rest["x"] if only_x else rest
+        named = any(entry.name in rest for entry in program.inputs) and not isinstance(rest.get("x"), Mapping)
+        x = rest["x"] if "x" in rest and not named else rest
     else:
-        raise ExamplesError(
-            f"examples: expected (x, y), a dictionary with 'x' and 'y', or Examples; got {type(value).__name__}"
-        )
+        raise _misfit(f"expected (x, y), a dictionary with 'x' and 'y', or Examples; got {type(value).__name__}")
     if isinstance(x, Mapping):
         return dict(x), target
     if len(program.inputs) != 1:
         names = [entry.name for entry in program.inputs]
-        raise ExamplesError(f"examples: the model has inputs {names}: give a dictionary with an array for each")
+        raise _misfit(f"the model has inputs {names}: give a dictionary with an array for each")
     return {program.inputs[0].name: x}, target
+
+
+def _misfit(what: str, shown: str = "") -> ExamplesError:
+    """What is wrong with examples; ``shown`` may hold values of them and stays on this device."""
+    return ExamplesError(f"examples: {what}{shown}", public=f"examples: {what}")
+
+
+def _by_number(target: Any, program: Program) -> Any:
+    """A target of classes by their names as the numbers that the loss asks for."""
+    if not program.labels or np.asarray(target).dtype.kind not in "OU":
+        return target
+    column = Columns({"target": np.asarray(target).ravel()})
+    block = target_block(("target",), program, ExamplesFile(column.path))
+    return np.concatenate([block.values(rows) for rows in column.rows(("target",))]).reshape(np.shape(target))
 
 
 def _lacks_target(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"y", "target"} & set(value)
 
 
-def _checked(entry: Input, value: Any, role: str) -> NDArray[Any]:
+def _checked(program: Program, entry: Input, value: Any, role: str) -> NDArray[Any]:
     """``value`` as an array that can be cast to the entry's dtype without loss."""
-    what = f"examples: {role} {entry.name!r}" if role == "input" else "examples: the target"
+    what = f"input {entry.name!r}" if role == "input" else "the target"
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ExamplesError(f"{what}: rows of different lengths make no array ({error})") from error
+        raise _misfit(f"{what}: rows of different lengths make no array", f" ({error})") from error
     if role == "target":
         array = _as_target(array, entry)
     if array.dtype.kind not in "fiub":
-        raise ExamplesError(f"{what}: expected {entry.dtype}, got values of type {array.dtype}")
+        raise _misfit(f"{what}: expected {entry.dtype}, got values of type {array.dtype}")
     _check_shape(what, entry, array)
     if array.size:
+        told = program.normalise
+        is_raw = told is not None and (entry.name == told.input or (role, program.loss) == ("target", "reconstruction"))
+        if array.dtype.kind == "f":
+            _check_finite(what, array, told.axis if told is not None and is_raw else array.ndim - 1, program, is_raw)
         _check_values(what, entry.dtype, array)
     return array
 
@@ -363,15 +288,43 @@ def _check_shape(what: str, entry: Input, array: NDArray[Any]) -> None:
     hint = ""
     if array.ndim and array.size == len(array) * int(np.prod([d or 1 for d in wanted])):
         hint = f"; .reshape({', '.join([str(len(array)), *map(str, wanted)])}) would fit"
-    raise ExamplesError(f"{what}: expected shape {expected}, got {list(array.shape)}{hint}")
+    raise _misfit(f"{what}: expected shape {expected}, got {list(array.shape)}{hint}")
+
+
+def _check_finite(what: str, array: NDArray[Any], axis: int, program: Program, is_raw: bool) -> None:
+    """Raise where a value is infinite, or NaN that the program does not take; ``axis`` counts the columns."""
+    low, high = float(array.min()), float(array.max())  # NaN and infinity show in them; no temporary array
+    if np.isfinite(low) and np.isfinite(high):
+        return
+    bad = np.isinf(array) if is_raw and program.missing == "mean" else ~np.isfinite(array)
+    if not bad.any():
+        return
+    remedy = "fill or drop them"
+    if is_raw and program.missing == "refuse" and not np.isinf(array).any():
+        remedy += ', or let the coordinator set missing = "mean" in [model]'
+    columns = ""
+    if axis > 0:
+        found = np.flatnonzero(bad.any(axis=tuple(i for i in range(array.ndim) if i != axis))).tolist()
+        known = _feature_names(program)
+        is_named = is_raw and len(known) == array.shape[axis]
+        names = ", ".join(repr(known[column]) if is_named else str(column) for column in found[:_COLUMNS_SHOWN])
+        others = " and others" if len(found) > _COLUMNS_SHOWN else ""
+        columns = f", in column {names}{others}{'' if is_named else ' (counted from 0)'}"
+    raise _misfit(f"{what}: {np.count_nonzero(bad)} of {array.size} values are NaN or infinite{columns}; {remedy}")
+
+
+def _feature_names(program: Program) -> list[str]:
+    """What the columns of a program's features are called, in order; empty where it names none."""
+    return [
+        f"{name} = {category}" if category is not None else name
+        for name in program.features
+        for category in program.categories.get(name, (None,))
+    ]
 
 
 def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
-    """Raise unless every element is finite and survives the cast to ``dtype``."""
-    low, high = float(array.min()), float(array.max())  # NaN and infinity show in them; no temporary array
-    if not np.isfinite(low) or not np.isfinite(high):
-        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise ExamplesError(f"{what}: {bad} of {array.size} values are NaN or infinite; fill or drop them")
+    """Raise unless every element that is a number survives the cast to ``dtype``."""
+    low, high = float(np.fmin.reduce(array, axis=None)), float(np.fmax.reduce(array, axis=None))
     if dtype == "float32":
         least, most = -_FLOAT32_MAX, _FLOAT32_MAX
     elif dtype == "bool":
@@ -379,9 +332,9 @@ def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:
     else:
         least, most = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
     if low < least or high > most:
-        raise ExamplesError(f"{what}: values from {low:g} to {high:g} do not fit into {dtype}")
+        raise _misfit(f"{what}: some values do not fit into {dtype}", f"; they go from {low:g} to {high:g}")
     if dtype != "float32" and array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        raise ExamplesError(f"{what}: expected whole numbers ({dtype}), got fractions ({array.dtype})")
+        raise _misfit(f"{what}: expected whole numbers ({dtype}), got fractions ({array.dtype})")
 
 
 def _check_labels(examples: Examples, program: Program) -> None:
@@ -389,20 +342,16 @@ def _check_labels(examples: Examples, program: Program) -> None:
     if program.ignore_index is not None or program.mask:
         labels = labels[counted_labels(examples.inputs, labels, program)]
         if not labels.size and program.mask:
-            raise ExamplesError(
-                f"examples: no position counts; {program.mask!r} must be 1 where one does, 0 for padding"
-            )
+            raise _misfit(f"no position counts; {program.mask!r} must be 1 where one does, 0 for padding")
         if not labels.size:
-            raise ExamplesError(f"examples: every label is {program.ignore_index}, which this model ignores")
+            raise _misfit(f"every label is {program.ignore_index}, which this model ignores")
     low, high = float(labels.min()), float(labels.max())
     if program.target.dtype == "int64":
         if low < 0 or (program.classes and high >= program.classes):
             allowed = f"0..{program.classes - 1}" if program.classes else "0 or more"
-            raise ExamplesError(f"examples: the target's classes go from {low:g} to {high:g}, the model has {allowed}")
+            raise _misfit(f"the target's classes are not the model's, {allowed}", f"; they go from {low:g} to {high:g}")
         return
     pair = {"binary_cross_entropy": (0.0, 1.0), "hinge": (-1.0, 1.0)}.get(program.loss)
     if pair is not None and not np.isin(labels, pair).all():
-        raise ExamplesError(
-            f"examples: the loss {program.loss!r} needs targets {pair[0]:g} and {pair[1]:g}, "
-            f"got values from {low:g} to {high:g}"
-        )
+        what = f"the loss {program.loss!r} needs targets {pair[0]:g} and {pair[1]:g}"
+        raise _misfit(what, f", got values from {low:g} to {high:g}")

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from edge_sdk.errors import DecodeError, ExamplesError
 from edge_sdk.training.normalise import Normalise
 
-__all__ = ["COUNT_MAX", "ExactFeatureSums", "FeatureSums", "feature_sums"]
+__all__ = ["COUNT_MAX", "FEATURE_BYTES", "ExactFeatureSums", "FeatureSums", "feature_sums"]
 
 COUNT_MAX: Final = 1 << 48
 """Values of one feature that one device may count."""
 
 _NAMES: Final = ("counts", "missing", "squares", "sums")
+FEATURE_BYTES: Final = 8 * len(_NAMES)
+"""Of one feature in an update."""
 _BLOCK_ELEMENTS: Final = 1 << 18  # 2 MB of float64 at a time, however many examples there are
 _ROUNDING: Final = 1e-6
 """What sums of very many float64 may be off by, relative to their size."""
@@ -128,19 +130,24 @@ class ExactFeatureSums:
         self._sums = [0] * features
         self._squares = [0] * features
 
-    def add(self, sums: FeatureSums) -> None:
+    def add(self, sums: FeatureSums, weight: float | None = None) -> None:
         """Adds one device's sums.
+
+        Args:
+            sums: Count and sums of at least one value.
+            weight: As how many values of each feature they count; None for as many as they are.
 
         Raises:
             ValueError: They are of another number of features.
         """
         if len(sums.counts) != self.features:
             raise ValueError(f"sums of {len(sums.counts)} features, expected {self.features}")
+        share = 1.0 if weight is None else weight / (sums.counts[0] + sums.missing[0])
         self._extend(
-            [int(count) for count in sums.counts],
-            [int(count) for count in sums.missing],
-            [_whole(number) for number in sums.sums.tolist()],
-            [_whole(number) for number in sums.squares.tolist()],
+            *(
+                [_whole(number) for number in (share * array).tolist()]
+                for array in (sums.counts, sums.missing, sums.sums, sums.squares)
+            )
         )
         self.devices += 1
 
@@ -190,13 +197,12 @@ def _whole(number: float) -> int:
 
 
 def _mean_and_scale(count: int, total: int, squares: int) -> tuple[float, float]:
-    """Of integers in units of 2^-1074. Python rounds a quotient of integers once, correctly, on every machine."""
-    one = 1 << _SHIFT
-    mean_square = squares / (count * one)
-    variance = (count * squares * one - total * total) / (count * count * one * one)
+    """Of integers in the same unit. Python rounds a quotient of integers once, correctly, on every machine."""
+    mean_square = squares / count
+    variance = (count * squares - total * total) / (count * count)
     spread = math.sqrt(max(variance, 0.0))
     varies = spread > _SPREAD_MIN * math.sqrt(mean_square) and spread > _FLOAT32_TINY
-    return total / (count * one), 1.0 / spread if varies else 0.0
+    return total / count, 1.0 / spread if varies else 0.0
 
 
 def _array(name: str, data: object, features: int) -> NDArray[np.float64]:
@@ -217,6 +223,8 @@ def _check(found: FeatureSums, clip: float) -> None:
     totals = found.counts + found.missing
     if (totals != totals[0]).any():
         raise _refused("counts and missing do not give the same number of values for each feature")
+    if totals[0] < 1:
+        raise _refused("there is no value at all")
     most = clip * found.counts
     if (np.abs(found.sums) > most * (1 + _ROUNDING)).any():
         raise _refused(f"a sum is larger than its count of values within +-{clip:g}")

@@ -9,20 +9,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.codecs.frames import buffer_mask
+from edge_sdk.codecs.frames import untrained_mask
 from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
+from edge_sdk.training.marks import apart_from
+from edge_sdk.training.own_constants import normalised_examples
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
 __all__ = [
+    "EVALUATION_BATCH",
     "Evaluation",
     "Examples",
     "TrainResult",
@@ -41,7 +44,8 @@ _CALL_SECONDS: Final = 0.5
 """For so long, about, a call of the engine may hear neither ``stop`` nor the clock."""
 _STACKED_BYTES_MAX: Final = 1 << 20
 """Of the batches that are handed to the engine at once."""
-_EVALUATION_BATCH: Final = 256
+EVALUATION_BATCH: Final = 256
+"""Examples that are evaluated at once, wherever it is: a loss that counts some positions alone is a mean by batches."""
 _EVALUATION_SHARE: Final = 0.5  # of the time budget
 
 
@@ -85,6 +89,9 @@ class Trainer(Protocol):
     ) -> Mapping[str, Any] | tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Train on ``examples`` from ``parameters`` (copies, by name) and return the new parameters by name.
 
+        Where the program normalises an input, ``examples`` hold it normalised, without NaN; the constants are among
+        the parameters, and may be left out of those that are returned.
+
         May return ``(parameters, info)`` with ``info`` of ``{"examples": int, "loss": float, "steps": int}``.
 
         A trainer may have a second method, ``evaluate(parameters, examples) -> (loss_sum, metric_sum, count)``: sums
@@ -126,14 +133,14 @@ def train_locally(
     """
     started = clock()
     scalars = merged_scalars(engine.program, plan.scalars)
-    if not len(examples):
-        raise ExamplesError("examples: there are none; give at least one example")
     train, held_out = split_by_plan(examples, plan)
     over = started + plan.seconds_max
     evaluation = None
     if len(held_out):
         until = started + _EVALUATION_SHARE * plan.seconds_max
         evaluation = evaluate_locally(engine, vector, examples, held_out, stop=lambda: clock() >= until)
+    if shift is not None:  # an algorithm of the application's own may know nothing of constants
+        shift = np.where(engine.program.spec.mask("constant"), np.float32(0), shift)
     handle = engine.load(vector)
     planned = planned_steps(len(train), plan)
     progress_of = _Progress()
@@ -167,7 +174,7 @@ def evaluate_locally(
     examples: Examples,
     index: NDArray[np.intp] | None = None,
     *,
-    batch_size: int = _EVALUATION_BATCH,
+    batch_size: int = EVALUATION_BATCH,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """Loss and metric of ``model`` (float32[P] or a handle) over the examples at ``index`` (all without one).
@@ -213,18 +220,17 @@ def train_with_trainer(
         ExamplesError: There are no examples.
     """
     started = clock()
-    if not len(examples):
-        raise ExamplesError("examples: there are none; give at least one example")
     evaluation = None
+    examples = normalised_examples(program, vector, examples)
     evaluate = getattr(trainer, "evaluate", None)
-    if callable(evaluate):
-        train, held_out = split_by_plan(examples, plan)
-        if len(held_out):
-            evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
-            examples = examples.part(train)
+    train, held_out = split_by_plan(examples, plan if callable(evaluate) else replace(plan, held_out=0.0))
+    if evaluate is not None and len(held_out):
+        evaluation = _evaluated(evaluate, program.spec.unflatten(vector.copy()), examples.part(held_out))
+    if len(train) < len(examples):
+        examples = examples.part(train)
     returned = _called("fit", lambda: trainer.fit(program.spec.unflatten(vector.copy()), examples, plan))
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
-    new = _flattened(arrays, program)
+    new = _flattened(arrays, program, vector)
     if not _is_finite(new):
         raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
     seen, steps, loss = _info(info, len(examples))
@@ -263,8 +269,21 @@ def _evaluated(evaluate: Callable[..., Any], parameters: Any, held_out: Examples
 
 
 def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """``(train, held out)`` positions of the examples, as the plan asks; see :func:`split_held_out`."""
-    return split_held_out(len(examples), plan.held_out, last=plan.held_out_last)
+    """``(train, held out)`` positions of the examples, as the plan asks; see :func:`split_held_out`.
+
+    Examples that are marked ``is_test`` are never trained on, and where the plan holds any out, they are these.
+
+    Raises:
+        ExamplesError: There are none to train on.
+    """
+    if not len(examples):
+        raise ExamplesError("examples: there are none; give at least one example")
+    if examples.is_test is None:
+        return split_held_out(len(examples), plan.held_out, last=plan.held_out_last, overlap=examples.overlap)
+    if examples.is_test.all():
+        raise ExamplesError(f"examples: all {len(examples)} are marked is_test; leave some to train on")
+    set_aside = np.flatnonzero(examples.is_test)
+    return np.flatnonzero(~examples.is_test), set_aside if plan.held_out else set_aside[:0]
 
 
 def split_held_out(
@@ -299,8 +318,7 @@ def split_held_out(
         held = np.repeat(_hashed(-(-count // run)) < np.uint64(share * (1 << 53)), run)[:count]
         if held.all():
             held[:1] = False
-    before = np.concatenate([[0], np.cumsum(held)])  # how many are held out before each position
-    train = before[np.minimum(everything + overlap + 1, count)] == before[np.maximum(everything - overlap, 0)]
+    train = apart_from(held, overlap)
     if not train.any():
         return everything, everything[:0]
     return everything[train], everything[held]
@@ -326,7 +344,8 @@ class _Progress:
         self.steps += 1
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} in step {self.steps}: lower the learning rate, or scale the inputs"
+                f"the loss became {loss} in step {self.steps}: lower the learning rate, or let the model "
+                "normalise its input (model.normalise)"
             )
         if epoch != self.epoch:
             self.epoch, self.seen, self.loss_sum = epoch, 0, 0.0
@@ -411,18 +430,18 @@ def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _P
 def _clipped(delta: NDArray[np.float32], norm_max: float, program: Program) -> NDArray[np.float32]:
     """``delta``, scaled in place to the L2 norm ``norm_max`` where it is longer; 0 means no limit.
 
-    Buffers neither count nor are scaled: they are no step.
+    Buffers neither count nor are scaled: they are no step. Nor are constants, which have no delta.
     """
     if norm_max <= 0.0:
         return delta
-    buffer = buffer_mask(program.spec)
-    step = delta if buffer is None else delta[~buffer]
+    untrained = untrained_mask(program.spec)
+    step = delta if untrained is None else delta[~untrained]
     norm = math.sqrt(sum(float(np.dot(part, part)) for part in _wide_parts(step)))
     if norm > norm_max:
         # A hair below, so that rounding to float32 does not push it over the limit again.
         np.multiply(step, np.float32(norm_max / norm * (1 - 1e-6)), out=step)
-        if buffer is not None:
-            delta[~buffer] = step
+        if untrained is not None:
+            delta[~untrained] = step
     return delta
 
 
@@ -443,15 +462,17 @@ def _hashed(count: int) -> NDArray[np.uint64]:
     return (z ^ (z >> np.uint64(31))) >> np.uint64(11)
 
 
-def _flattened(arrays: Any, program: Program) -> NDArray[np.float32]:
+def _flattened(arrays: Any, program: Program, vector: NDArray[np.float32]) -> NDArray[np.float32]:
     if not isinstance(arrays, Mapping):
         raise TrainingError(f"the trainer's fit returned {type(arrays).__name__}, expected parameters by name")
     unknown = sorted(str(name) for name in set(arrays) - {t.name for t in program.spec})
     if unknown:
         raise TrainingError(f"the trainer's fit returned {unknown[0][:80]!r}, which is no parameter of the program")
+    received = program.spec.unflatten(vector)
+    constants = {tensor.name: received[tensor.name] for tensor in program.spec if tensor.kind == "constant"}
     try:
         with np.errstate(over="ignore"):
-            return program.spec.flatten(arrays)
+            return program.spec.flatten({**arrays, **constants})
     except (ValueError, TypeError) as error:
         raise TrainingError(f"the trainer's fit: {error}") from error
 

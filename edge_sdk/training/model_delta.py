@@ -9,11 +9,12 @@ so that what a model delta leaves out is still ahead, and goes with a later one 
 own). A device that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded
 with integers and elementwise float32 operations alone, and the SHA-256 of the result decides. It depends on no program:
 
-    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, buffers, frame, values}
+    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, replaced, kept, frame, values}
 
-``frame`` is an update frame (``edge_sdk/update``) of the trainable elements, in order; ``values`` is a dense one with
-the buffers themselves, which are replaced and not moved; ``buffers`` says where they are, as [start, stop]
-ranges. Either is empty where there are no such elements. ``docs/wire-format.md`` has it byte by byte.
+``frame`` is an update frame (``edge_sdk/update``) of the elements that move, in order. ``values`` is a dense one of
+those that are replaced: the buffers, and constants that have changed; ``replaced`` says where they are, as
+[start, stop] ranges. ``kept`` says so of constants that have not changed, which cost no further byte. A frame is
+empty where there are no such elements, and ``kept`` is left out. ``docs/wire-format.md`` has it byte by byte.
 
 Source: Tang et al., "DoubleSqueeze", 2019, for error feedback on the server's side too.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -36,7 +37,7 @@ from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_ve
 from edge_sdk.wire import fields
 from edge_sdk.wire.safe_msgpack import BytesLike, unpack_checked
 
-__all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "buffer_spans", "encode_model_delta"]
+__all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "encode_model_delta", "spans_of"]
 
 Span = tuple[int, int]
 """Elements ``start..stop`` of a vector."""
@@ -67,30 +68,34 @@ class ModelDelta:
         target: SHA-256 of the parameters that it leads to.
         size: Elements of either.
         codec: How ``frame`` is encoded.
-        buffers: Where the buffers are: sorted spans that do not touch.
-        frame: The update frame of the trainable elements, empty where there are none.
-        values: The dense frame of the buffers, empty where there are none.
+        replaced: Where elements get new values: sorted spans.
+        kept: Where elements stay as they are: sorted spans, none of which overlaps one of ``replaced``.
+        frame: The update frame of all other elements, empty where there are none.
+        values: The dense frame of the new values, empty where there are none.
     """
 
     base: bytes
     target: bytes
     size: int
     codec: CodecSettings
-    buffers: tuple[Span, ...]
+    replaced: tuple[Span, ...]
+    kept: tuple[Span, ...]
     frame: bytes
     values: bytes
 
     def encode(self) -> bytes:
         """The model delta as bytes; their SHA-256 names it."""
-        told = {
+        told: dict[str, Any] = {
             "base": self.base,
             "target": self.target,
             "size": self.size,
             "codec": self.codec.to_wire(),
-            "buffers": self.buffers,
+            "replaced": self.replaced,
             "frame": self.frame,
             "values": self.values,
         }
+        if self.kept:
+            told["kept"] = self.kept
         packed: bytes = msgpack.packb(told)
         return _HEADER.pack(_MAGIC, VERSION, 0) + packed
 
@@ -118,12 +123,16 @@ class ModelDelta:
                 f"model delta.codec: {codec.name!r} is not one of {MODEL_DELTA_CODECS}: upgrade this side"
             )
         size = _SIZE(source.get("size"), "model delta.size")
+        replaced = _spans(source.get("replaced"), size, "replaced")
+        kept = _spans(source.get("kept", []), size, "kept")
+        _spans(sorted([*replaced, *kept]), size, "kept")  # neither may lie in the other
         return cls(
             base=_DIGEST(source.get("base"), "model delta.base"),
             target=_DIGEST(source.get("target"), "model delta.target"),
             size=size,
             codec=codec,
-            buffers=_spans(source.get("buffers"), size),
+            replaced=replaced,
+            kept=kept,
             frame=_FRAME(source.get("frame"), "model delta.frame"),
             values=_FRAME(source.get("values"), "model delta.values"),
         )
@@ -135,6 +144,7 @@ def encode_model_delta(
     buffers: Sequence[Span],
     settings: CodecSettings,
     *,
+    constants: Sequence[Span] = (),
     base_digest: bytes | None = None,
 ) -> tuple[bytes, bytes]:
     """The model delta from published parameters towards a model, and the parameters that it leads to.
@@ -142,13 +152,14 @@ def encode_model_delta(
     Args:
         base: The parameters blob that devices hold.
         vector: float32[P], the model.
-        buffers: Where its buffers are, as :func:`buffer_spans` gives it.
+        buffers: Where its buffers are, as :func:`spans_of` gives it.
         settings: How to encode, one of ``MODEL_DELTA_CODECS``.
+        constants: Where its constants are; the model delta holds the values of those spans in which one has changed.
         base_digest: SHA-256 of ``base``, where it is known.
 
     Returns:
-        The model delta and the next parameters blob. The latter is the model in the buffers; elsewhere it lacks what
-        the codec left out.
+        The model delta and the next parameters blob. The latter is the model in buffers and constants; elsewhere it
+        lacks what the codec left out.
 
     Raises:
         TrainingError: The step cannot be encoded: it is too large, or the result is not finite.
@@ -157,16 +168,25 @@ def encode_model_delta(
     start = parameters_vector(base)
     if vector.shape != start.shape:
         raise ValueError(f"the model has {vector.size} elements, its base {start.size}")
-    trainable = _between(buffers, vector.size)
+    kept = [span for span in constants if _is_same(vector, start, span)]
+    replaced = sorted([*buffers, *(span for span in constants if span not in kept)])
+    moving = _between(sorted([*replaced, *kept]), vector.size)
     frame = values = b""
-    if trainable:
+    if moving:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the encoder
-            delta = _gathered(vector, trainable) - _gathered(start, trainable)
+            delta = _gathered(vector, moving) - _gathered(start, moving)
         frame = encode_update(delta.astype(np.float32, copy=False), None, settings, seed=0).frame
-    if buffers:
-        values = encode_update(_gathered(vector, buffers), None, _DENSE, seed=0).frame
+    if replaced:
+        values = encode_update(_gathered(vector, replaced), None, _DENSE, seed=0).frame
     made = ModelDelta(
-        base_digest or digest_of(base), bytes(_DIGEST_BYTES), vector.size, settings, tuple(buffers), frame, values
+        base=base_digest or digest_of(base),
+        target=bytes(_DIGEST_BYTES),
+        size=vector.size,
+        codec=settings,
+        replaced=tuple(replaced),
+        kept=tuple(kept),
+        frame=frame,
+        values=values,
     )
     moved = start.astype(np.float32)
     _move(moved, made)
@@ -214,11 +234,11 @@ def apply_model_deltas(base: BytesLike, deltas: Sequence[BytesLike], target: byt
     return memoryview(blob).toreadonly()
 
 
-def buffer_spans(spec: ParameterSpec) -> tuple[Span, ...]:
-    """Where the buffers of a specification are: sorted spans that do not touch."""
+def spans_of(spec: ParameterSpec, kind: str) -> tuple[Span, ...]:
+    """Where the tensors of a kind are: sorted spans, one for all that follow each other."""
     spans: list[Span] = []
     for tensor in spec:
-        if tensor.kind != "buffer":
+        if tensor.kind != kind:
             continue
         if spans and spans[-1][1] == tensor.offset:
             spans[-1] = (spans[-1][0], tensor.offset + tensor.size)
@@ -228,25 +248,30 @@ def buffer_spans(spec: ParameterSpec) -> tuple[Span, ...]:
 
 
 def _move(vector: NDArray[np.float32], model_delta: ModelDelta) -> None:
-    """One addition in float32 at each coordinate that is sent, and the buffers as they are; in place."""
-    trainable = _between(model_delta.buffers, vector.size)
-    if bool(model_delta.frame) != bool(trainable) or bool(model_delta.values) != bool(model_delta.buffers):
+    """One addition in float32 at each coordinate that is sent, and new values where there are some; in place."""
+    moving = _between(sorted([*model_delta.replaced, *model_delta.kept]), vector.size)
+    if bool(model_delta.frame) != bool(moving) or bool(model_delta.values) != bool(model_delta.replaced):
         raise DecodeError("model delta: a frame is missing, or there without elements", reason="buffers")
-    if trainable:
-        sent = decode_update(model_delta.frame, _size(trainable), model_delta.codec).plain()
+    if moving:
+        sent = decode_update(model_delta.frame, _size(moving), model_delta.codec).plain()
         with np.errstate(over="ignore", invalid="ignore"):  # the digest of the result decides
             if sent.indices is None:
                 at = 0
-                for start, stop in trainable:
+                for start, stop in moving:
                     vector[start:stop] += sent.values[at : at + stop - start]
                     at += stop - start
             else:
-                vector[_places(sent.indices, trainable)] += sent.values
-    if model_delta.buffers:
-        values, at = decode_update(model_delta.values, _size(model_delta.buffers), _DENSE).dense(), 0
-        for start, stop in model_delta.buffers:
+                vector[_places(sent.indices, moving)] += sent.values
+    if model_delta.replaced:
+        values, at = decode_update(model_delta.values, _size(model_delta.replaced), _DENSE).dense(), 0
+        for start, stop in model_delta.replaced:
             vector[start:stop] = values[at : at + stop - start]
             at += stop - start
+
+
+def _is_same(one: NDArray[np.float32], other: NDArray[np.float32], span: Span) -> bool:
+    """Whether two vectors have the same bits in a span."""
+    return one[slice(*span)].tobytes() == other[slice(*span)].tobytes()
 
 
 def _between(spans: Sequence[Span], size: int) -> list[Span]:
@@ -276,11 +301,11 @@ def _places(indices: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.int
     return places
 
 
-def _spans(value: object, size: int) -> tuple[Span, ...]:
-    spans: tuple[Span, ...] = _SPANS(value, "model delta.buffers")
-    behind = -1
+def _spans(value: object, size: int, name: str) -> tuple[Span, ...]:
+    spans: tuple[Span, ...] = _SPANS(value, f"model delta.{name}")
+    behind = 0
     for start, stop in spans:
-        if not behind < start < stop <= size:
-            raise DecodeError(f"model delta.buffers: {start}..{stop} is out of order or not within 0..{size}")
+        if not behind <= start < stop <= size:
+            raise DecodeError(f"model delta.{name}: {start}..{stop} is out of order or not within 0..{size}")
         behind = stop
     return spans

@@ -13,13 +13,16 @@ from typing import Any, Final
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire import fields
 
-__all__ = ["CLIP_ABS_MAX", "MISSING", "MODES", "Normalise", "normalise_from_wire"]
+__all__ = ["CLIP_ABS_MAX", "MISSING", "MODES", "NORMALISED_ABS_MAX", "Normalise", "normalise_from_wire"]
 
 MODES: Final = ("federated", "local")
 """Where mean and scale come from: sums of all devices, or each device's own examples."""
 
 MISSING: Final = ("refuse", "mean")
 """What becomes of a NaN in the input: it is refused, or the model takes the feature's mean in its place."""
+
+NORMALISED_ABS_MAX: Final = 10.0
+"""A normalised value that is further from the mean, in standard deviations, is brought to this distance."""
 
 CLIP_ABS_MAX: Final = 1e30
 """Bound of ``clip``: the difference of any float32 and a mean within it is finite in float32."""

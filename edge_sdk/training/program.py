@@ -22,6 +22,7 @@ import msgpack
 
 from edge_sdk.errors import DecodeError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, RANK_MAX, ParameterSpec
+from edge_sdk.training.names import check_names, names_from_wire
 from edge_sdk.training.normalise import MISSING, Normalise, normalise_from_wire
 from edge_sdk.training.numpy_plan import (
     ENTRIES_MAX,
@@ -115,6 +116,10 @@ class Program:
         train_loop: An ONNX model as bytes; empty where it would bring nothing.
         normalise: How the graphs normalise an input, so that it takes raw units; None where they do not.
         missing: What becomes of NaN in the normalised input: ``refuse``, or ``mean`` for the mean of the feature.
+        features: Names of the columns of an input, in order; empty where they have none. Devices find the columns of
+            their files by them (:mod:`edge_sdk.training.names`).
+        categories: Of a feature that is a text, the names that it may be.
+        labels: Names of the classes, in order; empty where they are numbers.
     """
 
     name: str
@@ -140,6 +145,9 @@ class Program:
     mask: str = ""
     normalise: Normalise | None = None
     missing: str = "refuse"
+    features: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_program(self)
@@ -186,6 +194,12 @@ class Program:
         if self.normalise is not None:
             body["normalise"] = self.normalise.to_wire()
             body["missing"] = self.missing
+        if self.features:
+            body["features"] = list(self.features)
+        if self.categories:
+            body["categories"] = {name: list(self.categories[name]) for name in sorted(self.categories)}
+        if self.labels:
+            body["labels"] = list(self.labels)
         body = share(body)
         packed: bytes = msgpack.packb({key: body[key] for key in sorted(body)}, use_bin_type=True)
         return _HEADER.pack(_MAGIC, PROGRAM_VERSION, 0) + packed
@@ -256,6 +270,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         mask=as_text(source.get("mask", ""), "mask"),
         normalise=normalise_from_wire(source.get("normalise")),
         missing=as_text(source.get("missing", MISSING[0]), "missing"),
+        **names_from_wire(source),
     )
 
 
@@ -305,6 +320,16 @@ def _check_program(program: Program) -> None:
         _check_normalise(program, program.normalise)
     elif program.missing != MISSING[0]:
         raise DecodeError(f"program.missing: {program.missing!r} needs an input that is normalised")
+    if not any(tensor.kind != "constant" for tensor in program.spec):
+        raise DecodeError("program.spec: no parameter ever changes, so there is nothing to train")
+    check_names(
+        program.features,
+        program.categories,
+        program.labels,
+        inputs={entry.name: (entry.dtype, entry.shape) for entry in program.inputs},
+        classes=program.classes,
+        loss=program.loss,
+    )
     _check_scalars(program.scalars)
     _check_state(program.state)
     names = [entry.name for entry in program.inputs]

@@ -38,6 +38,7 @@ from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.records import VERSION, check_version, from_map, on_wire, pack_map, record, to_map, unpack_map
 
 __all__ = [
+    "ARRAYS_MAX",
     "BODY_BYTES_MAX",
     "DELTA",
     "DELTAS_MAX",
@@ -83,6 +84,8 @@ DELTAS_MAX: Final = 256
 VECTORS_MAX: Final = 8
 VECTOR_NAME_CHARACTERS_MAX: Final = 32
 NUMBERS_MAX: Final = 16
+ARRAYS_MAX: Final = 16
+ARRAY_BYTES_MAX: Final = 1 << 24
 FRAMES_MAX: Final = TENSOR_RULES_MAX + 2
 """Of one vector: one for what no pattern matches, one for each pattern's tensors, one for the buffers."""
 DELTA: Final = "delta"
@@ -374,6 +377,7 @@ class Update:
         vectors: Frames of each vector by its name, in the order of the plan's groups. ``DELTA`` is the model's; others
             are what a local algorithm sends beside it.
         numbers: What a local algorithm reports, by name.
+        arrays: What it reports in a form of its own (sums, counts), as bytes by name.
         evaluation: ``(loss_sum, metric_sum, count)`` of the *received* parameters on held-out local examples, or None.
     """
 
@@ -391,6 +395,9 @@ class Update:
         required=True,
     )
     numbers: dict[str, float] = on_wire(map_of(TOTAL, NUMBERS_MAX, NAME), default_factory=dict, key="i", brief=True)
+    arrays: dict[str, bytes] = on_wire(
+        map_of(octets_upto(ARRAY_BYTES_MAX), ARRAYS_MAX, NAME), default_factory=dict, key="a", brief=True
+    )
     evaluation: tuple[float, float, int] | None = on_wire(EVALUATION, None, key="o", brief=True)
 
     def frames(self, name: str = DELTA) -> tuple[bytes, ...]:

@@ -84,6 +84,7 @@ class Plan:
         bytes_per_device_per_day_max: Bytes on the wire that a device may send and receive in a day, 0 for no limit.
         local: Name of the local algorithm.
         local_settings: Its numbers, by name.
+        without_parameters: Whether the local algorithm does without the parameters: devices fetch the program alone.
     """
 
     kind: ClassVar[str] = "plan"
@@ -97,6 +98,7 @@ class Plan:
     local_settings: dict[str, float] = on_wire(
         map_of(_NUMBER, LOCAL_SETTINGS_MAX, _NAME), default_factory=dict, brief=True
     )
+    without_parameters: bool = on_wire(boolean, False, brief=True)
 
     @property
     def requires(self) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "goal_count": 4,
         "minimum_count": 2,
         "window_seconds": 0.2,
+        "gather_seconds": 0.2,
         "selection_seconds_max": 60.0,
         "configuration_seconds_max": 10.0,
         "reporting_seconds_max": 60.0,
@@ -95,7 +96,7 @@ def write_held_out(directory: Path) -> Path:
     """``heldout.npz`` with the digits that no device has."""
     held_out = split_held_out(load_dataset("digits"), 0.2, 0)[1]
     path = directory / "heldout.npz"
-    np.savez(path, x=held_out.x, y=held_out.y)
+    np.savez(path, **held_out.examples)
     return path
 
 

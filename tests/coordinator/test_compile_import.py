@@ -64,19 +64,6 @@ def test_a_saved_model_loads_and_compiles(tmp_path: Path) -> None:
     assert names(compiled(load_onnx(tmp_path / "model.onnx"))) == ["w"]
 
 
-def test_external_data_is_refused_with_the_tensor_and_the_file_named(tmp_path: Path) -> None:
-    onnx.save(linear(), tmp_path / "m.onnx", save_as_external_data=True, location="secret.bin", size_threshold=0)
-    refused(load_onnx(tmp_path / "m.onnx"), "initializer 'w'", "secret.bin", "onnx.load")
-
-
-def test_external_data_in_an_attribute_is_refused() -> None:
-    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="/etc/passwd")
-    model = linear()
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], name="hidden", value=tensor))
-    refused(model, "attribute 'value' of node 'hidden'", "/etc/passwd")
-
-
 def test_a_foreign_operator_is_refused_with_its_node_and_domain() -> None:
     model = linear()
     model.graph.node[0].domain = "com.microsoft"
@@ -236,6 +223,62 @@ def test_shape_arithmetic_is_folded_away(shape: str) -> None:
     assert operators == {"Conv", "Reshape", "MatMul"}
 
 
+def test_positions_by_arange_compile() -> None:
+    bundle = compiled(load_onnx(CASES / "r3_arange.onnx"), loss="softmax_cross_entropy")
+    assert names(bundle) == ["E", "P", "W", "b"]
+    assert not {"CastLike", "Range"} & {node.op for node in bundle.program.train_plan.nodes}
+
+
+POSITIONS = {
+    "whole": "n = Constant<value_int=3>(); a = Constant<value_int=0>(); c = Constant<value_int=1>(); "
+    "p = Range(a, n, c)",
+    "floats": "n = Constant<value_float=2.9>(); a = Constant<value_float=0.0>(); c = Constant<value_float=1.0>(); "
+    "r = Range(a, n, c); p = Cast<to=7>(r)",
+    "half steps": "n = Constant<value_float=1.5>(); a = Constant<value_float=0.0>(); c = Constant<value_float=0.5>(); "
+    "r = Range(a, n, c); two = Constant<value_float=2.0>(); d = Mul(r, two); p = Cast<to=7>(d)",
+    "ceiling": "d = Shape<start=1>(x); f = Cast<to=1>(d); half = Constant<value_float=0.5>(); g = Mul(f, half); "
+    "up = Ceil(g); w3 = Cast<to=7>(up); n = ReduceSum<keepdims=0>(w3); a = Constant<value_int=0>(); "
+    "c = Constant<value_int=1>(); p = Range(a, n, c)",
+    "running sum": "o = Constant<value_ints=[1, 1, 1]>(); z = Constant<value_int=0>(); "
+    "s = CumSum(o, z); one = Constant<value_int=1>(); p = Sub(s, one)",
+}
+
+
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+def test_arithmetic_of_floats_that_leads_to_positions_is_folded_away(positions: str) -> None:
+    text = f"{positions}; q = Gather(e, p); h = MatMul(x, w); u = Unsqueeze(h, axes); t = Mul(u, q); "
+    text += "y = ReduceSum<keepdims=0>(t, axes)"
+    weights = {"w": RNG.standard_normal((5, 3)), "e": RNG.standard_normal((7, 3)), "axes": np.array([1])}
+    bundle = compiled(model_of(text, weights, inputs={"x": ["n", 5]}))
+    assert sorted(names(bundle)) == ["e", "w"]
+    assert not {"Cast", "Ceil", "Range", "CumSum"} & {node.op for node in bundle.program.infer_plan.nodes}
+
+
+def test_computed_scales_of_a_resize_are_folded_away() -> None:
+    text = "h = Conv(x, k); two = Add(one, one); s = Concat<axis=0>(ones, two, two); r = Resize(h, , s); "
+    constants = {"k": RNG.standard_normal((2, 1, 1, 1)), "one": np.ones(1), "ones": np.ones(2)}
+    bundle = compiled(
+        model_of(
+            text + "y = Conv(r, c)", {**constants, "c": RNG.standard_normal((1, 2, 1, 1))}, inputs={"x": ["n", 1, 2, 2]}
+        )
+    )
+    assert names(bundle) == ["k", "c"] and bundle.program.target.shape == (None, 1, 4, 4)
+    assert not {"Add", "Concat"} & {node.op for node in bundle.program.infer_plan.nodes}
+
+
+def test_a_factor_that_is_computed_from_constants_is_one_number() -> None:
+    text = "d = Shape<start=1>(x); f = Cast<to=1>(d); s = ReduceSum<keepdims=0>(f); r = Sqrt(s); "
+    text += "h = MatMul(x, w); y = Div(h, r)"
+    bundle = compiled(model_of(text, {"w": W}, inputs={"x": ["n", 4]}))
+    assert [node.op for node in bundle.program.infer_plan.nodes] == ["MatMul", "Div"]
+
+
+def test_arithmetic_that_a_parameter_takes_part_in_stays() -> None:
+    text = "s = Add(a, b); m = ReduceSum<keepdims=0>(c); h = MatMul(x, w); g = Add(h, s); y = Mul(g, m)"
+    weights = {"w": W, **{name: RNG.standard_normal(3) for name in "abc"}}
+    assert sorted(names(compiled(model_of(text, weights, inputs={"x": ["n", 4]})))) == ["a", "b", "c", "w"]
+
+
 def test_a_batch_size_that_the_exporter_wrote_down_is_opened() -> None:
     weights = {"k": RNG.standard_normal((2, 1, 1, 1)), "w": RNG.standard_normal((18, 3)), "s": np.array([1, 18])}
     text = "h = Conv(x, k); f = Reshape(h, s); y = MatMul(f, w)"
@@ -258,7 +301,7 @@ def test_a_model_that_mixes_its_examples_is_refused() -> None:
 
 def test_a_batch_size_that_cannot_be_opened_is_refused() -> None:
     text = "h = Expand(x, s); y = MatMul(h, w)"
-    refused(model_of(text, {"w": W, "s": np.array([5, 4])}, inputs={"x": [5, 4]}), "dynamic batch")
+    refused(model_of(text, {"w": W, "s": np.array([5, 4])}, inputs={"x": [5, 4]}), "exactly 5", "dynamic_axes")
 
 
 def test_constants_stay_constants_and_only_parameter_slots_hold_parameters() -> None:

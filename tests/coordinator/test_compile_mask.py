@@ -196,7 +196,7 @@ def test_examples_bring_the_mask_by_name_and_padding_may_hold_any_label() -> Non
         as_examples({**batch, "mask": MASK[:, :4]}, program)
     with pytest.raises(ExamplesError, match="no position counts"):
         as_examples({**batch, "mask": np.zeros_like(MASK)}, program)
-    with pytest.raises(ExamplesError, match="the target's classes go from -100"):
+    with pytest.raises(ExamplesError, match="they go from -100"):
         as_examples({**batch, "mask": np.ones_like(MASK)}, program)
 
 

@@ -34,8 +34,11 @@ def test_a_split_into_a_sequence_is_a_split(split: Any) -> None:
 
 
 def test_a_cast_by_example_is_a_cast_or_nothing() -> None:
-    text = "h = MatMul(x, w); f = CastLike(number, h); g = Mul(h, f); k = CastLike(half, h); y = Add(g, k)"
-    assert "Cast" in operators(compiled(text, number=np.array(3), half=np.float32(0.5)))
+    text = "h = MatMul(x, w); b = Greater(h, half); f = CastLike(b, h); g = Mul(h, f); "
+    text += "k = CastLike(half, h); y = Add(g, k)"
+    assert operators(compiled(text, half=np.float32(0.5))) == {"Add", "Cast", "Greater", "MatMul", "Mul"}
+    of_constants = "h = MatMul(x, w); f = CastLike(number, h); y = Mul(h, f)"
+    assert operators(compiled(of_constants, number=np.array(3))) == {"MatMul", "Mul"}
 
 
 def test_a_sequence_that_is_used_whole_is_refused_by_name() -> None:

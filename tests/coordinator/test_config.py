@@ -193,6 +193,21 @@ def test_a_mistake_is_refused_with_its_key_and_the_remedy(tmp_path: Path, text: 
         ('zoo = "cnn"', "model.inputs = [64]: cnn takes [channels, height, width]"),
         ('zoo = "mlp"\ninputs = [0]', "model.inputs[0] = 0: must be a list of whole numbers, each at least 1"),
         ('zoo = "mlp"\ninputs = []', "model.inputs = (): must be a list of whole numbers, each at least 1"),
+        ('zoo = "mlp"\nnormalise = "global"', "model.normalise = 'global': must be one of \"federated\""),
+        ('zoo = "mlp"\nnormalise = "none"\nmissing = "mean"', 'model.missing: needs model.normalise = "federated"'),
+        ('onnx = "x"\nloss = "hinge"\nnormalise_axis = 2', "model.normalise_axis: needs model.normalise ="),
+        ('bundle = "x"\nnormalise = "local"', "model.normalise: is fixed by model.bundle"),
+        (
+            'onnx = "x"\nloss = "hinge"\nnormalise = "local"\nmissing = "mean"\nmissing_indicator = true',
+            "model.missing_indicator: goes with model.zoo",
+        ),
+        (
+            'zoo = "mlp"\nnormalise = "local"\nmissing_indicator = true',
+            'model.missing_indicator: needs model.missing = "mean"',
+        ),
+        ('zoo = "mlp"\nnormalise = "local"\nnormalise_axis = 2', "model.normalise_axis = 2: model.inputs = [64]"),
+        ('zoo = "mlp"\nnormalise = "local"\nnormalise_clip = 0.0', "model.normalise_clip = 0.0: must be"),
+        ('zoo = "mlp"\nnormalise = "local"\nnormalise_minimum = 0', "model.normalise_minimum = 0: must be"),
         ('zoo = "perceptron"', "model.zoo = 'perceptron': must be one of \"linear_regression\""),
     ],
 )

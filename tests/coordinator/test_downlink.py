@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
 
-from coordinator.downlink import Downlink, chain_from, publish
+from coordinator.downlink import Downlink, chain_from, next_model
+from coordinator.pipeline.memory import unpack_memory
 from coordinator.stopping import StoppingRule
 from coordinator.store import Checkpoint, ModelDeltaRecord, Store
 from edge_sdk.codecs import CodecSettings
@@ -95,9 +97,7 @@ def by_hand(**changes: Any) -> Desk:
 
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from(["sparse", "int8", "int4"]), st.integers(1, 4))
 @settings(max_examples=12, deadline=None)
-def test_a_device_that_misses_any_rounds_trains_on_what_is_published(
-    present: list[bool], codec: str, deltas_max: int
-) -> None:
+def test_a_device_that_misses_any_rounds_trains_on_the_model(present: list[bool], codec: str, deltas_max: int) -> None:
     """``Pair`` compares the bytes with their digest at each training."""
     downlink = Downlink(CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest"), deltas_max, 0)
     everybody = replace(ROUND, goal_count=3)  # nobody is left behind by faster ones
@@ -169,9 +169,9 @@ def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
 def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
     desk = by_hand()
     play_round(desk, "a", "b")
-    published = latest(desk).published_digest
-    invite = play_round(desk, "a", "b", holds=[published])["a"]
-    assert invite.parameters == published and invite.deltas == ()
+    newest = latest(desk).parameters_digest
+    invite = play_round(desk, "a", "b", holds=[newest])["a"]
+    assert invite.parameters == newest and invite.deltas == ()
     record = desk.store.rounds(TASK, 1)[0]
     assert record.summary["bytes_down_dense"] == record.summary["bytes_down"]
 
@@ -192,20 +192,32 @@ def test_a_chain_costs_at_most_half_of_the_whole() -> None:
     assert len(deltas) == 1 and sum(model_delta.bytes for model_delta in deltas) * 2 <= WHOLE_BYTES
 
 
-# --- what is published ------------------------------------------------------------------------------------------------
+# --- the model, and what is owed --------------------------------------------------------------------------------------
 
 
-def test_the_model_is_aggregated_apart_from_what_is_published() -> None:
+def model_and_owed(desk: Desk) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    checkpoint = latest(desk)
+    model = decode_parameters(desk.store.get_blob(checkpoint.parameters_digest) or b"", SPEC)
+    return model, unpack_memory(checkpoint.server_state)["downlink"].get("owed", np.zeros(SPEC.size, np.float32))
+
+
+def test_model_and_what_is_owed_are_together_what_the_optimiser_has_come_to() -> None:
+    compressed, whole = by_hand(), by_hand(downlink=Downlink())
+    for number in range(3):
+        for desk in (compressed, whole):
+            play_round(desk, "a", "b")
+        model, owed = model_and_owed(compressed)
+        wanted, nothing = model_and_owed(whole)
+        assert not nothing.any() and np.count_nonzero(owed) > 0.9 * SPEC.size
+        # Both sides get the same deltas: what a device trains from has no part in them here.
+        np.testing.assert_allclose(model + owed, wanted, atol=1e-5, err_msg=f"round {number}")
+
+
+def test_what_is_exported_and_evaluated_is_what_devices_hold() -> None:
     desk = by_hand()
-    for _ in range(3):
-        play_round(desk, "a", "b")
-        checkpoint = latest(desk)
-        assert checkpoint.published_digest != checkpoint.parameters_digest
-        model, published = (
-            decode_parameters(desk.store.get_blob(digest) or b"", SPEC)
-            for digest in (checkpoint.parameters_digest, checkpoint.published_digest)
-        )
-        assert 0.0 < float(np.abs(model - published).mean()) < 0.1
+    play_round(desk, "a", "b")
+    committed = latest(desk).parameters_digest
+    assert play_round(desk, "a", "b")["a"].parameters == committed
 
 
 @pytest.mark.parametrize(
@@ -216,10 +228,10 @@ def test_the_model_is_aggregated_apart_from_what_is_published() -> None:
 def test_without_links_devices_get_the_model_itself(downlink: Downlink | None) -> None:
     desk = by_hand(downlink=downlink)
     for _ in range(3):
-        held = latest(desk).published_digest
+        held = latest(desk).parameters_digest
         invite = play_round(desk, "a", "b", holds=[held, bytes(32)])["a"]
         assert invite.parameters == held and invite.deltas == ()
-        assert latest(desk).published_digest == latest(desk).parameters_digest
+        assert not model_and_owed(desk)[1].any()
     assert desk.store.deltas(TASK) == []
 
 
@@ -230,14 +242,14 @@ def test_the_codec_may_be_changed_between_starts() -> None:
     desk.crash()
     invite = play_round(desk, "a", "b", holds=[held[1]])["a"]
     assert len(invite.deltas) == 1, "the chain that is there still leads to the round's parameters"
-    assert latest(desk).published_digest == latest(desk).parameters_digest and desk.store.deltas(TASK) == []
+    assert not model_and_owed(desk)[1].any() and desk.store.deltas(TASK) == []
     desk.pipeline = replace(desk.pipeline, downlink=SPARSE)
     desk.crash()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
     assert play_round(desk, "a", "b", holds=[held[1]])["a"].deltas
 
 
-def test_an_abandoned_round_leaves_model_and_published_parameters_as_they_are() -> None:
+def test_an_abandoned_round_leaves_the_model_and_what_is_owed_as_they_are() -> None:
     desk = by_hand()
     play_round(desk, "a", "b")
     before, deltas = latest(desk), desk.store.deltas(TASK)
@@ -245,14 +257,15 @@ def test_an_abandoned_round_leaves_model_and_published_parameters_as_they_are() 
     while desk.store.rounds(TASK, 1)[0].phase != "abandoned":
         desk.wait()
     assert (latest(desk), desk.store.deltas(TASK)) == (before, deltas)
-    assert play_round(desk, "a", "b")["a"].parameters == before.published_digest
+    assert play_round(desk, "a", "b")["a"].parameters == before.parameters_digest
 
 
-def test_a_model_that_cannot_be_sent_as_a_step_is_published_whole() -> None:
+def test_a_model_that_cannot_be_sent_as_a_step_travels_whole() -> None:
     model = larger_bundle().parameters.copy()
     model[0] = np.float32(1e32)
     before = encode_parameters(larger_bundle().parameters)
-    assert publish(SPARSE, before, encode_parameters(model), model, ()) is None
+    made = next_model(SPARSE, before, model, ())
+    assert made.model_delta is None and made.parameters == encode_parameters(model)
 
 
 # --- crashes and restored databases -----------------------------------------------------------------------------------
@@ -272,11 +285,11 @@ def test_killed_between_commit_and_announcement_it_goes_on_with_the_same_bits() 
     assert killed.store.deltas(TASK) == straight.store.deltas(TASK)
     held = encode_parameters(larger_bundle().parameters)
     for desk in (straight, killed):
-        published = desk.store.get_blob(latest(desk).published_digest)
+        newest = desk.store.get_blob(latest(desk).parameters_digest)
         invite = play_round(desk, "a", "b", holds=[digest_of(held)], seed=9)["a"]
         deltas = [desk.store.get_blob(digest) or b"" for digest, _ in invite.deltas]
-        assert deltas and apply_model_deltas(held, deltas, invite.parameters) == published
-    assert latest(killed).published_digest == latest(straight).published_digest
+        assert deltas and apply_model_deltas(held, deltas, invite.parameters) == newest
+    assert latest(killed) == latest(straight)
 
 
 def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:

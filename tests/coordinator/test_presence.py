@@ -166,10 +166,28 @@ def test_a_newer_start_of_a_copy_of_the_database_takes_over() -> None:
 def test_a_cut_connection_means_asking_again() -> None:
     bench = Bench()
     bench.connect()
-    bench.presence.on_down()
+    bench.presence.on_down(deaf=True)
     assert not bench.presence.serving and bench.presence.entitled and bench.presence.due is None
     bench.connect()
     assert bench.presence.serving
+
+
+def test_what_was_heard_before_the_second_connection_was_there_is_heeded() -> None:
+    bench = Bench()
+    bench.hears(LARGER, retained=True)
+    bench.connect()
+    assert not bench.presence.serving, "its claim comes back before the other one can answer"
+    (back,) = bench.hears(LARGER)
+    assert isinstance(back, SteppedBack)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_cut_forgets_others_only_where_they_will_be_heard_again(deaf: bool) -> None:
+    bench = Bench()
+    bench.hears(LARGER, retained=True)
+    bench.presence.on_down(deaf=deaf)
+    bench.connect()
+    assert bench.presence.serving is deaf
 
 
 @pytest.mark.parametrize("payload", [b"x", b"[]", b"{}", b'{"incarnation": 1e999}', b"[" * 10_000, bytes(30_000)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store import Checkpoint, JournalRow, Published, RoundRecord, Store, TicketRecord
+from coordinator.store import Checkpoint, JournalRow, NewDelta, RoundRecord, Store, TicketRecord
 from coordinator.store.migrations import Migration, load_migrations, migrate
 from edge_sdk.errors import StateError
 
@@ -85,7 +85,7 @@ def commit(
     verdicts: dict[bytes, tuple[str, str]],
     *,
     parameters: bytes = b"next",
-    published: Published | None = None,
+    model_delta: NewDelta | None = None,
 ) -> Checkpoint:
     return store.commit_round(
         record,
@@ -93,7 +93,7 @@ def commit(
         server_state=b"state",
         verdicts=verdicts,
         metrics={"accuracy": 0.5},
-        published=published,
+        model_delta=model_delta,
     )
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import DIGEST, TASK, a_round, closed, commit, open_store, tickets_of
-from coordinator.store import JournalRow, Published
+from coordinator.store import JournalRow, NewDelta
 
 store = open_store(Path(sys.argv[1]), seed=int(sys.argv[3]))
 print("start", store.next_incarnation(), flush=True)
@@ -35,9 +35,9 @@ while True:
             print("journalled", record.number, seq, t.ticket.hex(), flush=True)
     tickets = store.tickets(TASK, record.number, record.attempt)
     verdicts = {t.ticket: ("counted", "") if t.state == "journalled" else ("missing", "") for t in tickets}
-    published = Published(b"published %d" % record.number, b"delta %d" % record.number, 3, 1 << 20)
+    delta = NewDelta(b"delta %d" % record.number, 3, 1 << 20)
     last = closed(record, max(t.seq or 0 for t in tickets))
-    commit(store, last, verdicts, parameters=b"after %d" % record.number, published=published)
+    commit(store, last, verdicts, parameters=b"after %d" % record.number, model_delta=delta)
     print("closed", record.number, flush=True)
 """
 
@@ -97,10 +97,9 @@ def test_everything_reported_committed_survives_sigkill(tmp_path: Path) -> None:
         if latest is not None and finished:
             assert latest.round == max(finished)
             assert store.get_blob(latest.parameters_digest) == b"after %d" % latest.round
-            assert store.get_blob(latest.published_digest) == b"published %d" % latest.round
             deltas = store.deltas(TASK)
             assert [delta.round for delta in deltas] == list(range(max(1, latest.round - 2), latest.round + 1))
-            assert deltas[-1].target == latest.published_digest
+            assert deltas[-1].target == latest.parameters_digest
             assert [store.get_blob(delta.digest) for delta in deltas] == [b"delta %d" % delta.round for delta in deltas]
         store.close()
     assert len(journalled) > 50, "the writer was killed before it had written anything worth losing"

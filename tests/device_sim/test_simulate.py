@@ -17,6 +17,7 @@ from edge_sdk.aggregation.median import Median
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, EdgeFedError, TrainingError
 from edge_sdk.training.bundle import Bundle
+from edge_sdk.training.examples import Examples
 
 FAST: dict[str, Any] = {"rounds": 3, "goal_count": 3, "batch_size": 8, "learning_rate": 0.1}
 
@@ -108,18 +109,74 @@ def test_clients_come_as_dictionary_list_or_data_set() -> None:
     assert set(simulate(bundle(), named, **FAST).clients) == set(named)
     x, y = (np.concatenate(parts) for parts in zip(*CLIENTS, strict=True))
     key = np.repeat(np.arange(6), [len(pair[1]) for pair in CLIENTS])
-    history = simulate("softmax_regression", Dataset(x, y, client=key), split="natural", evaluation=None, **FAST)
+    history = simulate("softmax_regression", Dataset(x, y, group=key), split="natural", evaluation=None, **FAST)
     assert [counts.examples for counts in history.clients.values()] == [len(pair[1]) for pair in CLIENTS]
     assert "accuracy" not in history.final
     digits = simulate("softmax_regression", "digits", devices=10, split="shards:2", **FAST)
     assert len(digits.clients) == 10 and digits.final["accuracy"] > digits.initial["accuracy"]
 
 
+def test_bytes_are_taken_as_they_are_and_the_model_scales_them() -> None:
+    digits = load_dataset("digits")
+    shades = Dataset((255 * digits.x).astype(np.uint8), digits.y)
+    settings: dict[str, Any] = {
+        "devices": 10,
+        "rounds": 15,
+        "goal_count": 5,
+        "learning_rate": 0.05,
+        "split": "shards:4",
+    }
+    assert simulate("softmax_regression", shades, **settings).final["accuracy"] > 0.85
+    raw = simulate("softmax_regression", shades, normalise="none", **settings)
+    assert raw.initial["loss"] > 20, "nobody else does: weights for numbers around 1 meet numbers up to 255"
+
+
+@pytest.mark.parametrize("form", ["dictionary", "file", "Examples"])
+def test_clients_and_evaluation_come_in_every_form_that_a_device_takes(form: str, tmp_path: Path) -> None:
+    def given(number: int, pair: Any) -> Any:
+        if form == "dictionary":
+            return {"x": pair[0], "target": pair[1]}
+        if form == "Examples":
+            return Examples({"x": pair[0]}, pair[1])
+        np.savez(tmp_path / f"{number}.npz", x=pair[0], y=pair[1])
+        return tmp_path / f"{number}.npz"
+
+    plain = simulate("softmax_regression", CLIENTS, evaluation=CLIENTS[0], **FAST)
+    clients = [given(number, pair) for number, pair in enumerate(CLIENTS)]
+    other = simulate("softmax_regression", clients, evaluation=given(99, CLIENTS[0]), **FAST)
+    assert digests(other) == digests(plain) and other.initial == plain.initial
+
+
+def test_arrays_by_name_are_one_data_set_that_is_dealt() -> None:
+    x, y = (np.concatenate(parts) for parts in zip(*CLIENTS, strict=True))
+    group = np.repeat(np.arange(6), [len(pair[1]) for pair in CLIENTS])
+    history = simulate("softmax_regression", {"x": x, "y": y, "group": group}, split="natural", evaluation=0.5, **FAST)
+    assert len(history.clients) == 6
+    assert sum(counts.examples for counts in history.clients.values()) == pytest.approx(len(x) / 2, abs=3)
+
+
+def test_the_newest_part_of_a_data_set_is_what_nobody_trains_on() -> None:
+    x, y = (np.concatenate(parts) for parts in zip(*CLIENTS, strict=True))
+    time = np.random.default_rng(0).permutation(len(x))
+    newest = time >= len(x) - int(0.2 * len(x) + 0.5)
+    data = Dataset(x, y, time=time)
+    history = simulate("softmax_regression", data, devices=4, evaluation={"last": 0.2}, **FAST)
+    marked = simulate("softmax_regression", Dataset(x, y, time=time, is_test=newest), devices=4, **FAST)
+    assert digests(history) == digests(marked) and history.final == marked.final
+
+
+def test_an_autoencoder_of_the_zoo_learns_without_a_target() -> None:
+    clients = {f"site-{number}": pair[0] for number, pair in enumerate(CLIENTS)}
+    settings: dict[str, Any] = {"loss": "reconstruction", "hidden": [3], **FAST}
+    history = simulate("mlp", clients, evaluation=CLIENTS[0][0], **settings)
+    assert history.metric == "mean_squared_error" and history.final["loss"] < history.initial["loss"]
+
+
 def test_a_published_test_set_is_what_the_model_is_evaluated_on() -> None:
     digits = load_dataset("digits")
-    marked = Dataset(digits.x, digits.y, held_out=np.arange(len(digits)) % 10 == 0)
-    history = simulate("softmax_regression", marked, devices=5, **FAST)
-    assert sum(counts.examples for counts in history.clients.values()) == np.count_nonzero(~marked.held_out)  # type: ignore[operator]
+    is_test = np.arange(len(digits)) % 10 == 0
+    history = simulate("softmax_regression", Dataset(digits.x, digits.y, is_test=is_test), devices=5, **FAST)
+    assert sum(counts.examples for counts in history.clients.values()) == np.count_nonzero(~is_test)
 
 
 # --- settings ---
@@ -211,6 +268,12 @@ def test_one_client_that_diverges_is_refused_and_all_of_them_end_it() -> None:
             r"clients\['device-00001'\]: .*expected shape",
         ),
         ({"evaluation": (CLIENTS[0][0], CLIENTS[0][1][:3])}, "evaluation: .*different numbers of examples"),
+        (
+            {"evaluation": {"last": 0.2}},
+            "evaluation=.'last': 0.2.: is a part of a Dataset; give examples, or held_out=",
+        ),
+        ({"evaluation": 0.2}, "evaluation=0.2: is a part of a Dataset; give examples, or held_out=0.2"),
+        ({"clients": {"a": "nowhere.npz"}}, "clients.'a'.: nowhere.npz: cannot be read"),
         ({"split": "iid"}, "split='iid': goes with a Dataset"),
         ({"model": "resnet"}, "model='resnet': is neither one of"),
         ({"model": b"not onnx", "loss": "hinge"}, "8 bytes that are not an ONNX model"),
@@ -328,3 +391,26 @@ def test_progress_is_a_line_on_a_terminal_a_function_or_nothing(
     simulate(bundle(), CLIENTS, **FAST)
     assert "round 3/3 [########################]  train_loss" in terminal.getvalue()
     assert terminal.getvalue().endswith("\n")
+
+
+def machine(seed: int, rows: int = 150, missing: float = 0.0) -> tuple[Any, Any]:
+    """Revolutions a minute, degrees and bar of a machine with levels of its own, and whether it is too hot for them."""
+    rng = np.random.default_rng(seed)
+    level = np.array([1480.0, 62.0, 4.2]) * rng.uniform(0.5, 2.0, 3)
+    z = rng.standard_normal((rows, 3))
+    x = (level + z * [120.0, 5.0, 0.3]).astype(np.float32)
+    x[rng.random((rows, 3)) < missing] = np.nan
+    return x, (z[:, 1] > z[:, 0]).astype(np.int64)
+
+
+def test_raw_units_train_where_each_client_normalises_and_are_refused_where_nobody_does() -> None:
+    machines = {f"machine-{seed}": machine(seed, missing=0.05) for seed in range(6)}
+    settings = {"hidden": [16], "rounds": 12, "learning_rate": 0.1, "batch_size": 16, "evaluation": machine(99, 400)}
+    history = simulate("mlp", machines, normalise="local", missing="mean", missing_indicator=True, **settings)
+    assert history.metrics["accuracy"][-1] > 0.9
+    assert not any(client.refused for client in history.clients.values())
+    again = simulate("mlp", machines, normalise="local", missing="mean", missing_indicator=True, **settings)
+    assert np.array_equal(history.parameters, again.parameters)
+    whole = {f"machine-{seed}": machine(seed) for seed in range(6)}
+    with pytest.raises(TrainingError, match="not one of 6 updates can be used"):
+        simulate("mlp", whole, normalise="none", **settings)

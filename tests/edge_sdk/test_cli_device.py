@@ -63,7 +63,7 @@ def write(tmp_path: Path) -> Write:
         own = {
             "device": 'id = "pi"\nfederation = "plant"\nstate_dir = "state"\nengine = "numpy"',
             "broker": f'url = "{url}"',
-            "data": 'file = "x.csv"',
+            "data": 'path = "x.csv"',
         }
         lines = [f"[{name}]\n{own.get(name, '')}\n{tables.get(name, '')}" for name in {**own, **tables}]
         path = tmp_path / "device.toml"
@@ -306,12 +306,12 @@ def test_a_state_directory_is_tried_and_a_running_device_is_no_failure(
 
 
 def test_data_that_cannot_be_read_is_a_failure(broker: PrivateBroker, write: Write, tmp_path: Path) -> None:
-    path = write(broker.url, data='target = "colour"')
+    path = write(broker.url, data='label = "colour"')
     (finding,) = found(path)["data"]
     assert (finding.level, finding.code) == ("FAIL", EXIT_FAILED)
     assert "no column 'colour' for the target" in finding.text
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
-    path.write_text(path.read_text().replace("x.csv", "x.npz").replace('target = "colour"', ""))
+    path.write_text(path.read_text().replace("x.csv", "x.npz").replace('label = "colour"', ""))
     (finding,) = found(path)["data"]
     assert finding.text.endswith("x.npz: x float32[3, 2], y int64[3]")
 

@@ -411,7 +411,7 @@ def test_a_device_that_is_not_eligible_any_more_gives_its_ticket_back(
         (lambda: ([], []), "expected shape", "no_examples"),
         (lambda: (np.zeros((0, FEATURES), np.float32), np.zeros(0, np.int64)), "there are none", "no_examples"),
         (lambda: (np.zeros((9, 5), np.float32), np.zeros(9, np.int64)), r"expected shape \[N, 6\], got \[9, 5\]", None),
-        (lambda: (blobs(9)[0], np.full(9, 7)), "classes go from 7 to 7, the model has 0..2", "no_examples"),
+        (lambda: (blobs(9)[0], np.full(9, 7)), "classes are not the model's, 0..2; they go from 7 to 7", "no_examples"),
         (lambda: blobs(3), "this device wants at least 5", "no_examples"),
         (lambda: None, "got NoneType", "no_examples"),
         (lambda: (blobs(60)[0] * np.float32(1e30), blobs(60)[1]), "lower the learning rate", "training"),

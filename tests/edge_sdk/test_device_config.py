@@ -15,7 +15,7 @@ from edge_sdk.cli.device_config import CREDENTIAL, KEYS, REQUIRED, DeviceConfig,
 from edge_sdk.device.eligibility import Rules
 from edge_sdk.device.limits import Limits
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.training.examples import ExamplesFile
+from edge_sdk.training.data.settings import ExamplesFile, Window
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "device.toml"
 UNIT = EXAMPLE.with_name("edge-device.service")
@@ -26,7 +26,7 @@ federation = "plant"
 [broker]
 url = "mqtt://broker.local"
 [data]
-file = "x.csv"
+path = "x.csv"
 """
 Load = Callable[..., DeviceConfig]
 
@@ -34,7 +34,7 @@ Load = Callable[..., DeviceConfig]
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """Loads a text, beside which all files lie that it may name."""
-    for name in ("x.csv", "x.npz", "x.txt", "examples.csv", "ca.pem", "device.pem", "device.key", "readable"):
+    for name in ("x.csv", "x.npz", "x.txt", "x.db", "examples.csv", "ca.pem", "device.pem", "device.key", "readable"):
         (tmp_path / name).write_text("a,b\n1,2\n")
     (tmp_path / "password").write_text("s3cret\nsecond line\n")
     (tmp_path / "empty").write_text("\n")
@@ -83,7 +83,7 @@ def test_every_key_reaches_its_place(load: Load, tmp_path: Path) -> None:
     config = load(
         """
         device = {id = "a", federation = "f", task = "t", engine = "numpy", state_dir = "/var/lib/x"}
-        data = {file = "x.csv", target = "b"}
+        data = {path = "x.csv", label = "b"}
         status = {publish = false}
         [broker]
         host = "h"
@@ -119,7 +119,7 @@ def test_every_key_reaches_its_place(load: Load, tmp_path: Path) -> None:
     assert config.algorithms == {"own": "mypackage.local:Own", "other": "m:A.B"}
     assert config.codecs == ("mypackage.codec:Mine",)
     assert (config.device, config.federation, config.task, config.engine) == ("a", "f", "t", "numpy")
-    assert config.state_dir == Path("/var/lib/x") and config.data.target == "b" and not config.publish_status
+    assert config.state_dir == Path("/var/lib/x") and config.data.label == ("b",) and not config.publish_status
     assert (broker.host, broker.port, broker.username, broker.password) == ("h", 8883, "u", "s3cret")
     assert broker.tls is not None
     assert (broker.tls.ca_file, broker.tls.cert_file, broker.tls.key_file) == tuple(
@@ -128,6 +128,32 @@ def test_every_key_reaches_its_place(load: Load, tmp_path: Path) -> None:
     assert (broker.keepalive_seconds, broker.protocol) == (60, "3.1.1")
     assert config.limits == Limits(2, 3, 4, 0, 6, 7, 8)
     assert config.rules == Rules(True, True, 70, 0.5, 9)
+
+
+def test_everything_that_may_be_said_of_the_data_reaches_the_reader(load: Load, tmp_path: Path) -> None:
+    text = """
+        path = "x.db"
+        features = ["rpm", "load"]
+        label = ["left", "right"]
+        where = "rpm > 0"
+        window = {length = 60, step = 10, horizon = 5, gap = 2.5}
+        time = "at"
+        group = "machine"
+        rows_max = 1000
+        query = "SELECT 1"
+        """
+    assert load(SMALLEST.replace('path = "x.csv"', text)).data == ExamplesFile(
+        tmp_path / "x.db",
+        features=("rpm", "load"),
+        label=("left", "right"),
+        where="rpm > 0",
+        window=Window(60, 10, 5, 2.5),
+        time="at",
+        group="machine",
+        rows_max=1000,
+        query="SELECT 1",
+    )
+    assert load(SMALLEST.replace('"x.csv"', '"x.db"\ntable = "t"')).data == ExamplesFile(tmp_path / "x.db", table="t")
 
 
 def test_systemd_brings_the_password_and_the_state_directory(load: Load, tmp_path: Path) -> None:
@@ -176,9 +202,26 @@ def test_systemd_brings_the_password_and_the_state_directory(load: Load, tmp_pat
         ("[data]", 'cert_file = "nope.pem"\n[data]', "broker.cert_file = 'nope.pem': there is no file"),
         ("[data]", 'key_file = "device.key"\n[data]', "broker.cert_file and broker.key_file: give both or neither"),
         ("[data]", 'password_file = "empty"\n[data]', "broker.password_file: the first line of"),
-        ('"x.csv"', '"none.csv"', "data.file = 'none.csv': there is no file"),
-        ('"x.csv"', '"x.txt"', "data.file: ends in '.txt'; a file of examples ends in .npz or .csv"),
-        ('"x.csv"', '"x.npz"\ntarget = "b"', "data.target: names a column of a .csv file"),
+        ('"x.csv"', '"none.csv"', "data.path = 'none.csv': there is no file"),
+        ('"x.csv"', '"x.txt"', "data.path: ends in '.txt'; a file of examples ends in .npz, .csv, .parquet, "),
+        ('"x.csv"', '"x.db"', "data.table and data.query: give one of them"),
+        ('"x.csv"', '"x.db"\ntable = "t"\nquery = "SELECT 1"', "data.table and data.query: give one of them"),
+        ('"x.csv"', '"x.csv"\ntable = "t"', "go with a database, not with a file that ends in '.csv'"),
+        ('"x.csv"', '"x.csv"\nfeatures = []', "data.features = []: must be a list of names, such as"),
+        ('"x.csv"', '"x.csv"\nfeatures = "a"', "data.features = 'a': must be a list of names"),
+        ('"x.csv"', '"x.csv"\nfeatures = ["a", "a"]', "data.features = ['a', 'a']: must be a list of names"),
+        ('"x.csv"', '"x.csv"\nlabel = [1]', "data.label = [1]: must be a name, or a list of names"),
+        ('"x.csv"', '"x.csv"\nwhere = "a = 1"', "data.where: '= 1' is no number, 'text', column or comparison; write"),
+        ('"x.csv"', '"x.csv"\nwindow = {step = 1}', "data.window = {'step': 1}: must be a table such as {length = 60"),
+        ('"x.csv"', '"x.csv"\nwindow = {length = 0}', "data.window = {'length': 0}: must be a table"),
+        ('"x.csv"', '"x.csv"\nwindow = {length = 5, stp = 1}', "must be a table such as"),
+        ('"x.csv"', '"x.csv"\nwindow = {length = 5, gap = 1}', "data.window.gap: is a difference of times; name"),
+        ('"x.csv"', '"x.csv"\nrows_max = -1', "data.rows_max = -1: must be a whole number from 0"),
+        (
+            '"x.csv"',
+            '"x.npz"\nlabel = "b"',
+            "data.label: goes with a file of rows; of an .npz the arrays are taken by name",
+        ),
         ("[data]", "[limits]\nthreads = 0\n[data]", "limits.threads = 0: must be a whole number from 1"),
         (
             "[data]",

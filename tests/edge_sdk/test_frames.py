@@ -8,12 +8,13 @@ import pytest
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update, frame_bytes_max
 from edge_sdk.codecs.frames import (
     DecodedParts,
-    buffer_mask,
     decode_frames,
     encode_frames,
     fitted_frames,
     frames_bytes_max,
     groups_of,
+    joined,
+    untrained_mask,
 )
 from edge_sdk.errors import DecodeError
 from edge_sdk.parameters import ParameterSpec
@@ -79,7 +80,7 @@ def test_without_statistics_there_is_one_frame_and_it_is_the_codecs(codec: Codec
     (decoded,) = decode_frames(sent.frames, codec, PLAIN)
     assert np.array_equal(decoded.dense(), decode_update(plain.frame, 307, codec).dense())
     assert frames_bytes_max(PLAIN, codec) == frame_bytes_max(307, codec)
-    assert buffer_mask(PLAIN) is None
+    assert untrained_mask(PLAIN) is None
 
 
 def test_a_frame_of_statistics_too_few_or_too_many_is_refused() -> None:
@@ -151,7 +152,7 @@ CONVOLUTIONS = ParameterSpec(
 def test_auto_gives_kernels_of_convolutions_four_times_the_bits_for_no_more_bytes() -> None:
     auto = CodecSettings("auto", bits=0.1)
     main, kernels, buffers = groups_of(CONVOLUTIONS, auto)
-    assert kernels.positions is not None and kernels.positions.tolist() == list(range(400))
+    assert kernels.where == slice(0, 400)
     assert kernels.settings == CodecSettings("eden", bits=0.4) and main.settings.name == "auto"
     assert main.size * main.settings.to_wire()["bits"] + 400 * 0.4 == pytest.approx(0.1 * (main.size + 400), rel=1e-3)
     assert buffers.size == 72 and buffers.kind == "buffers"
@@ -179,3 +180,49 @@ def test_what_auto_makes_within_a_limit_is_read_by_a_decoder_that_knows_the_plan
     sent = encode_frames(vector, None, fitting, CONVOLUTIONS, seed=1)
     assert sum(map(len, sent.frames)) <= limit
     decode_frames(sent.frames, plan, CONVOLUTIONS)
+
+
+NORMALISED = ParameterSpec(
+    [
+        ("mean", (3,), "constant"),
+        ("w", (30, 9), "trainable"),
+        ("variance", (10,), "buffer"),
+        ("b", (7,), "trainable"),
+        ("scale", (300,), "constant"),
+    ]
+)
+"""The same with constants before, between and behind."""
+
+
+@pytest.mark.parametrize("codec", [*CODECS, CodecSettings("auto", bits=0.5)], ids=lambda c: c.name)
+def test_constants_cost_no_byte_and_decode_to_zero(codec: CodecSettings) -> None:
+    constant = NORMALISED.mask("constant")
+    without = ParameterSpec([(t.name, t.shape, t.kind) for t in NORMALISED if t.kind != "constant"])
+    vector = np.random.default_rng(3).standard_normal(NORMALISED.size).astype(np.float32)
+    kept = {"residual": np.full(277, 0.01, np.float32)} if codec.keeps else None
+    sent = encode_frames(vector, kept, codec, NORMALISED, seed=1, shared_seed=5)
+    alone = encode_frames(vector[~constant], kept, codec, without, seed=1, shared_seed=5)
+    assert sent.frames == alone.frames
+    assert frames_bytes_max(NORMALISED, codec) == frames_bytes_max(without, codec)
+    assert {name: left.tobytes() for name, left in sent.kept.items()} == {
+        name: left.tobytes() for name, left in alone.kept.items()
+    }
+    parts = decode_frames(sent.frames, codec, NORMALISED)
+    decoded = joined(groups_of(NORMALISED, codec), [part.dense() for part in parts])
+    assert decoded.shape == (NORMALISED.size,) and not decoded[constant].any()
+    expected = joined(groups_of(without, codec), [part.dense() for part in decode_frames(alone.frames, codec, without)])
+    assert decoded[~constant].tobytes() == expected.tobytes()
+
+
+def test_a_pattern_that_names_a_constant_makes_no_group_of_it() -> None:
+    rules = CodecSettings("int8", tensors=(("mean", CodecSettings("dense")), ("b", CodecSettings("dense"))))
+    assert [(g.kind, g.size, g.where) for g in groups_of(NORMALISED, rules)] == [
+        ("main", 270, slice(3, 273)),
+        ("part", 7, slice(283, 290)),
+        ("buffers", 10, slice(273, 283)),
+    ]
+    several = ParameterSpec([("a", (4,), "trainable"), ("c", (2,), "constant"), ("b", (3,), "trainable")])
+    (group,) = groups_of(several, CodecSettings("dense"))
+    assert group.positions(np.array([0, 3, 4])).tolist() == [0, 3, 6]
+    (group,) = groups_of(ParameterSpec([("c", (2,), "constant"), ("b", (3,), "trainable")]), CodecSettings("dense"))
+    assert group.positions(np.array([0, 2])).tolist() == [2, 4]

@@ -23,8 +23,8 @@ from edge_sdk.training.model_delta import (
     MODEL_DELTA_CODECS,
     ModelDelta,
     apply_model_deltas,
-    buffer_spans,
     encode_model_delta,
+    spans_of,
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -37,6 +37,16 @@ MIXED = ParameterSpec(
         ("scale", (10,), "trainable"),
         ("count", (10,), "buffer"),
         ("b", (7,), "trainable"),
+    ]
+)
+NORMALISED = ParameterSpec(
+    [
+        ("w", (30, 10), "trainable"),
+        ("variance", (7,), "buffer"),
+        ("mean", (5,), "constant"),
+        ("scale", (5,), "constant"),
+        ("b", (7,), "trainable"),
+        ("table", (1000,), "constant"),
     ]
 )
 ONLY_STATISTICS = ParameterSpec([("mean", (4,), "buffer")])
@@ -62,7 +72,9 @@ def chain(
     """What is published for a model on its way: all parameters, and the deltas between them."""
     published, deltas = [encode_parameters(models[0])], []
     for model in models[1:]:
-        model_delta, blob = encode_model_delta(published[-1], model, buffer_spans(spec), codec)
+        model_delta, blob = encode_model_delta(
+            published[-1], model, spans_of(spec, "buffer"), codec, constants=spans_of(spec, "constant")
+        )
         deltas.append(model_delta)
         published.append(blob)
     return published, deltas
@@ -72,7 +84,7 @@ def chain(
 
 
 @by_codec
-@pytest.mark.parametrize("spec", [PLAIN, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("spec", [PLAIN, MIXED, NORMALISED], ids=["plain", "mixed", "normalised"])
 @given(seed=st.integers(0, 1 << 32), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_after_any_history_a_copy_is_the_coordinators_to_the_bit(
@@ -102,6 +114,27 @@ def test_statistics_are_replaced_and_not_moved(codec: CodecSettings) -> None:
     for model, blob in zip(models, published, strict=True):
         buffer = MIXED.mask("buffer")
         assert decode_parameters(blob, MIXED)[buffer].tobytes() == model[buffer].tobytes()
+
+
+@by_codec
+def test_constants_arrive_exactly_when_they_change_and_cost_nothing_when_they_do_not(codec: CodecSettings) -> None:
+    models = walk(9, NORMALISED.size, 5)
+    constant, table = NORMALISED.mask("constant"), slice(-1000, None)
+    for model in models[1:]:
+        model[table] = models[0][table]
+    for number in (1, 3, 4):
+        models[number][constant] = models[number - 1][constant]
+    published, deltas = chain(models, NORMALISED, codec)
+    for model, blob in zip(models, published, strict=True):
+        assert decode_parameters(blob, NORMALISED)[constant].tobytes() == model[constant].tobytes()
+    assert apply_model_deltas(published[0], deltas, digest_of(published[-1])) == published[-1]
+    told = [ModelDelta.decode(each) for each in deltas]
+    unchanged, changed = ((300, 307),), ((300, 307), (307, 317))
+    assert [each.replaced for each in told] == [unchanged, changed, unchanged, unchanged]
+    assert [each.kept for each in told] == [((307, 317), (324, 1324)), ((324, 1324),), *2 * [((307, 317), (324, 1324))]]
+    without = ParameterSpec([(t.name, t.shape, t.kind) for t in NORMALISED if t.kind != "constant"])
+    plain = chain([model[~constant] for model in models], without, codec)[1]
+    assert abs(len(deltas[0]) - len(plain[0])) <= 32
 
 
 def test_a_model_of_statistics_alone_has_a_link_too() -> None:
@@ -140,8 +173,8 @@ def test_a_sparse_link_is_far_smaller_than_the_model() -> None:
 
 
 def test_spans_name_the_statistics_and_join_those_that_touch() -> None:
-    assert buffer_spans(PLAIN) == ()
-    assert buffer_spans(MIXED) == ((270, 280), (290, 300))
+    assert spans_of(PLAIN, "buffer") == ()
+    assert spans_of(MIXED, "buffer") == ((270, 280), (290, 300))
 
 
 @pytest.mark.parametrize("value", [1e31, 3e38, np.inf, np.nan])
@@ -164,7 +197,7 @@ def test_committed_links_lead_to_the_committed_parameters_for_ever() -> None:
     assert apply_model_deltas(base, deltas, digest_of(target)) == target
     first = ModelDelta.decode(deltas[0])
     assert (first.base, first.size, first.codec.name) == (digest_of(base), MIXED.size, "sparse")
-    assert first.buffers == buffer_spans(MIXED)
+    assert first.replaced == spans_of(MIXED, "buffer")
     assert first.encode() == deltas[0]
 
 
@@ -193,7 +226,7 @@ def test_links_out_of_order_missing_or_from_another_base_are_refused() -> None:
 
 
 def test_a_link_that_lies_about_where_it_leads_is_refused() -> None:
-    other = encode_model_delta(PUBLISHED[0], walk(8, MIXED.size, 1)[0], buffer_spans(MIXED), CODECS[0])[0]
+    other = encode_model_delta(PUBLISHED[0], walk(8, MIXED.size, 1)[0], spans_of(MIXED, "buffer"), CODECS[0])[0]
     lying = replace(ModelDelta.decode(other), target=HONEST.target).encode()
     assert refused(lying) == "digest"
 
@@ -201,18 +234,24 @@ def test_a_link_that_lies_about_where_it_leads_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"buffers": [[0, 10], [5, 20]]},
-        {"buffers": [[10, 20], [20, 30]]},
-        {"buffers": [[300, 308]]},
-        {"buffers": [[5, 5]]},
-        {"buffers": [[5]]},
-        {"buffers": [[0.0, 1.0]]},
-        {"buffers": [["a", "b"]]},
-        {"buffers": [[False, True]]},
-        {"buffers": 10_001 * [[0, 1]]},
-        {"buffers": None},
-        {"buffers": []},
-        {"buffers": [[0, 307]]},
+        {"replaced": [[0, 10], [5, 20]]},
+        {"replaced": [[20, 30], [10, 20]]},
+        {"kept": [[275, 285]]},
+        {"kept": [[0, 10]]},
+        {"kept": [[5, 5]]},
+        {"kept": [[300, 308]]},
+        {"kept": None},
+        {"replaced": [[300, 308]]},
+        {"replaced": [[5, 5]]},
+        {"replaced": [[5]]},
+        {"replaced": [[0.0, 1.0]]},
+        {"replaced": [["a", "b"]]},
+        {"replaced": [[False, True]]},
+        {"replaced": 10_001 * [[0, 1]]},
+        {"replaced": None},
+        {"replaced": [[270, 280]]},
+        {"replaced": []},
+        {"replaced": [[0, 307]]},
         {"size": 0},
         {"size": -1},
         {"size": 1 << 60},

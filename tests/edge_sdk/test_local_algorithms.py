@@ -87,6 +87,8 @@ def test_ones_own_goes_before_those_of_the_sdk_and_an_unknown_one_is_refused() -
     own = Own()
     assert find_local_algorithm("plain", {"plain": own}) is own
     assert find_local_algorithm("mine", {"mine": own}).run(work()).numbers == {"seen": 1.0}
-    with pytest.raises(TrainingError, match="this device has mine, plain: register it with EdgeClient"):
+    with pytest.raises(
+        TrainingError, match="this device has feature_statistics, mine, plain: register it with EdgeClient"
+    ):
         find_local_algorithm("theirs", {"mine": own})
-    assert set(LOCAL_ALGORITHMS) == {"plain"}
+    assert set(LOCAL_ALGORITHMS) == {"feature_statistics", "plain"}

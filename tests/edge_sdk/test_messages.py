@@ -208,6 +208,13 @@ def test_the_page_of_the_wire_format_names_the_fields_of_every_message_with_thei
     assert [found and " = " in found[3] for found in written] == [field.metadata["brief"] for field in fields]
 
 
+def test_the_page_of_the_wire_format_names_the_fields_of_an_update_with_their_keys() -> None:
+    page = PAGE.read_text()
+    section = page[page.index("\n## Update\n") : page.index("\n## Update frame\n")]
+    written = re.findall(r"^\| `(.)` \| (\w+) \|", section, re.MULTILINE)
+    assert written == [("v", "version"), *((key_of(field), field.name) for field in dataclasses.fields(Update))]
+
+
 def test_two_fields_of_a_record_cannot_have_the_same_key() -> None:
     @dataclasses.dataclass(frozen=True)
     class Twice:

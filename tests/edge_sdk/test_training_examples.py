@@ -12,6 +12,7 @@ from hand_made import blobs, mlp_program
 
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.bundle import Input, Program
+from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.training.examples import Examples, as_examples, load_examples
 
 PROGRAM = mlp_program((2, 4, 3))
@@ -86,7 +87,7 @@ def test_whole_numbers_in_a_float_column_are_labels() -> None:
         ([[np.nan, 1], [1, np.inf]], [0, 1], "2 of 4 values are NaN or infinite"),
         ([[1e300, 1]], [0], "do not fit into float32"),
         (np.zeros((2, 2)), [0.5, 1], "expected whole numbers"),
-        (np.zeros((2, 2)), [0, 3], r"from 0 to 3, the model has 0..2"),
+        (np.zeros((2, 2)), [0, 3], r"the model's, 0..2; they go from 0 to 3"),
         (np.zeros((2, 2)), [-1, 0], "from -1 to 0"),
     ],
 )
@@ -167,8 +168,8 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     for name in ("bad.npz", "none.npz", "none.csv"):
         with pytest.raises(ExamplesError, match=f"{name}.*cannot be read"):
             load_examples(tmp_path / name, PROGRAM)
-    with pytest.raises(ExamplesError, match=r"ends in \.npz or \.csv"):
-        load_examples(tmp_path / "data.parquet", PROGRAM)
+    with pytest.raises(ExamplesError, match=r"ends in \.npz, \.csv, .* or \.sqlite3, not '\.xlsx'"):
+        load_examples(tmp_path / "data.xlsx", PROGRAM)
 
 
 def test_csv_takes_the_last_column_or_the_one_named(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_csv_takes_the_last_column_or_the_one_named(tmp_path: Path) -> None:
     examples = load_examples(path, PROGRAM)
     assert examples.inputs["x"].tolist() == [[1, 2], [3, 4.5]] and examples.target.tolist() == [0, 2]
     first = written(tmp_path / "b.csv", "label,a,b\n1,2,3\n")
-    examples = load_examples(first, PROGRAM, target="label")
+    examples = load_examples(ExamplesFile(first, label=("label",)), PROGRAM)
     assert examples.inputs["x"].tolist() == [[2, 3]] and examples.target.tolist() == [1]
 
 
@@ -189,28 +190,34 @@ def test_csv_folds_columns_into_the_inputs_shape_and_takes_named_inputs(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "target", "message"),
+    ("text", "label", "message"),
     [
-        ("", None, "first line must name"),
-        ("1,2,3\n4,5,6\n", None, "add a header row"),
-        ("a,b,y\n", None, "there are none"),
-        ("a,b,y\n1,2\n", None, "line 2: 2 values, the header names 3"),
-        ("a,b,y\n1,2,0\n1,,0\n", None, "line 3, column 'b': '' is not a number"),
-        ("a,b,y\n1,2,cat\n", None, "column 'y': 'cat' is not a number .give classes as 0, 1"),
-        ("a,b,y\n1,2,0\n", "label", r"no column 'label' for the target; the columns are \['a', 'b', 'y'\]"),
-        ("a,y\n1,0\n", None, r"1 feature columns \['a'\].*needs 2"),
-        ("a,a,y\n1,2,0\n", None, "each once"),
-        ("a,b,y\n1,2,7\n", None, "the model has 0..2"),
-        ("a,b,y\n1,nan,0\n", None, "NaN"),
+        ("", (), "first line must name"),
+        ("1,2,3\n4,5,6\n", (), "add a header row"),
+        ("a,b,y\n", (), "there are none"),
+        ("a,b,y\n1,2\n", (), "line 2: 2 values, the header names 3"),
+        (
+            "a,b,y\n1,2,0\n1,,0\n",
+            (),
+            "line 3, column 'b': the cell is empty or NaN, and the model takes no missing values",
+        ),
+        ("a,b,y\n1,2,cat\n", (), "column 'y': the cell is not a number; give classes as 0, 1.* it is 'cat'"),
+        ("a,b,y\n1,2,0\n", ("label",), r"no column 'label' for the target; the columns are \['a', 'b', 'y'\]"),
+        ("a,y\n1,0\n", (), r"1 feature columns.*needs 2; the columns are \['a'\]"),
+        ("a,a,y\n1,2,0\n", (), "each once"),
+        ("a,b,y\n1,2,7\n", (), "line 2, column 'y': the cell must be a class, a whole number from 0 to 2; it is '7'"),
+        ("a,b,y\n1,nan,0\n", (), "NaN"),
     ],
 )
-def test_csv_mistakes_name_the_line_and_the_remedy(tmp_path: Path, text: str, target: str | None, message: str) -> None:
+def test_csv_mistakes_name_the_line_and_the_remedy(
+    tmp_path: Path, text: str, label: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ExamplesError, match=message):
-        load_examples(written(tmp_path / "bad.csv", text), PROGRAM, target)
+        load_examples(ExamplesFile(written(tmp_path / "bad.csv", text), label=label), PROGRAM)
 
 
 def test_csv_that_is_no_text_is_an_examples_error(tmp_path: Path) -> None:
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00a,b")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00a,b\n")
     with pytest.raises(ExamplesError, match="cannot be read"):
         load_examples(tmp_path / "bytes.csv", PROGRAM)
 
@@ -226,7 +233,7 @@ def test_a_model_that_reconstructs_its_input_needs_no_target(tmp_path: Path) -> 
     program = reconstructing()
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.savez(tmp_path / "x.npz", x=x)
-    (tmp_path / "x.csv").write_text("a,b,c,d\n" + "\n".join(",".join(map(str, row)) for row in x))
+    (tmp_path / "x.csv").write_text("a,b,c,d\n" + "\n".join(",".join(map(str, row)) for row in x) + "\n")
     sources: list[Any] = [x, {"x": x}, {"x": {"x": x}}, (x, x)]
     found = [as_examples(source, program) for source in sources]
     found += [load_examples(tmp_path / name, program) for name in ("x.npz", "x.csv")]
@@ -234,7 +241,7 @@ def test_a_model_that_reconstructs_its_input_needs_no_target(tmp_path: Path) -> 
         np.testing.assert_array_equal(examples.target, x)
         np.testing.assert_array_equal(examples.inputs["x"], x)
     assert as_examples((x, x + 1), program).target[0, 0] == 1  # a noisy input and a clean target
-    with pytest.raises(ExamplesError, match="3 columns"):
+    with pytest.raises(ExamplesError, match="3 feature columns"):
         (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n")
         load_examples(tmp_path / "x.csv", program)
 
@@ -249,7 +256,7 @@ def test_labels_that_are_ignored_may_be_outside_of_the_classes() -> None:
     assert program.ignore_index == -100
     x = np.zeros((3, 4), np.float32)
     assert len(as_examples((x, np.array([0, -100, 2])), program)) == 3
-    with pytest.raises(ExamplesError, match=r"go from -1 to 2, the model has 0\.\.2"):
+    with pytest.raises(ExamplesError, match=r"the model's, 0\.\.2; they go from -1 to 2"):
         as_examples((x, np.array([-1, -100, 2])), program)
     with pytest.raises(ExamplesError, match="every label is -100"):
         as_examples((x, np.array([-100, -100, -100])), program)

@@ -94,8 +94,6 @@ CREATE TABLE checkpoints (
     task TEXT NOT NULL,
     round INTEGER NOT NULL,
     parameters BLOB NOT NULL REFERENCES blobs (digest),
-    -- What devices hold and train from; NULL: the parameters themselves.
-    published BLOB REFERENCES blobs (digest),
     program BLOB NOT NULL REFERENCES blobs (digest),
     server_state BLOB NOT NULL,
     metrics TEXT NOT NULL,
@@ -105,9 +103,8 @@ CREATE TABLE checkpoints (
 
 CREATE INDEX checkpoints_parameters ON checkpoints (parameters);
 CREATE INDEX checkpoints_program ON checkpoints (program);
-CREATE INDEX checkpoints_published ON checkpoints (published);
 
--- The chain of model deltas that leads to the newest published parameters, one a round.
+-- The chain of model deltas that leads to the newest parameters, one a round.
 CREATE TABLE model_deltas (
     id INTEGER PRIMARY KEY,
     task TEXT NOT NULL,

@@ -1,4 +1,5 @@
 """Fetching what a ticket needs: the program, the parameters and further vectors, by digest, unless they are here.
+A plan may do without the parameters.
 
 PURE, a part of the session. Where the invite names deltas that lead from parameters that are here, the deltas are
 fetched and followed; whatever goes wrong with that, the parameters come whole. What has arrived goes to the blobs at
@@ -106,7 +107,7 @@ class Fetch:
     def missing_bytes(self, invite: Invite) -> tuple[int, ...]:
         """Sizes of what is to be downloaded for an invite."""
         sizes = [] if self._blobs.has(invite.program) else [invite.program_bytes]
-        if not self._blobs.has(invite.parameters):
+        if self._lacks_parameters(invite):
             deltas = self._usable_deltas(invite)
             sizes += [invite.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
         return (*sizes, *(size for _, digest, size in invite.vectors if not self._blobs.has(digest)))
@@ -174,6 +175,9 @@ class Fetch:
         """The parameters that the deltas start from, empty where they are not here."""
         return next((digest for digest in self._blobs.parameters() if short(digest) == invite.base), b"")
 
+    def _lacks_parameters(self, invite: Invite) -> bool:
+        return not invite.plan.without_parameters and not self._blobs.has(invite.parameters)
+
     def _next(self, now: float) -> list[Action]:
         """The next thing that is missing."""
         if self._ticket is None:
@@ -181,7 +185,7 @@ class Fetch:
         invite, s = self._ticket.invite, self._settings
         if not self._blobs.has(invite.program):
             return self._start("program", invite.program, invite.program_bytes, s.program_bytes_max, now)
-        if not self._blobs.has(invite.parameters):
+        if self._lacks_parameters(invite):
             if self._deltas is None:
                 return self._start(
                     "parameters", invite.parameters, invite.parameters_bytes, s.parameters_bytes_max, now

@@ -66,13 +66,10 @@ class Work:
         unknown = sorted(set(invite.requires) - s.supports)
         if unknown:
             return ProgressKind.UNSUPPORTED, f"the plan requires {unknown}: upgrade edgefed on this device"
+        fetched = [] if invite.plan.without_parameters else [invite.parameters_bytes]
         for what, size, limit in (
             ("program", invite.program_bytes, s.program_bytes_max),
-            (
-                "parameters",
-                max([invite.parameters_bytes, *(size for _, _, size in invite.vectors)]),
-                s.parameters_bytes_max,
-            ),
+            ("parameters", max([0, *fetched, *(size for _, _, size in invite.vectors)]), s.parameters_bytes_max),
         ):
             if size > limit:
                 detail = f"the {what} has {size} bytes, this device takes {limit}: raise limits.{what}_bytes_max"

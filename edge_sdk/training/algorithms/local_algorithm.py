@@ -29,7 +29,7 @@ class LocalWork:
 
     Attributes:
         program: The task's program.
-        parameters: float32[P], the round's parameters; not to be changed.
+        parameters: float32[P], the round's parameters; not to be changed. Empty where the plan does without them.
         examples: The local examples, checked against the program.
         plan: How to train.
         engine: Runs the program; None for a program without graphs.
@@ -71,6 +71,8 @@ class LocalWork:
         Raises:
             TrainingError: Training failed, or there is nothing that could train, or a trainer would have to shift.
         """
+        if not self.parameters.size:
+            raise TrainingError("the plan does without parameters: there is nothing to train from")
         if self.trainer is not None:
             if shift is not None:
                 raise TrainingError("the application's own trainer cannot shift parameters after each step")
@@ -105,16 +107,20 @@ class LocalResult:
     """What a local algorithm gives back.
 
     Attributes:
-        trained: The delta and what is said of it.
+        trained: The delta and what is said of it; None where nothing was trained, and then no vector is sent.
         vectors: float32[P] by name, sent beside the delta, with the plan's codec.
         numbers: Finite numbers by name, sent beside the delta.
         keep: float32 vectors by name, kept by this device if the update counts.
+        arrays: Bytes by name, sent as they are; the coordinator's side knows what they hold.
+        examples: Examples that were looked at, where nothing was trained.
     """
 
-    trained: TrainResult
+    trained: TrainResult | None
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     keep: Mapping[str, Vector] = field(default_factory=dict)
+    arrays: Mapping[str, bytes] = field(default_factory=dict)
+    examples: int = 0
 
 
 class LocalAlgorithm(Protocol):

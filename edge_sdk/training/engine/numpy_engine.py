@@ -47,7 +47,8 @@ class NumpyEngine:
         self._train = _executor(program.train_plan, "train")
         self._evaluate = _executor(program.evaluate_plan, "evaluate")
         self._infer: Executor | None = None
-        names = [*(t.name for t in program.spec), *(name for name, _ in program.state)]
+        changing = [t.name for t in program.spec if t.kind != "constant"]
+        names = [*changing, *(name for name, _ in program.state)]
         self._updates = [(name, NEW + name) for name in names]
         self._anchored = [name for name in program.train_plan.inputs if name.startswith(ANCHOR)]
 

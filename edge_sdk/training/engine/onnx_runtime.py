@@ -78,8 +78,9 @@ class OnnxRuntimeEngine:
         self._run_options.add_run_config_entry("gpu_graph_id", "0")
         self._train = self._session(program.train, "train")
         self._inputs = {entry.name for entry in self._train.get_inputs()}
+        self._constants = frozenset(t.name for t in program.spec if t.kind == "constant")
         tensors = {*(t.name for t in program.spec), *(name for name, _ in program.state)}
-        self._results = {"loss", *(NEW + name for name in tensors)}
+        self._results = {"loss", *(NEW + name for name in tensors - self._constants)}
         self._check_outputs(self._train, self._results, "train")
         self._loop: Any = None
         self.steps_at_once = STEPS_AT_ONCE if program.train_loop else 1
@@ -91,7 +92,7 @@ class OnnxRuntimeEngine:
         check_vector(self.program, vector)
         shapes = [shape for _, shape in self.program.state]
         handle = OnnxRuntimeHandle(
-            parameters=(vector.copy(), np.empty_like(vector)),
+            parameters=(vector.copy(), vector.copy()),  # constants are in both; no step writes them
             state=([np.zeros(s, np.float32) for s in shapes], [np.zeros(s, np.float32) for s in shapes]),
             scalars={name: np.zeros((), np.float32) for name in self.program.scalars},
             loss=np.zeros((), np.float32),
@@ -208,6 +209,8 @@ class OnnxRuntimeEngine:
             if name in self._inputs:
                 binding.bind_cpu_input(name, value)
         for name, value in self._tensors(handle, 1 - turn).items():
+            if name in self._constants:
+                continue
             binding.bind_ortvalue_output(NEW + name, self._runtime.OrtValue.ortvalue_from_numpy(value))
 
     def _tensors(self, handle: OnnxRuntimeHandle, half: int) -> dict[str, Vector]:

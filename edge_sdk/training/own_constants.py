@@ -1,0 +1,82 @@
+"""Mean and scale of a device's own examples, and examples as a model behind its normalisation sees them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.training.examples import Examples
+from edge_sdk.training.feature_sums import ExactFeatureSums, feature_sums
+from edge_sdk.training.normalise import NORMALISED_ABS_MAX
+from edge_sdk.training.program import Program
+
+__all__ = ["normalised_examples", "own_constants", "uses_own_constants", "with_constants"]
+
+Vector = NDArray[np.float32]
+
+
+def uses_own_constants(program: Program) -> bool:
+    """Whether whoever runs the program takes mean and scale from its own examples."""
+    return program.normalise is not None and program.normalise.mode == "local"
+
+
+def own_constants(program: Program, examples: Examples) -> Vector:
+    """Mean and scale of ``examples``, float32[2 * features]: all means, then all scales.
+
+    Raises:
+        ExamplesError: A value is infinite.
+        ValueError: The program normalises nothing.
+    """
+    normalise = program.normalise
+    if normalise is None:
+        raise ValueError(f"program {program.name!r} normalises no input")
+    sums = ExactFeatureSums(normalise.features)
+    sums.add(feature_sums(examples.inputs[normalise.input], normalise))
+    mean, scale, _ = sums.result()
+    return np.concatenate([mean, scale])
+
+
+def with_constants(program: Program, vector: Vector, constants: Vector) -> Vector:
+    """A copy of ``vector`` (float32[P]) that holds ``constants`` (float32[2 * features], see above)."""
+    normalise = program.normalise
+    if normalise is None or constants.shape != (2 * normalise.features,):
+        raise ValueError(f"{constants.shape} constants do not fit program {program.name!r}")
+    copy = vector.copy()
+    for name, part in zip((normalise.mean, normalise.scale), np.split(constants, 2), strict=True):
+        tensor = program.spec[name]
+        copy[tensor.offset : tensor.offset + tensor.size] = part
+    return copy
+
+
+def normalised_examples(program: Program, vector: Vector, examples: Examples) -> Examples:
+    """Examples for training without the program's graphs: the input, in float32, as the model sees it.
+
+    So is the target of a reconstruction. Without normalisation the examples are given back as they are.
+
+    Args:
+        program: The program.
+        vector: float32[P] with the constants that are to be used.
+        examples: Checked against the program.
+    """
+    normalise = program.normalise
+    if normalise is None:
+        return examples
+    arrays = program.spec.unflatten(vector)
+    mean, scale = arrays[normalise.mean], arrays[normalise.scale]
+
+    def seen(raw: NDArray[Any]) -> Vector:
+        values = raw.astype(np.float32)
+        is_missing = np.isnan(values)
+        with np.errstate(over="ignore"):  # what is too large is brought to the bound
+            values -= mean
+            values *= scale
+        np.clip(values, -NORMALISED_ABS_MAX, NORMALISED_ABS_MAX, out=values)
+        values[is_missing] = 0.0
+        return values
+
+    inputs = {**examples.inputs, normalise.input: seen(examples.inputs[normalise.input])}
+    target = seen(examples.target) if program.loss == "reconstruction" else examples.target
+    return replace(examples, inputs=inputs, target=target)
