@@ -214,6 +214,13 @@ def compile_bundle(
         str, typer.Option(help="An input, of the model or a new one, that is 0 at positions that do not count.")
     ] = "",
     output: Annotated[str | None, typer.Option(help="The output that the loss is computed on.")] = None,
+    feature: Annotated[
+        list[str] | None, typer.Option(help="Name of a column of the input; repeated, in their order.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="A feature that is a text, and its values: fuel=diesel,petrol; repeated.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Name of a class; repeated, in their order.")] = None,
     loop: Annotated[
         bool | None, typer.Option(help="A graph of many steps in one run; by default where measuring finds it faster.")
     ] = None,
@@ -223,6 +230,7 @@ def compile_bundle(
     """Turn an ONNX model into a bundle that devices can train, check its gradients, and say what was understood."""
     from coordinator.cli.compile import compile_file
     from coordinator.compile import LossOptions, NormaliseOptions
+    from coordinator.compile.naming import ColumnNames
 
     if normalise == "none" and (normalise_axis is not None or missing != "refuse"):
         raise CompileError("--normalise-axis and --missing go with --normalise federated or local")
@@ -242,6 +250,7 @@ def compile_bundle(
         normalise=None if normalise == "none" else NormaliseOptions(normalise, normalise_axis, normalise_clip, missing),
         loop="auto" if loop is None else loop,
         name=name,
+        names=ColumnNames.parse(feature or (), category or (), label or ()),
     )
     _print_bundle(bundle, out, as_json)
 

@@ -76,6 +76,9 @@ def _facts(program: Program) -> list[tuple[str, Any]]:
         ("operators", ", ".join(sorted(used - ACTIVATIONS)) or "none"),
         ("normalise", program.normalise.mode if program.normalise is not None else "none"),
         ("missing", program.missing),
+        ("features", ", ".join(program.features) or "none"),
+        ("categories", ", ".join(f"{name} {list(of)}" for name, of in sorted(program.categories.items())) or "none"),
+        ("labels", ", ".join(program.labels) or "none"),
         ("parameters", ", ".join(f"{t.name}{list(t.shape)}" for t in program.spec)),
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.compile import Lora, LossOptions, compile_model, describe, load_onnx
+from coordinator.compile.naming import ColumnNames, with_names
 from edge_sdk.training.bundle import Bundle
 
 __all__ = ["compile_file", "report_lines"]
@@ -24,6 +25,7 @@ def compile_file(
     lora: tuple[str, str] | None,
     loss_options: LossOptions,
     name: str | None,
+    names: ColumnNames,
     **options: Any,
 ) -> Bundle:
     """Compile an ONNX file and write the bundle, the source in it.
@@ -35,6 +37,7 @@ def compile_file(
         lora: Rank and pattern of adapters, as on the command line.
         loss_options: Class weights and the like.
         name: The model's name; None for the file's.
+        names: What columns and classes are called.
         options: Further arguments of :func:`coordinator.compile.compile_model`.
 
     Raises:
@@ -46,7 +49,7 @@ def compile_file(
     bundle = compile_model(
         model, loss=loss, lora=adapters, loss_options=loss_options, name=name or path.stem, **options
     )
-    bundle = replace(bundle, source=model.SerializeToString(deterministic=True))
+    bundle = replace(with_names(bundle, names), source=model.SerializeToString(deterministic=True))
     bundle.save(out)
     return bundle
 
@@ -68,6 +71,10 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
     yield f"target: {facts['target']['dtype']}{_shape(facts['target']['shape'])}{classes}"
     if facts["mask"]:
         yield f"mask {facts['mask']}: positions where it is 0 do not count in the loss"
+    if facts["features"]:
+        yield f"features: {', '.join(_with_categories(facts))}"
+    if facts["labels"]:
+        yield f"labels: {', '.join(facts['labels'])}"
     if facts["normalise"]:
         yield _normalised(facts)
     yield f"loss {facts['loss']}, metric {facts['metric']}, optimizer {facts['optimizer']}"
@@ -83,6 +90,11 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
         f"nodes, {step['activation_bytes_peak'] / 1e6:.3g} MB of activations at most"
     )
     yield f"runs on {' and '.join(facts['runs_on'])}{', many steps in one run' if facts['loop'] else ''}"
+
+
+def _with_categories(facts: dict[str, Any]) -> list[str]:
+    categories = facts["categories"]
+    return [f"{name} ({' or '.join(categories[name])})" if name in categories else name for name in facts["features"]]
 
 
 def _normalised(facts: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from edge_sdk.training.normalise import CLIP_ABS_MAX, MISSING, MODES, NORMALISED
 __all__ = [
     "PREFIX",
     "NormaliseOptions",
-    "as_told",
     "feature_axis",
+    "normalise_of",
     "normalised_already",
     "normalised_target",
     "raw_input",
@@ -138,7 +138,7 @@ def feature_axis(model: Model, name: str) -> int:
             axes = places.get(operand)
             if axes is None:
                 continue
-            found = _decided(model, node, slot, axes)
+            found = _mixed(node, slot, axes)
             if found:
                 return found
             moved = _moved(model, node, operand, axes)
@@ -202,7 +202,7 @@ def with_raw_input(
     return copy
 
 
-def as_told(options: NormaliseOptions, value: Value, axis: int) -> Normalise:
+def normalise_of(options: NormaliseOptions, value: Value, axis: int) -> Normalise:
     """What a program says of a normalisation in front of a source model whose input is ``value``.
 
     Raises:
@@ -281,7 +281,7 @@ def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
                     _rename(body.node, old, new)
 
 
-def _decided(model: Model, node: Node, slot: int, axes: Sequence[int | None]) -> int | None:
+def _mixed(node: Node, slot: int, axes: Sequence[int | None]) -> int | None:
     """The input's dimension along which ``node`` mixes features; None where it mixes none."""
     if node.op in CHANNELS_FIRST and slot == 0 and len(axes) > 1:
         return axes[1]

@@ -20,6 +20,7 @@ from edge_sdk.wire.topics import is_segment
 __all__ = [
     "HeldOut",
     "LocalPath",
+    "Names",
     "Patterns",
     "Section",
     "Segment",
@@ -142,6 +143,9 @@ Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(to_tu
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(to_tuple)]
 """A list of patterns of parameter names, such as ``fc*``."""
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(to_tuple)]
+"""A list of names of columns or classes."""
 
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(to_tuple)]
 """A list of factors."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 from coordinator.config.fields import (
     HeldOut,
     LocalPath,
+    Names,
     Patterns,
     Section,
     Segment,
@@ -33,6 +34,7 @@ from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
 from edge_sdk.training.model_delta import MODEL_DELTA_CODECS
+from edge_sdk.training.names import LABELS_OF_TWO, NAMES_MAX, features_width
 
 __all__ = [
     "Aggregation",
@@ -53,6 +55,9 @@ __all__ = [
 
 LINEAR: Final = ("linear_regression", "logistic_regression", "softmax_regression", "linear_svm")
 
+BINARY: Final = ("logistic_regression", "linear_svm")
+"""Models of the zoo that have one output for two classes."""
+
 OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
 """Keys of [aggregation], and the settings of server optimisers that they set."""
 
@@ -67,6 +72,8 @@ OF_ONNX: Final = (
 
 OF_ANY_SOURCE: Final = ("normalise_minimum",)
 """Keys of [model] that no bundle fixes."""
+
+NAMES: Final = 'a list of names: ["rpm", "temperature"]'
 
 PATTERNS: Final = 'a list of names, with * for anything: ["fc*"]'
 
@@ -174,10 +181,40 @@ class Model(Section):
         shown="none: give zoo, onnx or bundle",
     )
     inputs: Sizes = key(
-        "Shape of one example; [channels, height, width] for cnn.", (64,), unit="elements", min_length=1, max_length=8
+        "Shape of one example; [channels, height, width] for cnn.",
+        (64,),
+        unit="elements",
+        shown="as many as features and categories name, or [64]",
+        min_length=1,
+        max_length=8,
     )
     outputs: int = key(
-        "Number of classes or of predicted values; 1 for a yes/no model.", 10, unit="values", ge=1, le=1_000_000
+        "Number of classes or of predicted values; 1 for a yes/no model.",
+        10,
+        unit="values",
+        shown="as many as labels names, or 10",
+        ge=1,
+        le=1_000_000,
+    )
+    features: Names = key(
+        "Names of the input's columns, in order: devices find the columns of their files by them.",
+        (),
+        allowed=NAMES,
+        shown="none: devices take columns as they come",
+        max_length=NAMES_MAX,
+    )
+    categories: dict[str, Names] = key(
+        "Features that are texts, and what they may be: each becomes as many columns as it has names, 1 for the name "
+        "that stands there. An integer input of the name of a category gets the position in the list.",
+        {},
+        allowed='a table: {fuel = ["diesel", "petrol"]}',
+    )
+    labels: Names = key(
+        "Names of the classes, in order; devices may give labels by them.",
+        (),
+        allowed='a list of names: ["ok", "fault"]',
+        shown="none: labels are numbers",
+        max_length=NAMES_MAX,
     )
     hidden: Sizes | None = key(
         "Widths of the hidden layers of mlp and cnn.", None, unit="units", shown="[64, 32] for mlp, [] for cnn"
@@ -282,6 +319,23 @@ class Model(Section):
         'With zoo and missing = "mean": give the model one more input for each feature, 1 where it is missing.', False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_from_names(cls, given: Any) -> Any:
+        """A model of the zoo is as wide as its columns, and has as many classes as there are labels."""
+        if not isinstance(given, dict) or "zoo" not in given:
+            return given
+        sizes: dict[str, Any] = {}
+        features, labels = _names(given.get("features")), _names(given.get("labels"))
+        categories = given.get("categories")
+        if features:
+            texts = categories.items() if isinstance(categories, dict) else ()
+            sizes["inputs"] = [features_width(features, {name: _names(listed) for name, listed in texts})]
+        if labels:
+            binary = given["zoo"] in BINARY or given.get("loss") in LABELS_OF_TWO
+            sizes["outputs"] = 1 if binary and len(labels) == 2 else len(labels)
+        return {**sizes, **given}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(source is not None for source in (self.zoo, self.onnx, self.bundle)) != 1:
@@ -342,6 +396,11 @@ class Model(Section):
         return METRICS.get(loss, "accuracy")
 
 
+def _names(value: object) -> list[str]:
+    """The names, where it is a list of such; what else it may be is refused elsewhere."""
+    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else []
+
+
 class Training(Section):
     """What a device does in one round."""
 
@@ -391,6 +450,13 @@ class Selection(Section):
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
+    gather_seconds: float = key(
+        "Least time that check-ins are waited for, unless all devices that are known to be free have come; with less, "
+        "those that answer first are chosen in every round.",
+        2.0,
+        ge=0,
+        le=86_400,
+    )
     fraction: Share = key(
         "Share of all devices asked to check in; auto goes by how many were seen lately.",
         "auto",

@@ -305,9 +305,21 @@ def _check_finite(what: str, array: NDArray[Any], axis: int, program: Program, i
     columns = ""
     if axis > 0:
         found = np.flatnonzero(bad.any(axis=tuple(i for i in range(array.ndim) if i != axis))).tolist()
-        names = ", ".join(str(column) for column in found[:_COLUMNS_SHOWN])
-        columns = f", in column {names}{' and others' if len(found) > _COLUMNS_SHOWN else ''} (counted from 0)"
+        known = _feature_names(program)
+        is_named = is_raw and len(known) == array.shape[axis]
+        names = ", ".join(repr(known[column]) if is_named else str(column) for column in found[:_COLUMNS_SHOWN])
+        others = " and others" if len(found) > _COLUMNS_SHOWN else ""
+        columns = f", in column {names}{others}{'' if is_named else ' (counted from 0)'}"
     raise _misfit(f"{what}: {np.count_nonzero(bad)} of {array.size} values are NaN or infinite{columns}; {remedy}")
+
+
+def _feature_names(program: Program) -> list[str]:
+    """What the columns of a program's features are called, in order; empty where it names none."""
+    return [
+        f"{name} = {category}" if category is not None else name
+        for name in program.features
+        for category in program.categories.get(name, (None,))
+    ]
 
 
 def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:

@@ -334,6 +334,28 @@ def test_export_without_data_is_proved_on_made_up_inputs_and_older_rounds_are_th
     assert code == 2 and "m.onnx: cannot be written" in err
 
 
+def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path: Path) -> None:
+    onnx.save(build_zoo_model("mlp", inputs=(3,), outputs=2, hidden=(8,), seed=2), tmp_path / "mine.onnx")
+    words = ("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--normalise", "federated")
+    code, out, err = run(*words, "--missing", "mean")
+    assert code == 0, err
+    assert (
+        "input x takes raw units: 3 features in dimension 1, normalised with mean and scale of all devices' examples; "
+        "a missing value (NaN) is taken as the mean"
+    ) in out
+    assert "constant: 2 parameters, 6 elements\n  normalise/mean [3]\n  normalise/scale [3]" in out
+    assert run("inspect", tmp_path / "mine.bundle").out == out
+    table = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle", "normalise_minimum": 2}
+    assert load_config(write_config(tmp_path, NOWHERE, model=table)).model.normalise_minimum == 2
+    for wrong, said in (
+        (("--normalise", "everywhere"), "is not one of"),
+        (("--normalise", "none", "--missing", "mean"), "go with --normalise"),
+        (("--normalise-axis", "4"), "axis 4 is none of input 'x'"),
+    ):
+        code, _, err = run(*words, *wrong)
+        assert code == 2 and said in err
+
+
 def test_compile_writes_a_bundle_that_a_configuration_can_name(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(64,), outputs=10, hidden=(8,), seed=1), tmp_path / "mine.onnx")
     code, out, _ = run("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--optimizer", "momentum")

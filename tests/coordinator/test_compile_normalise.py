@@ -459,9 +459,9 @@ def test_a_control_flow_body_that_reads_the_input_reads_it_normalised() -> None:
         }
         """
     )
-    from coordinator.compile.raw_inputs import as_told, raw_input, with_raw_input
+    from coordinator.compile.raw_inputs import normalise_of, raw_input, with_raw_input
 
-    told = as_told(FEDERATED, raw_input(model), 1)
+    told = normalise_of(FEDERATED, raw_input(model), 1)
     raw = with_raw_input(model, told)
     for tensor in raw.graph.initializer:
         if tensor.name == "normalise/mean":

@@ -112,20 +112,18 @@ def test_a_server_optimizer_of_the_users_own_cannot_move_them() -> None:
     assert left_alone(rounds(CodecSettings("dense"), optimizer=optimizer))
 
 
-def test_what_is_published_holds_them_exactly_although_the_rest_lags_behind() -> None:
-    codec = CodecSettings("sparse", density=0.05)
+def test_a_sparse_downlink_leaves_them_alone_and_spends_nothing_on_them() -> None:
     plan = replace(task().plan, codec=CodecSettings("dense"))
-    settings = PipelineSettings(Validation(size=SPEC.size), downlink=Downlink(codec, whole_bytes_min=0))
-    pipeline = Aggregator(PROGRAM, plan, settings)
-    vector, memory, published = started(), pipeline.initial_memory(), encode_parameters(started())
+    downlink = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)
+    pipeline = Aggregator(PROGRAM, plan, PipelineSettings(Validation(size=SPEC.size), downlink=downlink))
+    model, memory = encode_parameters(started()), pipeline.initial_memory()
     for number in range(ROUNDS):
-        pipeline.begin(encode_parameters(vector), memory, published)
-        pipeline.add(pipeline.examine(update(published, CodecSettings("dense"), number)))
+        pipeline.begin(model, memory)
+        pipeline.add(pipeline.examine(update(model, CodecSettings("dense"), number)))
         finished = pipeline.finish()
-        assert finished.published is not None
-        told = ModelDelta.decode(finished.published.model_delta)
+        assert finished.model_delta is not None
+        told = ModelDelta.decode(finished.model_delta.model_delta)
         assert told.kept == ((200, 206), (216, 222)) and told.replaced == ((206, 216),)
-        blob = apply_model_deltas(published, [finished.published.model_delta], told.target)
-        assert blob == finished.published.blob
-        vector, memory, published = finished.vector, finished.memory, bytes(blob)
-        assert decode_parameters(published, SPEC)[CONSTANT].tobytes() == started()[CONSTANT].tobytes()
+        assert apply_model_deltas(model, [finished.model_delta.model_delta], told.target) == finished.parameters
+        model, memory = finished.parameters, finished.memory
+        assert decode_parameters(model, SPEC)[CONSTANT].tobytes() == started()[CONSTANT].tobytes()

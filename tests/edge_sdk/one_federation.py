@@ -30,6 +30,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "minimum_count": 1,
         "over_selection": 1.0,
         "window_seconds": 0.05,
+        "gather_seconds": 0.05,
         "selection_seconds_max": 60.0,
         "configuration_seconds_max": 20.0,
         "reporting_seconds_max": 60.0,

@@ -184,6 +184,12 @@ def test_nan_is_refused_by_column_where_the_program_does_not_take_it() -> None:
     x[4, 2] = x[5, 2] = np.nan
     with pytest.raises(ExamplesError, match=r"2 of 180 values are NaN.*column.*2.*missing = \"mean\""):
         as_examples((x, y), program)
+    named = replace(program, features=("rpm", "temperature", "pressure"))
+    with pytest.raises(ExamplesError, match=r"2 of 180 values are NaN or infinite, in column 'pressure'; fill or drop"):
+        as_examples((x, y), named)
+    one_hot = replace(program, features=("rpm", "fuel"), categories={"fuel": ("diesel", "petrol")})
+    with pytest.raises(ExamplesError, match="in column 'fuel = petrol'; fill or drop"):
+        as_examples((x, y), one_hot)
     x[4, 1] = np.inf
     with pytest.raises(ExamplesError, match="infinite"):
         as_examples((x, y), LOCAL.program)
