@@ -52,7 +52,7 @@ def write_configurations(folder: Path, url: str) -> None:
     (folder / "federation.toml").write_text(block("toml").replace(URL, url))
     for pump in PUMPS:
         text = block("ini").replace(URL, url)
-        assert text.count("pump-1") == 2
+        assert text.count("pump-1") == 3
         (folder / f"{pump}.toml").write_text(text.replace("pump-1", pump))
 
 
