@@ -42,10 +42,8 @@ from coordinator.evaluation import Evaluator
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.pipeline import (
     Aggregator,
-    FeatureStatistics,
     PipelineSettings,
     TaskWorker,
-    needs_statistics,
     pack_memory,
     unpack_memory,
 )
@@ -60,9 +58,9 @@ from coordinator.setup_checks import (
     check_update_budget,
     fixed_point,
 )
-from coordinator.statistics_round import statistics_round
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.store import RoundRecord, Store, backup_path
-from coordinator.task_settings import OPENING_ROUND, TaskSettings
+from coordinator.task_settings import TaskSettings
 from edge_sdk.codecs.frames import frames_bytes_max
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.mqtt import BrokerSettings
@@ -340,7 +338,10 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )
-    return replace(settings, opening=statistics_round(settings, program))
+    opening = statistics_round(settings, program, config.model.normalise_minimum)
+    if opening is not None:
+        check_quotas(config, opening.update_bytes_max)
+    return replace(settings, opening=opening)
 
 
 def load_evaluator(config: FederationConfig, program: Program, engine: str = "auto") -> Evaluator | None:
@@ -388,7 +389,6 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
     program = stored or parts.bundle.program
     settings = task_settings(config, program)
     aggregator = Aggregator(program, settings.plan, parts.pipeline)
-    opening = None if settings.opening is None else FeatureStatistics(settings.opening.plan, aggregator)
     memory = aggregator.initial_memory()
     initial = parts.bundle.parameters
     checkpoint = store.put_initial(
@@ -397,10 +397,10 @@ def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTa
         encode_parameters(initial),
         pack_memory(memory),
         aggregator.broadcast(initial, memory),
-        before_round=OPENING_ROUND if needs_statistics(program, initial) else OPENING_ROUND + 1,
+        before_round=first_round(program, initial),
     )
     check_memory(config, memory, checkpoint.server_state)
     parameters = store.get_blob(checkpoint.parameters_digest) or b""
-    worker = TaskWorker(store, name, aggregator, opening)
+    worker = TaskWorker(store, name, aggregator, opening_pipeline(settings, aggregator))
     check_open_round(config, store, worker, (parameters, unpack_memory(checkpoint.server_state)))
     return PreparedTask(config, settings, program, worker, parts.evaluator, is_new=stored is None)

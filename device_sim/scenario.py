@@ -14,9 +14,10 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from coordinator.compile import build_zoo_model, compile_model
+from coordinator.compile import NormaliseOptions, build_zoo_model, compile_model
 from coordinator.evaluation import Evaluator
 from coordinator.pipeline import Aggregator, TaskWorker, pack_memory
+from coordinator.statistics_round import first_round, opening_pipeline
 from coordinator.store import Store
 from device_sim.auditors.rounds import InvariantBroken
 from device_sim.datasets import Dataset, load_dataset, split_held_out
@@ -56,7 +57,7 @@ class Outcome:
     Attributes:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
-        digests: SHA-256 of each round's model.
+        digests: SHA-256 of each round's model, round 0 first where there was one.
         cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.
@@ -102,7 +103,8 @@ def run(
     Args:
         scenario: What is simulated.
         seed: Of everything drawn.
-        bundle: The model; softmax regression of handwritten digits (8 x 8) without one.
+        bundle: The model, which decides whether there is a round of statistics; without one, softmax regression of
+            handwritten digits (8 x 8), normalised as the scenario says.
         data: What is dealt to the devices; those digits without it. A fifth is held out where no part is marked.
         at_end: Shown everything once all is settled, for checks of its own.
 
@@ -111,7 +113,8 @@ def run(
         InvariantBroken: A rule did not hold; the message ends with the command that replays the run.
     """
     try:
-        return _run(scenario, seed, bundle or _bundle(), _digits() if data is None else _halves(data), at_end)
+        halves = _digits() if data is None else _halves(data)
+        return _run(scenario, seed, bundle or _bundle(scenario.normalise), halves, at_end)
     except InvariantBroken as error:
         raise InvariantBroken(f"{error}\nreplay: {replay_command(scenario, seed)}") from error
 
@@ -147,10 +150,12 @@ def _run(
         encode_parameters(bundle.parameters),
         pack_memory(memory),
         aggregator.broadcast(bundle.parameters, memory),
+        before_round=first_round(program, bundle.parameters),
     )
 
     def make_ingest() -> TaskWorker:
-        return TaskWorker(store, TASK, Aggregator(program, world.task.plan, world.pipeline))
+        training = Aggregator(program, world.task.plan, world.pipeline)
+        return TaskWorker(store, TASK, training, opening_pipeline(world.task, training))
 
     engine = "numpy" if program.train_plan.outputs else "auto"
     evaluator = None
@@ -259,10 +264,17 @@ def _outcome(world: World, coordinator: SimCoordinator, store: Store, devices: l
     )
 
 
-@lru_cache(maxsize=1)
-def _bundle() -> Bundle:
+@lru_cache(maxsize=2)
+def _bundle(normalise: bool) -> Bundle:
     model = build_zoo_model("softmax_regression", inputs=(64,), outputs=10, seed=0)
-    return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="softmax_regression", verify=False)
+    return compile_model(
+        model,
+        loss="softmax_cross_entropy",
+        optimizer="sgd",
+        normalise=NormaliseOptions("federated") if normalise else None,
+        name="softmax_regression",
+        verify=False,
+    )
 
 
 @lru_cache(maxsize=1)

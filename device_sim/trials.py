@@ -57,14 +57,16 @@ def storm(seed: int) -> Scenario:
         clip_norm=_sometimes(rng, 0.5),
         norm_median_factor=_choice(rng, (None, 1.05, 3.0)),
         weighting=_choice(rng, ("examples", "uniform")),
+        normalise=bool(rng.random() < 1 / 3),
         replay=f"{_COMMAND} --seed {seed}",
     )
 
 
 def power_cut(plan: CrashPlan | None) -> Scenario:
-    """A short run on a slightly bad day, in which the power fails once, where the plan says."""
+    """A short run on a slightly bad day, statistics first, in which the power fails once, where the plan says."""
     scenario = Scenario(
         devices=3,
+        normalise=True,
         rounds=2,
         goal_count=2,
         minimum_count=1,
@@ -115,7 +117,7 @@ def _faults(rng: np.random.Generator) -> NetworkFaults:
             for at in 300.0 * rng.random(int(rng.integers(0, 4)))
         ),
         protocol=_choice(rng, _PROTOCOLS),
-        packet_bytes_max=_choice(rng, (5_000, 20_000, 268_435_460)),
+        packet_bytes_max=_choice(rng, (8_000, 20_000, 268_435_460)),
         receive_max=int(rng.integers(1, 20)),
         inflight_max=int(rng.integers(1, 20)),
         queued_messages_max=_choice(rng, (0, 0, 60)),

@@ -34,17 +34,15 @@ from coordinator.events import (
 )
 from coordinator.pipeline import (
     Aggregator,
-    FeatureStatistics,
     PipelineSettings,
     TaskWorker,
-    needs_statistics,
     pack_memory,
 )
 from coordinator.router import Coordinator
 from coordinator.schedules.schedule import Schedule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.shell import Shell
-from coordinator.statistics_round import statistics_round
+from coordinator.statistics_round import first_round, opening_pipeline, statistics_round
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
 from coordinator.task import Task
@@ -237,6 +235,7 @@ class DeskTransport:
 
     meter = Meter()
     connected = True
+    waiting = 0
     waiting_bytes = 0
 
     def __init__(self, desk: Desk, channel: str) -> None:
@@ -307,7 +306,7 @@ class Desk:
             encode_parameters(self.made.parameters),
             pack_memory(memory),
             aggregator.broadcast(self.made.parameters, memory),
-            before_round=0 if needs_statistics(self.made.program, self.made.parameters) else 1,
+            before_round=first_round(self.made.program, self.made.parameters),
         )
         self.effects: list[Effect] = []
         self.retained: dict[str, bytes] = {}
@@ -319,9 +318,8 @@ class Desk:
         return Aggregator(self.made.program, self.settings.plan, self.pipeline)
 
     def worker(self) -> TaskWorker:
-        training, opening = self.aggregator(), self.settings.opening
-        statistics = None if opening is None else FeatureStatistics(opening.plan, training)
-        return TaskWorker(self.store, TASK, training, statistics)
+        training = self.aggregator()
+        return TaskWorker(self.store, TASK, training, opening_pipeline(self.settings, training))
 
     def boot(self) -> None:
         self.jobs = Jobs(self.worker())

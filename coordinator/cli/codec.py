@@ -26,6 +26,7 @@ from edge_sdk.parameters import ParameterSpec
 from edge_sdk.training.bundle import Bundle
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.examples import Examples, as_examples, load_examples
+from edge_sdk.training.own_constants import own_constants, with_constants
 from edge_sdk.training.program import Program
 from edge_sdk.wire.plan import TrainingPlan
 
@@ -85,6 +86,9 @@ def report_file(path: Path, data: Path | None, options: ReportOptions) -> dict[s
     bundle = Bundle.load(path)
     program = bundle.program
     examples = _digits(program) if data is None else load_examples(data, program)
+    if program.normalise is not None:  # as if all clients had told their sums
+        constants = own_constants(program, examples)
+        bundle = replace(bundle, parameters=with_constants(program, bundle.parameters, constants))
     clients = options.clients or min(options.cohort, CLIENTS)
     engine = make_engine(program)
     cohort, measured = _measured(bundle, engine, examples, replace(options, clients=clients))

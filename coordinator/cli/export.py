@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from coordinator.compile import export_onnx, merge_into_source
+from coordinator.compile import export_onnx, load_onnx, merge_into_source
+from coordinator.compile.batch_first import batch_first
 from coordinator.compile.sklearn import cut_heads
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path
@@ -100,9 +101,9 @@ def _source(config: FederationConfig) -> bytes:
     model = config.model
     try:
         if model.onnx is not None:
-            return model.onnx.read_bytes()
+            return bytes(load_onnx(model.onnx).SerializeToString(deterministic=True))
         return Bundle.load(model.bundle).source if model.bundle is not None else b""
-    except (OSError, BundleError):
+    except (CompileError, BundleError):
         return b""
 
 
@@ -149,7 +150,7 @@ def _prove(path: Path, program: Program, vector: NDArray[np.float32], batch: dic
         import onnxruntime
     except ImportError:
         return {"proved": "no: onnxruntime is not installed"}
-    model = cut_heads(ModelProto.FromString(path.read_bytes()))
+    model = batch_first(cut_heads(ModelProto.FromString(path.read_bytes())))
     inputs = _fitting({entry.name: batch[entry.name] for entry in program.inputs}, model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 import onnx
 
+from coordinator.compile.batch_first import batch_first
+from coordinator.compile.batch_size import naming_fixed_batch
 from coordinator.compile.cost import step_cost
 from coordinator.compile.emit import (
     evaluate_graph,
@@ -33,8 +35,8 @@ from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
 from coordinator.compile.raw_inputs import (
     NormaliseOptions,
-    as_told,
     feature_axis,
+    normalise_of,
     normalised_already,
     raw_input,
     with_constants,
@@ -104,21 +106,23 @@ def compile_model(
         raise CompileError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
     if optimizer not in OPTIMIZERS:
         raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
-    told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
-    if normalise is None or told is None:
-        imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)})
-    else:
-        model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
-        imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale})
-        imported = with_constants(imported, told, normalise.missing)
-    if lora is not None:
-        imported, train = with_adapters(imported, lora, train=train)
-    imported = frozen_model(imported, train=train, frozen=freeze)
-    pulls = Pulls(proximal, weight_decay, clipped)
-    program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
-    bundle = Bundle(program, program.spec.flatten(imported.parameters))
-    if verify:
-        verify_program(cut_heads(model), bundle)
+    model = batch_first(model)
+    with naming_fixed_batch(model, name):
+        told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
+        if normalise is None or told is None:
+            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)})
+        else:
+            model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
+            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale})
+            imported = with_constants(imported, told, normalise.missing)
+        if lora is not None:
+            imported, train = with_adapters(imported, lora, train=train)
+        imported = frozen_model(imported, train=train, frozen=freeze)
+        pulls = Pulls(proximal, weight_decay, clipped)
+        program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
+        bundle = Bundle(program, program.spec.flatten(imported.parameters))
+        if verify:
+            verify_program(cut_heads(model), bundle)
     if loop is True or (loop == "auto" and verify):
         bundle = with_loop_if_faster(bundle, steps, always=loop is True)
     return bundle
@@ -127,7 +131,7 @@ def compile_model(
 def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: str) -> Normalise:
     value = raw_input(model, mask)
     axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
-    return as_told(options, value, axis)
+    return normalise_of(options, value, axis)
 
 
 def _output(model: Model, name: str | None) -> Value:

@@ -81,7 +81,7 @@ def fold_shape_arithmetic(model: onnx.ModelProto, where: str) -> tuple[dict[str,
         them.
 
     Raises:
-        CompileError: Two shapes contradict each other.
+        BatchError: Two shapes contradict each other.
     """
     (first, first_shapes), (second, second_shapes) = (_computed(model, batch, where) for batch in PROBES)
     replaceable = _replaceable(model, first)

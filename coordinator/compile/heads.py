@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.compile.batch_size import RunError
 from coordinator.compile.graph import Model, Node, Shape, Value
 from coordinator.compile.losses import Loss, LossOptions, class_axis
 from coordinator.compile.oracle import Run
@@ -50,7 +51,10 @@ def are_probabilities(model: Model, output: Value, options: LossOptions, infer: 
         shape = (EXAMPLES, *(int(d) for d in entry.shape[1:]))
         values = rng.standard_normal(shape) if entry.dtype == "float32" else rng.integers(0, 2, shape)
         feeds[entry.name] = values.astype(entry.dtype)
-    found = infer(feeds)[output.name]
+    try:
+        found = infer(feeds)[output.name]
+    except RunError:  # verification says what is wrong with the model
+        return False
     sums = found.sum(axis=class_axis(output.shape, options))
     return bool(found.min() >= 0 and np.all(np.abs(sums - 1) <= TOLERANCE))
 

@@ -1,13 +1,14 @@
 """From an ONNX file to a :class:`~coordinator.compile.graph.Model`: what can be wrong with a file is found here.
 
-What happens, in order: refuse what cannot travel (external data, foreign domains), inline functions, convert to the
+What happens, in order: refuse what cannot travel (data elsewhere, foreign domains), inline functions, convert to the
 working opset, fold shape arithmetic (``folding``), infer shapes with an open batch (``shapes``), normalise the nodes
 and tell parameters from constants (``normalise``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ from google.protobuf.message import DecodeError as ProtobufError  # type: ignore
 from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
+from coordinator.compile.batch_first import batch_first
+from coordinator.compile.batch_size import BatchError
+from coordinator.compile.external import check_whole, every_node, read_external
 from coordinator.compile.folding import fold_shape_arithmetic, open_fixed_batch
 from coordinator.compile.graph import BATCH, OPSET, UNKNOWN, Model, Node, Value, prune
 from coordinator.compile.last_state import take_last_states
@@ -36,6 +40,8 @@ __all__ = ["import_model", "load_onnx", "read_onnx"]
 INPUT_DTYPES: Final = ("float32", "int64", "int32", "bool", "uint8")
 DOMAINS: Final = ("", "ai.onnx")
 CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+QUANTISED: Final = re.compile("[Qq]uantize|QLinear|MatMulInteger|ConvInteger|NBits|^Q(Attention|Gemm|Embed|OrderedM)")
+"""Operators of quantised models, of ONNX and of onnxruntime."""
 RESERVED_PREFIXES: Final = ("new/", "state/", "anchor/")
 RESERVED: Final = frozenset(
     {"target", "loss", "loss_sum", "metric_sum", "lr", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "mu"}
@@ -44,16 +50,18 @@ RESERVED: Final = frozenset(
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """The model in an ``.onnx`` file, not checked further.
+    """The model in an ``.onnx`` file, with the data that lie in other files beside it; not checked further.
 
     Raises:
-        CompileError: The file is missing, truncated or not ONNX.
+        CompileError: The file is missing, truncated or not ONNX, or its external data are (see ``external``).
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise CompileError(f"{path}: cannot be read: {error.strerror}") from error
-    return read_onnx(data, str(path))
+    model = read_onnx(data, str(path))
+    read_external(model, Path(path).parent)
+    return model
 
 
 def read_onnx(data: bytes, where: str) -> onnx.ModelProto:
@@ -90,7 +98,7 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     computed = fold_shape_arithmetic(proto, f"model {name!r}")
     values = infer_values(proto, f"model {name!r}", computed)
     constants = {t.name: _array(t, f"initializer {t.name!r}") for t in proto.graph.initializer}
-    outputs = _outputs(proto, values)
+    outputs = _outputs(proto, values, name)
     nodes = fold((read_node(n) for n in proto.graph.node), constants, {o.name for o in outputs})
     nodes = without_idle_casts(nodes, {key: value.dtype for key, value in values.items()}, {o.name for o in outputs})
     nodes = take_last_states(nodes, constants, values, {o.name for o in outputs})
@@ -108,22 +116,29 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
 
 
 def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    for where, tensor in _tensors(model.graph):
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise CompileError(
-                f"model {name!r}: {where} lies in another file ({_location(tensor)}); a bundle must be whole: "
-                "load it with onnx.load and save it with save_as_external_data=False"
-            )
+    check_whole(model, name)
+    _check_not_quantised(model, name)
     if model.functions:
         model = inliner.inline_local_functions(model)
-    model = lowered(cut_heads(model))
-    for node in _all_nodes(model.graph):
+    model = lowered(batch_first(cut_heads(model)))
+    for node in every_node(model.graph):
         if node.domain not in DOMAINS:
             raise CompileError(
                 f"node {node.name or node.output[0]!r}: operator {node.op_type!r} is of the domain {node.domain!r}, "
                 f"and only ONNX's own operators can be trained; export without {_exporter_hint(node.domain)}"
             )
     return model
+
+
+def _check_not_quantised(model: onnx.ModelProto, name: str) -> None:
+    found = [node for node in every_node(model.graph) if QUANTISED.search(node.op_type)]
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise CompileError(
+            f"model {name!r}: is quantised (node {found[0].name or found[0].output[0]!r}: {found[0].op_type}{others}), "
+            "and whole numbers have no gradient: give the float32 model that it was made from; `edge-coordinator "
+            "export --int8` quantises what was trained"
+        )
 
 
 def _exporter_hint(domain: str) -> str:
@@ -143,7 +158,7 @@ def _at_working_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         model = without_newer(model, versions[0])
         if versions[0] != OPSET:
             model = version_converter.convert_version(model, OPSET)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise CompileError(
             f"model {name!r}: not valid ONNX, or opset {versions[0]} does not convert to {OPSET}: {error}"
         ) from error
@@ -200,7 +215,7 @@ def _inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
     return tuple(inputs)
 
 
-def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
+def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value], name: str) -> tuple[Value, ...]:
     outputs = []
     for info in proto.graph.output:
         value = values.get(info.name)
@@ -212,10 +227,7 @@ def _outputs(proto: onnx.ModelProto, values: Mapping[str, Value]) -> tuple[Value
                     f"output {info.name!r}: its shape is {shape}, expected the batch first; a size seems to depend on "
                     "the data, which no gradient follows: only the batch may be open, pad or mask to fixed sizes"
                 )
-            raise CompileError(
-                f"output {info.name!r}: its shape is {shape}, expected the batch first; the batch size seems to be "
-                "written into the graph: export with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"
-            )
+            raise BatchError(f"model {name!r}", f"the shape of its output {info.name!r} is {shape} whatever comes in")
         outputs.append(value)
     return tuple(outputs)
 
@@ -226,30 +238,6 @@ def _array(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
     except (ValueError, TypeError) as error:
         raise CompileError(f"{where}: its bytes do not fill its shape {list(tensor.dims)}: {error}") from error
     return array
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    for tensor in graph.initializer:
-        yield f"initializer {tensor.name!r}", tensor
-    for node in _all_nodes(graph):
-        for attribute in node.attribute:
-            for tensor in (attribute.t, *attribute.tensors):
-                yield f"attribute {attribute.name!r} of node {node.name or node.output[0]!r}", tensor
-            for inner in (attribute.g, *attribute.graphs):
-                for tensor in inner.initializer:
-                    yield f"initializer {tensor.name!r}", tensor
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(inner)
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "no location given")
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from coordinator.compile.batch_size import RunError
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Node, NumpyPlan, Program
 from edge_sdk.training.engine.executor import Executor
@@ -29,11 +30,11 @@ def session_of(model: bytes, where: str) -> Run:
     """A function that runs ``model`` on onnxruntime; feeds that the model does not take are left out.
 
     Raises:
-        CompileError: onnxruntime refuses the model; the function raises it where onnxruntime fails on the feeds.
+        CompileError: onnxruntime refuses the model; the function raises RunError where it fails on the feeds.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and said once
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no exception root of its own
@@ -45,7 +46,7 @@ def session_of(model: bytes, where: str) -> Run:
         try:
             values = session.run(outputs, {n: a for n, a in feeds.items() if n in inputs})
         except Exception as error:
-            raise CompileError(f"{where}: onnxruntime cannot run it on random examples: {error}") from error
+            raise RunError(f"{where}: onnxruntime cannot run it on random examples: {error}") from error
         return dict(zip(outputs, values, strict=True))
 
     return run

@@ -24,8 +24,8 @@ from edge_sdk.training.normalise import CLIP_ABS_MAX, MISSING, MODES, NORMALISED
 __all__ = [
     "PREFIX",
     "NormaliseOptions",
-    "as_told",
     "feature_axis",
+    "normalise_of",
     "normalised_already",
     "normalised_target",
     "raw_input",
@@ -103,9 +103,10 @@ def raw_input(model: onnx.ModelProto, mask: str = "") -> Value:
     found = [(name, value) for name, value in values if value is not None and value.dtype == "float32"]
     if len(found) != 1:
         told = ", ".join(f"{name!r} {'of unknown type' if value is None else value.dtype}" for name, value in values)
+        remedy = "and scale the values before the model" if found else "since whole numbers are not normalised"
         raise CompileError(
             f"normalise: needs exactly one float32 input, the model has {len(found)} among its inputs {told}; "
-            'set normalise = "none" and scale the values before the model'
+            f'set normalise = "none", {remedy}'
         )
     name, value = found[0]
     if len(value.shape) < 2 or not all(isinstance(d, int) and d > 0 for d in value.shape[1:]):
@@ -138,7 +139,7 @@ def feature_axis(model: Model, name: str) -> int:
             axes = places.get(operand)
             if axes is None:
                 continue
-            found = _decided(model, node, slot, axes)
+            found = _mixed(node, slot, axes)
             if found:
                 return found
             moved = _moved(model, node, operand, axes)
@@ -202,7 +203,7 @@ def with_raw_input(
     return copy
 
 
-def as_told(options: NormaliseOptions, value: Value, axis: int) -> Normalise:
+def normalise_of(options: NormaliseOptions, value: Value, axis: int) -> Normalise:
     """What a program says of a normalisation in front of a source model whose input is ``value``.
 
     Raises:
@@ -281,7 +282,7 @@ def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
                     _rename(body.node, old, new)
 
 
-def _decided(model: Model, node: Node, slot: int, axes: Sequence[int | None]) -> int | None:
+def _mixed(node: Node, slot: int, axes: Sequence[int | None]) -> int | None:
     """The input's dimension along which ``node`` mixes features; None where it mixes none."""
     if node.op in CHANNELS_FIRST and slot == 0 and len(axes) > 1:
         return axes[1]

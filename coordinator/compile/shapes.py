@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from coordinator.compile.batch_size import BatchError
 from coordinator.compile.graph import BATCH, IR_VERSION, UNKNOWN, Dim, Value
-from edge_sdk.errors import CompileError
 
 __all__ = ["PROBES", "infer_values", "inferred", "value_of"]
 
@@ -39,7 +39,7 @@ def infer_values(
         Values by name; a tensor that inference cannot place is missing.
 
     Raises:
-        CompileError: Two shapes contradict each other.
+        BatchError: Two shapes contradict each other.
     """
     first, second = (_infer(model, batch, where, given) for batch, given in zip(PROBES, known, strict=True))
     return {name: _join(value, second[name]) for name, value in first.items() if name in second}
@@ -51,7 +51,7 @@ def inferred(
     """The shapes that are fully known for one batch size, given the values of the integers in ``known``.
 
     Raises:
-        CompileError: Two shapes contradict each other.
+        BatchError: Two shapes contradict each other.
     """
     values = _infer(model, batch, where, known)
     return {
@@ -75,10 +75,7 @@ def _infer(model: onnx.ModelProto, batch: int, where: str, known: Mapping[str, N
     try:
         result = onnx.shape_inference.infer_shapes(probe, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
-        raise CompileError(
-            f"{where}: the shapes contradict each other once the batch is open: {error}. "
-            "Export the model with a dynamic batch (dynamic_axes or dynamic_shapes for dimension 0)"
-        ) from error
+        raise BatchError(where, str(error)) from error
     infos = [*result.graph.input, *result.graph.value_info, *result.graph.output]
     values = {info.name: value_of(info) for info in infos}
     values.update((t.name, _tensor_value(t)) for t in result.graph.initializer)

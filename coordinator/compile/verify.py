@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from coordinator.compile.batch_size import BatchError, RunError
 from coordinator.compile.oracle import Arrays, LossAround, Run, loss_in_float64, session_of, widened
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.samples import random_inputs, random_target
@@ -93,20 +94,23 @@ def verify_program(source: onnx.ModelProto, bundle: Bundle, *, seed: int = 0) ->
 def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Generator) -> float:
     program = bundle.program
     inputs = random_inputs(program.inputs, BATCH_SIZE, rng)
-    expected = _run_source(source, inputs)
     run = session_of(program.infer, "the inference graph")
     parameters = program.spec.unflatten(bundle.parameters)
     worst = 0.0
-    whole = run({**inputs, **parameters})
     alone = run({**{name: array[:1] for name, array in inputs.items()}, **parameters})
+    try:
+        whole = run({**inputs, **parameters})
+        expected = _run_source(source, inputs)
+    except RunError as failure:
+        raise BatchError(f"model {program.name!r}", str(failure)) from failure
     for name, array in whole.items():
         others = (("the source model", array, expected[name]), ("a batch of one", array[:1], alone[name]))
         for what, found, other in others:
             error = _distance(found, other)
             if not error <= FORWARD_TOLERANCE:
-                raise CompileError(
-                    f"output {name!r}: differs from that of {what} by {error:.2g} of its size; the batch size may be "
-                    "written into the graph: export it with a dynamic batch, in inference mode"
+                raise BatchError(
+                    f"model {program.name!r}",
+                    f"its output {name!r} differs from that of {what} by {error:.2g} of its size",
                 )
             worst = max(worst, error)
     return worst

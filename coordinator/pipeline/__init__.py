@@ -11,7 +11,7 @@ methods (``round_pipeline``): ``feature_statistics``.
 from __future__ import annotations
 
 from coordinator.pipeline.aggregator import Aggregator, PipelineSettings
-from coordinator.pipeline.feature_statistics import FeatureStatistics, needs_statistics
+from coordinator.pipeline.feature_statistics import FeatureStatistics
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
 from coordinator.pipeline.round_pipeline import Finished, RoundPipeline
 from coordinator.pipeline.step import STEPS, Counted, DecodedUpdate, Step, make_step
@@ -30,7 +30,6 @@ __all__ = [
     "Step",
     "TaskWorker",
     "make_step",
-    "needs_statistics",
     "pack_memory",
     "unpack_memory",
 ]

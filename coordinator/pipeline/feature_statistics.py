@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory
@@ -21,7 +20,7 @@ from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["FeatureStatistics", "needs_statistics"]
+__all__ = ["FeatureStatistics"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,20 +124,6 @@ class FeatureStatistics:
 
     def close(self) -> None:
         """Holds nothing that would have to be given up."""
-
-
-def needs_statistics(program: Program, vector: NDArray[np.float32]) -> bool:
-    """Whether devices are to be asked for statistics before training: nobody has put any into the model yet.
-
-    Args:
-        program: The program.
-        vector: float32[P], the parameters that training would begin from.
-    """
-    normalise = program.normalise
-    if normalise is None or normalise.mode != "federated":
-        return False
-    tensors = program.spec.unflatten(vector)
-    return bool((tensors[normalise.mean] == 0.0).all() and (tensors[normalise.scale] == 1.0).all())
 
 
 def _normalise_of(program: Program) -> Normalise:

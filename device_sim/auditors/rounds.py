@@ -11,6 +11,8 @@
 9. The model of a round follows from the one before by the round's model delta; a device is invited to it and trains on
    exactly these parameters, however many rounds it has missed.
 10. When all is over, nothing is left: no payload, no chunk, no retained piece.
+11. In a round of statistics nobody gets parameters, and all that it changes is mean and scale of the features, which
+    are those of the reports that counted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from coordinator.downlink import next_model
 from coordinator.events import CloseJob, RoundCommitted
 from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
+from coordinator.task_settings import OPENING_ROUND
 from device_sim.auditors.models import REFERENCES, Layout, Sent, clipped, norm_of
+from device_sim.auditors.statistics import mean_and_scale
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
 from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, untrained_mask
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
@@ -79,6 +83,7 @@ class Auditor:
         cohorts: Devices whose updates made each committed model, in the order of the journal.
         owed: float32[P], what the optimiser has moved beyond the model.
         invited: What each ticket invites to: the digest of the parameters.
+        asked_for_statistics: Tickets of a round of statistics.
         followed: How often a device made its parameters out of deltas.
         not_followed: How often it could not, and fetched them whole.
     """
@@ -100,6 +105,7 @@ class Auditor:
     books: dict[str, _DeviceRecord] = field(default_factory=dict)
     owed: NDArray[np.float32] = field(init=False)
     invited: dict[bytes, bytes] = field(default_factory=dict)
+    asked_for_statistics: set[bytes] = field(default_factory=set)
     followed: int = 0
     not_followed: int = 0
 
@@ -127,10 +133,13 @@ class Auditor:
         if unsettled:
             raise InvariantBroken(f"{device} trains, and does not know yet what became of {unsettled[0].hex()}")
 
-    def on_training(self, device: str, ticket: bytes, digest: bytes) -> None:
-        """A device trains on parameters with this digest."""
-        if self.invited.get(ticket) != digest:
-            raise InvariantBroken(f"{device} trains on {digest.hex()}, its invite does not name that")
+    def on_training(self, device: str, ticket: bytes, digest: bytes | None) -> None:
+        """A device works on parameters with this digest; None where it has fetched none."""
+        if ticket in self.asked_for_statistics:
+            if digest is not None:
+                raise InvariantBroken(f"{device} has fetched parameters for a report of statistics")
+        elif digest is None or self.invited.get(ticket) != digest:
+            raise InvariantBroken(f"{device} trains on {digest and digest.hex()}, its invite does not name that")
 
     def on_settled(self, device: str, ticket: bytes, counted: bool) -> None:
         """A device believes to know the outcome."""
@@ -154,6 +163,10 @@ class Auditor:
         if invite.parameters != digest_of(self.parameters):
             raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which is not the model")
         self.invited[invite.ticket] = invite.parameters
+        if invite.round == OPENING_ROUND:
+            self.asked_for_statistics.add(invite.ticket)
+            if not invite.plan.without_parameters or invite.deltas or invite.vectors:
+                raise InvariantBroken(f"{device} is to fetch more than the program in a round of statistics")
 
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""
@@ -201,7 +214,10 @@ class Auditor:
             self.counted[ticket] = result.number
         self._check_verdicts(job.verdicts)
         before = self.parameters
-        self._check_model(job, journalled, result, earlier)
+        if job.record.number == OPENING_ROUND:
+            self._check_statistics(journalled, result)
+        else:
+            self._check_model(job, journalled, result, earlier)
         if model_delta is not None and self._follow(before, model_delta) != self.parameters:
             raise InvariantBroken(f"round {result.number}: the model does not follow from its model delta")
         self.rounds.append(_tally(job.verdicts))
@@ -255,6 +271,27 @@ class Auditor:
             raise InvariantBroken(f"round {result.number}: the model has moved away from what is wanted")
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken(f"round {result.number}: the model is not the one of its counted updates")
+
+    def _check_statistics(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
+        """Mean and scale once more, from what the devices say that they reported."""
+        normalise = self.program.normalise
+        if normalise is None:
+            raise InvariantBroken(f"round {result.number}: statistics for a model that has no use for them")
+        reports = []
+        for ticket, digest in sorted(journalled, reverse=True):
+            training = self.trainings.get((ticket, digest))
+            if training is None or training.delta is not None:
+                raise InvariantBroken(f"ticket {ticket.hex()} was counted with a report that no device made")
+            update = Update.decode(training.payload)
+            weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
+            reports.append((update.arrays, weight))
+        vector = decode_parameters(self.parameters, self.program.spec).copy()
+        tensors = self.program.spec.unflatten(vector)
+        for name, values in zip((normalise.mean, normalise.scale), mean_and_scale(reports), strict=True):
+            tensors[name][...] = values.reshape(tensors[name].shape)
+        self.parameters = encode_parameters(vector)
+        if digest_of(self.parameters) != result.parameters:
+            raise InvariantBroken("mean and scale in the model are not those of the reports that counted")
 
     def _decoded(self, payload: bytes, layout: Layout) -> tuple[DecodedParts, Update]:
         update = Update.decode(payload)

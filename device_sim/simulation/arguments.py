@@ -102,25 +102,32 @@ def goal_count_of(goal_count: int | None, clients: int, cohorts: Any) -> int:
     return goal_count
 
 
-def cohorts_of(cohorts: Any, names: list[str], rounds: int) -> list[tuple[str, ...]] | None:
-    """Who takes part in each round, by name; None where a rule chooses.
+def cohorts_of(cohorts: Any, names: list[str], first: int, rounds: int) -> dict[int, tuple[str, ...]] | None:
+    """Who takes part in each round, names by its number; None where a rule chooses.
+
+    Args:
+        cohorts: As given, by name or number, one for each round.
+        names: All clients.
+        first: Number of the first round: 0 where clients report statistics before they train, else 1.
+        rounds: Number of the last round.
 
     Raises:
         ConfigurationError: They are too few, or name somebody who is no client.
     """
     if cohorts is None:
         return None
-    if len(cohorts) < rounds:
+    if len(cohorts) < rounds + 1 - first:
+        zero = "" if first else ", and one before them for round 0, in which clients report statistics"
         raise ConfigurationError(
-            f"simulate: cohorts: {len(cohorts)} are given, and rounds={rounds}; give one for each round"
+            f"simulate: cohorts: {len(cohorts)} are given, and rounds={rounds}; give one for each round{zero}"
         )
     known = set(names)
-    found = []
-    for number, cohort in enumerate(cohorts, start=1):
+    found = {}
+    for number, cohort in enumerate(cohorts, start=first):
         members = tuple(names[m] if isinstance(m, int | np.integer) and 0 <= m < len(names) else str(m) for m in cohort)
         wrong = [member for member in members if member not in known]
         if wrong or not members or len(set(members)) < len(members):
             what = f"{wrong[0]!r} is no client" if wrong else "nobody, or one client twice"
             raise ConfigurationError(f"simulate: cohorts: round {number}: {what}; name clients by key or number")
-        found.append(members)
+        found[number] = members
     return found

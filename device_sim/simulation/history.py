@@ -26,7 +26,7 @@ class RoundResult:
     """One round.
 
     Attributes:
-        number: From 1.
+        number: From 1; 0 for the round of statistics.
         cohort: Names of the clients that were asked, in order.
         metrics: What the clients reported (``train_loss``, ``examples``) and what the evaluation gave (``loss``, and
             the model's metric, such as ``accuracy``).
@@ -79,6 +79,8 @@ class History:
         finished: Why it ended.
         initial: What the evaluation gave before the first round; empty without an evaluation.
         best_round: The round with the best evaluation; 0 without one.
+        statistics: Round 0, in which clients reported statistics of their features (``normalise="federated"``); None
+            where there was none.
     """
 
     rounds: Sequence[RoundResult]
@@ -88,6 +90,7 @@ class History:
     finished: str
     initial: Mapping[str, float] = field(default_factory=dict)
     best_round: int = 0
+    statistics: RoundResult | None = None
 
     # --- numbers ---
 
@@ -120,8 +123,12 @@ class History:
 
     @property
     def cohorts(self) -> list[tuple[str, ...]]:
-        """Who was asked, by round: as ``simulate(cohorts=...)`` takes it."""
-        return [result.cohort for result in self.rounds]
+        """Who was asked, by round, round 0 first where there was one: as ``simulate(cohorts=...)`` takes it."""
+        return [result.cohort for result in self._everything]
+
+    @property
+    def _everything(self) -> tuple[RoundResult, ...]:
+        return (*(() if self.statistics is None else (self.statistics,)), *self.rounds)
 
     @property
     def bytes_up(self) -> NDArray[np.int64]:
@@ -257,8 +264,8 @@ class History:
             "rounds": f"{len(self.rounds)} ({self.finished})",
             "clients": f"{sum(c.rounds > 0 for c in self.clients.values())} of {len(self.clients)} took part",
             **shown,
-            "bytes up": f"{int(self.bytes_up.sum()):,}",
-            "bytes down": f"{int(self.bytes_down.sum()):,}",
+            "bytes up": f"{sum(result.bytes_up for result in self._everything):,}",
+            "bytes down": f"{sum(result.bytes_down for result in self._everything):,}",
         }
 
     def __repr__(self) -> str:

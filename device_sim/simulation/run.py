@@ -23,7 +23,9 @@ from coordinator.schedules.selection import (
     wanted_count,
 )
 from coordinator.server_optimizers import ServerOptimizer
+from coordinator.statistics_round import first_round
 from coordinator.stopping import Stopping
+from coordinator.task_settings import OPENING_ROUND
 from device_sim.simulation.arguments import (
     codec_table,
     cohorts_of,
@@ -75,6 +77,7 @@ def simulate(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     momentum: float | None = None,
+    normalise: str | None = None,
     held_out: float | Mapping[str, float] | None = None,
     evaluation: Any = AUTO,
     every_rounds: int | None = None,
@@ -114,6 +117,8 @@ def simulate(
         batch_size: Examples a step.
         learning_rate: On the clients.
         momentum: On the clients, with ``optimizer="momentum"``.
+        normalise: How the model normalises its input: ``federated`` (mean and scale of all clients' features, which
+            they report in a round 0), ``local`` (each client its own) or ``none``.
         held_out: Share of its examples that each client keeps for evaluation; ``{"last": 0.2}`` for its last ones.
         evaluation: Examples that nobody trains on, in any form that a device takes, or the path of a file; None for
             none. Of one data set by default those that it marks ``is_test``, or a fifth of it; a number is another
@@ -127,7 +132,7 @@ def simulate(
             objects, classes or dotted names.
         engine: ``auto``, ``onnxruntime`` or ``numpy``.
         cohorts: Who takes part in each round, by name or number, in place of a choice: ``history.cohorts`` of another
-            run.
+            run. Where clients report statistics first, the first one is that of round 0.
         progress: None: a line where there is a terminal or a notebook; True or False; or a function, told
             ``(round, rounds, metrics)``.
         settings: Other keys of the configuration (``steps_max=20``, ``weighting="uniform"``, ``patience=5``,
@@ -159,6 +164,7 @@ def simulate(
             "codec": codec_table(codec),
             "downlink": table_of(downlink, "codec"),
             "evaluation": given(held_out=held_out, every_rounds=every_rounds),
+            "model": given(normalise=normalise),
         },
     )
     source = source_of(model, dealt, tables.get("model", {}))
@@ -188,7 +194,7 @@ def simulate(
         steps=tuple((f"step {n}", made("steps", s, ("admit", "finish"))) for n, s in enumerate(own_steps, start=1)),
         rule=made("selection", None if isinstance(selection, Mapping) else selection, ("choose",))
         or make_rule(config.selection.rule, config.selection.rule_options),
-        cohorts=cohorts_of(cohorts, list(dealt), rounds),
+        cohorts=cohorts_of(cohorts, list(dealt), first_round(bundle.program, bundle.parameters), rounds),
     )
     return _Simulation(parts).run(progress_for(progress, bundle.program.metric))
 
@@ -209,7 +215,7 @@ class _Parts:
     server_optimizer: ServerOptimizer | None
     steps: tuple[tuple[str, Step], ...]
     rule: SelectionRule
-    cohorts: list[tuple[str, ...]] | None
+    cohorts: Mapping[int, tuple[str, ...]] | None
 
 
 @dataclass(slots=True)
@@ -244,12 +250,16 @@ class _Simulation:
         self._stopping = Stopping(stopping_rule(config.stopping, program.metric))
         self._rounds = config.stopping.rounds_max
         self._results: list[RoundResult] = []
+        self._statistics: RoundResult | None = None
 
     def run(self, progress: Progress | None) -> History:
         evaluator, every = self._parts.evaluator, self._parts.config.evaluation.every_rounds
-        initial = {} if evaluator is None else evaluator.evaluate(self._server.parameters)
         finished = ""
         try:
+            if self._server.asks_for_statistics:
+                result, reported = self._round(OPENING_ROUND)
+                self._statistics = replace(result, metrics=reported)
+            initial = {} if evaluator is None else evaluator.evaluate(self._server.parameters)
             while not finished:
                 number = len(self._results) + 1
                 result, reported = self._round(number)
@@ -273,19 +283,22 @@ class _Simulation:
             finished=finished,
             initial=initial,
             best_round=self._stopping.best_round,
+            statistics=self._statistics,
         )
 
     def _round(self, number: int) -> tuple[RoundResult, dict[str, float]]:
         server, cohort = self._server, self._cohort(number)
         plan = self._plan_of(number)
-        server.begin()
+        server.begin(number)
         start = self._start(number, plan)
         bytes_up = bytes_down = 0
         refused: dict[str, str] = {}
         for name in cohort:
             client = self._clients[name]
-            down = server.bytes_down(client.holds)
-            client.holds = (server.digest,)
+            down = 0
+            if not plan.without_parameters:
+                down = server.bytes_down(client.holds)
+                client.holds = (server.digest,)
             try:
                 made = self._train(name, client, start)
                 payload = made.update.payload or b""
@@ -313,8 +326,8 @@ class _Simulation:
         job = TrainingJob(
             start=start,
             program=self._program_bytes,
-            parameters=self._server.parameters,
-            received=self._server.broadcast,
+            parameters=b"" if start.plan.without_parameters else self._server.parameters,
+            received={} if start.plan.without_parameters else self._server.broadcast,
             vectors=lambda spec: client.vectors,
             keeps_vectors=lambda length: True,
             seed=job_seed(start.parameters, name),
@@ -346,16 +359,17 @@ class _Simulation:
 
     def _plan_of(self, number: int) -> Plan:
         """As of a coordinator, which in the first round does not know yet how many devices there are."""
-        if number == 1:
-            return self._plan
+        plan = self._server.plan_of(number)
+        if not self._results and self._statistics is None:
+            return plan
         selection = self._parts.config.selection
         wanted = wanted_count(selection.goal_count, selection.over_selection)
         participation = round(min(1.0, wanted / len(self._clients)), 3)
-        return replace(self._plan, codec=self._plan.codec.taking_part(participation))
+        return replace(plan, codec=plan.codec.taking_part(participation))
 
     def _cohort(self, number: int) -> tuple[str, ...]:
         if self._parts.cohorts is not None:
-            return self._parts.cohorts[number - 1]
+            return self._parts.cohorts[number]
         config = self._parts.config
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.federation.seed, number, 0])))
         if isinstance(self._parts.rule, Uniform):  # as `select` does, without a word about each client

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from coordinator.config import FederationConfig
 from coordinator.downlink import chain_from
-from coordinator.pipeline import Aggregator, Step
+from coordinator.pipeline import Aggregator, FeatureStatistics, RoundPipeline, Step
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.setup import pipeline_settings
+from coordinator.statistics_round import first_round, statistics_plan
 from coordinator.store import ModelDeltaRecord, NewDelta
 from coordinator.store.model_deltas import deltas_kept
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan
@@ -58,6 +61,9 @@ class Server:
                 directory=None,
             ),
         )
+        self._statistics = None
+        if first_round(bundle.program, bundle.parameters) == OPENING_ROUND:
+            self._statistics = FeatureStatistics(statistics_plan(plan), self._aggregator)
         self.vector = bundle.parameters
         self.parameters = encode_parameters(bundle.parameters)
         self.digest = digest_of(self.parameters)
@@ -66,10 +72,19 @@ class Server:
         self._chain: list[ModelDeltaRecord] = []
         self._round = 0
 
-    def begin(self) -> None:
+    @property
+    def asks_for_statistics(self) -> bool:
+        """Whether clients report statistics of their features in round 0, before they train."""
+        return self._statistics is not None
+
+    def plan_of(self, number: int) -> Plan:
+        """What clients are asked to do in the round of this number."""
+        return self._pipeline_of(number).plan
+
+    def begin(self, number: int) -> None:
         """A round begins."""
-        self._round += 1
-        self._aggregator.begin(self.parameters, self._memory, self.digest)
+        self._round = number
+        self._pipeline_of(number).begin(self.parameters, self._memory, self.digest)
 
     def take(self, payload: bytes, digest: bytes) -> None:
         """Adds one client's update, and its SHA-256, to the round.
@@ -77,7 +92,8 @@ class Server:
         Raises:
             ProtocolError: It is refused; its reason says why.
         """
-        self._aggregator.add(self._aggregator.examine(payload, digest))
+        pipeline = self._pipeline_of(self._round)
+        pipeline.add(pipeline.examine(payload, digest))
 
     def finish(self) -> dict[str, float]:
         """The next model from the updates that were taken; returns what the clients reported.
@@ -86,7 +102,7 @@ class Server:
             TrainingError: The model has diverged.
             ValueError: Nothing was taken.
         """
-        made = self._aggregator.finish()
+        made = self._pipeline_of(self._round).finish()
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
         before, self.digest = self.digest, digest_of(self.parameters)
@@ -96,6 +112,9 @@ class Server:
     def close(self) -> None:
         """Gives up a round that is not finished."""
         self._aggregator.close()
+
+    def _pipeline_of(self, number: int) -> RoundPipeline[Any]:
+        return self._statistics if number == OPENING_ROUND and self._statistics is not None else self._aggregator
 
     def bytes_down(self, holds: Collection[bytes]) -> int:
         """Bytes that bring a client that holds these parameters (by SHA-256) to the newest ones and their vectors."""

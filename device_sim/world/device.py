@@ -230,6 +230,8 @@ class SimDevice:
             self._guarded(lambda: done(job()))
 
     def _training_seconds(self, start: StartTraining) -> float:
+        if start.plan.without_parameters:
+            return self._step_seconds  # one look at the examples
         plan = start.plan.training
         batches = -(-len(self._data) // plan.batch_size)
         steps = plan.epochs * batches
@@ -243,7 +245,8 @@ class SimDevice:
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""
-        self.world.auditor.on_training(self.name, job.start.ticket, digest_of(job.parameters))
+        used = digest_of(job.parameters) if job.parameters else None
+        self.world.auditor.on_training(self.name, job.start.ticket, used)
         clock = _StepClock(self._step_seconds)
         own = self.world.scenario.local_algorithms
         trained = TrainingWork(lambda: self._data.examples, engines=self._engines, clock=clock, algorithms=own).run(job)

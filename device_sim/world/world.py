@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from coordinator.pipeline import PipelineSettings, make_step
 from coordinator.schedules.selection import make_rule
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import make_server_optimizer
+from coordinator.statistics_round import statistics_round
 from coordinator.stopping import StoppingRule
 from coordinator.task_settings import TaskSettings
 from coordinator.validate import Validation
@@ -55,6 +56,7 @@ class Scenario:
         clip_norm: L2 norm that updates are scaled down to by the coordinator; 0 for no such step.
         norm_median_factor: Largest norm of an update as a multiple of the median of recent ones; None for no bound.
         weighting: ``examples`` or ``uniform``.
+        normalise: Whether the model is normalised by all devices together, which report statistics in a round 0.
         rule: Who takes part: ``uniform``, or the name of a rule of one's own.
         server_optimizer: Name of the server optimiser.
         training: How devices train.
@@ -88,6 +90,7 @@ class Scenario:
     clip_norm: float = 0.0
     norm_median_factor: float | None = None
     weighting: str = "examples"
+    normalise: bool = False
     rule: str = "uniform"
     server_optimizer: str = "fedavg"
     training: TrainingPlan = field(
@@ -163,7 +166,7 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         local_settings=algorithm.local_settings(),
     )
     vectors = 1 + len(algorithm.vectors)
-    return TaskSettings(
+    settings = TaskSettings(
         federation=scenario.federation,
         task=TASK,
         round=RoundSettings(
@@ -188,3 +191,4 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         seed=seed,
         rule=make_rule(scenario.rule),
     )
+    return replace(settings, opening=statistics_round(settings, program))

@@ -70,11 +70,6 @@ def test_models_and_options_that_do_not_fit(
         assert message in text, text
 
 
-def test_external_data_are_refused_with_the_tensor_and_the_file(tmp_path: Path) -> None:
-    onnx.save(dense(), tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    assert "initializer 'w' lies in another file (w.bin)" in said(tmp_path / "model.onnx")
-
-
 SIZE_FROM_DATA = "h = MatMul(x, w); s = ReduceMax<keepdims=0>(x); i = Cast<to=7>(s); k = Reshape(i, one); "
 
 

@@ -6,18 +6,20 @@ import math
 import time
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from coordinator.cli.codec import ReportOptions, report_file
 from coordinator.codec_report.choice import auto_choice, candidates, codec_table, nearer_to, pick
 from coordinator.codec_report.cohort import Cohort, last_cohort
 from coordinator.codec_report.frame_bytes import bytes_by_element, sparse_cost
 from coordinator.codec_report.local_rounds import LocalRound, local_rounds, split_examples, stepped
 from coordinator.codec_report.report import Measurement, eden_nmse, measure, scaled_nmse
 from coordinator.codec_report.trial import Trial, progress
-from coordinator.compile import build_zoo_model, compile_model
+from coordinator.compile import NormaliseOptions, build_zoo_model, compile_model
 from coordinator.config.sections import Codec
 from edge_sdk.codecs import CodecSettings, encode_update
 from edge_sdk.codecs.eden import Eden
@@ -251,3 +253,22 @@ def test_updates_that_are_zero_cannot_be_measured() -> None:
     spec = ParameterSpec([("w", (8,), "trainable")])
     with pytest.raises(ConfigurationError, match="moved no parameter"):
         last_cohort([LocalRound(1, (np.zeros(8, np.float32),), 1, 1.0)], spec, [SPARSE], 0)
+
+
+@pytest.mark.parametrize("mode", ["federated", "local"])
+def test_a_model_that_normalises_is_measured_on_raw_units(tmp_path: Path, mode: str) -> None:
+    source = build_zoo_model("mlp", inputs=(3,), outputs=2, hidden=(16,), seed=0)
+    bundle = compile_model(
+        source, loss="softmax_cross_entropy", normalise=NormaliseOptions(mode), loop=False, name="pumps"
+    )
+    bundle.save(tmp_path / "pumps.bundle")
+    z = np.random.default_rng(0).standard_normal((400, 3))
+    x = (np.array([1480.0, 62.0, 4.2]) + z * [120.0, 5.0, 0.03]).astype(np.float32)
+    np.savez(tmp_path / "pumps.npz", x=x, y=(z[:, 1] > z[:, 0] + z[:, 2]).astype(np.int64))
+    options = ReportOptions(clients=4, rounds=8, epochs=2, batch_size=10, cohort=4, trial=False)
+    report = report_file(tmp_path / "pumps.bundle", tmp_path / "pumps.npz", options)
+    assert report["loss"] < 0.4
+    energies = {entry["name"]: (entry["kind"], entry["energy"]) for entry in report["tensors"]}
+    assert energies["normalise/mean"] == energies["normalise/scale"] == ("constant", None)
+    spent = {entry["name"]: [cost["bytes"] for cost in entry["codecs"].values()] for entry in report["tensors"]}
+    assert not any(spent["normalise/mean"] + spent["normalise/scale"])

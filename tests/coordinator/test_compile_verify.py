@@ -129,7 +129,7 @@ def test_a_rule_that_is_wrong_is_found_by_the_parameter_that_it_spoils(
 
 
 def test_an_inference_graph_that_differs_from_the_source_is_found() -> None:
-    with pytest.raises(CompileError, match="output 'logits': differs from that of the source model"):
+    with pytest.raises(CompileError, match="its output 'logits' differs from that of the source model"):
         verify_program(MODEL, damaged(compiled(), "infer", scale_gemm("logits")))
 
 

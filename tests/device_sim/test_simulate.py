@@ -391,3 +391,26 @@ def test_progress_is_a_line_on_a_terminal_a_function_or_nothing(
     simulate(bundle(), CLIENTS, **FAST)
     assert "round 3/3 [########################]  train_loss" in terminal.getvalue()
     assert terminal.getvalue().endswith("\n")
+
+
+def machine(seed: int, rows: int = 150, missing: float = 0.0) -> tuple[Any, Any]:
+    """Revolutions a minute, degrees and bar of a machine with levels of its own, and whether it is too hot for them."""
+    rng = np.random.default_rng(seed)
+    level = np.array([1480.0, 62.0, 4.2]) * rng.uniform(0.5, 2.0, 3)
+    z = rng.standard_normal((rows, 3))
+    x = (level + z * [120.0, 5.0, 0.3]).astype(np.float32)
+    x[rng.random((rows, 3)) < missing] = np.nan
+    return x, (z[:, 1] > z[:, 0]).astype(np.int64)
+
+
+def test_raw_units_train_where_each_client_normalises_and_are_refused_where_nobody_does() -> None:
+    machines = {f"machine-{seed}": machine(seed, missing=0.05) for seed in range(6)}
+    settings = {"hidden": [16], "rounds": 12, "learning_rate": 0.1, "batch_size": 16, "evaluation": machine(99, 400)}
+    history = simulate("mlp", machines, normalise="local", missing="mean", missing_indicator=True, **settings)
+    assert history.metrics["accuracy"][-1] > 0.9
+    assert not any(client.refused for client in history.clients.values())
+    again = simulate("mlp", machines, normalise="local", missing="mean", missing_indicator=True, **settings)
+    assert np.array_equal(history.parameters, again.parameters)
+    whole = {f"machine-{seed}": machine(seed) for seed in range(6)}
+    with pytest.raises(TrainingError, match="not one of 6 updates can be used"):
+        simulate("mlp", whole, normalise="none", **settings)

@@ -113,6 +113,19 @@ def test_too_few_examples_are_no_basis_for_it() -> None:
         run(examples(), least=60)
 
 
+def test_missing_values_are_counted_apart_where_the_model_allows_them_and_refused_where_not() -> None:
+    x, y = examples()
+    x[:7, 1] = np.nan
+    made = run((x, y))
+    assert sums(made).missing.tolist() == [0.0, 7.0, 0.0, 0.0]
+    np.testing.assert_allclose(sums(made).sums[1], np.nansum(x[:, 1].astype(np.float64)), rtol=1e-12)
+    with pytest.raises(ExamplesError, match="NaN"):
+        run((x, y), program=replace(PROGRAM, missing="refuse"))
+    x[0, 1] = np.inf
+    with pytest.raises(ExamplesError, match="infinite"):
+        run((x, y))
+
+
 def test_a_report_that_is_larger_than_an_update_may_be_is_not_sent() -> None:
     with pytest.raises(OverQuota, match="128 bytes, and bytes_per_update_max leaves 127"):
         run(examples(), frames_bytes_max=127)
