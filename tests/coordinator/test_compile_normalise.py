@@ -141,6 +141,17 @@ def test_raw_units_give_what_the_source_gives_for_normalised_ones(
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["mean", "seen", "missing", "scaled", "batch"])
+def test_an_input_may_be_called_as_it_likes(name: str) -> None:
+    source = model_of(f"y = MatMul({name}, w)", {"w": weights(3, 2)}, inputs={name: ["n", 3]})
+    bundle = compiled(source, WITH_MISSING)
+    x = raw_values((None, 3), 1)
+    vector = ready(bundle, x)
+    for model in (export_onnx(bundle.program, vector), merge_into_source(bundle.program, vector, source)):
+        expected = run(source.SerializeToString(), {name: by_hand(x, 1)})["y"]
+        np.testing.assert_allclose(run(model.SerializeToString(), {name: x})["y"], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_before_anything_is_known_the_model_is_the_source() -> None:
     bundle = compiled(mlp())
     spec = bundle.program.spec
