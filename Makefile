@@ -28,7 +28,7 @@ mosquitto: $(STAMP)
 
 # docs/first-hour.md as it stands, command by command.
 first-hour: $(STAMP) mosquitto
-	$(BIN)/python -m pytest -q -s tests/test_first_hour.py
+	$(BIN)/python -m pytest -v tests/test_first_hour.py
 
 SEEDS ?= 2000
 soak: $(STAMP)

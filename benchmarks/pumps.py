@@ -1,7 +1,7 @@
-"""Six pumps and their sensors, as files that an engineer would find: readings in raw units, and what is wrong with some.
+"""Six pumps and their sensors, as files that an engineer would find: readings in raw units, some with faults.
 
-The readings are made, so that nothing has to be downloaded; a faulty pump vibrates more, runs warmer, draws more current
-and moves less. Each pump has an operating point of its own, as pumps at different places have.
+The readings are made, so that nothing has to be downloaded. A faulty pump vibrates more, runs warmer, draws more
+current and moves less. Each pump has an operating point of its own, as pumps at different places have.
 """
 
 from __future__ import annotations
