@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.training.examples import Examples, as_examples, load_examples

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import by_key, dirichlet, partition, shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
