@@ -56,7 +56,7 @@ class Dataset:
             then what is counted and dealt, also where windows of them are the examples.
 
     Raises:
-        ExamplesError: There are no examples, or a mark does not fit them.
+        ExamplesError: There are no examples, or inputs, target and marks do not fit each other.
     """
 
     __slots__ = ("_count", "arrays", "file", "marks", "name")
@@ -76,6 +76,10 @@ class Dataset:
         rest, marks = take_marks(named)
         self._fill({key: np.asarray(value) for key, value in rest.items()}, marks, name, None)
         self._check_some()
+        if not self.inputs or ("x" in self.arrays and "x" not in self.inputs):
+            raise ExamplesError(
+                f"{name}: inputs and target have different numbers of examples: {_described(self.arrays)}"
+            )
 
     @classmethod
     def of_table(cls, table: Table) -> Self:
