@@ -38,6 +38,7 @@ from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update
+from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -227,6 +228,10 @@ class RecordedWork:
         self._device, self._books, self._gate = device, books, gate
         self._work = TrainingWork(lambda: examples)
         self._busy = threading.Lock()
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        with self._busy:
+            self._work.check(ticket, digest, program)
 
     def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:
