@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
+import numpy as np
 import onnx
 
 from coordinator.compile.batch_first import batch_first
@@ -110,14 +111,15 @@ def compile_model(
     with naming_fixed_batch(model, name):
         told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
         if normalise is None or told is None:
-            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)})
+            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)}, asked=train)
         else:
             model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
-            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale})
+            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale}, asked=train)
             imported = with_constants(imported, told, normalise.missing)
         if lora is not None:
             imported, train = with_adapters(imported, lora, train=train)
         imported = frozen_model(imported, train=train, frozen=freeze)
+        _check_finite(imported)
         pulls = Pulls(proximal, weight_decay, clipped)
         program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
         bundle = Bundle(program, program.spec.flatten(imported.parameters))
@@ -132,6 +134,12 @@ def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: st
     value = raw_input(model, mask)
     axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
     return normalise_of(options, value, axis)
+
+
+def _check_finite(model: Model) -> None:
+    for name, array in model.parameters.items():
+        if not np.all(np.isfinite(array)):
+            raise CompileError(f"initializer {name!r}: holds NaN or infinity; training cannot start from it")
 
 
 def _output(model: Model, name: str | None) -> Value:
