@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from coordinator.config.fields import (
+    ExamplesIn,
     HeldOut,
     LocalPath,
     Names,
@@ -450,6 +451,13 @@ class Selection(Section):
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
+    gather_seconds: float = key(
+        "Least time that check-ins are waited for, unless all devices that are known to be free have come; with less, "
+        "those that answer first are chosen in every round.",
+        2.0,
+        ge=0,
+        le=86_400,
+    )
     fraction: Share = key(
         "Share of all devices asked to check in; auto goes by how many were seen lately.",
         "auto",
@@ -693,7 +701,13 @@ class Validation(Section):
 class Evaluation(Section):
     """How the model is judged."""
 
-    data: LocalPath | None = key("Held-out examples on the coordinator, a .npz file with x and y.", None, shown="none")
+    data: ExamplesIn | None = key(
+        "Held-out examples on the coordinator, in any file that a device takes; as a table also which columns and rows "
+        'of it: `{ path = "log.csv", label = "state" }`. Where some are marked `is_test`, only these count.',
+        None,
+        shown="none",
+        allowed="a path, or a table as [data] of device.toml",
+    )
     held_out: WhichHeldOut = key(
         "Share of its examples that each device keeps from training, for federated evaluation; without data. A number "
         "draws them; `{ last = 0.2 }` takes the last ones in their order, which is that of time where the device's "
