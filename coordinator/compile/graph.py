@@ -96,10 +96,14 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What an initializer is: ``parameter``, ``statistics`` or ``constant``; and why, in words."""
+    """What an initializer is: ``parameter``, ``statistics`` or ``constant``; and why, in words.
+
+    ``guessed`` is a constant by its looks, which might be a parameter all the same.
+    """
 
     kind: str
     why: str
+    guessed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ class Roles:
         if name in self._asked:
             return Role("parameter", "asked for by its name")
         if name in self._from_nodes:
-            return Role("constant", "a Constant node")
+            return Role("constant", "a Constant node", guessed=array.size > 1)
         if name in self._origin.signed:
             is_parameter = self._origin.signed[name] == "PARAMETER"
             return (
@@ -160,16 +160,17 @@ class Roles:
     def _by_place(self, node: Node, slot: int, name: str, array: NDArray[Any]) -> Role:
         if name in self._weights:
             if self._weights[name] == "Gather" and is_sinusoidal(array):
-                return Role("constant", "a table: sines and cosines of positions")
+                return Role("constant", "a table: sines and cosines of positions", guessed=True)
             return Role("parameter", f"weights of a {self._weights[name]}")
         if WEIGHT_NAME.search(name):
             return Role("parameter", "its name says so")
         if TABLE_NAME.search(name):
-            return Role("constant", "its name says so")
+            return Role("constant", "its name says so", guessed=True)
         if array.size == 1 and not self._is_narrow_bias(node, slot):
-            return Role("constant", f"a factor of shape {list(array.shape)}")
-        look = look_of(array)
-        return Role("constant", f"a table: {look}") if look else Role("parameter", f"an operand of {_told(node)}")
+            return Role("constant", f"a factor of shape {list(array.shape)}", guessed=True)
+        if look := look_of(array):
+            return Role("constant", f"a table: {look}", guessed=True)
+        return Role("parameter", f"an operand of {_told(node)}")
 
     def _is_narrow_bias(self, node: Node, slot: int) -> bool:
         """Whether one element is added to the one output of a layer."""
