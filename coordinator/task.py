@@ -230,8 +230,10 @@ class Task:
                 if self.holder(device, ticket) is not None:
                     self._status.figures.accepted(ticket)
                     self.advance(schedules.Accepted(ticket), now)
-            case Decline(ticket, reason):
+            case Decline(ticket, reason, detail):
                 if self.holder(device, ticket) is not None:
+                    if detail:
+                        logger.info("task %s: %s declined, %s: %s", self.name, device, reason, detail)
                     self.advance(schedules.Declined(ticket, reason), now)
             case RangeRequest():
                 self._heard_of(device, now)

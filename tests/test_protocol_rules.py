@@ -57,6 +57,7 @@ from edge_sdk.wire.messages import (
     short,
 )
 from edge_sdk.wire.outcomes import VERDICTS
+from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.topics import check_segment
 
 ROOT = Path(__file__).parent.parent
@@ -673,6 +674,9 @@ def test_rule_15_the_coordinator_hears_its_inboxes_other_coordinators_and_whom_i
 
 
 class _NoWork:
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        raise AssertionError("no examples are to be looked at here")
+
     def run(self, job: TrainingJob) -> TrainedUpdate:
         raise AssertionError("nothing is to be trained here")
 

@@ -52,6 +52,8 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import (
+    CheckExamples,
+    ExamplesFit,
     MarkReceived,
     MessageArrived,
     Offline,
@@ -590,6 +592,9 @@ class Pair:
                         self._deliver(device, topic, payload, retained=True)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
+            case CheckExamples(ticket, program):
+                assert program in self.blobs[device]
+                self.todo.append(lambda: self.play(device, ExamplesFit(ticket)))
             case StartTraining():
                 if not action.plan.without_parameters:
                     assert digest_of(self.blobs[device][action.parameters]) == action.parameters

@@ -48,6 +48,7 @@ __all__ = [
     "ID_BYTES",
     "MESSAGES",
     "NUMBERS_MAX",
+    "REASON_CHARACTERS_MAX",
     "TICKET_BYTES",
     "VECTORS_MAX",
     "VECTOR_NAME_CHARACTERS_MAX",
@@ -88,6 +89,7 @@ ARRAYS_MAX: Final = 16
 ARRAY_BYTES_MAX: Final = 1 << 24
 FRAMES_MAX: Final = TENSOR_RULES_MAX + 2
 """Of one vector: one for what no pattern matches, one for each pattern's tensors, one for the buffers."""
+REASON_CHARACTERS_MAX: Final = 400
 DELTA: Final = "delta"
 """The vector of an update that moves the model."""
 
@@ -98,7 +100,7 @@ NONCE: Final = octets(NONCE_BYTES)
 SECONDS: Final = number(0.0, SECONDS_MAX)
 ROUND: Final = integer(0, 1 << 40)
 ATTEMPT: Final = integer(0, 1 << 30)
-REASON: Final = text(400)
+REASON: Final = text(REASON_CHARACTERS_MAX)
 SIZE: Final = integer(1, BLOB_BYTES_MAX)
 OFFSET: Final = integer(0, BLOB_BYTES_MAX)
 DATA: Final = octets_upto(BODY_BYTES_MAX)
@@ -257,11 +259,15 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """From a device: I give this ticket back, before or during work."""
+    """From a device: I give this ticket back, before or during work.
+
+    ``reason`` is a short code. ``detail`` says more to people, in words that hold nothing of the device's examples.
+    """
 
     kind: ClassVar[str] = "decline"
     ticket: bytes = on_wire(TICKET, key="t")
     reason: str = on_wire(REASON, "", key="r", brief=True)
+    detail: str = on_wire(REASON, "", key="x", brief=True)
 
 
 @dataclass(frozen=True, slots=True)

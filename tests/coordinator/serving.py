@@ -24,8 +24,9 @@ from coordinator.config import FederationConfig, load_config
 from coordinator.config.settings import codec_settings, database_path
 from coordinator.setup import build_bundle
 from coordinator.store import RoundRecord, Store, StoreReader, TicketRecord
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
@@ -38,6 +39,7 @@ from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update
+from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -227,6 +229,10 @@ class RecordedWork:
         self._device, self._books, self._gate = device, books, gate
         self._work = TrainingWork(lambda: examples)
         self._busy = threading.Lock()
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        with self._busy:
+            self._work.check(ticket, digest, program)
 
     def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:

@@ -20,6 +20,8 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session import (
     Action,
     CancelTraining,
+    CheckExamples,
+    ExamplesFit,
     Leave,
     MarkReceived,
     MessageArrived,
@@ -132,6 +134,7 @@ class Bench:
         **given: Any,
     ) -> None:
         self.now = 0.0
+        self.examples_fit = True
         self.blobs = BenchBlobs(cached, holds)
         self.actions: list[Action] = []
         self.session = Session(
@@ -152,6 +155,9 @@ class Bench:
         self.now += after
         done = self.session.handle(event, self.now)
         self.actions += done
+        if self.examples_fit:
+            for ticket in [action.ticket for action in done if isinstance(action, CheckExamples)]:
+                done = [*done, *self.play(ExamplesFit(ticket))]
         return done
 
     @property

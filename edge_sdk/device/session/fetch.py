@@ -3,7 +3,8 @@ A plan may do without the parameters.
 
 PURE, a part of the session. Where the invite names deltas that lead from parameters that are here, the deltas are
 fetched and followed; whatever goes wrong with that, the parameters come whole. What has arrived goes to the blobs at
-once, and only they know what is here.
+once, and only they know what is here. Before anything but the program is downloaded, the local examples are looked at:
+a device whose examples do not fit has no use for a model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import Download
-from edge_sdk.device.session.events import Action, Notify
+from edge_sdk.device.session.events import Action, CheckExamples, ExamplesFit, Notify
 from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
@@ -93,6 +94,7 @@ class Fetch:
         self._download: Download | None = None
         self._deltas: dict[bytes, memoryview | None] | None = None  # by digest; None: the parameters come whole
         self._wrong_digests = 0
+        self._examples_fit = False  # those of this device, as far as this ticket's job has said
 
     @property
     def deadline(self) -> float:
@@ -117,6 +119,7 @@ class Fetch:
         self._ticket, self._download = ticket, None
         self.complete, self.failure = False, ""
         self._wrong_digests = 0
+        self._examples_fit = False
         self._deltas = self._usable_deltas(ticket.invite)
         return self._next(now)
 
@@ -137,6 +140,13 @@ class Fetch:
         elif download is not None and self._liveness.can_talk and download.deadline <= now:
             return download.on_stall(now)
         return []
+
+    def on_examples_fit(self, event: ExamplesFit, now: float) -> list[Action]:
+        """The rest may be downloaded."""
+        if self._ticket is None or self._ticket.invite.ticket != event.ticket or self._examples_fit:
+            return []
+        self._examples_fit = True
+        return self._next(now)
 
     def on_range(self, message: RangeData, now: float) -> list[Action]:
         """A range that was asked for."""
@@ -204,6 +214,8 @@ class Fetch:
         if self._ticket is None:
             return []
         invite = self._ticket.invite
+        if kind != "program" and not self._examples_fit:
+            return [CheckExamples(invite.ticket, invite.program)]
         self._download = Download(
             kind,
             digest,
