@@ -24,8 +24,9 @@ from coordinator.config import FederationConfig, load_config
 from coordinator.config.settings import codec_settings, database_path
 from coordinator.setup import build_bundle
 from coordinator.store import RoundRecord, Store, StoreReader, TicketRecord
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
