@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,7 +392,7 @@ def table(directory: Path, ending: str, **settings: Any) -> Dataset:
         columns = {name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}
         for name in ("time", "rpm", "is_test"):
             columns[name] = [int(cell) for cell in columns[name]]  # type: ignore[misc]
-        parquet.write_table(pyarrow.table(columns), path)
+        parquet.write_table(pa.table(columns), path)
     return load_dataset(ExamplesFile(path, label=("state",), **settings))
 
 
