@@ -14,7 +14,7 @@ from onnx_graphs import model_of
 from typer.testing import CliRunner
 
 from coordinator.__main__ import app
-from coordinator.compile import compile_model, describe, export_onnx, load_onnx
+from coordinator.compile import compile_model, describe, export_onnx, load_onnx, merge_into_source
 from coordinator.compile.import_ import import_model
 from coordinator.compile.notes import notes_of
 from coordinator.compile.tables import look_of
@@ -215,6 +215,19 @@ def test_a_learned_factor_of_one_element_is_trained_where_pytorch_says_that_it_i
         roles["learned"] == "parameter: a parameter in PyTorch" and roles["factor"] == "constant: a buffer in PyTorch"
     )
     assert roles["bn1.running_mean"].startswith("statistics: running statistics of BatchNormalization")
+
+
+def test_a_scalar_that_pytorch_calls_a_parameter_is_trained_as_one() -> None:
+    model = operand("t = Mul(h, temperature)", temperature=np.float32(1.5))
+    signature = "# inputs\np_temperature: PARAMETER target='temperature'\nb_v: BUFFER target='v'\nx: USER_INPUT\n"
+    entry = model.graph.metadata_props.add()
+    entry.key, entry.value = "pkg.torch.export.ExportedProgram.graph_signature", signature
+    bundle = compiled(model)  # verified against differences of the loss
+    assert names(bundle) == {"w", "temperature"} and bundle.program.spec["temperature"].size == 1
+    merged = merge_into_source(bundle.program, 2 * bundle.parameters, model)
+    arrays = {t.name: numpy_helper.to_array(t) for t in merged.graph.initializer}
+    assert arrays["temperature"].shape == () and arrays["temperature"] == 3.0
+    assert names(compiled(operand("t = Mul(h, temperature)", temperature=np.float32(1.5)))) == {"w", "v"}
 
 
 # What is said
