@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.task_settings import TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def _progress(report: Mapping[str, Any]) -> str:
 
 def _round_text(entry: Mapping[str, Any]) -> str:
     attempt = f" (attempt {entry['attempt'] + 1})" if entry["attempt"] else ""
+    purpose = "" if entry["purpose"] == TRAINING else f": {entry['purpose']} from {entry['goal_count']} devices"
     return (
-        f"{entry['number']}{attempt}, in {entry['phase']}, goal {entry['goal_count']}; "
+        f"{entry['number']}{attempt}{purpose}, in {entry['phase']}, goal {entry['goal_count']}; "
         f"{entry['seconds_remaining']:g} s left when it was last saved"
     )
 
