@@ -42,6 +42,7 @@ goal_count = {goal_count}
 minimum_count = {goal_count}
 over_selection = 1.0
 window_seconds = {window_seconds}
+gather_seconds = {window_seconds}
 selection_seconds_max = 300.0
 configuration_seconds_max = 300.0
 reporting_seconds_max = 300.0

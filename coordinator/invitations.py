@@ -96,6 +96,7 @@ class Invitations:
             reason = f"round {life.number}, {life.settings.purpose}, requires {lacking}: upgrade edgefed on this device"
             self._come_back(device, message.nonce, self._come_back_time(), reason, verdicts)
             return None
+        life.attendance.asked(device)
         if life.schedule is None or any(verdict.outcome == RECEIVED for verdict in verdicts):
             self._come_back(device, message.nonce, self._come_back_time(), "between rounds", verdicts)
             return None

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coordinator.attendance import Attendance
 from coordinator.choosing import chooser
 from coordinator.downloads import Downloads
 from coordinator.events import CloseJob, Effect, Evaluated, Finished, RoundCommitted, RoundEnded, StartJob, Workers
@@ -49,6 +50,7 @@ class RoundLife:
 
     Attributes:
         schedule: The open round, None between rounds.
+        attendance: Who would come to the next selection.
         record: What is saved of it.
         completed: Number of the newest checkpoint: of the newest committed round, or of the one before the first.
         metrics: Of the newest model.
@@ -73,6 +75,7 @@ class RoundLife:
         wall: Callable[[], float],
     ) -> None:
         self.schedule: Schedule | None = None
+        self.attendance = Attendance()
         self.record: RoundRecord | None = None
         self.completed = 0
         self.metrics: dict[str, float] = {}
@@ -145,7 +148,7 @@ class RoundLife:
         s = self._settings.in_round(number)
         last = self._store.rounds(s.task, limit=1)
         attempt = last[0].attempt + 1 if last and last[0].number == number else 0
-        expected = self._expected(s, attempt)
+        expected, awaited = self._expected(s, attempt), self.attendance.selection_begins()
         self.record = RoundRecord(
             task=s.task,
             number=number,
@@ -166,6 +169,8 @@ class RoundLife:
             base=self._serving.parameters,
             now=now,
             choose_by=self._choose_by,
+            # Where only some are asked, each draws anew whether it comes.
+            awaited=awaited if self.fraction >= 1.0 else frozenset(),
         )
         self._begin(self.record, now)
 
@@ -274,6 +279,7 @@ class RoundLife:
         self._store.abandon_round(self.record.abandoned(reason, summary, self._wall()), verdicts)
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
+        self.attendance.round_ended(tickets)
         return tickets
 
     def failed(self) -> dict[bytes, tuple[str, str]]:
@@ -289,6 +295,7 @@ class RoundLife:
         assert self.record is not None and self.schedule is not None
         self.committing = False
         number, tickets = self.record.number, self.schedule.tickets
+        self.attendance.round_ended(tickets)
         self._status.ended(number, self.record.summary, event.metrics)
         self.schedule, self.record = None, None
         self.completed, self.metrics = number, dict(event.metrics)

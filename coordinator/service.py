@@ -142,9 +142,10 @@ class Service:
 
     def _on_effect(self, effect: Effect) -> None:
         match effect:
-            case RoundEnded(task):
+            case RoundEnded(task, number):
                 if self._on_round is not None:
-                    self._on_round(self._store.rounds(task, limit=1)[0])
+                    # Without a pause the newest round is the next one already.
+                    self._on_round(next(r for r in self._store.rounds(task, limit=2) if r.number == number and r.ended))
                 self._save_backup()
             case Finished():
                 if self.core.finished is not None:
@@ -183,8 +184,10 @@ class Service:
 
     def _leave(self) -> None:
         until = self._loop.clock() + LEAVE_SECONDS_MAX
-        while any(t.waiting_bytes for t in self._shell.transports()) and self._loop.clock() < until:
-            self._loop.run_once(0.05)  # the last words are not lost behind the broker's window
+        # A socket that is closed while something waits to be read takes what the broker has not read with it: only what
+        # was answered is sure to be there.
+        while any(t.waiting for t in self._shell.transports()) and self._loop.clock() < until:
+            self._loop.run_once(0.05)
         self._shell.say_goodbye()
         while self._shell.connected and self._loop.clock() < until:
             self._loop.run_once(0.05)

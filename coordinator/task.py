@@ -244,6 +244,7 @@ class Task:
         if online:
             self._heard_of(device, now)
         else:
+            self.life.attendance.went_away(device)
             self.advance(schedules.WentAway(device), now)
 
     def on_refused_message(self) -> None:

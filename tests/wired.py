@@ -235,6 +235,7 @@ class DeskTransport:
 
     meter = Meter()
     connected = True
+    waiting = 0
     waiting_bytes = 0
 
     def __init__(self, desk: Desk, channel: str) -> None:

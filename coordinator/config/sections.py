@@ -450,6 +450,13 @@ class Selection(Section):
     )
     over_selection: float = key("Devices invited / goal_count: some drop out.", 1.3, ge=1, le=10)
     window_seconds: float = key("Check-ins are spread over this time; nobody is chosen before.", 30.0, ge=0, le=86_400)
+    gather_seconds: float = key(
+        "Least time that check-ins are waited for, unless all devices that are known to be free have come; with less, "
+        "those that answer first are chosen in every round.",
+        2.0,
+        ge=0,
+        le=86_400,
+    )
     fraction: Share = key(
         "Share of all devices asked to check in; auto goes by how many were seen lately.",
         "auto",

@@ -128,6 +128,7 @@ def round_settings(selection: Selection) -> RoundSettings:
         minimum_count=selection.minimum_count,
         over_selection=selection.over_selection,
         window_seconds=selection.window_seconds,
+        gather_seconds=selection.gather_seconds,
         selection_seconds_max=selection.selection_seconds_max,
         configuration_seconds_max=selection.configuration_seconds_max,
         reporting_seconds_max=selection.reporting_seconds_max,

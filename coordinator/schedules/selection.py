@@ -8,6 +8,7 @@ check-ins of a large fleet are already a uniform sample of it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ __all__ = [
 
 SHARE_MARGIN: Final = 2.0
 """Asked / wanted: some of those asked are off, not eligible, or drop out."""
+ATTEMPTS_DOUBLED_MAX: Final = 30
+KEY_BYTES: Final = 16
+PLACE_BYTES: Final = 8
 GATHER_BELOW: Final = 200
 """Up to this many known devices all are asked: the control traffic of one round is then below a megabyte."""
 
@@ -59,7 +63,7 @@ def announced_fraction(population: int, wanted: int, setting: float | None, atte
         return setting
     if population <= GATHER_BELOW:
         return 1.0
-    return min(1.0, SHARE_MARGIN * wanted / population * 2.0**attempt)
+    return min(1.0, SHARE_MARGIN * wanted / population * 2.0 ** min(attempt, ATTEMPTS_DOUBLED_MAX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +171,17 @@ def select(
 def choose(candidates: Sequence[str], count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """A uniform sample without replacement, and the others in random order as reserves.
 
-    The outcome depends on the *set* of candidates and ``rng``, never on the order in which they came.
+    Each name has a place of its own: its keyed BLAKE2b (RFC 7693), under one key that ``rng`` draws for all. So the
+    outcome depends on the *set* of candidates and ``rng``, never on the order in which they came; and where one
+    candidate more or less is there, no more than one of those chosen is another.
     """
-    ordered = sorted(candidates)
-    keys = rng.random(len(ordered))
-    shuffled = [ordered[i] for i in np.argsort(keys, kind="stable")]
-    return shuffled[:count], shuffled[count:]
+    key = rng.bytes(KEY_BYTES)
+    ordered = sorted(candidates, key=lambda name: (_place(name, key), name))
+    return ordered[:count], ordered[count:]
+
+
+def _place(name: str, key: bytes) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=PLACE_BYTES, key=key).digest()
 
 
 def come_back_seconds(seconds: float, jitter: float, rng: np.random.Generator) -> float:

@@ -16,7 +16,7 @@ all move the same tickets and the same deadline, and a second object would only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Final
 
 import numpy as np
@@ -79,6 +79,7 @@ class Round:
     Args:
         settings: See :class:`RoundSettings`.
         expected: Check-ins to be expected (known devices times the announced fraction), 0 if nobody knows.
+        awaited: Devices that are known to be there and free; as soon as they have all come nobody else is waited for.
         rng: Draws the cohort.
         new_ticket: Makes 16 fresh random bytes.
         base: SHA-256 of the parameters that this round's tickets train from.
@@ -96,11 +97,13 @@ class Round:
         base: bytes,
         now: float,
         choose_by: Choose = choose,
+        awaited: Set[str] = frozenset(),
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
         self.tickets = TicketTable()
-        self._expected = expected
+        self._expected = len(awaited) or expected
+        self._awaited = awaited
         self._rng = rng
         self._new_ticket = new_ticket
         self._base = base
@@ -109,7 +112,7 @@ class Round:
         self._standby: list[str] = []
         self._refilled = False
         self._goal_reached = False
-        self._window_ends = now + settings.window_seconds
+        self._gathered_at = now + max(settings.window_seconds, settings.gather_seconds)
         self._deadline = now + settings.selection_seconds_max
         self._refill_at = NEVER
         self._paused_at: float | None = None
@@ -176,7 +179,7 @@ class Round:
         if self._paused_at is not None:
             return None
         if self.phase == SELECTION:
-            return min(self._deadline, self._window_ends) if self._has_enough() else self._deadline
+            return min(self._deadline, self._gathered_at) if self._has_enough() else self._deadline
         if self.phase == CONFIGURATION:
             return min(self._deadline, self._refill_at)
         return self._deadline if self.phase == REPORTING else None
@@ -191,7 +194,7 @@ class Round:
         if self._paused_at is None:
             return
         stood_still, self._paused_at = now - self._paused_at, None
-        self._window_ends += stood_still
+        self._gathered_at += stood_still
         self._deadline += stood_still
         self._refill_at += stood_still
 
@@ -254,6 +257,11 @@ class Round:
         enough = min(wanted_count(s.goal_count, s.over_selection), max(s.goal_count, self._expected))
         return len(self._candidates) >= enough
 
+    def _everybody_is_here(self) -> bool:
+        if self._awaited:
+            return self._awaited <= self._candidates.keys()
+        return 0 < self._expected <= len(self._candidates)
+
     def _select(self, now: float) -> list[Action]:
         s = self.settings
         wanted = wanted_count(s.goal_count, s.over_selection)
@@ -289,6 +297,7 @@ class Round:
         if ticket is not None and ticket.state in (INVITED, ACCEPTED):
             self.tickets.mark(ticket, away=True)
             return self._refill()
+        self._awaited -= {event.device}
         if ticket is None and event.device in self._candidates:
             # It cannot hear an invite; it will check in again when it is back.
             del self._candidates[event.device]
@@ -389,9 +398,8 @@ class Round:
     def _progress(self, now: float) -> list[Action]:
         """What follows from the counts alone, after any event."""
         if self.phase == SELECTION and self._has_enough():
-            everybody = 0 < self._expected <= len(self._candidates)
-            window_over = self._paused_at is None and now >= self._window_ends
-            return self._select(now) if window_over or everybody else []
+            gathered = self._paused_at is None and now >= self._gathered_at
+            return self._select(now) if gathered or self._everybody_is_here() else []
         actions: list[Action] = []
         if self.phase == CONFIGURATION and not self.tickets.count(INVITED):
             actions += self._start_reporting(now)

@@ -93,6 +93,11 @@ class RoundRecord:
     ended_at: float | None = None
 
     @property
+    def ended(self) -> bool:
+        """Whether it was committed or abandoned."""
+        return self.phase in ENDED_PHASES
+
+    @property
     def closed(self) -> bool:
         """Whether it was committed."""
         return self.phase == "closed"

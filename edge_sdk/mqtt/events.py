@@ -117,6 +117,10 @@ class Transport(typing.Protocol):
         """What was sent and received so far, over all connections."""
 
     @property
+    def waiting(self) -> int:
+        """Publishes that are queued, or not answered by the broker yet."""
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes that were published and are not on the wire yet."""
 

@@ -344,7 +344,8 @@ class _Progress:
         self.steps += 1
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} in step {self.steps}: lower the learning rate, or scale the inputs"
+                f"the loss became {loss} in step {self.steps}: lower the learning rate, or let the model "
+                "normalise its input (model.normalise)"
             )
         if epoch != self.epoch:
             self.epoch, self.seen, self.loss_sum = epoch, 0, 0.0

@@ -56,6 +56,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "goal_count": 4,
         "minimum_count": 2,
         "window_seconds": 0.2,
+        "gather_seconds": 0.2,
         "selection_seconds_max": 60.0,
         "configuration_seconds_max": 10.0,
         "reporting_seconds_max": 60.0,

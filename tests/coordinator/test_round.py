@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,7 +54,9 @@ SETTINGS = RoundSettings(
 class Table:
     """A round with its events played by hand; after each one the counters are added up."""
 
-    def __init__(self, settings: RoundSettings = SETTINGS, expected: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, settings: RoundSettings = SETTINGS, expected: int = 0, seed: int = 0, awaited: tuple[str, ...] = ()
+    ) -> None:
         self.numbers: Iterator[int] = iter(range(1, 1_000_000))
         self.now = 0.0
         self.seq = 0
@@ -64,6 +67,7 @@ class Table:
             new_ticket=self.new_ticket,
             base=BASE,
             now=0.0,
+            awaited=frozenset(awaited),
         )
 
     def new_ticket(self) -> bytes:
@@ -126,6 +130,37 @@ def test_when_everybody_who_is_expected_has_come_the_window_is_cut_short() -> No
     assert table.round.phase == "selection"
     table.check_in("d", at=1.5)
     assert table.round.phase == "configuration"
+
+
+AT_ONCE = replace(SETTINGS, goal_count=2, minimum_count=1, over_selection=1.0, window_seconds=0.0)
+
+
+def test_without_a_window_nobody_is_chosen_before_those_who_are_known_to_be_free_have_come() -> None:
+    table = Table(AT_ONCE, expected=9, awaited=("a", "b", "c"))
+    table.check_in("c", "x", "b", at=0.1)
+    assert table.round.phase == "selection" and table.round.next_deadline() == AT_ONCE.gather_seconds
+    table.check_in("a", at=0.2)
+    assert table.round.phase == "configuration"
+
+
+def test_who_is_known_and_does_not_come_is_waited_for_only_so_long() -> None:
+    table = Table(AT_ONCE, awaited=("a", "b", "c"))
+    table.check_in("a", "b", at=0.1)
+    assert not table.play(Tick(), at=1.9)
+    assert len(of(table.play(Tick(), at=2.0), Issue)) == 2
+
+
+def test_who_is_known_and_goes_away_is_not_waited_for() -> None:
+    table = Table(AT_ONCE, awaited=("a", "b", "c"))
+    table.check_in("a", "b", at=0.1)
+    assert of(table.play(WentAway("c"), at=0.2), Issue)
+
+
+def test_where_nobody_is_known_yet_those_who_answer_first_are_not_chosen_at_once() -> None:
+    table = Table(AT_ONCE)
+    table.check_in("a", "b", "c", at=0.1)
+    assert table.round.phase == "selection"
+    assert len(of(table.play(Tick(), at=2.0), Issue)) == 2
 
 
 def test_too_few_devices_wait_until_the_limit_and_then_start_if_they_are_enough() -> None:

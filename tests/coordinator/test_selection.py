@@ -54,6 +54,19 @@ def test_the_choice_is_a_partition_and_does_not_depend_on_the_order_of_arrival()
     assert choose(names[::-1], 8, rng()) == (chosen, reserves)
 
 
+def test_one_candidate_more_or_less_changes_at_most_one_of_those_chosen() -> None:
+    names = [f"d{i}" for i in range(30)]
+    chosen = set(choose(names, 8, rng())[0])
+    for missing in names:
+        fewer = set(choose([name for name in names if name != missing], 8, rng())[0])
+        assert len(chosen - fewer) == (missing in chosen)
+    assert set(choose(names, 8, rng(1))[0]) != chosen, "another seed, another choice"
+
+
+def test_after_thousands_of_attempts_the_share_is_still_a_number() -> None:
+    assert announced_fraction(10_000, 50, None, 5000) == 1.0
+
+
 def test_everybody_is_chosen_equally_often() -> None:
     names = [f"d{i}" for i in range(10)]
     counts: Counter[str] = Counter()

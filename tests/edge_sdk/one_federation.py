@@ -18,6 +18,7 @@ from coordinator.setup import make_service, prepare
 from coordinator.store import RoundRecord, Store, TicketRecord
 from edge_sdk.client import EdgeClient
 from edge_sdk.device.progress import Progress
+from edge_sdk.training.bundle import Program
 
 PATIENCE_SECONDS = 20.0
 FEATURES, CLASSES = 6, 3
@@ -30,6 +31,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "minimum_count": 1,
         "over_selection": 1.0,
         "window_seconds": 0.05,
+        "gather_seconds": 0.05,
         "selection_seconds_max": 60.0,
         "configuration_seconds_max": 20.0,
         "reporting_seconds_max": 60.0,
@@ -130,6 +132,19 @@ class Federation:
     @property
     def store(self) -> Store:
         return self._prepared.store
+
+    @property
+    def program(self) -> Program:
+        return self._prepared.tasks[0].program
+
+    def newest(self) -> bytes:
+        """The parameters blob of the newest model."""
+        with Store.open_readonly(self._database) as reader:
+            checkpoint = reader.latest_checkpoint("default")
+            assert checkpoint is not None
+            blob = reader.get_blob(checkpoint.parameters_digest)
+        assert blob is not None
+        return blob
 
     def tickets(self) -> list[TicketRecord]:
         """All tickets of all rounds so far, in the order of the rounds."""
