@@ -63,9 +63,11 @@ def print_rounds(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         make_console().print("no round has ended yet")
         return
-    table = Table(*(name.replace("_", " ") for name in rows[0]), box=None, pad_edge=False)
+    left_out = {"purpose"} if all(row["purpose"] == TRAINING for row in rows) else set()
+    names = [name for name in rows[0] if name not in left_out]
+    table = Table(*(name.replace("_", " ") for name in names), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
+        table.add_row(*(Text(_cell(name, row[name])) for name in names))
     make_console().print(table)
 
 
