@@ -350,8 +350,8 @@ def load_evaluator(config: FederationConfig, program: Program, engine: str = "au
     Raises:
         ConfigurationError: The data do not fit the model, or the model has no graph to evaluate.
     """
-    path = config.evaluation.data
-    if path is None:
+    data = config.evaluation.data
+    if data is None:
         return None
     if program.kind != "graph":
         raise ConfigurationError(
@@ -359,7 +359,7 @@ def load_evaluator(config: FederationConfig, program: Program, engine: str = "au
             "evaluation.held_out"
         )
     try:
-        return Evaluator(program, load_examples(path, program), engine)
+        return Evaluator(program, load_examples(data, program), engine)
     except ExamplesError as error:
         raise ExamplesError(f"evaluation.data: {error}") from error
 

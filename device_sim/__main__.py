@@ -61,7 +61,7 @@ def run(
     federation: Annotated[str, typer.Option(help="Name of the federation.")],
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; with --split natural one per group.")] = None,
     data: Annotated[
-        str, typer.Option(help="digits, or an .npz file with x and y, or arrays by input name and target.")
+        str, typer.Option(help="digits, a file of examples as a device takes it, or a .toml with its [data].")
     ] = "digits",
     split: Annotated[
         str, typer.Option(help="iid, shards:<n>, dirichlet:<alpha>, dirichlet_by_class:<alpha>, natural")
@@ -76,7 +76,9 @@ def run(
     task: Annotated[str, typer.Option(help="Name of the task.")] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or numpy.")] = "auto",
     shape: Annotated[str, typer.Option(help="Shape of one example, e.g. 784 or 1,28,28.")] = "",
-    held_out: Annotated[Path | None, typer.Option(help="Also write the held-out examples here (.npz).")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Also write the held-out examples here: .npz, or .csv for rows of a table.")
+    ] = None,
     held_out_share: Annotated[
         str, typer.Option(help="Share held out where none is marked; last:0.2 for the newest examples.")
     ] = "0.2",
@@ -144,7 +146,7 @@ def scenario(
     crash: Annotated[
         str, typer.Option(help="side:n, a power cut at the n-th crash point of device or coordinator.")
     ] = "",
-    data: Annotated[str, typer.Option(help="digits, or an .npz file as edge-fleet run takes it.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits, or a file as edge-fleet run takes it.")] = "digits",
     split: Annotated[str, typer.Option(help="As of edge-fleet run.")] = "iid",
     shape: Annotated[str, typer.Option(help="Shape of one example, e.g. 784 or 1,28,28.")] = "",
     model: Annotated[

@@ -1,29 +1,41 @@
 """Data sets: examples of many devices before a model is known; how they are dealt to devices is in ``partitions``.
 
-A data set is what one device's examples are (arrays by name, and the marks ``is_test``, ``group``, ``time`` and
-``overlap``: see ``edge_sdk.training.marks``), of all devices together. Nothing is scaled: a model takes the values that
-are in the file.
+A data set is what one device's examples are, of all devices together: arrays by name, or the rows of a table, and the
+marks ``is_test``, ``group``, ``time`` and ``overlap`` (see ``edge_sdk.training.marks``). Nothing is scaled: a model
+takes the values that are in the file.
 """
 
 from __future__ import annotations
 
+import csv
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_sim.stable_random import StableRandom
+from edge_sdk.cli.device_config import load_data_table
 from edge_sdk.errors import ConfigurationError, ExamplesError
-from edge_sdk.training.examples import Examples, read_npz
+from edge_sdk.training.data.columns import Flags, Times, texts
+from edge_sdk.training.data.columns_in_memory import Columns, Table
+from edge_sdk.training.data.layout import used_columns
+from edge_sdk.training.data.opening import ARRAYS, SUFFIXES
+from edge_sdk.training.data.reading import read_table
+from edge_sdk.training.examples import Examples, ExamplesFile, read_npz
 from edge_sdk.training.marks import Marks, apart_from, take_marks
 
-__all__ = ["Dataset", "as_dataset", "load_dataset", "split_held_out"]
+__all__ = ["Dataset", "as_dataset", "column_values", "load_dataset", "split_held_out"]
 
 TARGETS: Final = ("target", "y")
 """Names of the array to learn, the first that is there."""
+CLASSES_MAX: Final = 20
+"""More different labels than this, and than a tenth of the examples, are values, of which each has few examples."""
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class Dataset:
@@ -43,12 +55,14 @@ class Dataset:
         arrays: Arrays by name, the target among them. Those of another length than ``n`` belong to no example.
         marks: The marks.
         name: See above.
+        file: For rows of a table, where they came from and what is to be taken of them; None for arrays. The rows are
+            then what is counted and dealt, also where windows of them are the examples.
 
     Raises:
         ExamplesError: There are no examples, or a mark does not fit them.
     """
 
-    __slots__ = ("_count", "arrays", "marks", "name")
+    __slots__ = ("_count", "arrays", "file", "marks", "name")
 
     def __init__(
         self,
@@ -63,26 +77,45 @@ class Dataset:
         given = {"is_test": is_test, "group": group, "time": time}
         named = _named(x, y) | {key: value for key, value in given.items() if value is not None}
         rest, marks = take_marks(named)
-        self._fill({key: np.asarray(value) for key, value in rest.items()}, marks, name)
-        if not len(self):
-            raise ExamplesError(f"{name}: there are no examples; got {_described(self.arrays)}")
+        self._fill({key: np.asarray(value) for key, value in rest.items()}, marks, name, None)
+        self._check_some()
 
-    def _fill(self, arrays: Mapping[str, NDArray[Any]], marks: Marks, name: str) -> None:
-        self.arrays, self.marks, self.name = arrays, marks, name
+    @classmethod
+    def of_table(cls, table: Table) -> Self:
+        """The rows of a file."""
+        made = object.__new__(cls)
+        made._fill(table.columns, _marks_of(table), table.file.path.stem, table.file)
+        made._check_some()
+        return made
+
+    def _fill(self, arrays: Arrays, marks: Marks, name: str, file: ExamplesFile | None) -> None:
+        self.arrays, self.marks, self.name, self.file = arrays, marks, name, file
         leading = arrays.get(self.target_name or "x", next(iter(arrays.values()), np.empty(0)))
         self._count = len(leading) if leading.ndim else 0
         marks.check_count(self._count)
+
+    def _check_some(self) -> None:
+        if not self._count:
+            raise ExamplesError(f"{self.name}: there are no examples; got {_described(self.arrays)}")
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def target_name(self) -> str | None:
-        """Name of the array to learn; None where there is none."""
+        """Name of the array to learn; None where there is none, or several columns are."""
+        if self.file is not None:
+            label = used_columns(tuple(self.arrays), self.file).label
+            return label[0] if len(label) == 1 else None
         return next((name for name in TARGETS if name in self.arrays), None)
 
     @property
-    def inputs(self) -> dict[str, NDArray[Any]]:
+    def is_windowed(self) -> bool:
+        """Whether windows of the rows are the examples, so that rows of one series must stay together."""
+        return self.file is not None and self.file.window is not None
+
+    @property
+    def inputs(self) -> Arrays:
         """The arrays that models may take, each [n, ...], by name."""
         return {k: v for k, v in self.arrays.items() if k != self.target_name and v.ndim and len(v) == self._count}
 
@@ -94,9 +127,11 @@ class Dataset:
             ExamplesError: There are several, or none.
         """
         inputs = self.inputs
-        if len(inputs) != 1 and "x" not in inputs:
+        if "x" in inputs:
+            return inputs["x"]
+        if len(inputs) != 1:
             raise ExamplesError(f"{self.name}: has the inputs {sorted(inputs)}, and no single one")
-        return inputs.get("x", next(iter(inputs.values())))
+        return next(iter(inputs.values()))
 
     @property
     def y(self) -> NDArray[Any]:
@@ -115,16 +150,27 @@ class Dataset:
         if self.target_name is None:
             return None
         labels = self.y.reshape(self._count, -1)
-        if labels.shape[1] != 1 or labels.dtype.kind not in "buiU":
+        if labels.shape[1] != 1:
             return None
-        return np.unique(labels[:, 0], return_inverse=True)[1].astype(np.int64)
+        labels = labels[:, 0] if self.file is None else _typed(labels[:, 0])
+        if labels.dtype.kind not in "buiU":
+            return None
+        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
     @property
-    def examples(self) -> dict[str, Any]:
-        """The arrays and marks, as :func:`edge_sdk.training.examples.as_examples` takes them."""
+    def examples(self) -> Any:
+        """The examples as :func:`edge_sdk.training.examples.as_examples` takes them."""
+        if self.file is not None:
+            return Table(self.file, self._columns())
         marks = {name: getattr(self.marks, name) for name in ("is_test", "group", "time")}
         marks = {name: value for name, value in marks.items() if value is not None}
         return {**self.arrays, **marks, **({"overlap": self.marks.overlap} if self.marks.overlap else {})}
+
+    def _columns(self) -> Arrays:
+        """The columns of a table, with the mark that it has by now."""
+        if self.marks.is_test is None:
+            return self.arrays
+        return {**self.arrays, "is_test": self.marks.is_test}
 
     def part(self, indices: NDArray[np.int64]) -> Dataset:
         """The examples at ``indices`` (int64[m]) in that order; views when they are one unbroken ascending run."""
@@ -136,9 +182,11 @@ class Dataset:
         marks = {name: None if value is None else value[pick] for name, value in marks.items()}
         return self._made(arrays, Marks(**marks, overlap=self.marks.overlap))
 
-    def unmarked(self) -> Dataset:
-        """The same examples without the mark ``is_test``."""
-        return self._made(self.arrays, replace(self.marks, is_test=None))
+    def marked(self, is_test: NDArray[np.bool_] | None) -> Dataset:
+        """The same examples with another mark ``is_test``, or with none."""
+        own = "" if self.file is None else used_columns(tuple(self.arrays), self.file).is_test
+        arrays = {name: array for name, array in self.arrays.items() if name != own}
+        return self._made(arrays, replace(self.marks, is_test=is_test))
 
     def reshaped(self, shape: tuple[int, ...]) -> Dataset:
         """The same examples, the only input in another shape, e.g. ``(784,)`` or ``(1, 28, 28)``; nothing is copied.
@@ -154,47 +202,85 @@ class Dataset:
             )
         return self._made({**self.arrays, name: x.reshape(len(x), *shape)}, self.marks)
 
-    def _made(self, arrays: Mapping[str, NDArray[Any]], marks: Marks) -> Self:
+    def save(self, path: Path) -> None:
+        """Writes the examples where devices and coordinators read them: arrays as ``.npz``, rows as ``.csv``.
+
+        Raises:
+            ConfigurationError: The path has another ending.
+        """
+        suffix = ".npz" if self.file is None else ".csv"
+        if path.suffix != suffix:
+            what = "arrays" if self.file is None else "rows of a table"
+            raise ConfigurationError(f"{path}: {self.name} has {what}; write them into a file that ends in {suffix}")
+        if self.file is None:
+            np.savez(path, **self.examples)
+            return
+        columns = self._columns()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def _made(self, arrays: Arrays, marks: Marks) -> Self:
         made = object.__new__(type(self))
-        made._fill(arrays, marks, self.name)
+        made._fill(arrays, marks, self.name, self.file)
         return made
 
 
 def as_dataset(value: Any, name: str = "data") -> Dataset:
-    """Examples in any form that a device takes: ``(x, y)``, arrays, :class:`Examples`, or the path of a file.
+    """Examples in any form that a device takes: ``(x, y)``, arrays, :class:`Examples`, or a file.
 
     Raises:
         ConfigurationError: They are in none of these forms, or do not fit each other.
     """
     if isinstance(value, Dataset):
         return value
-    if isinstance(value, str | Path):
+    if isinstance(value, Table):
+        return Dataset.of_table(value)
+    if isinstance(value, str | Path | ExamplesFile):
         return load_dataset(value)
     if isinstance(value, tuple | list) and len(value) == 2:
         return Dataset(*value, name=name)
     return Dataset(value, name=name)
 
 
-def load_dataset(source: str | Path) -> Dataset:
+def load_dataset(source: str | Path | ExamplesFile) -> Dataset:
     """Load a data set.
 
     Args:
-        source: ``"digits"`` (1,797 images of 8 x 8 bundled with scikit-learn, as 64 features in 0..1), or the path of
-            an ``.npz`` file with arrays and marks by name.
+        source: ``"digits"`` (1,797 images of 8 x 8 bundled with scikit-learn, as 64 features in 0..1); a file that a
+            device takes, as path or with what is to be taken of it; or a ``.toml`` whose table ``[data]`` says so, as
+            a ``device.toml`` does.
 
     Raises:
-        ConfigurationError: The source is unknown, cannot be read, or its arrays do not fit each other.
+        ConfigurationError: The source is unknown, cannot be read, or what is in it does not fit.
     """
     if source == "digits":
         return _digits()
-    path = Path(source)
-    if path.suffix != ".npz":
-        raise ConfigurationError(f"data: {str(source)!r} is neither 'digits' nor the path of an .npz file")
-    arrays = read_npz(path)
+    file = source if isinstance(source, ExamplesFile) else _file_of(Path(source))
+    suffix = file.path.suffix.lower()
+    if suffix in ARRAYS:
+        try:
+            return Dataset(read_npz(file.path), name=file.path.stem)
+        except ExamplesError as error:
+            raise error if str(error).startswith(str(file.path)) else error.within(file.path) from error
+    if suffix not in SUFFIXES:
+        raise ConfigurationError(
+            f"data: {str(source)!r} is neither 'digits' nor a file that ends in {', '.join(SUFFIXES)} or .toml"
+        )
+    return Dataset.of_table(read_table(file))
+
+
+def _file_of(path: Path) -> ExamplesFile:
+    if path.suffix != ".toml":
+        return ExamplesFile(path)
     try:
-        return Dataset(arrays, name=path.stem)
-    except ExamplesError as error:
-        raise ExamplesError(f"{path}: {error}") from error
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
+        return load_data_table(table, path.absolute().parent)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
 def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = False) -> tuple[Dataset, Dataset]:
@@ -203,7 +289,8 @@ def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = Fa
     The publisher's own split is kept where there is one, whatever ``share`` says, so that results can be compared.
     Otherwise ``share`` of each class is drawn (of all examples, where there are no classes), or with ``last`` those
     that come last in time (in the data set, where it names no time). Examples that overlap with one that is held out
-    are in neither part: where examples overlap, runs of them are drawn.
+    are in neither part: where examples overlap, runs of them are drawn. Where windows of rows are the examples, both
+    parts have all rows, and the mark ``is_test`` tells which windows belong to which, or to neither.
 
     Args:
         share: Part to hold out, from 0 up to but not including 1.
@@ -219,18 +306,20 @@ def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = Fa
     if not 0.0 <= share < 1.0:
         raise ConfigurationError(f"held_out: {share!r} must lie in 0 <= share < 1")
     held = dataset.marks.is_test
+    given = held is not None
     if held is None:
         held = _last(dataset, share) if last else _drawn(dataset, share, seed)
-        series = _series(dataset)
-        train = np.empty(len(dataset), dtype=bool)
-        train[series] = apart_from(held[series], dataset.marks.overlap)
-    else:
-        train = ~held
+    if dataset.is_windowed:  # the rows of a series stay together, and each window follows from the marks of its rows
+        whole = dataset.marked(held if held.any() else None)
+        return whole, whole if held.any() else whole.part(np.arange(0))
+    series = _series(dataset)
+    train = np.empty(len(dataset), dtype=bool)
+    train[series] = apart_from(held[series], 0 if given else dataset.marks.overlap)
     if not train.any():
         raise ConfigurationError(
             f"{dataset.name}: {int(held.sum())} of {len(dataset)} examples are held out, and none is left to train on"
         )
-    whole = dataset.unmarked()
+    whole = dataset.marked(None)
     return whole.part(np.flatnonzero(train)), whole.part(np.flatnonzero(held))
 
 
@@ -253,7 +342,8 @@ def _drawn(dataset: Dataset, share: float, seed: int) -> NDArray[np.bool_]:
         held[_series(dataset)] = np.isin(runs, chosen)
         return held
     labels = dataset.labels
-    labels = np.zeros(len(dataset), dtype=np.int64) if labels is None else labels
+    if labels is None or labels.max(initial=0) >= max(CLASSES_MAX, len(dataset) // 10):
+        labels = np.zeros(len(dataset), dtype=np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         held[members[draws.permutation(len(members))[: int(share * len(members) + 0.5)]]] = True
@@ -266,6 +356,39 @@ def _series(dataset: Dataset) -> NDArray[np.intp]:
     order = np.arange(len(dataset)) if order is None else order
     group = dataset.marks.group
     return order if group is None else order[np.argsort(group[order], kind="stable")]
+
+
+def _marks_of(table: Table) -> Marks:
+    """What the columns of a table say of each row."""
+    header = tuple(table.columns)
+    used = used_columns(header, table.file)
+    (rows,) = Columns(table.columns).rows(header)
+    window = table.file.window
+    return Marks(
+        is_test=Flags(used.is_test).values(rows).astype(bool) if used.is_test else None,
+        group=np.array(texts(rows, used.group)) if used.group else None,
+        time=Times(used.time).values(rows) if used.time else None,
+        overlap=window.length + window.horizon - 1 if window else 0,
+    )
+
+
+def column_values(dataset: Dataset, name: str) -> list[Any]:
+    """What different values an array of one value for each example has: numbers, or texts."""
+    found: list[Any] = np.unique(_typed(dataset.arrays[name])).tolist()
+    return [value for value in found if value == value and value != ""]
+
+
+def _typed(cells: NDArray[Any]) -> NDArray[Any]:
+    """The cells of a column as whole numbers, fractions or texts, whatever they all are."""
+    if cells.dtype == object:
+        (rows,) = Columns({"label": cells}).rows(("label",))
+        cells = np.array(texts(rows, "label"))
+        try:
+            cells = cells.astype(np.float64)
+        except ValueError:
+            return cells
+    is_whole = cells.dtype.kind == "f" and np.array_equal(cells, np.rint(cells))
+    return cells.astype(np.int64) if is_whole else cells
 
 
 def _named(x: Any, y: Any) -> dict[str, Any]:
@@ -285,7 +408,7 @@ def _named(x: Any, y: Any) -> dict[str, Any]:
     return {**named, "target" if isinstance(x, Mapping) else "y": y}
 
 
-def _described(arrays: Mapping[str, NDArray[Any]]) -> str:
+def _described(arrays: Arrays) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "no arrays"
 
 

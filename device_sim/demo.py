@@ -72,7 +72,7 @@ def run_demo(settings: DemoSettings, terminal: bool | None = None) -> float:
     began = time.monotonic()
     settings.folder.mkdir(parents=True, exist_ok=True)
     train, held_out = split_held_out(load_dataset("digits"), 0.2, settings.seed)
-    np.savez(settings.folder / "heldout.npz", **held_out.examples)
+    held_out.save(settings.folder / "heldout.npz")
     with PrivateBroker(settings.broker, settings.folder / "broker") as broker:
         view = View("edgefed demo", terminal=terminal)
         view.say(f"broker: {broker.kind} on {broker.host}:{broker.port} (private, loopback)")

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from coordinator.config.fields import HELD_OUT_MAX
 from device_sim.datasets import load_dataset, split_held_out
 from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
@@ -122,7 +120,7 @@ def _members(run: FleetRun, say: Callable[[str], None]) -> list[Member]:
     train, test = split_held_out(dataset, share, run.seed, last=last)
     parts = partition(train, run.split, run.devices, run.seed)
     if run.held_out is not None:
-        np.savez(run.held_out, **test.examples)
+        test.save(run.held_out)
         say(f"held out: {len(test)} examples in {run.held_out}")
     profiles = draw_profiles(len(parts), run.seed, FleetProfile.parse(run.profile))
     say(f"{dataset.name}: {len(train)} examples over {len(parts)} devices ({run.split}), {len(test)} held out")

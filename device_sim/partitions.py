@@ -142,6 +142,11 @@ def partition(dataset: Dataset, how: str, devices: int | None, seed: int, minimu
         return _natural(dataset, devices, seed, minimum)
     if devices is None or devices < 1:
         raise ConfigurationError(f"devices: {devices} must be at least 1 for partition {how!r}")
+    if dataset.is_windowed and devices > 1:
+        raise ConfigurationError(
+            f"partition: {how!r} would tear the series of {dataset.name!r} apart, of which windows are cut; use "
+            "'natural', one device for each group"
+        )
     if kind == "iid" and not parameter:
         _check_enough(len(dataset), devices, minimum)
         return iid(len(dataset), devices, seed)

@@ -101,7 +101,7 @@ def test_power_may_fail_anywhere_in_a_round_of_statistics() -> None:
     short = replace(power_cut(None), rounds=1)
     struck: set[str] = set()
     for side, count in run(short, POWER_CUT_SEED).points.items():
-        for nth in range(1, count + 1, 4):
+        for nth in range(1, count + 1, 3):
             outcome = run(replace(short, crash=CrashPlan(side, nth)), POWER_CUT_SEED)
             assert outcome.died_at and len(outcome.rounds) == 1 + 1, (side, nth)
             struck.add(outcome.died_at.partition(" at ")[2])

@@ -38,6 +38,8 @@ PREFIX: Final = "normalise/"
 
 MEAN, SCALE = f"{PREFIX}mean", f"{PREFIX}scale"
 LOW, HIGH, ZERO = f"{PREFIX}low", f"{PREFIX}high", f"{PREFIX}zero"
+SEEN: Final = f"{PREFIX}seen"
+"""What the source reads in the place of its input."""
 
 OPSET_LEAST: Final = 9
 """The first with IsNaN and Where, and with broadcasting as it is today."""
@@ -103,9 +105,10 @@ def raw_input(model: onnx.ModelProto, mask: str = "") -> Value:
     found = [(name, value) for name, value in values if value is not None and value.dtype == "float32"]
     if len(found) != 1:
         told = ", ".join(f"{name!r} {'of unknown type' if value is None else value.dtype}" for name, value in values)
+        remedy = "and scale the values before the model" if found else "since whole numbers are not normalised"
         raise CompileError(
             f"normalise: needs exactly one float32 input, the model has {len(found)} among its inputs {told}; "
-            'set normalise = "none" and scale the values before the model'
+            f'set normalise = "none", {remedy}'
         )
     name, value = found[0]
     if len(value.shape) < 2 or not all(isinstance(d, int) and d > 0 for d in value.shape[1:]):
@@ -188,9 +191,8 @@ def with_raw_input(
     shape = (normalise.features, *(1 for _ in dims[normalise.axis + 1 :]))
     if indicator:
         dims[normalise.axis].dim_value = normalise.features
-    behind = f"{PREFIX}{normalise.input}"
-    nodes = list(_nodes(normalise, missing, behind, indicator=indicator, bounds=opset >= CLIP_BOUNDS_ARE_INPUTS))
-    _rename(graph.node, normalise.input, behind)
+    nodes = list(_nodes(normalise, missing, indicator=indicator, bounds=opset >= CLIP_BOUNDS_ARE_INPUTS))
+    _rename(graph.node, normalise.input, SEEN)
     old = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *old])
@@ -245,28 +247,25 @@ def normalised_target(b: GraphBuilder, target: Value) -> Value:
     return replace(target, name=name)
 
 
-def _nodes(
-    normalise: Normalise, missing: str, behind: str, *, indicator: bool, bounds: bool
-) -> Iterator[onnx.NodeProto]:
-    """The nodes from the raw input to ``behind``; ``bounds`` where a Clip takes them as inputs."""
-    x = normalise.input
-    steps = [helper.make_node("Sub", [x, normalise.mean], ["centred"])]
-    steps.append(helper.make_node("Mul", ["centred", normalise.scale], ["scaled"]))
-    limits: dict[str, Any] = {} if bounds else {"min": -NORMALISED_ABS_MAX, "max": NORMALISED_ABS_MAX}
-    steps.append(helper.make_node("Clip", ["scaled", *((LOW, HIGH) if bounds else ())], ["clipped"], **limits))
-    if missing == "mean":
-        steps.append(helper.make_node("IsNaN", [x], ["missing"]))
-        steps.append(helper.make_node("Where", ["missing", ZERO, "clipped"], ["filled"]))
+def _nodes(normalise: Normalise, missing: str, *, indicator: bool, bounds: bool) -> Iterator[onnx.NodeProto]:
+    """The nodes from the raw input to ``SEEN``; ``bounds`` where a Clip takes them as inputs."""
+    x, limits = normalise.input, {"min": -NORMALISED_ABS_MAX, "max": NORMALISED_ABS_MAX}
+    yield _node("Sub", [x, normalise.mean], "centred")
+    yield _node("Mul", [f"{PREFIX}centred", normalise.scale], "scaled")
+    scaled = f"{PREFIX}scaled"
+    clipped = "clipped" if missing == "mean" else "seen"
+    yield _node("Clip", [scaled, LOW, HIGH], clipped) if bounds else _node("Clip", [scaled], clipped, **limits)
+    if missing != "mean":
+        return
+    yield _node("IsNaN", [x], "missing")
+    yield _node("Where", [f"{PREFIX}missing", ZERO, f"{PREFIX}clipped"], "filled" if indicator else "seen")
     if indicator:
-        steps.append(helper.make_node("Cast", ["missing"], ["flags"], to=TensorProto.FLOAT))
-        steps.append(helper.make_node("Concat", ["filled", "flags"], ["joined"], axis=normalise.axis))
-    inner = {step.output[0]: f"{PREFIX}{step.output[0]}" for step in steps}
-    inner[steps[-1].output[0]] = behind
-    for step in steps:
-        step.input[:] = [inner.get(name, name) for name in step.input]
-        step.output[:] = [inner[step.output[0]]]
-        step.name = f"{PREFIX}{step.op_type}"
-        yield step
+        yield _node("Cast", [f"{PREFIX}missing"], "flags", to=TensorProto.FLOAT)
+        yield _node("Concat", [f"{PREFIX}filled", f"{PREFIX}flags"], "seen", axis=normalise.axis)
+
+
+def _node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [f"{PREFIX}{output}"], name=f"{PREFIX}{op}", **attributes)
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:

@@ -15,9 +15,13 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 from pydantic.fields import FieldInfo
 
+from edge_sdk.cli.device_config import load_data_table
+from edge_sdk.errors import ConfigurationError
+from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.wire.topics import is_segment
 
 __all__ = [
+    "ExamplesIn",
     "HeldOut",
     "LocalPath",
     "Names",
@@ -134,6 +138,22 @@ def _check_held_out(value: object) -> HeldOut:
         )
     return HeldOut(float(share), last)
 
+
+def _check_examples(value: object, info: ValidationInfo) -> ExamplesFile:
+    if isinstance(value, ExamplesFile):
+        return value
+    if isinstance(value, str | Path) and str(value):
+        return ExamplesFile(_resolve(Path(value), info))
+    if not isinstance(value, dict):
+        raise ValueError(f"= {toml_text(value)}: must be a path, or a table as [data] of device.toml")
+    try:
+        return load_data_table(value, Path((info.context or {}).get("directory", "")))
+    except ConfigurationError as error:
+        raise ValueError("\n".join(f"evaluation.{line}" for line in str(error).splitlines())) from None
+
+
+ExamplesIn = Annotated[ExamplesFile, PlainValidator(_check_examples)]
+"""Where examples are, and what of it is taken."""
 
 LocalPath = Annotated[Path, BeforeValidator(_to_path), AfterValidator(_resolve)]
 """A path; a relative one starts at the directory of the configuration file."""

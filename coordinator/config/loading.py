@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from coordinator.config.fields import Section, allowed_text
 from coordinator.config.sections import FederationConfig
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.training.data.settings import ExamplesFile
 
 __all__ = ["FILES", "check_files", "load_config", "load_tasks", "problem_text", "sections"]
 
@@ -129,6 +130,7 @@ def check_files(config: FederationConfig) -> None:
     missing = []
     for section, name in FILES:
         path = getattr(getattr(config, section), name)
+        path = path.path if isinstance(path, ExamplesFile) else path
         if path is not None and not path.is_file():
             missing.append(f"{section}.{name}: there is no file {path}")
     if missing:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from coordinator.config.fields import (
+    ExamplesIn,
     HeldOut,
     LocalPath,
     Names,
@@ -700,7 +701,13 @@ class Validation(Section):
 class Evaluation(Section):
     """How the model is judged."""
 
-    data: LocalPath | None = key("Held-out examples on the coordinator, a .npz file with x and y.", None, shown="none")
+    data: ExamplesIn | None = key(
+        "Held-out examples on the coordinator, in any file that a device takes; as a table also which columns and rows "
+        'of it: `{ path = "log.csv", label = "state" }`. Where some are marked `is_test`, only these count.',
+        None,
+        shown="none",
+        allowed="a path, or a table as [data] of device.toml",
+    )
     held_out: WhichHeldOut = key(
         "Share of its examples that each device keeps from training, for federated evaluation; without data. A number "
         "draws them; `{ last = 0.2 }` takes the last ones in their order, which is that of time where the device's "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,17 +15,22 @@ from coordinator.compile.loop import FLOPS_MAX as LOOP_FLOPS_MAX
 from coordinator.compile.zoo import ZOO
 from coordinator.config import FederationConfig
 from coordinator.setup import build_bundle
-from device_sim.datasets import Dataset, as_dataset
+from device_sim.datasets import Dataset, as_dataset, column_values
 from device_sim.simulation.clients import Clients
 from device_sim.simulation.settings import Tables, configured
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.training.bundle import Bundle, digest_of
+from edge_sdk.training.data.layout import used_columns
+from edge_sdk.training.data.settings import ExamplesFile
+from edge_sdk.training.names import features_width
 
 __all__ = ["Source", "bundle_for", "source_of"]
 
 IN_MEMORY: Final = Path("model.onnx")
 BUNDLE_MAGIC: Final = b"EFBN"
 COMPILED_KEPT: Final = 16
+BINARY: Final = ("logistic_regression", "linear_svm")
+"""Models with one output for two classes."""
 
 _COMPILED: Final[OrderedDict[tuple[str, int, bytes], Bundle]] = OrderedDict()
 """Models that this process has compiled: a sweep over settings compiles once."""
@@ -129,26 +134,52 @@ def _compiled(config: FederationConfig, onnx: bytes | None) -> Bundle:
 
 def _shape(name: str, clients: Clients, given: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs and outputs of a zoo model by the clients' examples, where they are not given."""
+    values = (*clients.values(), clients.evaluation)
+    sets = [as_dataset(value, "clients") for value in values if value is not None]
     found: dict[str, Any] = {}
-    if "inputs" not in given:
-        x = as_dataset(next(iter(clients.values())), "clients").x
-        if x.ndim < 2:
-            raise ExamplesError(f"clients: x has shape {list(x.shape)}, expected [examples, features...]")
-        found["inputs"] = list(x.shape[1:])
-    if "outputs" not in given:
-        found["outputs"] = _outputs(name, clients)
+    if not {"inputs", "features"} & given.keys():
+        found |= _inputs(sets) if sets[0].file is None else _columns(sets, sets[0].file)
+    if not {"outputs", "labels"} & given.keys():
+        found |= _outputs(name, sets)
     return found
 
 
-def _outputs(name: str, clients: Clients) -> int:
-    values = (*clients.values(), clients.evaluation)
-    sets = [as_dataset(value, "clients") for value in values if value is not None]
-    targets = [data.y for data in sets if data.target_name is not None]
+def _inputs(sets: Sequence[Dataset]) -> dict[str, Any]:
+    x = sets[0].x
+    if x.ndim < 2:
+        raise ExamplesError(f"clients: x has shape {list(x.shape)}, expected [examples, features...]")
+    return {"inputs": list(x.shape[1:])}
+
+
+def _columns(sets: Sequence[Dataset], file: ExamplesFile) -> dict[str, Any]:
+    """The columns of a table that have no other use, by name; a column of texts is a category."""
+    header = tuple(sets[0].arrays)
+    apart = used_columns(header, file).apart
+    features = file.features or tuple(name for name in header if name not in apart)
+    categories = {}
+    for name in features:
+        values = {value for data in sets for value in column_values(data, name)}
+        if any(isinstance(value, str) for value in values):
+            categories[name] = sorted(map(str, values))
+    found: dict[str, Any] = {"features": list(features), "categories": categories}
+    if file.window is not None:
+        found["inputs"] = [features_width(features, categories) * file.window.length]
+    return found
+
+
+def _outputs(name: str, sets: Sequence[Dataset]) -> dict[str, Any]:
+    targets = [data for data in sets if data.target_name is not None]
     if not targets:  # the model learns to reconstruct its input
-        return int(np.prod(sets[0].x.shape[1:], dtype=int))
-    if name == "linear_regression" or any(y.dtype.kind == "f" and y.ndim > 1 for y in targets):
-        return int(np.prod(targets[0].shape[1:], dtype=int))
-    highest = max((float(y.max()) for y in targets if y.size), default=0.0)
+        return {"outputs": int(np.prod(sets[0].x.shape[1:], dtype=int))}
+    arrays = [data.y for data in targets]
+    if targets[0].file is not None or any(y.dtype.kind == "U" for y in arrays):
+        values = sorted({value for data in targets for value in column_values(data, data.target_name or "")}, key=str)
+        if any(isinstance(value, str) for value in values):
+            return {"labels": [str(value) for value in values], "outputs": 1 if name in BINARY else len(values)}
+        arrays = [np.array(values)]
+    if name == "linear_regression" or any(y.dtype.kind == "f" and y.ndim > 1 for y in arrays):
+        return {"outputs": int(np.prod(arrays[0].shape[1:], dtype=int))}
+    highest = max((float(y.max()) for y in arrays if y.size), default=0.0)
     if name == "linear_svm" or (name == "logistic_regression" and highest <= 1):
-        return 1
-    return max(2, int(highest) + 1)
+        return {"outputs": 1}
+    return {"outputs": max(2, int(highest) + 1)}

@@ -23,7 +23,7 @@ from edge_sdk.training.data.row_filter import parse_filter
 from edge_sdk.training.data.settings import ExamplesFile, Window
 from edge_sdk.wire.topics import is_segment
 
-__all__ = ["CREDENTIAL", "KEYS", "DeviceConfig", "Key", "load_device_config"]
+__all__ = ["CREDENTIAL", "KEYS", "DeviceConfig", "Key", "load_data_table", "load_device_config"]
 
 CREDENTIAL: Final = "mqtt-password"
 """Name of the systemd credential that holds the broker's password."""
@@ -247,22 +247,46 @@ def load_device_config(path: Path, environment: Mapping[str, str]) -> DeviceConf
         raise ConfigurationError(f"{path}: {error}") from None
 
 
+def load_data_table(given: object, directory: Path) -> ExamplesFile:
+    """The table ``[data]`` of a ``device.toml`` alone, for others who read what a device reads.
+
+    Args:
+        given: The table, as TOML has it; the file that it names need not be there yet.
+        directory: Where relative paths start.
+
+    Raises:
+        ConfigurationError: A key is unknown or has a wrong value; all are listed, each with its name.
+    """
+    values, problems = _table_values("data", {**KEYS["data"], "path": Key("path", REQUIRED)}, given, directory)
+    problems = problems or _of_data(values)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return _data(values)
+
+
 def _values(source: dict[str, Any], directory: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """All keys with their values or defaults, and what is wrong."""
     problems = [f"{_shown_key(name)}: unknown table{_nearest_table(name)}" for name in source if name not in KEYS]
     values: dict[str, dict[str, Any]] = {}
     for table, keys in KEYS.items():
-        given = source.get(table, {})
-        if not isinstance(given, dict):
-            problems.append(f"{table}: must be a table, [{table}]")
-            given = {}
-        problems += [f"{table}.{name}: unknown key{_nearest_key(table, name)}" for name in given if name not in keys]
-        values[table] = {}
-        for name, key in keys.items():
-            value, problem = _value(key, given, name, directory)
-            values[table][name] = value
-            if problem:
-                problems.append(f"{table}.{name}{problem}")
+        values[table], wrong = _table_values(table, keys, source.get(table, {}), directory)
+        problems += wrong
+    return values, problems
+
+
+def _table_values(
+    table: str, keys: Mapping[str, Key], given: object, directory: Path
+) -> tuple[dict[str, Any], list[str]]:
+    problems = []
+    if not isinstance(given, dict):
+        problems.append(f"{table}: must be a table, [{table}]")
+        given = {}
+    problems += [f"{table}.{name}: unknown key{_nearest_key(table, name)}" for name in given if name not in keys]
+    values: dict[str, Any] = {}
+    for name, key in keys.items():
+        values[name], problem = _value(key, given, name, directory)
+        if problem:
+            problems.append(f"{table}.{name}{problem}")
     return values, problems
 
 

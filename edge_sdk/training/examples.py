@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
-from edge_sdk.training.data.columns_in_memory import Columns
+from edge_sdk.training.data.columns_in_memory import Columns, Table
 from edge_sdk.training.data.layout import target_block
 from edge_sdk.training.data.npz_file import arrays_of
 from edge_sdk.training.data.opening import ARRAYS
@@ -86,12 +86,12 @@ def as_examples(value: Any, program: Program) -> Examples:
     """Local examples in any of the usual forms, checked against ``program``.
 
     Args:
-        value: :class:`Examples`, :class:`ExamplesFile`, ``(x, y)``, ``{"x": ..., "y": ...}``, or arrays by input name
-            with ``"target"``; ``x`` may itself hold arrays by input name. For a model that learns to reconstruct its
-            input the target may be left out everywhere, and ``x`` alone will do. A target of shape ``[N, 1]`` is taken
-            where ``[N]`` is expected, and the reverse: dimensions of 1 at the end say nothing. Beside its arrays a
-            dictionary may hold the marks of :mod:`edge_sdk.training.marks`: ``is_test``, ``group``, ``time`` and
-            ``overlap``.
+        value: :class:`Examples`, :class:`ExamplesFile`, a :class:`Table` of its rows, ``(x, y)``,
+            ``{"x": ..., "y": ...}``, or arrays by input name with ``"target"``; ``x`` may itself hold arrays by input
+            name. For a model that learns to reconstruct its input the target may be left out everywhere, and ``x``
+            alone will do. A target of shape ``[N, 1]`` is taken where ``[N]`` is expected, and the reverse: dimensions
+            of 1 at the end say nothing. Beside its arrays a dictionary may hold the marks of
+            :mod:`edge_sdk.training.marks`: ``is_test``, ``group``, ``time`` and ``overlap``.
         program: Names, dtypes and shapes that are expected.
 
     Raises:
@@ -101,6 +101,8 @@ def as_examples(value: Any, program: Program) -> Examples:
         return value
     if isinstance(value, ExamplesFile):
         return load_examples(value, program)
+    if isinstance(value, Table):
+        return _of_file(value.file, read_rows(value.file, program, Columns(value.columns)), program)
     marks = Marks()
     if isinstance(value, Mapping):
         value = _by_columns(value, program)
@@ -156,6 +158,10 @@ def load_examples(file: ExamplesFile | str | os.PathLike[str], program: Program)
     """
     file = file if isinstance(file, ExamplesFile) else ExamplesFile(Path(file))
     arrays = read_npz(file.path) if file.path.suffix.lower() in ARRAYS else read_rows(file, program)
+    return _of_file(file, arrays, program)
+
+
+def _of_file(file: ExamplesFile, arrays: Mapping[str, Any], program: Program) -> Examples:
     try:
         return as_examples(arrays, program)
     except ExamplesError as error:

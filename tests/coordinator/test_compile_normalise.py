@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from coordinator.compile import (
     compile_model,
     describe,
     export_onnx,
+    load_onnx,
     merge_into_source,
 )
+from coordinator.compile.sklearn import cut_heads
 from coordinator.quantize import quantised
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Bundle, Program
@@ -32,6 +35,7 @@ from edge_sdk.training.local import TrainResult, train_locally
 from edge_sdk.training.own_constants import own_constants, with_constants
 from edge_sdk.wire.plan import TrainingPlan
 
+MODELS = Path(__file__).resolve().parents[1] / "data" / "onnx"
 FEDERATED = NormaliseOptions("federated")
 WITH_MISSING = NormaliseOptions("federated", missing="mean")
 RNG = np.random.default_rng(7)
@@ -137,6 +141,17 @@ def test_raw_units_give_what_the_source_gives_for_normalised_ones(
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["mean", "seen", "missing", "scaled", "batch"])
+def test_an_input_may_be_called_as_it_likes(name: str) -> None:
+    source = model_of(f"y = MatMul({name}, w)", {"w": weights(3, 2)}, inputs={name: ["n", 3]})
+    bundle = compiled(source, WITH_MISSING)
+    x = raw_values((None, 3), 1)
+    vector = ready(bundle, x)
+    for model in (export_onnx(bundle.program, vector), merge_into_source(bundle.program, vector, source)):
+        expected = run(source.SerializeToString(), {name: by_hand(x, 1)})["y"]
+        np.testing.assert_allclose(run(model.SerializeToString(), {name: x})["y"], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_before_anything_is_known_the_model_is_the_source() -> None:
     bundle = compiled(mlp())
     spec = bundle.program.spec
@@ -200,6 +215,40 @@ def test_examples_in_bytes_and_whole_numbers_are_raw_units_too() -> None:
     y = np.arange(20) % 2
     losses = [trained(bundle, as_examples((x.astype(dtype), y), bundle.program)).loss for dtype in (np.uint8, np.int64)]
     assert losses[0] == losses[1]
+
+
+EXPORTS: list[Any] = [
+    ("cnn1d.dynamo", 1, 9),
+    ("cnn1d.script", 1, 9),
+    ("fedavg_cnn.dynamo", 1, 1),
+    ("gru.script", 2, 9),
+    ("keras_cnn", 3, 1),
+    ("keras_mlp", 1, 6),
+    ("lstm.dynamo", 2, 9),
+    ("mlp.script", 1, 1),
+    ("resnet.script", 1, 3),
+    ("sklearn_logistic", 1, 6),
+    ("sklearn_mlp_binary", 1, 6),
+    ("tcn.dynamo", 1, 9),
+]
+"""Exports of PyTorch (by either exporter), Keras, whose images have their channels last, and scikit-learn."""
+
+
+@pytest.mark.parametrize(("name", "axis", "features"), EXPORTS, ids=[entry[0] for entry in EXPORTS])
+def test_features_of_real_exports_are_found_and_their_sources_written_for_raw_units(
+    name: str, axis: int, features: int
+) -> None:
+    source = load_onnx(MODELS / f"{name}.onnx")
+    bundle = compiled(source, WITH_MISSING, loop=False)
+    program = bundle.program
+    assert program.normalise is not None and (program.normalise.axis, program.normalise.features) == (axis, features)
+    x = raw_values(program.inputs[0].shape, axis, 6)
+    x.flat[::17] = np.nan
+    vector, entry = ready(bundle, x), program.inputs[0].name
+    written = cut_heads(merge_into_source(program, vector, source)).SerializeToString()
+    expected = run(cut_heads(source).SerializeToString(), {entry: by_hand(x, axis)})
+    for output, found in run(written, {entry: x}).items():
+        np.testing.assert_allclose(found, expected[output], rtol=1e-3, atol=2e-3)
 
 
 # --- training ---
@@ -338,7 +387,11 @@ def of_opset_8() -> onnx.ModelProto:
             FEDERATED,
             r"exactly one float32 input, the model has 2 among its inputs 'a' float32, 'b' float32",
         ),
-        (with_whole_numbers, FEDERATED, r"exactly one float32 input, the model has 0 among its inputs 'i' int64"),
+        (
+            with_whole_numbers,
+            FEDERATED,
+            r"the model has 0 among its inputs 'i' int64.*whole numbers are not normalised",
+        ),
         (lambda: dense(["n", 5, 6]), replace(FEDERATED, axis=3), "axis 3 is none of input 'x'"),
         (of_opset_8, FEDERATED, "needs opset 9 or later, the model has 8"),
         (lambda: dense(["n", 5]), replace(WITH_MISSING, indicator=True), "5 inputs cannot be as many features"),

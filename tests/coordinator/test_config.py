@@ -35,6 +35,7 @@ from coordinator.server_optimizers import SERVER_OPTIMIZERS, FedAdam, FedAvg, se
 from coordinator.store import Store
 from edge_sdk.codecs import CODECS, CodecSettings, settings_of
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.training.data.settings import ExamplesFile, Window
 
 DOCS = Path(__file__).parents[2] / "docs"
 SMALL = '[federation]\nname = "demo"\n[model]\nzoo = "mlp"\n'
@@ -73,7 +74,7 @@ def test_two_keys_are_enough_and_the_rest_has_defaults(tmp_path: Path) -> None:
 def test_relative_paths_start_at_the_files_directory_and_absolute_ones_stay(tmp_path: Path) -> None:
     text = SMALL.replace("[model]", 'state_dir = "/var/lib/x"\n[evaluation]\ndata = "sub/heldout.npz"\n[model]')
     config = load(tmp_path, text)
-    assert config.evaluation.data == tmp_path / "sub" / "heldout.npz"
+    assert config.evaluation.data == ExamplesFile(tmp_path / "sub" / "heldout.npz")
     assert config.federation.state_dir == Path("/var/lib/x")
 
 
@@ -118,6 +119,9 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ("training = 3", "training: must be a table, [training]"),
         ('[broker]\nca_file = ""\nurl = "mqtts://x"', "broker.ca_file = '': must be a path"),
         ("[evaluation]\nheld_out = 0.95", "evaluation.held_out = 0.95: must be a number at least 0, at most 0.9"),
+        ("[evaluation]\ndata = 5", "evaluation.data = 5: must be a path, or a table as [data] of device.toml"),
+        ('[evaluation]\ndata = { path = "x.csv", labels = "y" }', "evaluation.data.labels: unknown key; did you mean"),
+        ('[evaluation]\ndata = { path = "x.jpg" }', "evaluation.data.path: ends in '.jpg'; a file of examples ends in"),
         ("[evaluation]\nheld_out = { last = 1.5 }", "evaluation.held_out = {last = 1.5}: must be a number at least 0"),
         ("[evaluation]\nheld_out = { first = 0.2 }", "evaluation.held_out = {first = 0.2}: must be a number"),
         ("[evaluation]\nheld_out = true", "evaluation.held_out = true: must be a number at least 0, at most 0.9"),
@@ -282,6 +286,17 @@ def test_a_file_that_is_not_toml_or_not_there_is_refused(tmp_path: Path) -> None
 
 
 # -- what it becomes ---------------------------------------------------------------------------------------------------
+
+
+def test_held_out_data_are_described_as_a_device_describes_its_own(tmp_path: Path) -> None:
+    table = '{ path = "log.csv", label = "state", where = "rpm > 0", window = { length = 5, horizon = 2 } }'
+    config = load(tmp_path, SMALL + f"[evaluation]\ndata = {table}\n")
+    window = Window(length=5, horizon=2)
+    assert config.evaluation.data == ExamplesFile(
+        tmp_path / "log.csv", label=("state",), where="rpm > 0", window=window
+    )
+    with pytest.raises(ConfigurationError, match=r"evaluation\.data: there is no file .*log\.csv"):
+        check_files(config)
 
 
 def test_devices_hold_out_a_share_or_the_newest_of_their_examples(tmp_path: Path) -> None:

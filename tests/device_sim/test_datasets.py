@@ -368,7 +368,7 @@ def test_a_bad_file_is_refused_by_key_and_shape(tmp_path: Path, arrays: dict[str
 
 
 def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="neither 'digits' nor the path"):
+    with pytest.raises(ConfigurationError, match="neither 'digits' nor a file that ends in"):
         load_dataset("cifar")
     with pytest.raises(ConfigurationError, match=r"cannot be read as \.npz"):
         load_dataset(tmp_path / "absent.npz")

@@ -125,10 +125,21 @@ def test_an_input_of_one_value_gets_that_of_the_last_row(tmp_path: Path) -> None
     assert examples.inputs["x"][:, 0, 0].tolist() == [0, 3]
 
 
-def test_a_window_with_a_row_that_is_set_aside_is_set_aside(tmp_path: Path) -> None:
-    rows = ["v,is_test,y", *(f"{i},{int(i == 3)},{i}" for i in range(9))]
-    examples = load(tmp_path, rows, Window(3))
-    assert examples.is_test is not None and examples.is_test.tolist() == [False, True, False]
+def test_a_window_is_set_aside_with_all_its_rows_and_in_neither_part_with_some(tmp_path: Path) -> None:
+    rows = ["v,is_test,y", *(f"{i},{int(i >= 4)},{i}" for i in range(9))]
+    examples = load(tmp_path, rows, Window(3, step=1))
+    assert examples.is_test is not None and examples.is_test.tolist() == [False, False, True, True, True]
+    assert examples.inputs["x"][:, 0, 0].tolist() == [0, 1, 4, 5, 6]
+    ahead = load(tmp_path, rows, Window(3, step=1, horizon=2))
+    assert ahead.inputs["x"][:, 0, 0].tolist() == [4], "a label that is set aside is one of these rows"
+
+
+def test_a_series_may_be_continued_and_its_label_be_a_feature(tmp_path: Path) -> None:
+    program = table_program(3, 1, target=(), features=("v",))
+    examples = load(tmp_path, counting(6), Window(3, horizon=1, step=1), program, features=("v",), label=("v",))
+    assert examples.target.tolist() == [3, 4, 5]
+    with pytest.raises(ExamplesError, match=r"the column .v. is a feature of the model"):
+        load(tmp_path, counting(6), Window(3), program, features=("v",), label=("v",))
 
 
 def test_only_the_newest_rows_are_cut(tmp_path: Path) -> None:

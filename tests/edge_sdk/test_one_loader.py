@@ -3,6 +3,7 @@ held-out data, virtual time and a fleet over a broker; for examples of every kin
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,15 +18,18 @@ from one_federation import Federation
 from onnx import helper, numpy_helper, parser
 
 from coordinator.config import FederationConfig
+from coordinator.evaluation import Evaluator
 from coordinator.setup import build_bundle, load_evaluator
-from device_sim import Dataset, simulate
+from device_sim import Dataset, load_dataset, partition, simulate, split_held_out
 from device_sim.broker import PrivateBroker
-from device_sim.fleet_run import FleetRun, run_fleet
+from device_sim.fleet_run import FleetRun, run_fleet, share_of
 from device_sim.scenario import Scenario, run
+from edge_sdk.cli.device_config import load_data_table
+from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.bundle import Bundle, encode_parameters
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import as_examples, load_examples
-from edge_sdk.training.local import evaluate_locally
+from edge_sdk.training.local import evaluate_locally, split_by_plan
 from edge_sdk.wire.plan import TrainingPlan
 
 Arrays = dict[str, NDArray[Any]]
@@ -214,9 +218,9 @@ def coordinated(kind: str, path: Path) -> float:
     return evaluator.evaluate(encode_parameters(bundle.parameters))["loss"]
 
 
-def in_virtual_time(kind: str, data: Dataset) -> float:
+def in_virtual_time_of(bundle: Bundle, data: Dataset) -> float:
     scenario = Scenario(devices=3, rounds=1, goal_count=2, split="natural", training=TrainingPlan(scalars={"lr": 0.0}))
-    return run(scenario, 0, bundle_of(kind), data=data).metrics["loss"]
+    return run(scenario, 0, bundle, data=data).metrics["loss"]
 
 
 READERS: dict[str, Callable[[str, Path], float]] = {
@@ -232,7 +236,7 @@ READERS: dict[str, Callable[[str, Path], float]] = {
     ),
     "the coordinator": lambda kind, tmp: coordinated(kind, in_a_file(kind, tmp, "own", held_out(kind))),
     "the coordinator with marks": lambda kind, tmp: coordinated(kind, in_a_file(kind, tmp, "all", everything(kind))),
-    "virtual time": lambda kind, tmp: in_virtual_time(kind, Dataset(everything(kind))),
+    "virtual time": lambda kind, tmp: in_virtual_time_of(bundle_of(kind), Dataset(everything(kind))),
 }
 
 
@@ -316,3 +320,155 @@ def test_a_fleet_says_once_why_its_examples_do_not_fit_the_model(
         )
     reasons = [line for line in said if "input 'x' is missing; got ['item', 'user']" in line]
     assert len(reasons) == 1 and reasons[0].startswith("device-0000"), said
+
+
+# --- rows of a table ---
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, and a model of the zoo for them.
+
+    data:  the table [data] of a device without its path
+    model:  the table [model] of the coordinator
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+
+
+TABLES_OF_ROWS = {
+    "features and labels by name": Rows(
+        {"label": "state", "where": "rpm > 0"},
+        {
+            "zoo": "softmax_regression",
+            "features": ["pressure", "fuel", "rpm"],
+            "categories": {"fuel": ["diesel", "petrol"]},
+            "labels": ["ok", "worn", "broken"],
+        },
+    ),
+    "windows of each machine's series": Rows(
+        {"features": ["rpm", "pressure"], "label": "pressure", "window": {"length": 5, "step": 2, "horizon": 3}},
+        {"zoo": "linear_regression", "inputs": [10], "outputs": 1, "features": ["rpm", "pressure"]},
+    ),
+}
+
+
+def write_rows(path: Path, *, marked: bool = True) -> Path:
+    """The log of three machines, in no order, the newest fifth set aside; two rows are of a machine that stood."""
+    rng = np.random.default_rng(5)
+    lines = []
+    for moment in range(60):
+        for machine in ("north", "south", "west"):
+            state = rng.choice(["ok", "worn", "broken"])
+            fuel = rng.choice(["diesel", "petrol"])
+            rpm = -1 if moment == 7 else round(float(rng.normal(1480, 30)), 3)
+            newest = int(moment >= 48) if marked else ""
+            lines.append(f"{moment},{machine},{fuel},{rpm},{rng.normal(4, 0.3):.4f},{state},{newest}")
+    rng.shuffle(lines)
+    header = "time,group,fuel,rpm,pressure,state,is_test"
+    body = [header, *lines] if marked else [line.rpartition(",")[0] for line in (header, *lines)]
+    path.write_text("\n".join(body) + "\n")
+    return path
+
+
+def write_toml(path: Path, rows: Rows, csv: Path) -> Path:
+    lines = [f'path = "{csv}"']
+    for name, value in rows.data.items():
+        shown = (
+            "{" + ", ".join(f"{k} = {v}" for k, v in value.items()) + "}" if isinstance(value, dict) else repr(value)
+        )
+        lines.append(f"{name} = {shown}")
+    path.write_text("[data]\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@lru_cache
+def bundle_of_rows(kind: str) -> Bundle:
+    model = {**TABLES_OF_ROWS[kind].model, "normalise": "none"}
+    return build_bundle(FederationConfig.model_validate({"federation": {"name": "loader"}, "model": model}))
+
+
+def loss_of_rows(kind: str, toml: Path) -> float:
+    """On a device that has the log of all machines: its examples that are set aside."""
+    bundle = bundle_of_rows(kind)
+    examples = as_examples(load_data_table(tomllib.loads(toml.read_text())["data"], toml.parent), bundle.program)
+    assert examples.is_test is not None
+    index = np.flatnonzero(examples.is_test)
+    found = evaluate_locally(make_engine(bundle.program, "numpy"), bundle.parameters, examples, index)
+    assert found is not None
+    return found.loss_sum / found.count
+
+
+@pytest.mark.parametrize("kind", TABLES_OF_ROWS)
+def test_rows_of_a_table_have_the_same_loss_for_every_reader(
+    kind: str, mosquitto_broker: PrivateBroker, tmp_path: Path
+) -> None:
+    bundle, rows = bundle_of_rows(kind), TABLES_OF_ROWS[kind]
+    toml = write_toml(tmp_path / "data.toml", rows, write_rows(tmp_path / "log.csv"))
+    expected = pytest.approx(loss_of_rows(kind, toml), rel=1e-6)
+    data = load_dataset(toml)
+    settings: dict[str, Any] = {"split": "natural", "rounds": 1, "learning_rate": STANDS_STILL, "engine": "numpy"}
+    history = simulate(bundle, data, **settings)
+    assert set(history.clients) == {f"device-0000{n}" for n in range(3)} and history.initial["loss"] == expected
+    assert simulate(bundle, toml, **settings).initial["loss"] == expected
+    whole = load_data_table(tomllib.loads(toml.read_text())["data"], tmp_path)
+    assert (
+        simulate(bundle, {"all": whole}, evaluation=whole, **(settings | {"split": None})).initial["loss"] == expected
+    )
+    assert in_virtual_time_of(bundle, data) == expected
+
+    tables: dict[str, dict[str, Any]] = {
+        "model": {"zoo": None, "inputs": None, "outputs": None, **rows.model, "normalise": "none"},
+        "training": {"learning_rate": STANDS_STILL},
+        "codec": {"name": "dense", "density": None},
+        "selection": {"goal_count": 3, "minimum_count": 3, "window_seconds": 0.2},
+        "stopping": {"rounds_max": 1},
+        "evaluation": {"data": {"path": str(tmp_path / "log.csv"), **rows.data}},
+    }
+    with Federation(tmp_path / "coordinator", mosquitto_broker.url, "rows", **tables) as plant:
+        run = FleetRun(plant.url, plant.name, data=str(toml), split="natural", engine="numpy", seconds=60.0)
+        assert run_fleet(run, say=lambda line: None).startswith("finished")
+        assert plant.rounds[-1].summary["metrics"]["loss"] == expected
+
+
+@pytest.mark.parametrize("share", ["last:0.2", "0.2"])
+@pytest.mark.parametrize("kind", TABLES_OF_ROWS)
+def test_rows_that_a_fleet_holds_out_are_read_by_the_coordinator_and_share_nothing_with_those_that_train(
+    kind: str, share: str, tmp_path: Path
+) -> None:
+    bundle, rows = bundle_of_rows(kind), TABLES_OF_ROWS[kind]
+    data = load_dataset(write_toml(tmp_path / "data.toml", rows, write_rows(tmp_path / "log.csv", marked=False)))
+    number, last = share_of(share)
+    train, test = split_held_out(data, number, 3, last=last)
+    test.save(tmp_path / "heldout.csv")
+    file = load_data_table({"path": "heldout.csv", **rows.data}, tmp_path)
+    judged = Evaluator(bundle.program, as_examples(file, bundle.program), "numpy").examples
+    trained = [as_examples(train.part(part).examples, bundle.program) for part in partition(train, "natural", None, 0)]
+    seen = set()
+    for examples in trained:
+        kept, _ = split_by_plan(examples, TrainingPlan())
+        seen |= {value for row in examples.part(kept).inputs["x"] for value in np.ravel(row).tolist() if value > 100}
+    speeds = {value for row in judged.inputs["x"] for value in np.ravel(row).tolist() if value > 100}
+    assert len(trained) == 3 and seen and speeds and not seen & speeds, "every speed is measured once"
+
+
+def test_windows_are_not_torn_apart_by_the_way_rows_are_dealt(tmp_path: Path) -> None:
+    toml = write_toml(
+        tmp_path / "data.toml", TABLES_OF_ROWS["windows of each machine's series"], write_rows(tmp_path / "log.csv")
+    )
+    with pytest.raises(
+        ConfigurationError, match="'iid' would tear the series of 'log' apart, of which windows are cut"
+    ):
+        partition(load_dataset(toml), "iid", 3, 0)
+
+
+@pytest.mark.parametrize("kind", TABLES_OF_ROWS)
+def test_a_model_of_the_zoo_takes_names_and_sizes_from_the_columns_of_a_table(kind: str, tmp_path: Path) -> None:
+    rows = TABLES_OF_ROWS[kind]
+    data = load_dataset(write_toml(tmp_path / "data.toml", rows, write_rows(tmp_path / "log.csv")))
+    history = simulate(rows.model["zoo"], data, split="natural", rounds=3, learning_rate=0.01, normalise="federated")
+    program = history.bundle.program
+    assert set(program.features) == set(rows.model["features"])
+    assert sorted(program.labels) == sorted(rows.model.get("labels", []))
+    assert np.isfinite(history.final["loss"])

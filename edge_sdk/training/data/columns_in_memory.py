@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
+from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.training.data.source import Column, Rows
 
-__all__ = ["Columns"]
+__all__ = ["Columns", "Table"]
 
 
 class Columns:
@@ -42,3 +45,16 @@ class Columns:
         """See :class:`edge_sdk.training.data.source.Source`."""
         count = len(next(iter(self.cells.values())))
         yield Rows(self.path, "row", range(1, count + 1), {name: self.cells[name] for name in columns})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Rows of a file that are in memory, all or some of them; what they are examples of is known with a program.
+
+    Attributes:
+        file: Where they came from, and what is to be taken of them.
+        columns: [rows] by name: numbers, or objects as the file has them.
+    """
+
+    file: ExamplesFile
+    columns: Mapping[str, NDArray[Any]]

@@ -223,7 +223,9 @@ def _features(header: Sequence[str], program: Program, file: ExamplesFile, used:
         where = "data.features" if file.features else "the columns"
         near = _nearest(missing[0], among)
         raise _wrong(file, header, f"the model's features {_shown(missing)} are not among {where}{near}")
-    doubled = [name for name in program.features if name in used.label]
+    # A window may be continued by its own label, which then comes later than all that the model sees.
+    ahead = file.window is not None and file.window.horizon > 0
+    doubled = [name for name in program.features if name in used.label and not ahead]
     if doubled:
         raise _wrong(file, header, f"the column {doubled[0]!r} is a feature of the model; name another one: data.label")
     inputs = {entry.name for entry in program.inputs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Final, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.training.data.columns import survey
+from edge_sdk.training.data.columns_in_memory import Table
 from edge_sdk.training.data.layout import GROUP, IS_TEST, TARGET, TIME, Block, Layout, layout_of, used_columns
 from edge_sdk.training.data.opening import open_source
 from edge_sdk.training.data.settings import ExamplesFile
@@ -19,7 +20,7 @@ from edge_sdk.training.data.steady import read_steadily
 from edge_sdk.training.data.windows import Windows, cut, in_order
 from edge_sdk.training.program import Input, Program
 
-__all__ = ["describe_rows", "read_rows"]
+__all__ = ["describe_rows", "read_rows", "read_table"]
 
 ROWS_FIRST: Final = 1024
 GROWTH: Final = 1.5
@@ -42,6 +43,16 @@ def read_rows(file: ExamplesFile, program: Program, source: Source | None = None
     return _whole(rows, lambda: _read(rows, file, program))
 
 
+def read_table(file: ExamplesFile) -> Table:
+    """All rows of a file that its filter takes, before there is a program that says what they mean.
+
+    Raises:
+        ExamplesError: It cannot be read, or a column that is named is not there.
+    """
+    rows = open_source(file)
+    return Table(file, _whole(rows, lambda: _all_columns(rows, file)))
+
+
 def describe_rows(file: ExamplesFile) -> str:
     """What is in a file of rows, for people who have no program yet.
 
@@ -54,6 +65,23 @@ def describe_rows(file: ExamplesFile) -> str:
 
 def _whole(source: Source, read: Callable[[], T]) -> T:
     return read() if source.is_snapshot else read_steadily(source.path, read)
+
+
+def _all_columns(source: Source, file: ExamplesFile) -> dict[str, NDArray[Any]]:
+    header = source.header()
+    where = used_columns(header, file).where
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in header}
+    for rows in source.rows(header):
+        if where is not None:
+            rows = rows.taken(where.matches(rows))
+        for name, column in rows.columns.items():
+            parts[name].append(column if isinstance(column, np.ndarray) else _objects(column))
+    return {name: np.concatenate(found) if found else np.empty(0, object) for name, found in parts.items()}
+
+
+def _objects(cells: Sequence[Any]) -> NDArray[Any]:
+    """The cells as they are: NumPy would make an array of two dimensions out of cells that are lists."""
+    return np.fromiter(cells, object, len(cells))
 
 
 def _read(source: Source, file: ExamplesFile, program: Program) -> dict[str, NDArray[Any]]:
@@ -84,8 +112,16 @@ def _in_windows(
         labels = windows.labels_of_rows if for_each else windows.labels
         arrays[TARGET] = values[labels].reshape(len(windows), *shape)
     if IS_TEST in found:
-        arrays["is_test"] = found[IS_TEST][windows.rows, 0].any(axis=1)
+        arrays = _apart(arrays, found[IS_TEST][:, 0] != 0.0, windows)
     return arrays | {"overlap": np.array(windows.overlap)}
+
+
+def _apart(arrays: dict[str, NDArray[Any]], is_test: NDArray[np.bool_], windows: Windows) -> dict[str, NDArray[Any]]:
+    """The windows whose rows and labels are all set aside, or all not: one with both would carry them across."""
+    rows = np.concatenate([is_test[windows.rows], is_test[windows.labels_of_rows]], axis=1)
+    set_aside = np.all(rows, axis=1)
+    taken = set_aside | ~np.any(rows, axis=1)
+    return {**{name: array[taken] for name, array in arrays.items()}, "is_test": set_aside[taken]}
 
 
 def _windowed(values: NDArray[Any], windows: Windows, shape: tuple[int, ...]) -> NDArray[Any]:
