@@ -17,6 +17,7 @@ from edge_sdk.training.algorithms.table import FEATURE_STATISTICS
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.training.local import TrainResult
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["ReplayWork"]
 
@@ -39,6 +40,9 @@ class ReplayWork:
         self._program: Program | None = None
         self._ready: dict[tuple[CodecSettings, int], list[TrainedUpdate]] = {}
         self._count = 0
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """There are no examples."""
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """An update with this job's ticket; only the first of each variant is encoded."""
