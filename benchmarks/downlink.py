@@ -23,7 +23,8 @@ from coordinator.config.settings import downlink
 from coordinator.downlink import Downlink, next_model
 from coordinator.evaluation import Evaluator
 from coordinator.server_optimizers import FedAvg, FedAvgM
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.simulation.deltas import Deltas
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update

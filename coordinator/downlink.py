@@ -31,6 +31,7 @@ from edge_sdk.codecs.grid import GridSteps
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.bundle import encode_parameters
 from edge_sdk.training.model_delta import Span, encode_model_delta, merge_model_deltas
+from edge_sdk.wire.messages import short
 
 __all__ = ["ADAPTIVE", "PLAIN", "Downlink", "NextModel", "merged_deltas", "next_model"]
 
@@ -155,7 +156,7 @@ def merged_deltas(
         if not within or (len(within) == len(rounds) and within[0].round > number - length + 1):
             break  # there are none from that far back
         start, key = within[0].base, b"%d" % length
-        way = way_from(known, [start])
+        way = way_from(known, [short(start)])
         blob = merge_model_deltas([blobs.get(delta.digest) or blob_of(delta.digest) or b"" for delta in way])
         if blob is not None and len(blob) < sum(delta.bytes for delta in way):
             made.append((length, start, blob))

@@ -28,7 +28,7 @@ from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
-from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict, short
 from edge_sdk.wire.outcomes import ACCEPTED, COUNTED, INVITED, JOURNALLED, LATE, MISSING, REFUSED
 
 __all__ = ["Task"]
@@ -36,6 +36,9 @@ __all__ = ["Task"]
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS_MIN: Final = 0.25
+RECEIPT_SECONDS: Final = 4.0
+"""A receipt waits so long for the outcome, which says that too: of most updates of a short round one message less. A
+device that hears nothing offers its update again after 8 seconds (``edge_sdk/device/session/upload.py``)."""
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 
@@ -80,6 +83,7 @@ class Task:
         self._publisher = publisher
         self._effects = effects
         self._timers: dict[str, float] = {}
+        self._receipts: dict[bytes, Ticket] = {}  # by ticket: of updates that are journalled, not given yet
         self._heard = False  # whether devices hear this task, and it hears them
         self._starts_when_heard = False
         self._waits_for = ""
@@ -177,6 +181,8 @@ class Task:
                     self._starts_when_heard = True  # nobody would hear of it, and its time would run out
             elif name == "publish":
                 self._publish(now)
+            elif name == "receipts":
+                self._give_receipts()
             elif name == "clock":
                 self._saves = True
         deadline = self.schedule.next_deadline() if self.schedule is not None else None
@@ -207,6 +213,7 @@ class Task:
             best=life.best,
             bytes_sent=self._downloads.bytes_sent,
             refused_messages=self._store.counters(),
+            model=self._serving.told,
             now=now,
         )
 
@@ -224,8 +231,10 @@ class Task:
                 if self.holder(device, ticket) is not None:
                     self._status.figures.accepted(ticket)
                     self.advance(schedules.Accepted(ticket), now)
-            case Decline(ticket, reason):
+            case Decline(ticket, reason, detail):
                 if self.holder(device, ticket) is not None:
+                    if detail:
+                        logger.info("task %s: %s declined, %s: %s", self.name, device, reason, detail)
                     self.advance(schedules.Declined(ticket, reason), now)
             case RangeRequest():
                 self._heard_of(device, now)
@@ -288,16 +297,16 @@ class Task:
                     self.life.moved(ticket)
                     self._saves = True
                 case schedules.Receipt(ticket):
-                    self._tell(ticket, JOURNALLED, "")
+                    self._receipts[ticket.ticket] = ticket
+                    self._timers.setdefault("receipts", now + RECEIPT_SECONDS)
                 case schedules.Refuse(ticket, outcome, reason):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
-                    self.say(ticket.device, Verdict(ticket.ticket, ticket.digest, outcome, reason, retry))
+                    self.say(ticket.device, Verdict(ticket.ticket, short(ticket.digest), outcome, reason, retry))
                 case schedules.PhaseChanged():
                     self.life.phase_changed(action, now)
                     self._saves = True
-                    if action.announce:
+                    if self.schedule is not None and self.schedule.takes_updates:
                         self._serving.retain()
-                        self._announce(now)
                 case schedules.Close(last_seq, verdicts):
                     self.life.journal_close(last_seq, verdicts)
                 case schedules.Abandon(reason, verdicts):
@@ -313,6 +322,7 @@ class Task:
         self._starts_when_heard = False
         self._invitations.begin()
         self._intake.begin()
+        self._receipts.clear()
         self.life.begin_round(now)
         self._saves = self._shows = True
         self._announce(now)
@@ -325,7 +335,6 @@ class Task:
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
         self._timers["next"] = now + self.settings.retry_seconds
-        self._announce(now)
         self._shows = True
 
     def on_ingested(self, event: Ingested, now: float) -> None:
@@ -365,20 +374,24 @@ class Task:
 
     def _round_over(self, number: int, now: float) -> None:
         self.life.over(number)
-        pause_seconds = self.settings.in_round(number).pause_seconds
         if self.finished is None:
-            self._timers["next"] = now + pause_seconds
-        if self.finished is not None or pause_seconds > 0:  # else the next selection says it all
+            self._timers["next"] = now + self.settings.in_round(number).pause_seconds
+        else:
             self._announce(now)
         self._shows = True
 
     # --- speaking ---
 
-    def say(self, device: str, message: Message, *, names_shard: bool = False) -> None:
+    def say(self, device: str, message: Message) -> None:
         """Sends an answer to one device."""
-        self._effects.append(self._publisher.to_device(device, message, names_shard=names_shard))
+        self._effects.append(self._publisher.to_device(device, message))
+
+    def _give_receipts(self) -> None:
+        for ticket in list(self._receipts.values()):
+            self._tell(ticket, JOURNALLED, "")
 
     def _tell(self, ticket: Ticket, state: str, reason: str) -> None:
+        self._receipts.pop(ticket.ticket, None)
         self.say(ticket.device, self._invitations.verdict(ticket.ticket, ticket.digest, state, reason))
 
     def _announce(self, now: float) -> None:

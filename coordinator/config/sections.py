@@ -245,7 +245,10 @@ class Model(Section):
     )
     output: str | None = key("With onnx: the output that the loss is computed on.", None, shown="the first one")
     train: Patterns = key(
-        "With onnx: only parameters whose names fit are trained and travel.", (), allowed=PATTERNS, shown="[] for all"
+        "With onnx: only parameters whose names fit are trained and travel; a full name also asks for a constant.",
+        (),
+        allowed=PATTERNS,
+        shown="[] for all",
     )
     freeze: Patterns = key("With onnx: parameters whose names fit are not trained.", (), allowed=PATTERNS)
     lora: Patterns = key(
@@ -285,7 +288,7 @@ class Model(Section):
         "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
         "devices' examples (federated) or of each device's own (local).",
         None,
-        shown="none",
+        shown="federated with zoo, none with onnx",
     )
     normalise_axis: int | None = key(
         "The input's dimension that counts features, where 0 is the batch.",
@@ -378,7 +381,7 @@ class Model(Section):
     @property
     def normalise_mode(self) -> str:
         """Where mean and scale come from, with the default of the model's source."""
-        return self.normalise or "none"
+        return self.normalise or ("none" if self.zoo is None else "federated")
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from coordinator.store.records import ModelDeltaRecord, NewDelta
+from edge_sdk.wire.messages import short
 
 __all__ = ["deltas_kept", "way_from"]
 
@@ -19,7 +20,7 @@ def way_from(deltas: Sequence[ModelDeltaRecord], holds: Collection[bytes]) -> tu
 
     Args:
         deltas: All there are, in the order of their rounds.
-        holds: Digests of the parameters that the device has.
+        holds: Short digests of the parameters that the device has.
 
     Returns:
         Those of the fewest bytes; none where the device needs the whole parameters or has the newest ones.
@@ -27,7 +28,7 @@ def way_from(deltas: Sequence[ModelDeltaRecord], holds: Collection[bytes]) -> tu
     if not deltas:
         return ()
     ways = _ways(deltas)
-    held = [digest for digest in holds if digest in ways]
+    held = [digest for digest in ways if short(digest) in holds]
     if not held:
         return ()
     reached, newest, found = min(held, key=lambda digest: ways[digest][0]), deltas[-1].target, []

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from coordinator.downlink import merged_deltas
 from coordinator.store import ModelDeltaRecord, NewDelta, deltas_kept, way_from
 from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import short
 
 __all__ = ["Deltas"]
 
@@ -30,5 +31,5 @@ class Deltas:
         self._bytes = {delta.digest: self._bytes[delta.digest] for delta in self._there}
 
     def bytes_from(self, holds: Collection[bytes]) -> int:
-        """Bytes that lead from what a client holds to the newest model; 0 where there is no way."""
-        return sum(delta.bytes for delta in way_from(self._there, holds))
+        """Bytes that lead from what a client holds, by SHA-256, to the newest model; 0 where there is no way."""
+        return sum(delta.bytes for delta in way_from(self._there, [short(digest) for digest in holds]))

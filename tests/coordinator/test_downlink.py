@@ -21,7 +21,7 @@ from coordinator.store import Checkpoint, ModelDeltaRecord, Store, way_from
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import Accept, Chunk, Invite
+from edge_sdk.wire.messages import Accept, Chunk, Invite, short
 
 SPEC = larger_bundle().program.spec
 SPARSE = Downlink(density=0.05, whole_bytes_min=0)
@@ -65,7 +65,7 @@ def play_round(desk: Desk, *devices: str, holds: Sequence[bytes] = (), seed: int
     while desk.round is None:
         desk.wait()
     for device in devices:
-        desk.check_in(device, holds=tuple(holds))
+        desk.check_in(device, holds=tuple(short(digest) for digest in holds[:2]))
     desk.wait(ROUND.window_seconds)
     invites = {device: desk.told(device, Invite)[-1] for device in devices}
     items = []
@@ -139,7 +139,7 @@ def test_a_newcomer_fetches_whole_parameters_once_and_then_links() -> None:
     held = first["a"].parameters
     second = play_round(desk, "a", "b", holds=[held])
     (model_delta,) = second["a"].deltas
-    assert second["a"].base == held and model_delta[1] * 3 < WHOLE_BYTES
+    assert second["a"].base == short(held) and model_delta[1] * 3 < WHOLE_BYTES
     assert play_round(desk, "new", "b")["new"].deltas == ()
 
 
@@ -163,8 +163,8 @@ def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
 def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(3)]
-    invite = play_round(desk, "a", "b", holds=[bytes(32), held[0], held[2], held[1]])["a"]
-    assert invite.base == held[2] and len(invite.deltas) == 1
+    invite = play_round(desk, "a", "b", holds=[held[2], held[1]])["a"]
+    assert invite.base == short(held[2]) and len(invite.deltas) == 1
 
 
 def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
@@ -198,11 +198,11 @@ def test_who_has_missed_rounds_gets_fewer_bytes_than_those_of_each_round() -> No
     deltas = desk.store.deltas(TASK)
     rounds = [delta for delta in deltas if delta.rounds == 1]
     for missed in range(2, 13):
-        way = way_from(deltas, [held[-missed]])
+        way = way_from(deltas, [short(held[-missed])])
         assert way[0].base == held[-missed] and sum(delta.rounds for delta in way) == missed
         separate = rounds[-missed:]
         assert len(way) <= missed and sum(d.bytes for d in way) <= sum(d.bytes for d in separate)
-    assert [delta.rounds for delta in way_from(deltas, [held[0]])] == [8, 4, 1]
+    assert [delta.rounds for delta in way_from(deltas, [short(held[0])])] == [8, 4, 1]
 
 
 # --- the model, and what is owed --------------------------------------------------------------------------------------
@@ -309,12 +309,12 @@ def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
     desk.begin()
-    desk.check_in("a", holds=(held[1],))
+    desk.check_in("a", holds=(short(held[1]),))
     desk.check_in("b")
     desk.wait(ROUND.window_seconds)
     first = desk.told("a", Invite)[-1]
     desk.crash(1.0)
-    desk.check_in("a", nonce=b"again   ", holds=(held[1],))
+    desk.check_in("a", nonce=b"again   ", holds=(short(held[1]),))
     again = desk.told("a", Invite)[-1]
     assert first.deltas and again.ticket == first.ticket
     assert (again.base, again.deltas, again.parameters) == (first.base, first.deltas, first.parameters)
@@ -336,7 +336,7 @@ def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_pat
     ahead = play_round(restored, "a", "b", holds=[held[3]], seed=77)
     assert ahead["a"].deltas == () and ahead["a"].parameters == held[2]
     behind = play_round(restored, "a", "b", holds=[held[3], held[1]], seed=78)["a"]
-    assert behind.base == held[1] and behind.parameters not in held
+    assert behind.base == short(held[1]) and behind.parameters not in held
     assert len(behind.deltas) == 2
     restored.store.close()
 
@@ -393,10 +393,10 @@ def test_the_way_of_the_fewest_bytes_is_found(data: st.DataObject) -> None:
         following = [(each.round, (*way, each)) for each in deltas if each.round - each.rounds == at]
         ways += [way for at, way in following if at == 6]
         unfinished += [(at, way) for at, way in following if at < 6]
-    found = way_from(deltas, [bytes([start]) * 32 for start in known])
+    found = way_from(deltas, [bytes([start]) * 8 for start in known])
     if 6 in known or not ways:
         assert found == ()
     else:
         assert found in ways
         assert sum(each.bytes for each in found) == min(sum(each.bytes for each in way) for way in ways)
-    assert way_from([], [b"x" * 32]) == ()
+    assert way_from([], [b"x" * 8]) == ()
