@@ -51,8 +51,9 @@ class Publisher:
         finished: str | None,
         fraction: float,
         now: float,
+        trouble: str = "",
     ) -> Publish:
-        """What the coordinator is doing, to all."""
+        """What the coordinator is doing, to all; and what keeps it from getting on (``trouble``)."""
         s, phase, remaining = self._settings.in_round(number), "waiting", 0.0
         if finished is not None:
             phase = "done"
@@ -68,7 +69,7 @@ class Publisher:
             window_seconds=s.round.window_seconds,
             remaining_seconds=remaining,
             requires=s.requires,
-            reason=finished or "",
+            reason=finished or trouble,
         )
         expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None
         topic = self.topics.announce(self._settings.task)

@@ -10,7 +10,7 @@ from edge_sdk.device.blobs import DeviceBlobs, JobBlobs
 from edge_sdk.device.session import Event, StartTraining, TrainingFailed, TrainingFinished
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
-from edge_sdk.errors import EdgeFedError, ExamplesError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Ended", "Jobs"]
@@ -139,6 +139,8 @@ class Jobs:
             return TrainingFailed(ticket, "no_examples", str(error))
         except StateError as error:
             return TrainingFailed(ticket, "state", str(error))
+        except DivergedError as error:
+            return TrainingFailed(ticket, "diverged", str(error))
         except EdgeFedError as error:
             return TrainingFailed(ticket, "training", str(error))
         except (Exception, SystemExit) as error:  # the user's own code: never our thread's end

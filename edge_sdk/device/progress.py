@@ -52,6 +52,7 @@ class ProgressKind(StrEnum):
     RECEIVED = "received"
     COUNTED = "counted"
     NOT_COUNTED = "not_counted"
+    REFUSED = "refused"
 
     # This device's own trouble
     ACTION_FAILED = "action_failed"
@@ -70,6 +71,7 @@ WARNINGS: Final = frozenset(
         ProgressKind.NO_COORDINATOR,
         ProgressKind.NO_TASK,
         ProgressKind.PUBLISH_REFUSED,
+        ProgressKind.REFUSED,
         ProgressKind.STATE_FAILED,
         ProgressKind.SUBSCRIPTION_REFUSED,
         ProgressKind.TAKEN_OVER,
