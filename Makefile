@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS := 1
 # Published data sets beside the checkout; tests that need them skip where there are none.
 export EDGEFED_TEST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test mosquitto soak bench reproduce-codec lint format clean
+.PHONY: demo test mosquitto first-hour soak bench reproduce-codec lint format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ test: $(STAMP) mosquitto
 # Tests run against mosquitto; where it can be brought neither by apt nor unpacked into the venv, they skip.
 mosquitto: $(STAMP)
 	$(BIN)/python tools/get_mosquitto.py
+
+# docs/first-hour.md as it stands, command by command.
+first-hour: $(STAMP) mosquitto
+	$(BIN)/python -m pytest -v tests/test_first_hour.py
 
 SEEDS ?= 2000
 soak: $(STAMP)

@@ -21,7 +21,8 @@ from benchmarks.codec_models import conv1d_model, conv2d_model, gru_model
 from benchmarks.har import windows_of
 from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.training.engine import Engine, make_engine

@@ -22,7 +22,8 @@ from coordinator.config.settings import downlink
 from coordinator.downlink import Downlink, next_model
 from coordinator.evaluation import Evaluator
 from coordinator.server_optimizers import make_server_optimizer
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters

@@ -23,6 +23,7 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.bundle import encode_parameters
 from edge_sdk.training.model_delta import Span, encode_model_delta
+from edge_sdk.wire.messages import short
 
 __all__ = ["Downlink", "NextModel", "chain_from", "next_model"]
 
@@ -103,14 +104,14 @@ def chain_from(
 
     Args:
         deltas: The whole chain, the oldest model delta first.
-        holds: Digests of the parameters that the device has.
+        holds: Short digests of the parameters that the device has.
 
     Returns:
         The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
         has the newest ones.
     """
-    if deltas and deltas[-1].target not in holds:
+    if deltas and short(deltas[-1].target) not in holds:
         for at in range(len(deltas) - 1, -1, -1):
-            if deltas[at].base in holds:
+            if short(deltas[at].base) in holds:
                 return deltas[at].base, tuple(deltas[at:])
     return b"", ()

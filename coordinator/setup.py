@@ -21,7 +21,9 @@ from coordinator.compile import (
     read_onnx,
     zoo_loss,
 )
+from coordinator.compile.import_ import import_model
 from coordinator.compile.naming import ColumnNames, with_names
+from coordinator.compile.notes import notes_of
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -73,6 +75,7 @@ __all__ = [
     "build_bundle",
     "load_evaluator",
     "make_service",
+    "model_notes",
     "prepare",
     "task_settings",
 ]
@@ -283,6 +286,18 @@ def _normalise_options(model: Model, axis: int | None) -> NormaliseOptions | Non
         missing=model.missing,
         indicator=model.missing_indicator,
     )
+
+
+def model_notes(model: Model) -> list[str]:
+    """What should be known of the ONNX file before it is trained, in sentences; none where there is no file.
+
+    Raises:
+        CompileError: It cannot be used.
+    """
+    if model.onnx is None:
+        return []
+    source = load_onnx(model.onnx)
+    return notes_of(source, import_model(source, name=model.onnx.stem, asked=model.train).roles)
 
 
 def pipeline_settings(config: FederationConfig, program: Program) -> PipelineSettings:

@@ -30,7 +30,7 @@ from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
-from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict, short
 from edge_sdk.wire.outcomes import ACCEPTED, COUNTED, INVITED, JOURNALLED, LATE, MISSING, REFUSED
 
 __all__ = ["Task"]
@@ -227,8 +227,10 @@ class Task:
                 if self.holder(device, ticket) is not None:
                     self._status.figures.accepted(ticket)
                     self.advance(schedules.Accepted(ticket), now)
-            case Decline(ticket, reason):
+            case Decline(ticket, reason, detail):
                 if self.holder(device, ticket) is not None:
+                    if detail:
+                        logger.info("task %s: %s declined, %s: %s", self.name, device, reason, detail)
                     self.advance(schedules.Declined(ticket, reason), now)
             case RangeRequest():
                 self._heard_of(device, now)
@@ -295,7 +297,7 @@ class Task:
                 case schedules.Refuse(ticket, outcome, reason, detail):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
                     said = reason if outcome == BUSY else explain(reason, detail)
-                    self.say(ticket.device, Verdict(ticket.ticket, ticket.digest, outcome, said, retry))
+                    self.say(ticket.device, Verdict(ticket.ticket, short(ticket.digest), outcome, said, retry))
                 case schedules.PhaseChanged():
                     self.life.phase_changed(action, now)
                     self._saves = True
@@ -386,9 +388,9 @@ class Task:
 
     # --- speaking ---
 
-    def say(self, device: str, message: Message, *, names_shard: bool = False) -> None:
+    def say(self, device: str, message: Message) -> None:
         """Sends an answer to one device."""
-        self._effects.append(self._publisher.to_device(device, message, names_shard=names_shard))
+        self._effects.append(self._publisher.to_device(device, message))
 
     def _tell(self, ticket: Ticket, state: str, reason: str) -> None:
         self.say(ticket.device, self._invitations.verdict(ticket.ticket, ticket.digest, state, reason))

@@ -15,8 +15,9 @@ import numpy as np
 
 from coordinator.store import Store
 from device_sim.broker import PrivateBroker
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.report import round_rows, write_csv, write_picture

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.config.fields import HELD_OUT_MAX
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork

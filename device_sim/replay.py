@@ -14,6 +14,7 @@ from edge_sdk.device.work import make_update
 from edge_sdk.training.algorithms import LocalResult
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.local import TrainResult
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["ReplayWork"]
 
@@ -36,6 +37,9 @@ class ReplayWork:
         self._program: Program | None = None
         self._ready: dict[tuple[CodecSettings, int], list[TrainedUpdate]] = {}
         self._count = 0
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """There are no examples."""
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """An update with this job's ticket; only the first of each variant is encoded."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from edge_sdk.mqtt.settings import BrokerSettings, TlsSettings
     from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork
+    from edge_sdk.training.data.settings import ExamplesFile, Window
     from edge_sdk.training.examples import Examples
     from edge_sdk.training.local import Trainer
     from edge_sdk.wire.plan import Plan, TrainingPlan
@@ -50,6 +51,7 @@ __all__ = [
     "EdgeFedError",
     "Examples",
     "ExamplesError",
+    "ExamplesFile",
     "Limits",
     "LocalAlgorithm",
     "LocalResult",
@@ -65,6 +67,7 @@ __all__ = [
     "TrainingError",
     "TrainingPlan",
     "VersionError",
+    "Window",
     "__version__",
 ]
 
@@ -100,6 +103,10 @@ _MODULES = {
         "LocalAlgorithm",
         "LocalResult",
         "LocalWork",
+    ),
+    "edge_sdk.training.data.settings": (
+        "ExamplesFile",
+        "Window",
     ),
     "edge_sdk.training.examples": ("Examples",),
     "edge_sdk.training.local": ("Trainer",),

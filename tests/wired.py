@@ -52,6 +52,8 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import (
+    CheckExamples,
+    ExamplesFit,
     MarkReceived,
     MessageArrived,
     Offline,
@@ -426,9 +428,7 @@ class Desk:
         self.number += 1
         bulk = message.kind == "chunk"
         topic = TOPICS.up(self.shard, device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(
-            FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard
-        )
+        envelope = Envelope(TASK, self.store.lineage if lineage is None else lineage)
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 
@@ -461,9 +461,7 @@ class Desk:
             if isinstance(effect, Publish):
                 parts = TOPICS.parse(effect.topic)
                 if parts is not None and parts[0] == "to" and parts[2] == getattr(kind, "kind", ""):
-                    _, message = decode_message(
-                        effect.payload, federation=FEDERATION, expected=(parts[2],), peer="coordinator"
-                    )
+                    _, message = decode_message(effect.payload, parts[2], peer="coordinator")
                     assert isinstance(message, kind)
                     found.append((parts[1], message))
         return found
@@ -599,6 +597,9 @@ class Pair:
                         self._deliver(device, topic, payload)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
+            case CheckExamples(ticket, program):
+                assert program in self.blobs[device]
+                self.todo.append(lambda: self.play(device, ExamplesFit(ticket)))
             case StartTraining():
                 if not action.plan.without_parameters:
                     assert digest_of(self.blobs[device][action.parameters]) == action.parameters

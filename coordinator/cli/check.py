@@ -13,7 +13,7 @@ from coordinator.config import FederationConfig, check_files, load_tasks
 from coordinator.config.settings import broker_settings, database_path
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reports import is_served
-from coordinator.setup import build_bundle, load_evaluator, pipeline_settings, task_settings
+from coordinator.setup import build_bundle, load_evaluator, model_notes, pipeline_settings, task_settings
 from coordinator.setup_checks import check_not_lost
 from coordinator.store import Store
 from edge_sdk.errors import EdgeFedError, StateError
@@ -91,9 +91,10 @@ class _Checks:
         pipeline_settings(self.config, bundle.program)
         self._bundle = bundle
         spec = bundle.program.spec
+        notes = "".join(f"; {note}" for note in model_notes(self.config.model))
         return OK, (
             f"{bundle.program.name}: {spec.size} parameters; an update has at most {task.update_bytes_max} bytes with "
-            f"codec {self.config.codec.name}, dense {task.dense_bytes}"
+            f"codec {self.config.codec.name}, dense {task.dense_bytes}{notes}"
         )
 
     def _held_out(self) -> Verdict:

@@ -246,7 +246,10 @@ class Model(Section):
     )
     output: str | None = key("With onnx: the output that the loss is computed on.", None, shown="the first one")
     train: Patterns = key(
-        "With onnx: only parameters whose names fit are trained and travel.", (), allowed=PATTERNS, shown="[] for all"
+        "With onnx: only parameters whose names fit are trained and travel; a full name also asks for a constant.",
+        (),
+        allowed=PATTERNS,
+        shown="[] for all",
     )
     freeze: Patterns = key("With onnx: parameters whose names fit are not trained.", (), allowed=PATTERNS)
     lora: Patterns = key(

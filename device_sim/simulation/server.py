@@ -17,6 +17,7 @@ from coordinator.store.model_deltas import deltas_kept
 from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
+from edge_sdk.wire.messages import short
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Server"]
@@ -121,7 +122,7 @@ class Server:
         vectors = sum(map(len, self.broadcast.values()))
         if self.digest in holds:
             return vectors
-        _, deltas = chain_from(self._chain, holds)
+        _, deltas = chain_from(self._chain, [short(digest) for digest in holds])
         return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.parameters))
 
     def _follow(self, before: bytes, made: NewDelta | None) -> None:

@@ -188,8 +188,7 @@ class SimCoordinator:
         self.world.auditor.on_said(topic, committed=not self.store.in_transaction)
         device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
         if topic.startswith(self._to_prefix) and kind in SPOKEN:
-            federation = self.world.scenario.federation
-            _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
+            _, message = decode_message(payload, kind, peer="coordinator")
             for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
                 self.world.auditor.on_told(device, verdict, self.store.ticket(verdict.ticket))
             if isinstance(message, Invite):

@@ -178,7 +178,7 @@ def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
         yield Finding("warn", "task", f"federation {config.federation!r} announces no task {config.task!r}")
         return
     try:
-        _, message = decode_message(payload, federation=config.federation, expected=("announce",), peer="coordinator")
+        _, message = decode_message(payload, "announce", peer="coordinator")
     except ProtocolError as error:
         yield Finding("FAIL", "task", str(error))
         return

@@ -23,6 +23,7 @@ class ProgressKind(StrEnum):
     NO_TASK = "no_task"
     COORDINATOR_OFFLINE = "coordinator_offline"
     BAD_MESSAGE = "bad_message"
+    ROUNDS_FAIL = "rounds_fail"
 
     # A check-in and its answer
     NO_ANSWER = "no_answer"

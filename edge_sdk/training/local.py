@@ -281,7 +281,8 @@ def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.in
     if examples.is_test is None:
         return split_held_out(len(examples), plan.held_out, last=plan.held_out_last, overlap=examples.overlap)
     if examples.is_test.all():
-        raise ExamplesError(f"examples: all {len(examples)} are marked is_test; leave some to train on")
+        what = f"examples: all {len(examples)} are marked is_test; leave some to train on"
+        raise ExamplesError(what, public=what)
     set_aside = np.flatnonzero(examples.is_test)
     return np.flatnonzero(~examples.is_test), set_aside if plan.held_out else set_aside[:0]
 

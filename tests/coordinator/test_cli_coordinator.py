@@ -343,7 +343,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
         "input x takes raw units: 3 features in dimension 1, normalised with mean and scale of all devices' examples; "
         "a missing value (NaN) is taken as the mean"
     ) in out
-    assert "constant: 2 parameters, 6 elements\n  normalise/mean [3]\n  normalise/scale [3]" in out
+    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the features" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     table = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle", "normalise_minimum": 2}
     assert load_config(write_config(tmp_path, NOWHERE, model=table)).model.normalise_minimum == 2
@@ -359,7 +359,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
 def test_compile_writes_a_bundle_that_a_configuration_can_name(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(64,), outputs=10, hidden=(8,), seed=1), tmp_path / "mine.onnx")
     code, out, _ = run("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--optimizer", "momentum")
-    assert code == 0 and "trainable: 4 parameters, 610 elements" in out and "one dense update: 2440 bytes" in out
+    assert code == 0 and "trainable: 4 tensors, 610 elements" in out and "one dense update: 2440 bytes" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     facts = json.loads(run("inspect", tmp_path / "mine.bundle", "--json").out)
     assert facts["step"]["batch_size"] == 32 and facts["model_operators"] == {"Gemm": 2, "Relu": 1}

@@ -22,7 +22,7 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import Accept, Chunk, Invite
+from edge_sdk.wire.messages import Accept, Chunk, Invite, short
 
 SPEC = larger_bundle().program.spec
 SPARSE = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)
@@ -66,7 +66,7 @@ def play_round(desk: Desk, *devices: str, holds: Sequence[bytes] = (), seed: int
     while desk.round is None:
         desk.wait()
     for device in devices:
-        desk.check_in(device, holds=tuple(holds))
+        desk.check_in(device, holds=tuple(short(digest) for digest in holds[:2]))
     desk.wait(ROUND.window_seconds)
     invites = {device: desk.told(device, Invite)[-1] for device in devices}
     items = []
@@ -138,7 +138,7 @@ def test_a_newcomer_fetches_whole_parameters_once_and_then_links() -> None:
     held = first["a"].parameters
     second = play_round(desk, "a", "b", holds=[held])
     (model_delta,) = second["a"].deltas
-    assert second["a"].base == held and model_delta[1] * 3 < WHOLE_BYTES
+    assert second["a"].base == short(held) and model_delta[1] * 3 < WHOLE_BYTES
     assert play_round(desk, "new", "b")["new"].deltas == ()
 
 
@@ -162,8 +162,8 @@ def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
 def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(3)]
-    invite = play_round(desk, "a", "b", holds=[bytes(32), held[0], held[2], held[1]])["a"]
-    assert invite.base == held[2] and len(invite.deltas) == 1
+    invite = play_round(desk, "a", "b", holds=[held[2], held[1]])["a"]
+    assert invite.base == short(held[2]) and len(invite.deltas) == 1
 
 
 def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
@@ -296,12 +296,12 @@ def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
     desk.begin()
-    desk.check_in("a", holds=(held[1],))
+    desk.check_in("a", holds=(short(held[1]),))
     desk.check_in("b")
     desk.wait(ROUND.window_seconds)
     first = desk.told("a", Invite)[-1]
     desk.crash(1.0)
-    desk.check_in("a", nonce=b"again   ", holds=(held[1],))
+    desk.check_in("a", nonce=b"again   ", holds=(short(held[1]),))
     again = desk.told("a", Invite)[-1]
     assert first.deltas and again.ticket == first.ticket
     assert (again.base, again.deltas, again.parameters) == (first.base, first.deltas, first.parameters)
@@ -323,7 +323,7 @@ def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_pat
     ahead = play_round(restored, "a", "b", holds=[held[3]], seed=77)
     assert ahead["a"].deltas == () and ahead["a"].parameters == held[2]
     behind = play_round(restored, "a", "b", holds=[held[3], held[1]], seed=78)["a"]
-    assert behind.base == held[1] and behind.parameters not in held
+    assert behind.base == short(held[1]) and behind.parameters not in held
     assert len(behind.deltas) == 2
     restored.store.close()
 
@@ -363,10 +363,10 @@ CHAIN = [ModelDeltaRecord(n + 1, bytes([n]) * 32, bytes([n + 1]) * 32, bytes([10
 
 @given(st.sets(st.integers(0, 6)))
 def test_the_shortest_chain_is_chosen(known: set[int]) -> None:
-    base, deltas = chain_from(CHAIN, [bytes([n]) * 32 for n in known])
+    base, deltas = chain_from(CHAIN, [bytes([n]) * 8 for n in known])
     useful = [n for n in known if n < 4]
     if 4 in known or not useful:
         assert (base, deltas) == (b"", ())
     else:
         assert base == bytes([max(useful)]) * 32 and deltas == tuple(CHAIN[max(useful) :])
-    assert chain_from([], [b"x" * 32]) == (b"", ())
+    assert chain_from([], [b"x" * 8]) == (b"", ())

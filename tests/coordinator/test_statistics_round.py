@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from wired import (
-    FEDERATION,
     ROUND,
     TASK,
     TOPICS,
@@ -58,7 +57,7 @@ def model(desk: Desk) -> dict[str, NDArray[np.float32]]:
 
 def announced(desk: Desk) -> Announce:
     payload = desk.retained[TOPICS.announce(TASK)]
-    message = decode_message(payload, federation=FEDERATION, expected=("announce",), peer="coordinator")[1]
+    message = decode_message(payload, "announce", peer="coordinator")[1]
     assert isinstance(message, Announce)
     return message
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import by_key, dirichlet, partition, shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
@@ -338,6 +339,9 @@ WINDOWS: dict[str, Any] = {
     ("arrays", "message"),
     [
         ({"x": np.zeros((0, 3))}, "there are no examples; got x float64\\[0, 3\\]"),
+        ({**GOOD, "y": np.array([0, 1, 2])}, "different numbers of examples: x float32\\[2, 3\\], y int64\\[3\\]"),
+        ({"user": np.arange(2), "target": np.arange(3)}, "different numbers of examples: user int64\\[2\\]"),
+        ({"x": np.float32(3)}, "there are no examples; got x float32\\[\\]"),
         ({**GOOD, "group": np.array([1.5, 2.5])}, "'group' is float64"),
         ({**GOOD, "group": np.array([1])}, "'group' has 1 entries, there are 2 examples"),
         ({**GOOD, "is_test": np.array([[True], [False]])}, "'is_test' is bool"),

@@ -52,8 +52,8 @@ def test_with_a_model_of_ones_own(windows: Path) -> None:
 def test_data_that_do_not_fit_are_refused(windows: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be reshaped"):
         played("--data", str(windows), "--shape", "7")
-    with pytest.raises(ConfigurationError, match=r"neither 'digits' nor the path of an \.npz"):
-        played("--data", "own.parquet")
+    with pytest.raises(ConfigurationError, match=r"neither .digits. nor a file that ends in"):
+        played("--data", "own.jpg")
 
 
 def test_the_command_that_plays_it_again_names_the_data() -> None:

@@ -453,6 +453,18 @@ def test_rows_that_a_fleet_holds_out_are_read_by_the_coordinator_and_share_nothi
     assert len(trained) == 3 and seen and speeds and not seen & speeds, "every speed is measured once"
 
 
+def test_a_machine_that_is_set_aside_whole_becomes_no_device(tmp_path: Path) -> None:
+    toml = tmp_path / "data.toml"
+    log = write_rows(tmp_path / "log.csv", marked=False)
+    header, *body = log.read_text().splitlines()
+    log.write_text("\n".join([f"{header},is_test", *(f"{line},{int(',west,' in line)}" for line in body)]) + "\n")
+    data = load_dataset(write_toml(toml, TABLES_OF_ROWS["windows of each machine's series"], log))
+    train, test = split_held_out(data, 0.2, 0)
+    assert train.marks.group is not None and set(train.marks.group) == {"north", "south"}
+    bundle = bundle_of_rows("windows of each machine's series")
+    assert len(Evaluator(bundle.program, as_examples(test.examples, bundle.program), "numpy").examples) == 27
+
+
 def test_windows_are_not_torn_apart_by_the_way_rows_are_dealt(tmp_path: Path) -> None:
     toml = write_toml(
         tmp_path / "data.toml", TABLES_OF_ROWS["windows of each machine's series"], write_rows(tmp_path / "log.csv")

@@ -22,7 +22,7 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.events import Action, Notify
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
-from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack
+from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack, short
 
 __all__ = ["CheckingIn"]
 
@@ -175,7 +175,7 @@ class CheckingIn:
             instance=self._settings.instance,
             capabilities=self._settings.capabilities,
             unsettled=unsettled,
-            holds=self._holds()[:HOLDS_MAX],
+            holds=tuple(short(digest) for digest in self._holds()[:HOLDS_MAX]),
         )
         return [self._mailbox.to_coordinator(message)]
 
