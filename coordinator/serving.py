@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
@@ -92,6 +92,16 @@ class Serving:
         self._deltas = self._store.deltas(self._settings.task)
         beside = (*(delta.digest for delta in self._deltas), *(digest for _, digest, _ in self._broadcast))
         self._downloads.serve(self._settings.task, {self._settings.program_digest, parameters, *beside, *before})
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Which program and parameters are served, for whoever wants to look at them; plain values."""
+        return {
+            "program": self._settings.program_digest.hex(),
+            "program_bytes": self.program_bytes,
+            "parameters": self.parameters.hex(),
+            "parameters_bytes": self.parameters_bytes,
+        }
 
     def stop(self) -> None:
         """Nothing more will be asked of anybody: the retained cache goes (rule 14)."""

@@ -117,6 +117,7 @@ class TaskStatus:
         best: float | None,
         bytes_sent: int,
         refused_messages: dict[str, int],
+        model: dict[str, Any],
         now: float,
     ) -> dict[str, Any]:
         """What the retained JSON of the round says: plain numbers and words."""
@@ -137,6 +138,7 @@ class TaskStatus:
             "metrics": rounded(metrics),
             "recent": list(self._recent),
             "best": best,
+            "model": model,
             "refused_messages": refused_messages,
         }
 

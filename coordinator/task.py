@@ -210,6 +210,7 @@ class Task:
             best=life.best,
             bytes_sent=self._downloads.bytes_sent,
             refused_messages=self._store.counters(),
+            model=self._serving.told,
             now=now,
         )
 

@@ -261,10 +261,11 @@ def load_dataset(source: str | Path | ExamplesFile) -> Dataset:
     file = source if isinstance(source, ExamplesFile) else _file_of(Path(source))
     suffix = file.path.suffix.lower()
     if suffix in ARRAYS:
+        arrays = read_npz(file.path)
         try:
-            return Dataset(read_npz(file.path), name=file.path.stem)
+            return Dataset(arrays, name=file.path.stem)
         except ExamplesError as error:
-            raise error if str(error).startswith(str(file.path)) else error.within(file.path) from error
+            raise error.within(file.path) from error
     if suffix not in SUFFIXES:
         raise ConfigurationError(
             f"data: {str(source)!r} is neither 'digits' nor a file that ends in {', '.join(SUFFIXES)} or .toml"
@@ -305,14 +306,14 @@ def column_values(dataset: Dataset, name: str) -> list[Any]:
 
 
 def _typed(cells: NDArray[Any]) -> NDArray[Any]:
-    """The cells of a column as whole numbers, fractions or texts, whatever they all are."""
+    """The cells of a column as whole numbers, fractions or texts, whatever they all are; an empty number is NaN."""
     if cells.dtype == object:
-        (rows,) = Columns({"label": cells}).rows(("label",))
-        cells = np.array(texts(rows, "label"))
+        (rows,) = Columns({"cell": cells}).rows(("cell",))
+        written = np.array(texts(rows, "cell"))
         try:
-            cells = cells.astype(np.float64)
+            cells = np.where(written == "", "nan", written).astype(np.float64)
         except ValueError:
-            return cells
+            return written
     is_whole = cells.dtype.kind == "f" and np.array_equal(cells, np.rint(cells))
     return cells.astype(np.int64) if is_whole else cells
 

@@ -43,8 +43,8 @@ def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = Fa
     if not 0.0 <= share < 1.0:
         raise ConfigurationError(f"held_out: {share!r} must lie in 0 <= share < 1")
     held = dataset.marks.is_test
-    given = held is not None
-    if held is None:
+    given = held is not None and bool(held.any())
+    if held is None or not given:
         held = _last(dataset, share) if last else _drawn(dataset, share, seed)
     if dataset.is_windowed:
         return _rows_of_windows(dataset, held)

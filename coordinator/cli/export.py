@@ -74,23 +74,27 @@ def export_model(
     if bundle is not None:
         Bundle(program, vector, source).save(bundle)
         report["bundle"] = str(bundle)
-    if int8 is not None:
-        from coordinator.quantize import quantised
-
-        model, figures = quantised(program, vector, examples)
-        _write(int8, model)
-        report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if onnx is not None:
         merged, where = _merged(program, vector, source)
-        model = merged.SerializeToString(deterministic=True)
+        written = merged.SerializeToString(deterministic=True)
         report["weights"] = where
-        _write(onnx, model)
+        _write(onnx, written)
         inputs = (
             _made_up(program, vector)
             if examples is None
             else examples.batch(program, np.arange(min(COMPARED_EXAMPLES, len(examples))))
         )
-        report |= {"onnx": str(onnx), "onnx_bytes": len(model), **_prove(onnx, program, vector, inputs)}
+        report |= {"onnx": str(onnx), "onnx_bytes": len(written), **_prove(onnx, program, vector, inputs)}
+    if int8 is not None:
+        from coordinator.quantize import quantised
+
+        try:
+            model, figures = quantised(program, vector, examples)
+        except CompileError as error:
+            others = " and ".join(str(path) for path in (bundle, onnx) if path is not None)
+            raise CompileError(f"{error}{f'; {others} is written' if others else ''}") from error
+        _write(int8, model)
+        report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if evaluator is not None:
         report |= {"examples": len(evaluator.examples), **finite(evaluator.evaluate(data))}
     return report

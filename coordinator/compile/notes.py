@@ -8,6 +8,7 @@ from typing import Final
 
 import onnx
 
+from coordinator.compile.batch_first import moved_inputs
 from coordinator.compile.graph import Role
 from coordinator.compile.roles import SIGNATURE
 
@@ -32,7 +33,12 @@ def notes_of(source: onnx.ModelProto, roles: Mapping[str, Role]) -> list[str]:
         source: As it was exported.
         roles: What its initializers were taken for.
     """
-    return [*_folded_normalisation(source), *_left_out(roles)]
+    return [*_moved(source), *_folded_normalisation(source), *_left_out(roles)]
+
+
+def _moved(source: onnx.ModelProto) -> Iterator[str]:
+    for name, axis in moved_inputs(source).items():
+        yield f"input {name}: the file has the batch in dimension {axis}; examples are given with it in front"
 
 
 def _folded_normalisation(source: onnx.ModelProto) -> Iterator[str]:

@@ -78,7 +78,9 @@ class Clients(Mapping[str, Any]):
 
 
 def _examples(value: Any, program: Program) -> Examples:
-    """Examples in any form that a device takes, a file among them."""
+    """Examples in any form that a device takes, a file or a data set among them."""
+    if isinstance(value, Dataset):
+        value = value.examples
     return load_examples(value, program) if isinstance(value, str | Path) else as_examples(value, program)
 
 

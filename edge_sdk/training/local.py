@@ -278,7 +278,7 @@ def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.in
     """
     if not len(examples):
         raise ExamplesError("examples: there are none; give at least one example")
-    if examples.is_test is None:
+    if examples.is_test is None or not examples.is_test.any():
         return split_held_out(len(examples), plan.held_out, last=plan.held_out_last, overlap=examples.overlap)
     if examples.is_test.all():
         what = f"examples: all {len(examples)} are marked is_test; leave some to train on"

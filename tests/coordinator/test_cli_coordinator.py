@@ -334,6 +334,21 @@ def test_export_without_data_is_proved_on_made_up_inputs_and_older_rounds_are_th
     assert code == 2 and "m.onnx: cannot be written" in err
 
 
+def test_where_a_model_cannot_be_quantised_the_other_file_is_written_all_the_same(
+    run: Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of no use")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", broken)
+    path = write_config(tmp_path, NOWHERE)
+    train(path)
+    code, _, err = run("export", path, "--onnx", tmp_path / "m.onnx", "--int8", tmp_path / "small.onnx")
+    assert code != 0 and "cannot quantise any operator of it: of no use" in err
+    assert f"{tmp_path / 'm.onnx'} is written" in err
+    assert onnx.load(tmp_path / "m.onnx").graph.initializer and not (tmp_path / "small.onnx").exists()
+
+
 def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(3,), outputs=2, hidden=(8,), seed=2), tmp_path / "mine.onnx")
     words = ("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--normalise", "federated")

@@ -55,6 +55,12 @@ def test_a_trainer_of_ones_own_does_not_see_them_either() -> None:
     assert seen == [30, 30]
 
 
+def test_a_device_with_no_marked_example_holds_out_some_of_the_others() -> None:
+    marked = as_examples({"x": X, "y": Y, "is_test": np.zeros(40, bool)}, PROGRAM)
+    _, held_out = split_by_plan(marked, TrainingPlan(held_out=0.2, held_out_last=True))
+    assert held_out.tolist() == list(range(32, 40))
+
+
 def test_the_coordinator_judges_by_the_examples_that_are_set_aside() -> None:
     is_test = np.arange(40) >= 30
     marked = Evaluator(PROGRAM, as_examples({"x": X, "y": Y, "is_test": is_test}, PROGRAM), "numpy")
