@@ -38,6 +38,9 @@ __all__ = ["Task"]
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS_MIN: Final = 0.25
+RECEIPT_SECONDS: Final = 4.0
+"""A receipt waits so long for the outcome, which says that too: of most updates of a short round one message less. A
+device that hears nothing offers its update again after 8 seconds (``edge_sdk/device/session/upload.py``)."""
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 
@@ -82,6 +85,7 @@ class Task:
         self._publisher = publisher
         self._effects = effects
         self._timers: dict[str, float] = {}
+        self._receipts: dict[bytes, Ticket] = {}  # by ticket: of updates that are journalled, not given yet
         self._heard = False  # whether devices hear this task, and it hears them
         self._starts_when_heard = False
         self._waits_for = ""
@@ -180,6 +184,8 @@ class Task:
                     self._starts_when_heard = True  # nobody would hear of it, and its time would run out
             elif name == "publish":
                 self._publish(now)
+            elif name == "receipts":
+                self._give_receipts()
             elif name == "clock":
                 self._saves = True
         deadline = self.schedule.next_deadline() if self.schedule is not None else None
@@ -294,7 +300,8 @@ class Task:
                     self.life.moved(ticket)
                     self._saves = True
                 case schedules.Receipt(ticket):
-                    self._tell(ticket, JOURNALLED, "")
+                    self._receipts[ticket.ticket] = ticket
+                    self._timers.setdefault("receipts", now + RECEIPT_SECONDS)
                 case schedules.Refuse(ticket, outcome, reason, detail):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
                     said = reason if outcome == BUSY else explain(reason, detail)
@@ -302,9 +309,8 @@ class Task:
                 case schedules.PhaseChanged():
                     self.life.phase_changed(action, now)
                     self._saves = True
-                    if action.announce:
+                    if self.schedule is not None and self.schedule.takes_updates:
                         self._serving.retain()
-                        self._announce(now)
                 case schedules.Close(last_seq, verdicts):
                     self.life.journal_close(last_seq, verdicts)
                 case schedules.Abandon(reason, verdicts):
@@ -320,6 +326,7 @@ class Task:
         self._starts_when_heard = False
         self._invitations.begin()
         self._intake.begin()
+        self._receipts.clear()
         self.life.begin_round(now)
         self._saves = self._shows = True
         self._announce(now)
@@ -332,7 +339,8 @@ class Task:
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
         self._timers["next"] = now + self._retry_seconds()
-        self._announce(now)
+        if self.life.trouble:  # else the next announcement is that of the next attempt
+            self._announce(now)
         self._shows = True
 
     def _retry_seconds(self) -> float:
@@ -380,10 +388,9 @@ class Task:
 
     def _round_over(self, number: int, now: float) -> None:
         self.life.over(number)
-        pause_seconds = self.settings.in_round(number).pause_seconds
         if self.finished is None:
-            self._timers["next"] = now + pause_seconds
-        if self.finished is not None or pause_seconds > 0:  # else the next selection says it all
+            self._timers["next"] = now + self.settings.in_round(number).pause_seconds
+        else:
             self._announce(now)
         self._shows = True
 
@@ -393,7 +400,12 @@ class Task:
         """Sends an answer to one device."""
         self._effects.append(self._publisher.to_device(device, message))
 
+    def _give_receipts(self) -> None:
+        for ticket in list(self._receipts.values()):
+            self._tell(ticket, JOURNALLED, "")
+
     def _tell(self, ticket: Ticket, state: str, reason: str) -> None:
+        self._receipts.pop(ticket.ticket, None)
         self.say(ticket.device, self._invitations.verdict(ticket.ticket, ticket.digest, state, reason))
 
     def _announce(self, now: float) -> None:

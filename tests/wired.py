@@ -594,7 +594,7 @@ class Pair:
                 self.filters[device].update(filters)
                 for topic, payload in list(self.desk.retained.items()):
                     if payload and any(_matches(pattern, topic) for pattern in filters):
-                        self._deliver(device, topic, payload)
+                        self._deliver(device, topic, payload, retained=True)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
             case CheckExamples(ticket, program):
@@ -638,8 +638,8 @@ class Pair:
             if any(_matches(pattern, publish.topic) for pattern in filters) and not self.lose(publish.topic, device):
                 self._deliver(device, publish.topic, publish.payload)
 
-    def _deliver(self, device: str, topic: str, payload: bytes) -> None:
-        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload)))
+    def _deliver(self, device: str, topic: str, payload: bytes, *, retained: bool = False) -> None:
+        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload, retained)))
 
 
 def _matches(pattern: str, topic: str) -> bool:

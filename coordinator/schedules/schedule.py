@@ -132,10 +132,9 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """Commit the new phase; ``announce`` says that all devices are to hear of it."""
+    """Commit the new phase."""
 
     phase: str
-    announce: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class ProgressKind(StrEnum):
 
     # The update
     BUSY = "busy"
-    RECEIVED = "received"
+    RECEIVED = "received"  # left out where the outcome follows within seconds: it says that too
     COUNTED = "counted"
     NOT_COUNTED = "not_counted"
     REFUSED = "refused"

@@ -83,7 +83,7 @@ def test_mean_and_scale_of_all_devices_stand_in_the_model_before_round_1() -> No
     assert after["normalise/scale"][3] == 0.0, "a feature that does not vary counts for nothing"
     for name in set(before) - {"normalise/mean", "normalise/scale"}:
         assert after[name].tobytes() == before[name].tobytes(), "nothing was trained"
-    assert [v.outcome for v in desk.told("a", Verdict)] == ["received", "counted"]
+    assert [v.outcome for v in desk.told("a", Verdict)] == ["counted"]
     following = desk.begin("a", "b")
     assert {invite.round for invite in following.values()} == {1}
     assert {invite.parameters for invite in following.values()} == {digest_of(parameters_of(desk))}
