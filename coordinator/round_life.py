@@ -170,6 +170,7 @@ class RoundLife:
             seconds_remaining=s.round.selection_seconds_max,
             base=self._serving.parameters,
             program=s.program_digest,
+            summary={"purpose": s.purpose},
             started_at=self._wall(),
         )
         self._store.save_round(self.record)

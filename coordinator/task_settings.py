@@ -10,10 +10,12 @@ from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["OPENING_ROUND", "TaskSettings"]
+__all__ = ["OPENING_ROUND", "STATISTICS", "TRAINING", "TaskSettings"]
 
 OPENING_ROUND: Final = 0
 """Training begins with round 1."""
+TRAINING: Final = "training"
+STATISTICS: Final = "statistics of the features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class TaskSettings:
     dense_bytes: int = 0
     seed: int = 0
     rule: SelectionRule = field(default_factory=Uniform)
-    purpose: str = "training"
+    purpose: str = TRAINING
     opening: TaskSettings | None = None
 
     def in_round(self, number: int) -> TaskSettings:

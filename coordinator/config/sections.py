@@ -289,7 +289,7 @@ class Model(Section):
         "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
         "devices' examples (federated) or of each device's own (local).",
         None,
-        shown="none",
+        shown="federated with zoo, none with onnx",
     )
     normalise_axis: int | None = key(
         "The input's dimension that counts features, where 0 is the batch.",
@@ -382,7 +382,7 @@ class Model(Section):
     @property
     def normalise_mode(self) -> str:
         """Where mean and scale come from, with the default of the model's source."""
-        return self.normalise or "none"
+        return self.normalise or ("none" if self.zoo is None else "federated")
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:

@@ -259,9 +259,9 @@ def of(*values: float) -> bytes:
         (make_report(sensors(0), arrays=changed(more=b"")), "feature_sums", "expected the arrays"),
         (make_report(sensors(0), arrays=changed(sums=of(1, 2, 3))), "feature_sums", "32 bytes"),
         (make_report(sensors(0), arrays=changed(sums=of(1, 2, 3, np.nan))), "feature_sums", "not finite"),
-        (make_report(sensors(0), arrays=changed(counts=of(40, 40, 40, 39))), "feature_sums", "same number"),
-        (make_report(sensors(0), arrays=changed(counts=of(-1, -1, -1, -1))), "feature_sums", "whole number"),
-        (make_report(sensors(0), arrays=changed(counts=of(0, 0, 0, 0))), "feature_sums", "no value"),
+        (make_report(sensors(0), arrays=changed(missing=of(0, 0, 41, 0))), "feature_sums", "more are missing"),
+        (make_report(sensors(0), arrays=changed(values=of(-1))), "feature_sums", "not whole"),
+        (make_report(sensors(0), arrays=changed(values=of(0))), "feature_sums", "no value"),
         (make_report(sensors(0), arrays=changed(sums=of(0, 0, 0, 1e9))), "feature_sums", "larger than its count"),
         (make_report(sensors(0), arrays=changed(squares=of(0, 0, 0, 0))), "feature_sums", "smaller than"),
     ],
@@ -409,7 +409,7 @@ def test_a_journalled_report_that_fits_the_program_no_more_is_an_error_of_the_st
     made = pipeline(desk)
     made.begin(parameters_of(desk), {})
     strange = make_report(sensors(0), arrays=FeatureSums(*(np.ones(3) for _ in range(4))).encode())
-    with pytest.raises(ProtocolError, match="4 features"):
+    with pytest.raises(ProtocolError, match="not 32 bytes, 4 numbers"):
         made.examine(strange)
     with pytest.raises(StateError, match="cannot be used any more"):
         made.again(strange)
