@@ -345,6 +345,8 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         jitter=selection.jitter,
         pause_seconds=selection.pause_seconds,
         retry_seconds=selection.retry_seconds,
+        retry_seconds_max=selection.retry_seconds_max,
+        mended_by_attempts=() if config.validation.norm_median_factor is None else ("norm",),
         chunk_bytes_max=piece_bytes_max(config.transfer),
         update_bytes_max=update_bytes_max,
         retained_blobs=config.transfer.retained_blobs,

@@ -474,6 +474,12 @@ class Selection(Section):
     jitter: float = key("Share by which come_back_seconds varies either way.", 0.2, ge=0, lt=1)
     pause_seconds: float = key("Time between the end of a round and the next one.", 10.0, ge=0, le=1e7)
     retry_seconds: float = key("Time between an abandoned round and the next attempt.", 60.0, ge=0, le=1e7)
+    retry_seconds_max: float = key(
+        "Longest such time: it doubles with each attempt that fails because most devices were refused, or declined.",
+        3600.0,
+        ge=0,
+        le=1e7,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -22,7 +22,7 @@ from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
 from coordinator.pipeline.round_pipeline import Examined, RoundPipeline
 from coordinator.store import JournalRow, QuotaExceeded, Store, TicketRecord
 from coordinator.task_settings import OPENING_ROUND
-from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.outcomes import BUSY, REFUSED
 
@@ -121,7 +121,8 @@ class TaskWorker:
             done = self._pipeline.finish()
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", number, error)
-            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}")
+            reason = "diverged" if isinstance(error, DivergedError) else "aggregation"
+            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}", reason)
         metrics, new = done.metrics, done.model_delta
         if new is not None:
             new = merged_deltas(new, number, self._store.deltas(self.task), self._store.get_blob)

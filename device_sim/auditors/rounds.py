@@ -173,12 +173,14 @@ class Auditor:
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""
         state = known.state if known is not None and known.device == device else "unknown"
-        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason) == ("refused", "spent"):
+        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason.partition(":")[0]) == ("refused", "spent"):
             return
         if verdict.outcome == "received":
             true = state in ("journalled", "counted", "refused")  # refused: its round was abandoned in the same turn
         elif verdict.outcome == "unknown":
             true = state in ("unknown", "invited", "accepted")
+        elif verdict.outcome == "abandoned":
+            true = known is not None and (state, known.reason) == ("refused", "abandoned")
         else:
             true = state == verdict.outcome
         if not true:
