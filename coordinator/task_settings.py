@@ -35,6 +35,8 @@ class TaskSettings:
         jitter: Share by which that varies either way.
         pause_seconds: Between the end of a round and the next one, in seconds.
         retry_seconds: After an abandoned round, in seconds.
+        retry_seconds_max: The longest such pause, in seconds; they grow while rounds fail for what is no chance.
+        mended_by_attempts: Reasons for refusals that each attempt meets with a wider bound: no pause grows for them.
         chunk_bytes_max: Largest range or chunk in one message, in bytes.
         update_bytes_max: Largest update accepted, in bytes.
         retained_blobs: ``auto``, ``always`` or ``never``.
@@ -59,6 +61,8 @@ class TaskSettings:
     jitter: float = 0.2
     pause_seconds: float = 0.0
     retry_seconds: float = 30.0
+    retry_seconds_max: float = 3600.0
+    mended_by_attempts: tuple[str, ...] = ()
     chunk_bytes_max: int = 58 * 1024
     update_bytes_max: int = 64 << 20
     retained_blobs: str = "auto"

@@ -162,7 +162,8 @@ class View:
         )
         bar = Table.grid()  # a bar by itself ends without a line break
         bar.add_row(ProgressBar(total=goal, completed=min(committed, goal), width=60))
-        return Group(line, bar)
+        trouble = [Text(str(now["reason"]), style="yellow")] if now.get("reason") else []
+        return Group(line, bar, *trouble)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")

@@ -16,8 +16,10 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.advice import Obstacle
 from coordinator.config import load_tasks
 from coordinator.config.settings import database_path
+from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.setup import Prepared, PreparedTask, make_service, prepare
 from coordinator.store import RoundRecord, Store
 from coordinator.task_settings import TRAINING
@@ -56,7 +58,9 @@ def serve(path: Path, *, linger_seconds: float | None, log_level: str, environme
         line = round_line(record, metrics[record.task])
         if len(metrics) > 1:
             line = f"task {record.task}: {line}"
-        logger.info("%s", line)
+        obstacle = Obstacle.of(record.summary)
+        if obstacle is None or obstacle.is_new:  # that it fails once more, for the same reason, is no news
+            logger.info("%s", line)
         sd_notify(f"STATUS={line}", environment)
 
     try:
@@ -174,9 +178,12 @@ def _introduction_of(task: PreparedTask, store: Store) -> list[str]:
     else:
         where = f"{'new, ' if task.is_new else ''}begins with round {done + 1}{of}"
     program = task.program
+    obstacle = last_obstacle(store.rounds(task.name, ATTEMPTS_MAX), done + 1)
+    trouble = [] if obstacle is None else [f"task {task.name}: {obstacle.sentence(done + 1)}"]
     return [
         f"task {task.name}: model {program.name}, {program.spec.size} parameters, one dense update has "
-        f"{task.settings.dense_bytes} bytes; codec {task.config.codec.name}; {where}"
+        f"{task.settings.dense_bytes} bytes; codec {task.config.codec.name}; {where}",
+        *trouble,
     ]
 
 

@@ -44,6 +44,8 @@ def print_status(report: Mapping[str, Any]) -> None:
     if model:
         facts.add_row("model", f"{model['name']}, {model['parameters']} parameters")
     facts.add_row("rounds", _progress(report))
+    if report["trouble"]:
+        facts.add_row("trouble", Text(report["trouble"], style="yellow"))
     if round_:
         facts.add_row("round now", _round_text(round_))
         facts.add_row("tickets", _pairs(round_["tickets"]) or "none yet")

@@ -16,6 +16,7 @@ from wired import (
     TOPICS,
     Desk,
     Pair,
+    code,
     make_report,
     make_update,
     raw_bundle,
@@ -272,7 +273,7 @@ def test_a_report_that_makes_no_sense_is_refused_with_a_reason_and_the_round_goe
     desk = raw_desk()
     invites = desk.begin("a", "b", "c")
     report(desk, "a", invites["a"], payload)
-    assert [(v.outcome, v.reason) for v in desk.told("a", Verdict)] == [("refused", reason)]
+    assert [(v.outcome, code(v)) for v in desk.told("a", Verdict)] == [("refused", reason)]
     assert said in caplog.text
     for device in ("b", "c"):
         report(desk, device, invites[device], make_report(sensors(1)))
@@ -286,14 +287,14 @@ def test_a_report_is_no_update_of_the_model() -> None:
         report(desk, device, invite, make_report(sensors(0)))
     invite = desk.begin("a", "b")["a"]
     report(desk, "a", invite, make_report(sensors(0)))
-    assert [(v.outcome, v.reason) for v in desk.told("a", Verdict)][-1] == ("refused", "vectors")
+    assert [(v.outcome, code(v)) for v in desk.told("a", Verdict)][-1] == ("refused", "vectors")
 
 
 def test_a_report_has_at_most_the_bytes_of_its_features() -> None:
     desk = raw_desk(update_bytes_max=1 << 20)
     invite = desk.begin("a", "b")["a"]
     report(desk, "a", invite, bytes(4096))
-    assert [(v.outcome, v.reason) for v in desk.told("a", Verdict)] == [("refused", "oversize")]
+    assert [(v.outcome, code(v)) for v in desk.told("a", Verdict)] == [("refused", "oversize")]
 
 
 @pytest.mark.parametrize(("weighting", "weights"), [("examples", (30, 40)), ("uniform", (1, 1))])
