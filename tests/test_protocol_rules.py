@@ -20,6 +20,7 @@ from wired import FEDERATION, ROUND, TASK, TOPICS, Desk, Pair, bundle, make_upda
 from coordinator.events import BULK, CONTROL, Acknowledge, Publish
 from coordinator.stopping import StoppingRule
 from coordinator.store import Store
+from coordinator.task import RECEIPT_SECONDS
 from device_sim.world.clock import VirtualClock
 from device_sim.world.network import InMemoryBroker, NetworkFaults
 from edge_sdk.aggregation.sums import FixedPoint, WeightedMean
@@ -97,6 +98,7 @@ def test_rule_01_what_a_device_is_told_another_process_finds_in_the_database(tmp
     desk.on_publish = look
     for device, invite in desk.begin("a", "b", "c").items():
         upload(desk, device, invite)
+        desk.wait(RECEIPT_SECONDS)
     assert {("invite", "invited"), ("received", "journalled"), ("counted", "counted")} <= set(seen)
     others = {pair for pair in seen if pair[0] not in ("invite", "received")}
     assert all(outcome == state for outcome, state in others)
@@ -255,6 +257,7 @@ def test_rule_04_receipt_and_outcome_are_two_things() -> None:
     desk = Desk()
     invites = desk.begin("a", "b", "c")
     upload(desk, "a", invites["a"])
+    desk.wait(RECEIPT_SECONDS)
     assert [v.outcome for v in desk.told("a", Verdict)] == ["received"]
     upload(desk, "b", invites["b"])
     assert [v.outcome for v in desk.told("a", Verdict)] == ["received", "counted"]

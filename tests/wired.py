@@ -76,7 +76,7 @@ from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
@@ -230,6 +230,11 @@ class Jobs:
             number, _ = self.evaluations.popleft()
             events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
         return events
+
+
+def code(verdict: Verdict) -> str:
+    """The short code that stands before the words of a verdict's reason."""
+    return verdict.reason.partition(":")[0]
 
 
 class DeskTransport:
@@ -589,7 +594,7 @@ class Pair:
                 self.filters[device].update(filters)
                 for topic, payload in list(self.desk.retained.items()):
                     if payload and any(_matches(pattern, topic) for pattern in filters):
-                        self._deliver(device, topic, payload)
+                        self._deliver(device, topic, payload, retained=True)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
             case CheckExamples(ticket, program):
@@ -633,8 +638,8 @@ class Pair:
             if any(_matches(pattern, publish.topic) for pattern in filters) and not self.lose(publish.topic, device):
                 self._deliver(device, publish.topic, publish.payload)
 
-    def _deliver(self, device: str, topic: str, payload: bytes) -> None:
-        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload)))
+    def _deliver(self, device: str, topic: str, payload: bytes, *, retained: bool = False) -> None:
+        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload, retained)))
 
 
 def _matches(pattern: str, topic: str) -> bool:

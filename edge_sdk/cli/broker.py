@@ -197,7 +197,8 @@ def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
         yield Finding("FAIL", "task", str(error))
         return
     if isinstance(message, Announce):
-        yield Finding("ok", "task", f"{config.task}: round {message.round}, {message.phase}")
+        ended = "all rounds are done" if message.phase == "done" else f"round {message.round} was announced last"
+        yield Finding("ok", "task", f"{config.task}: {ended}")
 
 
 def _model(config: DeviceConfig, talk: _Conversation) -> Generator[Finding, None, Model | None]:

@@ -7,9 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from wired import ROUND, TASK, TOPICS, Desk, make_update
+from wired import ROUND, TASK, TOPICS, Desk, code, make_update
 
-from coordinator.events import BULK, CONTROL, Acknowledge, Arrived, BrokerDown, BrokerUp, Evaluated, Finished, Publish
+from coordinator.events import (
+    BULK,
+    CONTROL,
+    Acknowledge,
+    Arrived,
+    BrokerDown,
+    BrokerUp,
+    Evaluated,
+    Finished,
+    Publish,
+)
+from coordinator.stopping import StoppingRule
+from coordinator.task import RECEIPT_SECONDS
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
@@ -35,6 +47,13 @@ def announced(desk: Desk) -> Announce:
     message = decode_message(payload, "announce", peer="coordinator")[1]
     assert isinstance(message, Announce)
     return message
+
+
+def announcements(desk: Desk) -> list[tuple[int, str]]:
+    """Round and phase of all that was announced so far."""
+    said = [e for e in desk.effects if isinstance(e, Publish) and e.topic == TOPICS.announce(TASK)]
+    messages = [decode_message(publish.payload, "announce", peer="coordinator")[1] for publish in said]
+    return [(message.round, message.phase) for message in messages if isinstance(message, Announce)]
 
 
 def chunks_of(invite: Invite, payload: bytes, size: int = 32) -> list[Chunk]:
@@ -122,8 +141,27 @@ def test_the_cohort_is_invited_with_everything_it_needs() -> None:
     invite = invites["a"]
     assert invite.nonce == b"nonce   " and invite.program == desk.settings.program_digest
     assert invite.report_seconds == pytest.approx(80.0) and invite.requires == ("codec:dense",)
-    assert announced(desk).phase == "working"
     assert desk.store.ticket(invite.ticket) is not None
+
+
+def test_a_round_is_announced_once_however_it_goes_on_and_the_end_of_all_rounds_is_announced_too() -> None:
+    desk = Desk(pause_seconds=50.0, stopping=StoppingRule(rounds_max=2))
+    for _ in range(2):
+        for device, invite in desk.begin("a", "b", "c").items():
+            upload(desk, device, invite)
+        desk.wait(60.0)
+    assert announcements(desk) == [(1, "selection"), (2, "selection"), (2, "done")]
+    desk.lose_broker()
+    desk.find_broker()
+    assert announced(desk).phase == "done"
+
+
+def test_a_coordinator_that_comes_back_says_where_the_round_stands() -> None:
+    desk = Desk()
+    desk.begin("a", "b", "c")
+    desk.lose_broker()
+    desk.find_broker()
+    assert (announced(desk).round, announced(desk).phase) == (1, "working")
 
 
 def test_a_device_that_lacks_something_is_held_off() -> None:
@@ -261,6 +299,8 @@ def test_the_last_chunk_makes_the_update_whole_and_the_receipt_comes_after_the_j
     desk.hear("a", *chunks_of(invite, payload))
     assert not desk.told("a", Verdict), "nothing is journalled yet"
     desk.work()
+    assert not desk.told("a", Verdict), "the outcome may come at once"
+    desk.wait(RECEIPT_SECONDS)
     (receipt,) = desk.told("a", Verdict)
     assert receipt.outcome == "received" and receipt.digest == short(digest_of(payload))
     assert state_of(desk, invite) == "journalled" and desk.store.partial_bytes == 0
@@ -272,7 +312,20 @@ def test_an_update_in_one_chunk_is_acknowledged_once_it_is_journalled() -> None:
     (chunk,) = chunks_of(invite, make_update(), 1 << 20)
     assert desk.acknowledged(desk.hear("a", chunk)) == []
     effects = desk.work()
-    assert len(desk.acknowledged(effects)) == 1 and desk.told("a", Verdict)[0].outcome == "received"
+    assert len(desk.acknowledged(effects)) == 1
+    desk.wait(RECEIPT_SECONDS)
+    assert desk.told("a", Verdict)[0].outcome == "received"
+
+
+def test_an_outcome_that_comes_soon_is_the_receipt_too() -> None:
+    desk = Desk()
+    invites = desk.begin("a", "b", "c")
+    upload(desk, "a", invites["a"])
+    desk.wait(RECEIPT_SECONDS - 1.0)
+    upload(desk, "b", invites["b"])
+    desk.wait(60.0)
+    assert [verdict.outcome for verdict in desk.told("a", Verdict)] == ["counted"]
+    assert [verdict.outcome for verdict in desk.told("b", Verdict)] == ["counted"]
 
 
 def test_duplicates_change_nothing_and_are_told_the_receipt_again() -> None:
@@ -294,7 +347,7 @@ def test_a_second_update_for_a_spent_ticket_is_refused() -> None:
     other = make_update(0.5)
     effects = desk.hear("a", offer(invite, other))
     (verdict,) = desk.told("a", Verdict, effects)
-    assert (verdict.outcome, verdict.reason, verdict.digest) == ("refused", "spent", short(digest_of(other)))
+    assert (verdict.outcome, code(verdict), verdict.digest) == ("refused", "spent", short(digest_of(other)))
     assert len(list(desk.store.journalled(TASK, 1, 0))) == 1
 
 
@@ -303,7 +356,7 @@ def test_an_oversize_update_is_refused_before_a_byte_of_it_is_stored() -> None:
     invite = desk.begin("a", "b", "c")["a"]
     desk.hear("a", Offer(ticket=invite.ticket, digest=b"d" * 32, total=1 << 30))
     (verdict,) = desk.told("a", Verdict)
-    assert (verdict.outcome, verdict.reason) == ("refused", "oversize")
+    assert (verdict.outcome, code(verdict)) == ("refused", "oversize")
     assert state_of(desk, invite) == "refused", "what the device is told is what the books say"
     assert not desk.told("a", Have)
 
@@ -317,7 +370,7 @@ def test_a_chunk_that_claims_what_it_may_not_ends_its_ticket(offset: int, data: 
     invite = desk.begin("a", "b", "c")["a"]
     effects = desk.hear("a", Chunk(ticket=invite.ticket, digest=b"d" * 32, total=total, offset=offset, data=data))
     assert len(desk.acknowledged(effects)) == 1
-    assert desk.told("a", Verdict)[0].reason == reason and state_of(desk, invite) == "refused"
+    assert code(desk.told("a", Verdict)[0]) == reason and state_of(desk, invite) == "refused"
 
 
 def test_bytes_that_are_no_update_are_refused_with_a_reason_and_the_round_goes_on() -> None:
@@ -337,7 +390,7 @@ def test_a_digest_that_is_not_that_of_the_bytes_is_refused() -> None:
     payload = make_update()
     desk.hear("a", Chunk(ticket=invite.ticket, digest=b"d" * 32, total=len(payload), offset=0, data=payload))
     desk.work()
-    assert (desk.told("a", Verdict)[0].outcome, desk.told("a", Verdict)[0].reason) == ("refused", "digest")
+    assert [(v.outcome, code(v)) for v in desk.told("a", Verdict)] == [("refused", "digest")]
 
 
 def test_a_full_worker_says_busy_and_takes_the_update_later() -> None:
@@ -431,22 +484,22 @@ def test_an_abandoned_round_keeps_the_model_and_is_tried_again() -> None:
     for device, invite in invites.items():
         desk.hear(device, Decline(ticket=invite.ticket, reason="no"))
     assert desk.store.open_round(TASK) is None and desk.store.latest_checkpoint(TASK) == before
-    assert announced(desk).phase == "waiting"
     desk.wait(10.0)
     record = desk.store.open_round(TASK)
     assert record is not None and (record.number, record.attempt) == (1, 1)
     assert announced(desk).attempt == 1
 
 
-def test_a_receipt_whose_round_is_abandoned_becomes_refused() -> None:
+def test_a_receipt_whose_round_is_abandoned_becomes_abandoned() -> None:
     desk = Desk(round=replace(ROUND, minimum_count=2))
     invites = desk.begin("a", "b", "c")
     payload = upload(desk, "a", invites["a"])
+    desk.wait(RECEIPT_SECONDS)
     for device in ("b", "c"):
         desk.hear(device, Decline(ticket=invites[device].ticket, reason="no"))
-    assert [verdict.outcome for verdict in desk.told("a", Verdict)] == ["received", "refused"]
+    assert [verdict.outcome for verdict in desk.told("a", Verdict)] == ["received", "abandoned"]
     desk.check_in("a", unsettled=(invites["a"].ticket,))
-    assert desk.told("a", ComeBack)[-1].verdicts[0].outcome == "refused"
+    assert desk.told("a", ComeBack)[-1].verdicts[0].outcome == "abandoned"
     assert desk.store.journal_bytes == 0 and payload
 
 

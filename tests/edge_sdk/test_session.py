@@ -176,8 +176,11 @@ class Bench:
         payload = encode_message(Envelope(lineage=lineage), message)
         return self.play(MessageArrived(topic or TOPICS.to_device("pi-1", message.kind), payload), after)
 
-    def announce(self, after: float = 0.0, *, lineage: bytes = EPOCH, **changes: Any) -> list[Action]:
-        return self.hear(replace(ANNOUNCE, **changes), after, lineage=lineage, topic=TOPICS.announce("default"))
+    def announce(
+        self, after: float = 0.0, *, lineage: bytes = EPOCH, retained: bool = False, **changes: Any
+    ) -> list[Action]:
+        payload = encode_message(Envelope(lineage=lineage), replace(ANNOUNCE, **changes))
+        return self.play(MessageArrived(TOPICS.announce("default"), payload, retained), after)
 
     def state(
         self,
@@ -335,14 +338,62 @@ def test_a_check_in_names_nonce_instance_and_unsettled_tickets() -> None:
 def test_silence_repeats_the_check_in_with_backoff_and_a_fresh_nonce() -> None:
     bench = Bench()
     bench.check_in()
-    waits = []
+    sent_at, waits = bench.now, []
     for _ in range(8):
         before = bench.now
         bench.tick()
         waits.append(bench.now - before)
     assert len({message.nonce for message in bench.said(CheckIn)}) == 9
-    assert 5.0 <= waits[0] <= 7.5 and all(60.0 <= wait <= 90.0 for wait in waits[-3:])
+    assert 5.0 <= waits[0] - (10.0 - sent_at) <= 7.5 and all(300.0 <= wait <= 450.0 for wait in waits[-2:])
     assert of(bench.actions, Notify)[-1].what == "no_answer"
+
+
+def test_nobody_asks_again_before_the_window_is_over_since_nobody_is_answered_before() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.announce(window_seconds=600.0)
+    heard_at = bench.now
+    bench.tick()
+    bench.tick()
+    assert len(bench.said(CheckIn)) == 2 and 605.0 <= bench.now - heard_at <= 607.5
+
+
+def test_a_new_process_checks_in_once_whatever_the_share_where_the_announcement_may_be_an_old_one() -> None:
+    """It may have been invited before a power cut; the announcement of a round is retained while devices work."""
+    for seed in range(20):
+        bench = Bench(seed=seed)
+        bench.connect()
+        bench.announce(fraction=0.0, window_seconds=600.0, retained=True)
+        bench.tick()
+        assert len(bench.said(CheckIn)) == 1 and bench.now <= 5.0
+        bench.hear(ComeBack(nonce=bench.said(CheckIn)[-1].nonce, seconds=0.0))
+        bench.announce(fraction=0.0, round=2)
+        assert bench.due is None
+
+
+def test_who_was_answered_does_not_ask_again_after_a_reconnect_but_does_after_the_coordinators_restart() -> None:
+    bench = Bench()
+    bench.check_in()
+    bench.hear(ComeBack(nonce=bench.said(CheckIn)[-1].nonce, seconds=0.0))
+    bench.play(Offline(), after=1.0)
+    bench.connect()
+    bench.announce(retained=True)
+    assert bench.due is None
+    bench.play(Offline(), after=1.0)
+    bench.connect(incarnation=2)
+    bench.announce(retained=True)
+    assert bench.due is not None
+
+
+def test_a_check_in_that_a_cut_may_have_lost_is_sent_again_soon() -> None:
+    bench = Bench()
+    bench.check_in()
+    bench.play(Offline(), after=1.0)
+    bench.connect()
+    bench.announce(window_seconds=600.0, retained=True)
+    before = bench.now
+    bench.tick()
+    assert len(bench.said(CheckIn)) == 2 and bench.now - before <= 5.0
 
 
 def test_an_answer_to_one_of_the_last_check_ins_counts_and_its_seconds_run_from_that_one() -> None:
@@ -1032,6 +1083,8 @@ def test_a_final_verdict_during_the_upload_settles_at_once(outcome: str) -> None
     bench.uploading()
     (settle,) = of(bench.hear(verdict(outcome)), Settle)
     assert settle.counted == (outcome == "counted") and bench.session.unsettled == ()
+    told = outcome if outcome in ("counted", "refused") else "not_counted"
+    assert [notice.what for notice in of(bench.actions, Notify)][-1] == told
 
 
 def test_a_verdict_on_other_bytes_or_another_ticket_is_not_ours() -> None:

@@ -199,7 +199,6 @@ class Session:
             return self._deliver.on_live(now)
         if self._work.ticket is not None:
             return self._work.on_live(now)
-        self._checkin.on_live()
         return self._consider(now)
 
     # --- messages ---
@@ -217,7 +216,7 @@ class Session:
                     retained = self._fetch.on_retained(digest, offset, event.payload, now)
                     return self._work.after_fetch(retained, now)
                 case ("tasks", self._settings.task, "announce"):
-                    return self._on_announce(event.payload, now)
+                    return self._on_announce(event.payload, event.retained, now)
                 case ("to", self._settings.device, kind) if kind in HEEDED[self._stage.now]:
                     opened = self._mailbox.opened(kind, event.payload)
                     return [] if opened is None else self._kinds[kind](opened[1], opened[0], now)
@@ -225,13 +224,15 @@ class Session:
             return [Notify(ProgressKind.BAD_MESSAGE, f"{event.topic}: {error}")]
         return []
 
-    def _on_announce(self, payload: bytes, now: float) -> list[Action]:
+    def _on_announce(self, payload: bytes, retained: bool, now: float) -> list[Action]:
         envelope, message = decode_announcement(payload)
         if not isinstance(message, Announce):
             return []
         self._mailbox.lineage = envelope.lineage
-        self._checkin.on_announce(message)
+        self._checkin.on_announce(message, retained, now)
         actions = self._work.on_announce(message, envelope.lineage)
+        if message.reason:
+            actions.append(Notify(ProgressKind.ROUNDS_FAIL, message.reason, message.round + 1))
         actions += self._on_change(self._liveness.on_announced(envelope.lineage), now)
         return actions + self._consider(now)
 
