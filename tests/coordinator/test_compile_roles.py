@@ -14,6 +14,7 @@ from onnx_graphs import model_of
 from typer.testing import CliRunner
 
 from coordinator.__main__ import app
+from coordinator.cli.check import run_checks
 from coordinator.compile import compile_model, describe, export_onnx, load_onnx, merge_into_source
 from coordinator.compile.import_ import import_model
 from coordinator.compile.notes import notes_of
@@ -258,6 +259,15 @@ def test_convolutions_with_biases_and_no_norm_are_asked_about_where_nothing_tell
     (note,) = notes("cnn1d.dynamo.onnx")  # what the exporter said of its tensors was taken out of this file
     assert note.startswith("if your model has BatchNorm") and "optimize=False" in note
     assert notes("resnet.dynamo.onnx") == [] and notes("mlp.dynamo.onnx") == [] and notes("keras_mlp.onnx") == []
+
+
+def test_check_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    source = DATA / "roles" / "normalised.optimised.onnx"
+    model = f'[model]\nonnx = "{source}"\nloss = "softmax_cross_entropy"\n'
+    path.write_text(f'[federation]\nname = "plant"\n{model}[broker]\nurl = "mqtt://127.0.0.1:9"\n')
+    (outcome,) = (o for o in run_checks(path) if o.name == "model")
+    assert outcome.state == "ok" and "has folded BatchNorm (bn1, bn2)" in outcome.detail
 
 
 def test_compile_prints_what_each_initializer_is_and_why(tmp_path: Path) -> None:
