@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from coordinator.advice import explain
 from coordinator.events import BULK, Acknowledge, Effect, IngestItem, Workers
 from coordinator.schedules.schedule import (
     Action,
@@ -199,12 +200,12 @@ class Intake:
                 return None
             self._store.count("upload_late")
             self._desk.advance(Offered(ticket), now)
-            return Verdict(ticket=ticket, digest=short(digest), outcome=LATE, reason="closed")
+            return Verdict(ticket=ticket, digest=short(digest), outcome=LATE, reason=explain("closed"))
         if held.state == ADMITTED and held.digest == digest:
             return None
         if held.digest not in (b"", digest):
             self._store.count("upload_spent")
-            return Verdict(ticket=ticket, digest=short(digest), outcome=REFUSED, reason="spent")
+            return Verdict(ticket=ticket, digest=short(digest), outcome=REFUSED, reason=explain("spent"))
         self._store.count("upload_duplicate")
         verdict = self._desk.verdict_on(device, ticket)
         return Verdict(ticket=ticket, digest=short(digest), outcome=verdict.outcome, reason=verdict.reason)

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.advice import explain
 from coordinator.events import CONTROL, Effect, Subscribe, Unsubscribe
 from coordinator.publisher import Publisher
 from coordinator.registry import Introduction
@@ -19,7 +20,17 @@ from coordinator.status import TaskStatus
 from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.messages import CheckIn, ComeBack, Invite, Message, Verdict, short
-from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNALLED, RECEIVED, UNKNOWN
+from edge_sdk.wire.outcomes import (
+    ABANDONED,
+    ACCEPTED,
+    ADMITTED,
+    COUNTED,
+    INVITED,
+    JOURNALLED,
+    RECEIVED,
+    REFUSED,
+    UNKNOWN,
+)
 from edge_sdk.wire.terms import Terms, terms_id
 
 __all__ = ["Invitations"]
@@ -217,6 +228,8 @@ class Invitations:
         outcome = RECEIVED if state in (ADMITTED, JOURNALLED) else state
         if outcome == COUNTED and self._life.committing:
             outcome = RECEIVED
+        if (outcome, reason) == (REFUSED, ABANDONED):
+            outcome = ABANDONED  # its round was given up: nothing is wrong with the update
         if outcome in (INVITED, ACCEPTED):
-            outcome, reason = UNKNOWN, "no update arrived for this ticket"
-        return Verdict(ticket=ticket, digest=short(digest), outcome=outcome, reason=reason)
+            return Verdict(ticket, short(digest), UNKNOWN, "no update arrived for this ticket")
+        return Verdict(ticket=ticket, digest=short(digest), outcome=outcome, reason=explain(reason))

@@ -49,12 +49,14 @@ class Publisher:
         finished: str | None,
         fraction: float,
         now: float,
+        trouble: str = "",
     ) -> Publish:
         """What the coordinator is doing, to all.
 
-        It is said when a round begins and when there are no more; and again, with its phase, to those whose coordinator
-        was away. What happens in between nobody needs to hear who is not told in person: so that it is not taken for
-        new for ever, the beginning expires when the round cannot be open any more.
+        It is said when a round begins and when there are no more; after an attempt that has failed for a reason
+        (``trouble``), with that reason; and again, with its phase, to those whose coordinator was away. What happens in
+        between nobody needs to hear who is not told in person: so that it is not taken for new for ever, the beginning
+        expires when the round cannot be open any more.
         """
         s, phase, remaining = self._settings.in_round(number), "waiting", 0.0
         if finished is not None:
@@ -68,6 +70,7 @@ class Publisher:
             phase=phase,
             fraction=fraction,
             window_seconds=s.round.window_seconds,
+            reason=trouble if phase == "waiting" else "",
         )
         rest = s.round.configuration_seconds_max + s.round.reporting_seconds_max
         expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(remaining + 2 * rest)) if phase == "selection" else None

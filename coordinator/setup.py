@@ -306,12 +306,13 @@ def pipeline_settings(config: FederationConfig, program: Program) -> PipelineSet
     Raises:
         ConfigurationError: A name or a setting in [aggregation] is wrong, or a bound cannot be kept.
     """
+    optimizer = server_optimizer(config.aggregation)
     return PipelineSettings(
         validation=validation_bounds(config.validation, size=program.spec.size, examples_max=EXAMPLES_CLAIMED_MAX),
         algorithm=algorithm(config),
-        optimizer=server_optimizer(config.aggregation),
+        optimizer=optimizer,
         fixed_point=fixed_point(config),
-        downlink=downlink(config.downlink),
+        downlink=downlink(config.downlink, optimizer),
         steps=pipeline_steps(config.aggregation),
         directory=str(config.federation.state_dir),
     )
@@ -344,6 +345,8 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         jitter=selection.jitter,
         pause_seconds=selection.pause_seconds,
         retry_seconds=selection.retry_seconds,
+        retry_seconds_max=selection.retry_seconds_max,
+        mended_by_attempts=() if config.validation.norm_median_factor is None else ("norm",),
         chunk_bytes_max=piece_bytes_max(config.transfer),
         update_bytes_max=update_bytes_max,
         retained_blobs=config.transfer.retained_blobs,

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.advice import explain, pause_seconds
 from coordinator.downloads import Downloads
 from coordinator.events import BULK, Acknowledge, Effect, Evaluated, Ingested, RoundCommitted, Workers
 from coordinator.intake import BUSY, BUSY_SECONDS, Intake
@@ -21,6 +22,7 @@ from coordinator.registry import Registry
 from coordinator.round_life import RoundLife
 from coordinator.schedules import schedule as schedules
 from coordinator.schedules.schedule import Schedule
+from coordinator.schedules.selection import come_back_seconds
 from coordinator.schedules.tickets import Ticket
 from coordinator.serving import Serving
 from coordinator.status import TaskStatus
@@ -90,6 +92,7 @@ class Task:
         self._published_at = float("-inf")
         self._saves = False  # whether the turn has changed what is saved of the round
         self._shows = False  # or what people see of it
+        self._rng = rng
         self._status = TaskStatus(settings, incarnation)
         self._serving = Serving(settings, store, downloads, effects)
         self.life = RoundLife(
@@ -208,7 +211,7 @@ class Task:
             attempt=life.record.attempt if life.record else 0,
             schedule=life.schedule,
             finished=life.finished,
-            waits_for=self._waits_for,
+            waits_for=self._waits_for or life.trouble,
             metrics=life.metrics,
             best=life.best,
             bytes_sent=self._downloads.bytes_sent,
@@ -299,9 +302,10 @@ class Task:
                 case schedules.Receipt(ticket):
                     self._receipts[ticket.ticket] = ticket
                     self._timers.setdefault("receipts", now + RECEIPT_SECONDS)
-                case schedules.Refuse(ticket, outcome, reason):
+                case schedules.Refuse(ticket, outcome, reason, detail):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
-                    self.say(ticket.device, Verdict(ticket.ticket, short(ticket.digest), outcome, reason, retry))
+                    said = reason if outcome == BUSY else explain(reason, detail)
+                    self.say(ticket.device, Verdict(ticket.ticket, short(ticket.digest), outcome, said, retry))
                 case schedules.PhaseChanged():
                     self.life.phase_changed(action, now)
                     self._saves = True
@@ -327,15 +331,25 @@ class Task:
         self._saves = self._shows = True
         self._announce(now)
 
-    def _abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
-        tickets = self.life.abandon(reason, verdicts)
+    def _abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], now: float, failed_for: str = "") -> None:
+        tickets = self.life.abandon(reason, verdicts, failed_for)
         self._invitations.unwatch()
         for ticket in tickets:
             state, why = verdicts[ticket.ticket]
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
-        self._timers["next"] = now + self.settings.retry_seconds
+        self._timers["next"] = now + self._retry_seconds()
+        if self.life.trouble:  # else the next announcement is that of the next attempt
+            self._announce(now)
         self._shows = True
+
+    def _retry_seconds(self) -> float:
+        """Until the next attempt: the longer, the more of them have failed for what no attempt mends."""
+        s, obstacle = self.settings, self.life.obstacle
+        if obstacle is None or obstacle.reason in s.mended_by_attempts:
+            return s.retry_seconds
+        seconds = pause_seconds(obstacle.failures, s.retry_seconds, s.retry_seconds_max)
+        return come_back_seconds(seconds, s.jitter, self._rng)
 
     def on_ingested(self, event: Ingested, now: float) -> None:
         """The worker is through with some updates."""
@@ -350,12 +364,12 @@ class Task:
             else:
                 self._store.count(result.reason)
                 logger.info("refused the update of %s: %s", held.device, result.detail)
-                self.advance(schedules.UpdateRefused(result.ticket, result.reason), now)
+                self.advance(schedules.UpdateRefused(result.ticket, result.reason, result.detail), now)
 
     def on_committed(self, event: RoundCommitted, now: float) -> None:
         """The worker has committed the round's model, or could not."""
         if event.error:
-            self._abandon(event.error, self.life.failed(), now)
+            self._abandon(event.error, self.life.failed(), now, event.reason)
             return
         tickets, final = self.life.committed(event)
         self._invitations.unwatch()
@@ -400,7 +414,9 @@ class Task:
         life = self.life
         attempt = life.record.attempt if life.record else 0
         self._effects.append(
-            self._publisher.announce(life.number, attempt, life.schedule, life.finished, life.fraction, now)
+            self._publisher.announce(
+                life.number, attempt, life.schedule, life.finished, life.fraction, now, life.trouble
+            )
         )
 
     def _publish(self, now: float) -> None:

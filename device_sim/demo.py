@@ -231,7 +231,7 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     accuracy = _prove(folder / "model.onnx", held_out)
     up, dense = (sum(row[name] or 0 for row in rows) for name in ("bytes_up", "bytes_up_dense"))
     view.say("")
-    view.say(f"finished in {seconds:.1f} s after {len(rows)} rounds")
+    view.say(f"finished in {seconds:.1f} s after {rows[-1]['round']} rounds")
     smaller = f"{dense / max(up, 1):.1f}x smaller"
     view.say(f"updates: {human_bytes(up)} instead of {human_bytes(dense)} as dense float32 ({smaller})")
     view.say(f"model.onnx in stock onnxruntime: {accuracy:.1%} of {len(held_out)} held-out digits")

@@ -233,7 +233,8 @@ class _Listener:
             return
         if state.get("phase") == "done":
             self.reason = str(state.get("reason", "done"))
-        self._round = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}"
+        trouble = f"; {state['reason']}" if state.get("reason") else ""
+        self._round = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}{trouble}"
 
     def _report_later(self) -> None:
         self._fleet.loop.call_at(self._fleet.loop.clock() + REPORT_SECONDS, self._report)

@@ -58,7 +58,7 @@ class Outcome:
     Attributes:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
-        digests: SHA-256 of each round's model, round 0 first where there was one.
+        digests: SHA-256 of each round's model, here and below with round 0 first where there was one.
         cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.

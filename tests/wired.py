@@ -76,7 +76,7 @@ from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, introduction_id
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict, introduction_id
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
@@ -230,6 +230,11 @@ class Jobs:
             number, _ = self.evaluations.popleft()
             events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
         return events
+
+
+def code(verdict: Verdict) -> str:
+    """The short code that stands before the words of a verdict's reason."""
+    return verdict.reason.partition(":")[0]
 
 
 class DeskTransport:

@@ -18,6 +18,7 @@ from coordinator.model_identity import stored_program
 from coordinator.reports import finite
 from coordinator.setup import load_evaluator
 from coordinator.store import Checkpoint, Store, StoreReader
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, StateError
 from edge_sdk.training.bundle import Bundle, Program, decode_parameters
 from edge_sdk.training.engine import make_engine
@@ -121,7 +122,8 @@ def _merged(program: Program, vector: NDArray[np.float32], source: bytes) -> tup
 
 
 def _checkpoint(store: StoreReader, task: str, round_number: int | None) -> Checkpoint:
-    kept = store.checkpoints(task)
+    # Before round 0 the model does not know yet how its input is normalised.
+    kept = [checkpoint for checkpoint in store.checkpoints(task) if checkpoint.round >= OPENING_ROUND]
     if not kept:
         raise ConfigurationError(
             f"federation.task = {task!r}: the database has no model of this task yet; serve it first"

@@ -87,10 +87,11 @@ class UpdateJournalled:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """An admitted update was found bad (``reason`` a short code), or could not be stored."""
+    """An admitted update was found bad (``reason`` a short code, ``detail`` for people), or could not be stored."""
 
     ticket: bytes
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +178,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the device that this update will not be counted; ``outcome`` as in a verdict."""
+    """Tell the device that this update will not be counted; ``outcome`` as in a verdict, ``detail`` for people."""
 
     ticket: Ticket
     outcome: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

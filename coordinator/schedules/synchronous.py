@@ -372,7 +372,7 @@ class Round:
             self.tickets.change(ticket, state=ACCEPTED)
             return [Refuse(ticket, BUSY, BUSY)]
         refused = self.tickets.change(ticket, state=REFUSED, reason=event.reason)
-        return [TicketChanged(refused), Refuse(refused, REFUSED, event.reason), *self._refill()]
+        return [TicketChanged(refused), Refuse(refused, REFUSED, event.reason, event.detail), *self._refill()]
 
     # --- time and progress ---
 

@@ -17,7 +17,7 @@ from edge_sdk.device.session import (
 )
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
-from edge_sdk.errors import EdgeFedError, ExamplesError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Ended", "Jobs"]
@@ -175,6 +175,8 @@ def _told(ticket: bytes, work: Callable[[], Event]) -> Event:
         return TrainingFailed(ticket, "no_examples", str(error), error.public)
     except StateError as error:
         return TrainingFailed(ticket, "state", str(error))
+    except DivergedError as error:
+        return TrainingFailed(ticket, "diverged", str(error))
     except EdgeFedError as error:
         return TrainingFailed(ticket, "training", str(error))
     except (Exception, SystemExit) as error:  # the user's own code: never our thread's end

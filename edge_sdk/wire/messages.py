@@ -149,7 +149,10 @@ def short(digest: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Retained, to all devices: what the coordinator is doing. Only a hint (rule 3)."""
+    """Retained, to all devices: what the coordinator is doing. Only a hint (rule 3).
+
+    ``reason`` says, between two attempts at a round, what keeps it from closing.
+    """
 
     kind: ClassVar[str] = "announce"
     round: int = on_wire(ROUND, key="r")
@@ -157,6 +160,7 @@ class Announce:
     phase: str = on_wire(choice("selection", "working", "waiting", "done"), "selection", key="p", brief=True)
     fraction: float = on_wire(number(0.0, 1.0), 1.0, key="f", brief=True)
     window_seconds: float = on_wire(SECONDS, 0.0, key="w", brief=True)
+    reason: str = on_wire(REASON, "", key="x", brief=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ def write_config(directory: Path, url: str, **tables: dict[str, Any]) -> Path:
     merged["broker"] = {"url": url} | tables.pop("broker", {})
     for name, table in tables.items():
         merged[name] = merged.get(name, {}) | table
+    if merged["model"].get("zoo"):
+        merged["model"].setdefault("normalise", "none")  # rounds are counted from 1, and none of them is of statistics
     lines = []
     for name, table in merged.items():
         values = [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]

@@ -213,6 +213,7 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
     assert report["round"] == {
         "number": 3,
         "attempt": 1,
+        "purpose": "training",
         "phase": "reporting",
         "seconds_remaining": 42.0,
         "goal_count": 4,
@@ -248,6 +249,7 @@ def test_rounds_are_the_same_as_table_json_and_csv(run: Run, tmp_path: Path) -> 
     assert rows[1] == {
         "round": 2,
         "attempt": 0,
+        "purpose": "training",
         "phase": "closed",
         "reason": "",
         "invited": 4,

@@ -81,7 +81,7 @@ def test_a_model_comes_as_zoo_name_onnx_or_bundle(tmp_path: Path) -> None:
     bundle().save(tmp_path / "model.bundle")
     loss: dict[str, Any] = {"loss": "softmax_cross_entropy"}
     made = [
-        simulate("softmax_regression", CLIENTS, **FAST),
+        simulate("softmax_regression", CLIENTS, normalise="none", **FAST),
         simulate(onnx_bytes(), CLIENTS, **loss, **FAST),
         simulate(tmp_path / "model.onnx", CLIENTS, **loss, **FAST),
         simulate(tmp_path / "apart.onnx", CLIENTS, **loss, **FAST),

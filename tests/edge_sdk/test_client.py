@@ -415,7 +415,7 @@ def test_a_device_that_is_not_eligible_any_more_gives_its_ticket_back(
         (lambda: (blobs(9)[0], np.full(9, 7)), "classes are not the model's, 0..2; they go from 7 to 7", "no_examples"),
         (lambda: blobs(3), "this device wants at least 5", "no_examples"),
         (lambda: None, "got NoneType", "no_examples"),
-        (lambda: (blobs(60)[0] * np.float32(1e30), blobs(60)[1]), "lower the learning rate", "training"),
+        (lambda: (blobs(60)[0] * np.float32(1e30), blobs(60)[1]), "lower the learning rate", "diverged"),
     ],
     ids=["empty", "none", "shape", "labels", "few", "nothing", "nan"],
 )

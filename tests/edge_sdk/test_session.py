@@ -1166,6 +1166,8 @@ def test_a_final_verdict_during_the_upload_settles_at_once(outcome: str) -> None
     bench.uploading()
     (settle,) = of(bench.hear(verdict(outcome)), Settle)
     assert settle.counted == (outcome == "counted") and bench.session.unsettled == ()
+    told = outcome if outcome in ("counted", "refused") else "not_counted"
+    assert [notice.what for notice in of(bench.actions, Notify)][-1] == told
 
 
 def test_a_verdict_on_other_bytes_or_another_ticket_is_not_ours() -> None:

@@ -19,7 +19,7 @@ from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.upload import Upload
 from edge_sdk.wire.messages import Have, Verdict, short
-from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED
+from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED, REFUSED
 from edge_sdk.wire.ranges import ChunkSize
 
 __all__ = ["Deliver"]
@@ -126,4 +126,6 @@ class Deliver:
         counted = verdict.outcome == COUNTED
         detail = verdict.reason or verdict.outcome
         what = ProgressKind.COUNTED if counted else ProgressKind.NOT_COUNTED
+        if verdict.outcome == REFUSED:
+            what = ProgressKind.REFUSED
         return [Settle(update.ticket, counted, detail), Notify(what, detail, update.round)]

@@ -234,6 +234,8 @@ class Session:
         self._mailbox.lineage = envelope.lineage
         self._checkin.on_announce(message, retained, now)
         actions = self._work.on_announce(message, envelope.lineage)
+        if message.reason:
+            actions.append(Notify(ProgressKind.ROUNDS_FAIL, message.reason, message.round + 1))
         actions += self._on_change(self._liveness.on_announced(envelope.lineage), now)
         return actions + self._consider(now)
 
