@@ -133,7 +133,9 @@ class Work:
             seconds_max=min(seconds, invite.plan.training.seconds_max),
             vectors=tuple((name, digest) for name, digest, _ in invite.vectors),
         )
-        return [start, _notice(ProgressKind.TRAINING, "", invite)]
+        # Nothing is trained without parameters: what the device does instead is said by its name.
+        detail = invite.plan.local if invite.plan.without_parameters else ""
+        return [start, _notice(ProgressKind.TRAINING, detail, invite)]
 
     def finish(self, ticket: bytes) -> list[Action]:
         """Training is over and its update on disk; without a step to uploading where nobody will ask for it."""
