@@ -128,6 +128,7 @@ class TaskWorker:
             parameters=done.parameters,
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,
+            kept_round=job.good_round,
             metrics=metrics,
             model_delta=done.model_delta,
             broadcast=done.broadcast,
