@@ -10,11 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from coordinator.downlink import chain_from
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect
 from coordinator.schedules.selection import wanted_count
-from coordinator.store import ModelDeltaRecord, Store
+from coordinator.store import ModelDeltaRecord, Store, way_from
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.messages import short
 from edge_sdk.wire.plan import Plan
@@ -128,12 +127,12 @@ class Serving:
         retained."""
         if self._program_alone:
             return Way(b"", (), 0)
-        base, chain = chain_from(self._deltas, holds)
-        deltas = tuple((delta.digest, delta.bytes) for delta in chain)
-        if deltas:
-            self.retain(*(digest for digest, _ in deltas))
-            return Way(base, deltas, sum(size for _, size in deltas))
         if short(self.parameters) in holds:
             return Way(b"", (), 0)
+        found = way_from(self._deltas, holds)
+        if found:
+            self.retain(*(delta.digest for delta in found))
+            deltas = tuple((delta.digest, delta.bytes) for delta in found)
+            return Way(found[0].base, deltas, sum(size for _, size in deltas))
         self.retain(self.parameters)
         return Way(b"", (), self.parameters_bytes)

@@ -306,12 +306,13 @@ def pipeline_settings(config: FederationConfig, program: Program) -> PipelineSet
     Raises:
         ConfigurationError: A name or a setting in [aggregation] is wrong, or a bound cannot be kept.
     """
+    optimizer = server_optimizer(config.aggregation)
     return PipelineSettings(
         validation=validation_bounds(config.validation, size=program.spec.size, examples_max=EXAMPLES_CLAIMED_MAX),
         algorithm=algorithm(config),
-        optimizer=server_optimizer(config.aggregation),
+        optimizer=optimizer,
         fixed_point=fixed_point(config),
-        downlink=downlink(config.downlink),
+        downlink=downlink(config.downlink, optimizer),
         steps=pipeline_steps(config.aggregation),
         directory=str(config.federation.state_dir),
     )

@@ -226,8 +226,8 @@ class Task:
         """Takes a control message of a device."""
         match message:
             case CheckIn():
-                self._registry.note(device, message.instance, message.capabilities, now)
-                checked_in = self._invitations.on_check_in(device, message)
+                known = self._registry.note(device, message, now)
+                checked_in = self._invitations.on_check_in(device, message, known)
                 if checked_in is not None:
                     self.advance(checked_in, now)
             case Accept(ticket):

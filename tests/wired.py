@@ -76,7 +76,7 @@ from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict, introduction_id
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
@@ -437,11 +437,10 @@ class Desk:
         return self.play(*(self.arrived(device, message, lineage=lineage) for message in messages))
 
     def check_in(self, device: str, nonce: bytes = b"nonce   ", **changes: Any) -> list[Effect]:
-        message = CheckIn(
-            nonce=nonce,
-            instance=changes.pop("instance", device.encode().ljust(16)),
-            capabilities={"supports": SUPPORTS},
-        )
+        instance = changes.pop("instance", device.encode().ljust(16))
+        capabilities = changes.pop("capabilities", {"supports": SUPPORTS})
+        name = introduction_id(instance, capabilities)
+        message = CheckIn(nonce=nonce, introduction=name, instance=instance, capabilities=capabilities)
         return self.hear(device, replace(message, **changes))
 
     def begin(self, *devices: str) -> dict[str, Invite]:

@@ -124,7 +124,7 @@ def split_parameters(
                 name += f"/{slot}" if name in inputs else ""
             uses.setdefault(name, use)
             layers.setdefault(name, beside)
-            parameters[name] = np.ascontiguousarray(array)
+            parameters[name] = np.ascontiguousarray(array)  # a scalar becomes [1]: it broadcasts alike
             inputs[slot] = name
             roles.found.setdefault(name, role)
             if role.kind == "statistics":

@@ -34,7 +34,6 @@ from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
-from edge_sdk.training.model_delta import MODEL_DELTA_CODECS
 from edge_sdk.training.names import LABELS_OF_TWO, NAMES_MAX, features_width
 
 __all__ = [
@@ -62,7 +61,7 @@ BINARY: Final = ("logistic_regression", "linear_svm")
 OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
 """Keys of [aggregation], and the settings of server optimisers that they set."""
 
-DOWNLINK_CODECS: Final = (*(name for name in MODEL_DELTA_CODECS if name != "dense"), "none")
+DOWNLINK_CODECS: Final = ("auto", "sparse", "none")
 
 OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
 OF_ONNX: Final = (
@@ -667,19 +666,20 @@ class DownlinkSection(Section):
     """How the model travels to devices that hold an earlier one; newcomers fetch it whole."""
 
     codec: str = key(
-        "sparse: the largest changes, the rest with later rounds; int8, int4: all of them, quantised; none: whole "
-        "models. Models below 40,000 bytes always travel whole.",
-        "sparse",
+        "auto: as many of the largest changes as hold enough of their energy (a tenth with fedavg, six tenths with "
+        "other server optimisers), the rest with later rounds; sparse: a fixed share of them; none: whole models. "
+        "Models below 4,096 bytes always travel whole.",
+        "auto",
         allowed="one of " + ", ".join(f'"{name}"' for name in DOWNLINK_CODECS),
     )
     density: float = key(
-        "Share of the coordinates that sparse sends; 0.05 costs fedavg nothing, and optimisers with momentum rounds.",
-        0.2,
+        "Share of the coordinates that sparse sends; 0.02 costs fedavg nothing, and optimisers with momentum rounds.",
+        0.1,
         ge=1e-6,
         le=1,
     )
     deltas_max: int = key(
-        "Rounds that a device may have missed and still get only what has changed.", 16, unit="rounds", ge=1, le=128
+        "Rounds that a device may have missed and still get only what has changed.", 64, unit="rounds", ge=1, le=128
     )
 
     @model_validator(mode="after")

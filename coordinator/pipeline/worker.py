@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from coordinator.downlink import merged_deltas
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
 from coordinator.pipeline.round_pipeline import Examined, RoundPipeline
@@ -122,7 +123,9 @@ class TaskWorker:
             logger.error("round %d cannot be aggregated: %s", number, error)
             reason = "diverged" if isinstance(error, DivergedError) else "aggregation"
             return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}", reason)
-        metrics = done.metrics
+        metrics, new = done.metrics, done.model_delta
+        if new is not None:
+            new = merged_deltas(new, number, self._store.deltas(self.task), self._store.get_blob)
         made = self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
             parameters=done.parameters,
@@ -130,7 +133,7 @@ class TaskWorker:
             verdicts=job.verdicts,
             kept_round=job.good_round,
             metrics=metrics,
-            model_delta=done.model_delta,
+            model_delta=new,
             broadcast=done.broadcast,
         )
         self._held = _Held(made.parameters_digest, done.parameters, done.memory)

@@ -108,7 +108,7 @@ class StoreReader:
         return self._checkpoints.newest(task, limit)
 
     def deltas(self, task: str) -> list[ModelDeltaRecord]:
-        """The chain of deltas that leads to the newest parameters, the oldest first."""
+        """The model deltas that lead to the newest parameters, in the order of their rounds."""
         return self._deltas.all(task)
 
     def broadcast(self, task: str) -> tuple[tuple[str, bytes, int], ...]:
@@ -134,6 +134,10 @@ class StoreReader:
     def devices(self) -> list[DeviceRecord]:
         """All devices that ever checked in, by name."""
         return self._devices.all()
+
+    def device(self, name: str) -> DeviceRecord | None:
+        """What is known of one device."""
+        return self._devices.one(name)
 
     def population(self, seen_within_seconds: float) -> int:
         """How many devices checked in within so many seconds."""

@@ -271,8 +271,8 @@ class SimCoordinator:
         self.reach("before round commit")
         result = self._work.close(job)
         deltas = self.store.deltas(record.task)
-        new = bool(deltas) and deltas[-1].round == record.number
-        model_delta = self.store.get_blob(deltas[-1].digest) if new else None
+        new = [delta.digest for delta in deltas if (delta.round, delta.rounds) == (record.number, 1)]
+        model_delta = self.store.get_blob(new[0]) if new else None
         earlier = [self.store.tickets(record.task, record.number, attempt) for attempt in range(record.attempt)]
         self.world.auditor.on_committed(job, journalled, result, model_delta, earlier)
         self.reach("after round commit")

@@ -14,7 +14,8 @@ from onnx_graphs import model_of
 from typer.testing import CliRunner
 
 from coordinator.__main__ import app
-from coordinator.compile import compile_model, describe, export_onnx, load_onnx
+from coordinator.cli.check import run_checks
+from coordinator.compile import compile_model, describe, export_onnx, load_onnx, merge_into_source
 from coordinator.compile.import_ import import_model
 from coordinator.compile.notes import notes_of
 from coordinator.compile.tables import look_of
@@ -217,6 +218,19 @@ def test_a_learned_factor_of_one_element_is_trained_where_pytorch_says_that_it_i
     assert roles["bn1.running_mean"].startswith("statistics: running statistics of BatchNormalization")
 
 
+def test_a_scalar_that_pytorch_calls_a_parameter_is_trained_as_one() -> None:
+    model = operand("t = Mul(h, temperature)", temperature=np.float32(1.5))
+    signature = "# inputs\np_temperature: PARAMETER target='temperature'\nb_v: BUFFER target='v'\nx: USER_INPUT\n"
+    entry = model.graph.metadata_props.add()
+    entry.key, entry.value = "pkg.torch.export.ExportedProgram.graph_signature", signature
+    bundle = compiled(model)  # verified against differences of the loss
+    assert names(bundle) == {"w", "temperature"} and bundle.program.spec["temperature"].size == 1
+    merged = merge_into_source(bundle.program, 2 * bundle.parameters, model)
+    arrays = {t.name: numpy_helper.to_array(t) for t in merged.graph.initializer}
+    assert arrays["temperature"].shape == () and arrays["temperature"] == 3.0
+    assert names(compiled(operand("t = Mul(h, temperature)", temperature=np.float32(1.5)))) == {"w", "v"}
+
+
 # What is said
 
 
@@ -245,6 +259,15 @@ def test_convolutions_with_biases_and_no_norm_are_asked_about_where_nothing_tell
     (note,) = notes("cnn1d.dynamo.onnx")  # what the exporter said of its tensors was taken out of this file
     assert note.startswith("if your model has BatchNorm") and "optimize=False" in note
     assert notes("resnet.dynamo.onnx") == [] and notes("mlp.dynamo.onnx") == [] and notes("keras_mlp.onnx") == []
+
+
+def test_check_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    source = DATA / "roles" / "normalised.optimised.onnx"
+    model = f'[model]\nonnx = "{source}"\nloss = "softmax_cross_entropy"\n'
+    path.write_text(f'[federation]\nname = "plant"\n{model}[broker]\nurl = "mqtt://127.0.0.1:9"\n')
+    (outcome,) = (o for o in run_checks(path) if o.name == "model")
+    assert outcome.state == "ok" and "has folded BatchNorm (bn1, bn2)" in outcome.detail
 
 
 def test_compile_prints_what_each_initializer_is_and_why(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from edge_sdk.training.bundle import Bundle, decode_parameters, digest_of
 from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.wire.envelope import decode_message
 from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict
+from edge_sdk.wire.terms import Terms
 
 SPEC = raw_bundle().program.spec
 
@@ -87,7 +88,7 @@ def test_mean_and_scale_of_all_devices_stand_in_the_model_before_round_1() -> No
     following = desk.begin("a", "b")
     assert {invite.round for invite in following.values()} == {1}
     assert {invite.parameters for invite in following.values()} == {digest_of(parameters_of(desk))}
-    assert {invite.plan.local for invite in following.values()} == {"plain"}
+    assert {Terms.decode(invite.terms).plan.local for invite in following.values()} == {"plain"}
 
 
 def parameters_of(desk: Desk) -> bytes:
