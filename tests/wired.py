@@ -202,6 +202,7 @@ class Jobs:
         self.queue: deque[StartJob | IngestItem | CloseJob] = deque()
         self.evaluations: deque[tuple[int, bytes]] = deque()
         self.full = False
+        self.score: Callable[[], dict[str, float]] = lambda: {"accuracy": 0.5}
 
     def start(self, job: StartJob) -> None:
         self.queue.append(job)
@@ -232,7 +233,7 @@ class Jobs:
                 events.append(Ingested(job.task, self.ingest_side.process([job])))
         while self.evaluations:
             number, _ = self.evaluations.popleft()
-            events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
+            events.append(Evaluated(TASK, number, self.score()))
         return events
 
 
