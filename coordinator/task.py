@@ -338,8 +338,9 @@ class Task:
             state, why = verdicts[ticket.ticket]
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
-        self._timers["next"] = now + self._retry_seconds()
-        if self.life.trouble:  # else the next announcement is that of the next attempt
+        if self.finished is None:
+            self._timers["next"] = now + self._retry_seconds()
+        if self.finished is not None or self.life.trouble:  # else the next announcement is that of the next attempt
             self._announce(now)
         self._shows = True
 

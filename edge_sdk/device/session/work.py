@@ -134,7 +134,9 @@ class Work:
             seconds_max=min(seconds, terms.plan.training.seconds_max),
             vectors=tuple((name, digest) for name, digest, _ in invite.vectors),
         )
-        return [start, _notice(ProgressKind.TRAINING, "", invite)]
+        # Nothing is trained without parameters: what the device does instead is said by its name.
+        detail = terms.plan.local if terms.plan.without_parameters else ""
+        return [start, _notice(ProgressKind.TRAINING, detail, invite)]
 
     def finish(self, ticket: bytes) -> list[Action]:
         """Training is over and its update on disk; without a step to uploading where nobody will ask for it."""
@@ -148,7 +150,8 @@ class Work:
         """There will be no update."""
         if self.ticket is None or self.ticket.invite.ticket != event.ticket:
             return []
-        notice = _notice(ProgressKind.TRAINING_FAILED, event.detail or event.reason, self.ticket.invite)
+        said, number = event.detail or event.reason, self.ticket.invite.round
+        notice = Notify(ProgressKind.TRAINING_FAILED, said, number, event.public or event.reason)
         return [notice, *self.decline(event.reason, event.public)]
 
     def drop(self, reason: str) -> list[Action]:
