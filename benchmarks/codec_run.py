@@ -29,6 +29,7 @@ from edge_sdk.training.model_delta import apply_model_deltas, encode_model_delta
 __all__ = ["Method", "Record", "run"]
 
 FIXED_POINT: Final = FixedPoint()
+DIVERGED_RMSE: Final = -1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Record:
         up_bytes: Mean bytes of a client's frame.
         down_bytes: Mean bytes of a round's frame to a client; 4 times the parameters where the downlink is dense.
         curve: ``(round, accuracy)`` on the test subset.
-        accuracy: Mean over the last rounds, on the whole test set.
+        accuracy: Mean over the last rounds, on the whole test set; minus the RMSE of a task that is judged by it.
         seconds: Process CPU time.
     """
 
@@ -77,7 +78,7 @@ class Record:
 
 
 def run(world: Federation, method: Method) -> Record:
-    """All rounds of one run. A model that diverges ends it there, with accuracy 0."""
+    """All rounds of one run. A model that diverges ends it there, with the worst result."""
     began = time.process_time()
     task = world.task
     state = _State(world, method)
@@ -87,7 +88,7 @@ def run(world: Federation, method: Method) -> Record:
         try:
             state.round(number)
         except TrainingError:
-            last = [0.0]
+            last = [DIVERGED_RMSE if task.by_rmse else 0.0]
             break
         if number % task.every == 0:
             curve.append((number, world.accuracy(state.parameters, whole=False)))
