@@ -1,8 +1,8 @@
 """The codecs that are compared, which of them on which task, and what is asked of them.
 
 A name is a codec and its one knob: ``eden-0.05`` has 0.05 bits a coordinate, ``sparse-3`` sends 3 %; ``auto`` has none;
-``eden-conv`` and ``eden-layers`` give some layers more. After a ``+`` stands what travels down; without one, whole
-parameters do.
+``eden-conv`` and ``eden-layers`` give some layers more. After a ``+`` stands what travels down, ``auto`` or ``sparse``
+with a share of the coordinates; without one, whole parameters do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Final
 
 from benchmarks.codec_run import Method
 from benchmarks.codec_tasks import Task
+from coordinator.config.sections import DownlinkSection
+from coordinator.config.settings import downlink
+from coordinator.downlink import Downlink
+from coordinator.server_optimizers import make_server_optimizer
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.eden import bits_for
 from edge_sdk.codecs.sparse_rows import ROW_BITS
@@ -107,7 +111,14 @@ def make_method(name: str, task: Task) -> Method:
         ConfigurationError: It names a codec that there is not, or a value out of range.
     """
     up, _, down = name.partition("+")
-    return Method(_settings(up, task), _settings(down, task) if down else None)
+    return Method(_settings(up, task), _downlink(down, task) if down else None)
+
+
+def _downlink(name: str, task: Task) -> Downlink:
+    codec, _, knob = name.partition("-")
+    optimizer = make_server_optimizer(task.server[0], **task.server[1])
+    section = {"codec": codec} | ({"density": float(knob) / 100} if knob else {})
+    return downlink(DownlinkSection(**section), optimizer)
 
 
 def _settings(name: str, task: Task) -> CodecSettings:

@@ -24,7 +24,8 @@ from benchmarks.codec_tables import Tables
 from benchmarks.har import windows_of
 from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.training.bundle import Bundle

@@ -7,6 +7,7 @@ outbox and both residual files on disk, the upload and the verdict. The trainer'
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any, Final
@@ -48,11 +49,11 @@ def cpu() -> list[Figure]:
         inputs = GAUSSIAN_MODEL["inputs"][0]  # type: ignore[index]
         device = start(federation, engine="numpy", inputs=inputs, examples=1, replayed_parameters=1_000_000)
         device.wait_for("counted", SECONDS_MAX, count=ROUNDS)
-        received, counted = device.all_of("received"), device.all_of("counted")
+        counted = device.all_of("counted")
         peak = counted[-1]["peak_bytes"] / 1e6
     spent = [
         1e3 * (after["cpu"] - before["cpu"] - (after["training"] - before["training"]))
-        for before, after in zip(counted[:-1], received[1:], strict=True)
+        for before, after in itertools.pairwise(counted)
     ]
     name = "device, a round with 1,000,000 parameters at 1 %, without training"
     return [

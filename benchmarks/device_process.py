@@ -55,7 +55,7 @@ def main() -> None:
     labels = np.arange(settings["examples"]) % classes
 
     def on_progress(progress: Progress) -> None:
-        if progress.what in ("received", "counted"):
+        if progress.what == "counted":
             training = 0.0 if replay is None else replay.cpu_seconds
             cpu = time.process_time()
             tell(progress.what, round=progress.round, cpu=cpu, training=training, peak_bytes=peak_bytes())

@@ -86,6 +86,8 @@ class Federation:
         self.folder = Path(self._folder.name)
         self.broker = PrivateBroker("mosquitto", self.folder)
         self._children: list[Child] = []
+        if "zoo" in model:
+            model = {"normalise": "none", **model}  # rounds are counted from 1, and none is of statistics
         self._options: dict[str, Any] = {
             "name": NAME,
             "model": "\n".join(f"{key} = {_toml(value)}" for key, value in model.items()),

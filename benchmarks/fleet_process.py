@@ -28,7 +28,6 @@ class Rounds:
 
     devices: int
     trained: dict[int, int] = field(default_factory=dict)
-    received: dict[int, int] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
 
     def on_progress(self, device: str, progress: Progress) -> None:
@@ -41,7 +40,7 @@ class Rounds:
             tell(f"all_{progress.what}", round=progress.round, cpu=time.process_time(), peak_bytes=peak_bytes())
 
 
-NOTED = ("trained", "received", "counted")
+NOTED = ("trained", "counted")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ Models in float64 are cast to float32, as devices train in it. ``--write`` makes
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -92,7 +93,9 @@ def attempt(folder: Path) -> Outcome:
     is_float = source.graph.output[0].type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.DOUBLE)
     for form, make in (FORMS if is_float else UNCHANGED).items():
         try:
-            bundle = compile_model(make(_in_float32(source)), loss="mean_squared_error", name=folder.name)
+            model = make(_in_float32(source))
+            asked = ["*", *_factors(model)]
+            bundle = compile_model(model, loss="mean_squared_error", train=asked, name=folder.name)
         except CompileError as error:
             reasons.append(" ".join(str(error).split()))
         else:
@@ -144,6 +147,12 @@ def as_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.input.append(entry)
     model.graph.output.append(helper.make_tensor_value_info("wrap.y", TensorProto.FLOAT, shape))
     return model
+
+
+def _factors(model: onnx.ModelProto) -> list[str]:
+    """Initializers of one element, which would be taken for constants."""
+    floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims)]
+    return [tensor.name for tensor in floats if math.prod(tensor.dims) == 1]
 
 
 FORMS: Final[dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {"batch": with_batch, "weights": as_weights}

@@ -58,11 +58,10 @@ def packets(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) ->
     )
     data = payload.encode()
     ticket, digest = bytes(range(16)), digest_of(data)
-    envelope = Envelope("federation", "default", lineage=bytes(8))
+    envelope = Envelope(lineage=bytes(8))
     offer = encode_message(envelope, Offer(ticket=ticket, digest=digest, total=len(data)))
     sizes = [publish_bytes(TOPICS.from_device(DEVICE, Offer.kind), len(offer))]
     for start, stop in plan_chunks([(0, len(data))], CHUNK_BYTES_MAX):
         chunk = Chunk(ticket=ticket, digest=digest, total=len(data), offset=start, data=data[start:stop])
-        bulk = Envelope("federation", "default", lineage=bytes(8), shard="0")
-        sizes.append(publish_bytes(TOPICS.up("0", DEVICE), len(encode_message(bulk, chunk))))
+        sizes.append(publish_bytes(TOPICS.up("0", DEVICE), len(encode_message(envelope, chunk))))
     return sizes

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from coordinator.events import BULK, Effect, Publish
-from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest
+from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest, short
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
@@ -54,6 +54,7 @@ class Downloads:
         self._retained_add = retained_add
         self._retained_remove = retained_remove
         self._served: dict[str, frozenset[bytes]] = {}  # by task
+        self._by_name: dict[bytes, bytes] = {}  # the same by short digests, as devices name them
         self._blobs: dict[bytes, bytes] = {}  # those of them that were asked for
         self._up = False
         self._token = 0
@@ -68,6 +69,7 @@ class Downloads:
     def serve(self, task: str, digests: Iterable[bytes]) -> None:
         """From now on these blobs are served for a task, and no others."""
         self._served[task] = frozenset(digests)
+        self._by_name = {short(digest): digest for served in self._served.values() for digest in served}
         self._blobs = {digest: blob for digest, blob in self._blobs.items() if self._is_served(digest)}
 
     def size(self, digest: bytes) -> int:
@@ -125,7 +127,8 @@ class Downloads:
             want: For what.
             wrap: Makes a payload out of a message, in the name of the task that was asked.
         """
-        blob = self._blob(want.digest)
+        digest = self._by_name.get(want.digest, b"")
+        blob = self._blob(digest)
         if blob is None:
             return [Publish(BULK, self._topics.to_device(device, BlobGone.kind), wrap(BlobGone(digest=want.digest)))]
         for start, stop in want.ranges:
@@ -134,7 +137,7 @@ class Downloads:
                 # Beyond the limits the device asks again, after its stall timer.
                 if len(self._wanted) >= QUEUED_MAX or self._wanted_by[device] >= QUEUED_PER_DEVICE_MAX:
                     return self._more()
-                self._wanted.append((wrap, device, want.digest, at, min(at + self._chunk_bytes_max, stop)))
+                self._wanted.append((wrap, device, digest, at, min(at + self._chunk_bytes_max, stop)))
                 self._wanted_by[device] += 1
         return self._more()
 
@@ -185,7 +188,7 @@ class Downloads:
         blob = self._blob(digest)
         if blob is None:
             return []
-        message = RangeData(digest=digest, total=len(blob), offset=start, data=blob[start:stop])
+        message = RangeData(digest=short(digest), offset=start, data=blob[start:stop])
         return [self._publish(self._topics.to_device(device, RangeData.kind), wrap(message))]
 
     def _send_piece(self, topic: str, digest: bytes, offset: int) -> list[Effect]:

@@ -94,7 +94,7 @@ class Ingested:
 
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
-    """The worker committed the round, or could not (``error``, for people).
+    """The worker committed the round, or could not (``error`` for people, ``reason`` its code).
 
     ``parameters`` is the SHA-256 of the model.
     """
@@ -104,6 +104,7 @@ class RoundCommitted:
     parameters: bytes
     metrics: dict[str, float]
     error: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from coordinator.advice import explain
 from coordinator.events import BULK, Acknowledge, Effect, IngestItem, Workers
 from coordinator.schedules.schedule import (
     Action,
@@ -21,7 +22,7 @@ from coordinator.schedules.schedule import (
 from coordinator.schedules.tickets import Ticket
 from coordinator.store import ChunkRefused, Store
 from edge_sdk.mqtt import Delivery
-from edge_sdk.wire.messages import Chunk, Have, Message, Offer, Verdict
+from edge_sdk.wire.messages import Chunk, Have, Message, Offer, Verdict, short
 from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, BUSY, INVITED, LATE, REFUSED
 
 __all__ = ["BUSY", "BUSY_SECONDS", "Intake", "TicketDesk"]
@@ -54,7 +55,7 @@ class TicketDesk(Protocol):
     def perform(self, actions: list[Action], now: float) -> None:
         """Performs actions of the schedule."""
 
-    def say(self, device: str, message: Message, *, names_shard: bool = False) -> None:
+    def say(self, device: str, message: Message) -> None:
         """Sends an answer to one device."""
 
 
@@ -106,7 +107,7 @@ class Intake:
             self._refuse(offer.ticket, why_not, now)
             return
         have = self._held(offer.ticket, offer.digest)
-        self._desk.say(device, have, names_shard=True)
+        self._desk.say(device, have)
         if have.ranges == ((0, offer.total),):
             self._arrived_whole(offer.ticket, offer.digest, None, None, now)
 
@@ -171,7 +172,7 @@ class Intake:
         if self._digests.get(ticket) != digest and not ranges:
             self._store.drop_partials(ticket)
         self._digests[ticket] = digest
-        return Have(ticket=ticket, digest=digest, ranges=tuple(ranges), chunk_bytes_max=self._chunk_bytes_max)
+        return Have(ticket=ticket, digest=short(digest), ranges=tuple(ranges), chunk_bytes_max=self._chunk_bytes_max)
 
     def _why_not(self, total: int, offset: int = 0, length: int = 1) -> str:
         """Why an update of ``total`` bytes, or this range of it, cannot be taken; empty where it can."""
@@ -193,21 +194,21 @@ class Intake:
         if held is None or schedule is None or lineage != self._lineage:
             verdict = self._desk.verdict_on(device, ticket)
             self._store.count(f"upload_{verdict.outcome}")
-            return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
+            return Verdict(ticket=ticket, digest=short(digest), outcome=verdict.outcome, reason=verdict.reason)
         if held.state in (INVITED, ACCEPTED):
             if schedule.takes_updates:
                 return None
             self._store.count("upload_late")
             self._desk.advance(Offered(ticket), now)
-            return Verdict(ticket=ticket, digest=digest, outcome=LATE, reason="closed")
+            return Verdict(ticket=ticket, digest=short(digest), outcome=LATE, reason=explain("closed"))
         if held.state == ADMITTED and held.digest == digest:
             return None
         if held.digest not in (b"", digest):
             self._store.count("upload_spent")
-            return Verdict(ticket=ticket, digest=digest, outcome=REFUSED, reason="spent")
+            return Verdict(ticket=ticket, digest=short(digest), outcome=REFUSED, reason=explain("spent"))
         self._store.count("upload_duplicate")
         verdict = self._desk.verdict_on(device, ticket)
-        return Verdict(ticket=ticket, digest=digest, outcome=verdict.outcome, reason=verdict.reason)
+        return Verdict(ticket=ticket, digest=short(digest), outcome=verdict.outcome, reason=verdict.reason)
 
     def _arrived_whole(
         self, ticket: bytes, digest: bytes, payload: bytes | None, acknowledgement: Delivery | None, now: float
@@ -225,4 +226,4 @@ class Intake:
 
 def _busy(ticket: bytes, digest: bytes) -> Verdict:
     """Retryable: the worker's queue or a quota is full (rule 14)."""
-    return Verdict(ticket=ticket, digest=digest, outcome=BUSY, reason=BUSY, retry_seconds=BUSY_SECONDS)
+    return Verdict(ticket=ticket, digest=short(digest), outcome=BUSY, reason=BUSY, retry_seconds=BUSY_SECONDS)

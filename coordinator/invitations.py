@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.advice import explain
 from coordinator.events import CONTROL, Effect, Subscribe, Unsubscribe
 from coordinator.publisher import Publisher
 from coordinator.round_life import RoundLife
@@ -17,8 +18,18 @@ from coordinator.serving import Serving
 from coordinator.status import TaskStatus
 from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.messages import CheckIn, ComeBack, Invite, Message, Verdict
-from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNALLED, RECEIVED, UNKNOWN
+from edge_sdk.wire.messages import CheckIn, ComeBack, Invite, Message, Verdict, short
+from edge_sdk.wire.outcomes import (
+    ABANDONED,
+    ACCEPTED,
+    ADMITTED,
+    COUNTED,
+    INVITED,
+    JOURNALLED,
+    RECEIVED,
+    REFUSED,
+    UNKNOWN,
+)
 
 __all__ = ["Invitations"]
 
@@ -53,7 +64,7 @@ class Invitations:
         status: TaskStatus,
         publisher: Publisher,
         effects: list[Effect],
-        say: Callable[..., None],
+        say: Callable[[str, Message], None],
         rng: np.random.Generator,
     ) -> None:
         self._settings = settings
@@ -158,12 +169,13 @@ class Invitations:
             chunk_bytes_max=s.chunk_bytes_max,
             blob_bytes=self._serving.piece_bytes,
             requires=s.requires,
+            shard=self._publisher.shard,
             verdicts=self._verdicts.pop(ticket.device, ()),
-            base=way.base,
+            base=short(way.base),
             deltas=way.deltas,
             vectors=self._serving.vectors,
         )
-        self._say(ticket.device, message, names_shard=True)
+        self._say(ticket.device, message)
         self.watch(ticket)
 
     def watch(self, ticket: Ticket) -> None:
@@ -200,6 +212,8 @@ class Invitations:
         outcome = RECEIVED if state in (ADMITTED, JOURNALLED) else state
         if outcome == COUNTED and self._life.committing:
             outcome = RECEIVED
+        if (outcome, reason) == (REFUSED, ABANDONED):
+            outcome = ABANDONED  # its round was given up: nothing is wrong with the update
         if outcome in (INVITED, ACCEPTED):
-            outcome, reason = UNKNOWN, "no update arrived for this ticket"
-        return Verdict(ticket=ticket, digest=digest, outcome=outcome, reason=reason)
+            return Verdict(ticket, short(digest), UNKNOWN, "no update arrived for this ticket")
+        return Verdict(ticket=ticket, digest=short(digest), outcome=outcome, reason=explain(reason))

@@ -9,7 +9,7 @@ from coordinator.events import CONTROL, Publish
 from coordinator.schedules.schedule import Schedule
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.envelope import Envelope, encode_message
-from edge_sdk.wire.messages import Announce, Message
+from edge_sdk.wire.messages import Announce, Invite, Message
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["Publisher"]
@@ -18,30 +18,28 @@ ANNOUNCE_EXPIRY_SECONDS_MIN: Final = 300
 
 
 class Publisher:
-    """Makes what is published, in the name of one incarnation of one task's coordinator.
+    """Makes what is published, in the name of one task's coordinator.
 
     Args:
         settings: The task.
         lineage: The database's lineage.
-        incarnation: This start's number.
         shard: The uplink inbox that devices send their updates to.
     """
 
-    def __init__(self, settings: TaskSettings, lineage: bytes, incarnation: int, shard: str) -> None:
+    def __init__(self, settings: TaskSettings, lineage: bytes, shard: str) -> None:
         self.topics = Topics(settings.federation)
         self._settings = settings
-        self._incarnation = incarnation
-        self._plain = Envelope(federation=settings.federation, task=settings.task, lineage=lineage)
-        self._with_shard = Envelope(federation=settings.federation, task=settings.task, lineage=lineage, shard=shard)
+        self.shard = shard
+        self._lineage = lineage
 
     def wrap(self, message: Message) -> bytes:
-        """The message in its envelope."""
-        return encode_message(self._plain, message)
+        """The message in its envelope; who takes a ticket must know of which lineage it is."""
+        lineage = self._lineage if isinstance(message, Invite) else b""
+        return encode_message(Envelope(self._settings.task, lineage), message)
 
-    def to_device(self, device: str, message: Message, *, names_shard: bool = False) -> Publish:
-        """An answer to one device; with ``names_shard`` it says where the update is to be sent."""
-        payload = encode_message(self._with_shard if names_shard else self._plain, message)
-        return Publish(CONTROL, self.topics.to_device(device, message.kind), payload)
+    def to_device(self, device: str, message: Message) -> Publish:
+        """An answer to one device."""
+        return Publish(CONTROL, self.topics.to_device(device, message.kind), self.wrap(message))
 
     def announce(
         self,
@@ -51,8 +49,15 @@ class Publisher:
         finished: str | None,
         fraction: float,
         now: float,
+        trouble: str = "",
     ) -> Publish:
-        """What the coordinator is doing, to all."""
+        """What the coordinator is doing, to all.
+
+        It is said when a round begins and when there are no more; after an attempt that has failed for a reason
+        (``trouble``), with that reason; and again, with its phase, to those whose coordinator was away. What happens in
+        between nobody needs to hear who is not told in person: so that it is not taken for new for ever, the beginning
+        expires when the round cannot be open any more.
+        """
         s, phase, remaining = self._settings.in_round(number), "waiting", 0.0
         if finished is not None:
             phase = "done"
@@ -60,19 +65,18 @@ class Publisher:
             phase = "selection" if schedule.asks_for_devices else "working"
             remaining = schedule.seconds_remaining(now)
         message = Announce(
-            incarnation=self._incarnation,
             round=number,
             attempt=attempt,
             phase=phase,
             fraction=fraction,
             window_seconds=s.round.window_seconds,
-            remaining_seconds=remaining,
-            requires=s.requires,
-            reason=finished or "",
+            reason=trouble if phase == "waiting" else "",
         )
-        expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(2 * remaining)) if phase == "selection" else None
+        rest = s.round.configuration_seconds_max + s.round.reporting_seconds_max
+        expiry = max(ANNOUNCE_EXPIRY_SECONDS_MIN, int(remaining + 2 * rest)) if phase == "selection" else None
         topic = self.topics.announce(self._settings.task)
-        return Publish(CONTROL, topic, self.wrap(message), retain=True, expiry_seconds=expiry)
+        payload = encode_message(Envelope(lineage=self._lineage), message)
+        return Publish(CONTROL, topic, payload, retain=True, expiry_seconds=expiry)
 
     def round(self, summary: dict[str, Any]) -> Publish:
         """The round as it goes, for people and dashboards."""

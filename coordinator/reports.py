@@ -13,8 +13,10 @@ from typing import Any, Final
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path, stopping_rule
 from coordinator.model_identity import stored_program
+from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.stopping import Stopping
-from coordinator.store import DeviceRecord, RoundRecord, Store, StoreReader
+from coordinator.store import Checkpoint, DeviceRecord, RoundRecord, Store, StoreReader
+from coordinator.task_settings import OPENING_ROUND, TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["finite", "is_served", "rounds_report", "status_report"]
@@ -47,8 +49,9 @@ def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[st
             "served": is_served(path),
             "incarnation": store.incarnation,
             "model": program and {"name": program.name, "parameters": program.spec.size, "metric": program.metric},
-            "completed": checkpoint.round if checkpoint else 0,
+            "completed": max(0, checkpoint.round) if checkpoint else 0,
             "rounds_max": config.stopping.rounds_max,
+            "trouble": _trouble(config, store, checkpoint),
             "finished": None if program is None else _finished(config, ended, program.metric),
             "abandoned": sum(record.phase == "abandoned" for record in ended),
             "round": _open_round(config, store),
@@ -102,6 +105,7 @@ def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
     return {
         "round": record.number,
         "attempt": record.attempt,
+        "purpose": summary.get("purpose", TRAINING),
         "phase": record.phase,
         "reason": record.reason,
         "invited": summary.get("invited", 0),
@@ -117,14 +121,25 @@ def _open_round(config: FederationConfig, store: StoreReader) -> dict[str, Any] 
     if record is None:
         return None
     tickets = store.tickets(record.task, record.number, record.attempt)
+    goal_count = config.selection.goal_count
+    if record.number == OPENING_ROUND:
+        goal_count = max(goal_count, config.model.normalise_minimum or 0)
     return {
         "number": record.number,
         "attempt": record.attempt,
+        "purpose": record.summary.get("purpose", TRAINING),
         "phase": record.phase,
         "seconds_remaining": round(record.seconds_remaining, 1),
-        "goal_count": config.selection.goal_count,
+        "goal_count": goal_count,
         "tickets": dict(sorted(Counter(ticket.state for ticket in tickets).items())),
     }
+
+
+def _trouble(config: FederationConfig, store: StoreReader, checkpoint: Checkpoint | None) -> str:
+    """What keeps the coming round from closing, and what to do; empty where nothing does."""
+    number = checkpoint.round + 1 if checkpoint else 1
+    obstacle = last_obstacle(store.rounds(config.federation.task, ATTEMPTS_MAX), number)
+    return "" if obstacle is None else obstacle.sentence(number)
 
 
 def _finished(config: FederationConfig, rounds: list[RoundRecord], metric: str) -> str | None:

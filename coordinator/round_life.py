@@ -7,11 +7,13 @@ told of it is the task's (``coordinator/task.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
+from coordinator.advice import Obstacle, obstacle_of
 from coordinator.attendance import Attendance
 from coordinator.choosing import chooser
 from coordinator.downloads import Downloads
@@ -26,11 +28,14 @@ from coordinator.status import TaskStatus
 from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.outcomes import COUNTED, JOURNALLED, REFUSED
+from edge_sdk.wire.outcomes import COUNTED, INVITED, JOURNALLED, REFUSED
 
-__all__ = ["RoundLife"]
+__all__ = ["ATTEMPTS_MAX", "RoundLife", "last_obstacle"]
 
 logger = logging.getLogger(__name__)
+
+ATTEMPTS_MAX: Final = 64
+"""So many attempts at a round are looked back upon."""
 
 
 class RoundLife:
@@ -55,6 +60,7 @@ class RoundLife:
         completed: Number of the newest checkpoint: of the newest committed round, or of the one before the first.
         metrics: Of the newest model.
         finished: Why training is over, None before.
+        obstacle: What the last attempt at the coming round has failed for, None while there is no such thing.
         committing: Whether the worker is at the end of the round: what counts is decided, and not there yet.
         fraction: Of the devices, that are asked to check in.
         participation: The share of the rounds in which a device can expect to take part, 0 if unknown.
@@ -80,6 +86,7 @@ class RoundLife:
         self.completed = 0
         self.metrics: dict[str, float] = {}
         self.finished: str | None = None
+        self.obstacle: Obstacle | None = None
         self.committing = False
         self.fraction = 1.0
         self.participation = 0.0
@@ -114,6 +121,11 @@ class RoundLife:
         """The best value of the watched metric."""
         return self._stopping.best
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong and what to do, empty while rounds succeed."""
+        return "" if self.obstacle is None else self.obstacle.sentence(self.completed + 1)
+
     # --- beginning ---
 
     def start(self, now: float) -> bool:
@@ -124,6 +136,7 @@ class RoundLife:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
         self.completed, self.metrics = checkpoint.round, dict(checkpoint.metrics)
         self._serving.publish(checkpoint.parameters_digest)
+        self.obstacle = last_obstacle(self._store.rounds(task, limit=ATTEMPTS_MAX), self.completed + 1)
         record = self._store.open_round(task)
         closed = sorted((r for r in self._store.rounds(task, limit=100_000) if r.closed), key=lambda r: r.number)
         # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
@@ -157,6 +170,7 @@ class RoundLife:
             seconds_remaining=s.round.selection_seconds_max,
             base=self._serving.parameters,
             program=s.program_digest,
+            summary={"purpose": s.purpose},
             started_at=self._wall(),
         )
         self._store.save_round(self.record)
@@ -269,12 +283,28 @@ class RoundLife:
         }
         self._workers.close(CloseJob(record, last_seq, self._final))
 
-    def abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]]) -> TicketTable:
-        """Ends the round without a model, which stays as it is, byte for byte; returns its tickets."""
+    def abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], failed_for: str = "") -> TicketTable:
+        """Ends the round without a model, which stays as it is, byte for byte; returns its tickets.
+
+        Args:
+            reason: What is kept of it, for people.
+            verdicts: State and reason of each ticket.
+            failed_for: The code of what the coordinator itself could not do with good updates.
+        """
         assert self.record is not None and self.schedule is not None
-        logger.warning("task %s: round %d abandoned: %s", self._settings.task, self.record.number, reason)
         self.flush()
         summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
+        found = obstacle_of(verdicts.values())
+        if failed_for:
+            found = Obstacle(failed_for, REFUSED, summary[COUNTED], summary[INVITED])
+        if found is None:
+            logger.warning("task %s: round %d abandoned: %s", self._settings.task, self.record.number, reason)
+        else:
+            self.obstacle = found.after(self.obstacle)
+            summary["obstacle"] = self.obstacle.record
+            reason = f"{reason}; {found.brief}"
+            if self.obstacle.is_new:  # the same again is no news, and attempts may go on for days
+                logger.warning("task %s: %s", self._settings.task, self.trouble)
         self._store.abandon_round(self.record.abandoned(reason, summary, self._wall()), verdicts)
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
@@ -297,6 +327,9 @@ class RoundLife:
         self.attendance.round_ended(tickets)
         self._status.ended(number, self.record.summary, event.metrics)
         self.schedule, self.record = None, None
+        if self.obstacle is not None:
+            logger.info("task %s: round %d has closed; what kept it from closing is over", event.task, number)
+        self.obstacle = None
         self.completed, self.metrics = number, dict(event.metrics)
         self._serving.publish(event.parameters)
         self._serving.clear()
@@ -331,6 +364,17 @@ class RoundLife:
     def _finish(self, reason: str) -> None:
         self._serving.stop()
         self._effects.append(Finished(self._settings.task, reason))
+
+
+def last_obstacle(records: Iterable[RoundRecord], number: int) -> Obstacle | None:
+    """What the newest attempt at round ``number`` that failed for such a reason has failed for.
+
+    Args:
+        records: The newest ones of the task, the newest first.
+        number: The round.
+    """
+    found = (Obstacle.of(record.summary) for record in records if record.number == number)
+    return next((obstacle for obstacle in found if obstacle is not None), None)
 
 
 def _ticket(row: TicketRecord) -> Ticket:

@@ -101,7 +101,7 @@ class Coordinator:
                 workers,
                 self._registry,
                 self._downloads,
-                Publisher(task, store.lineage, incarnation, self._shard),
+                Publisher(task, store.lineage, self._shard),
                 self._effects,
                 new_id=new_id,
                 rng=rng,
@@ -228,7 +228,7 @@ class Coordinator:
 
     def _decode(self, payload: bytes, kind: str) -> tuple[Task | None, Envelope, Message]:
         """The message and its task; None where another coordinator of the federation serves it."""
-        envelope, message = decode_message(payload, federation=self.federation, expected=(kind,), peer="device")
+        envelope, message = decode_message(payload, kind, peer="device")
         task = self.tasks.get(envelope.task) if self.presence.entitled else None
         return task, envelope, message
 

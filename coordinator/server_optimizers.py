@@ -32,7 +32,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sdk.errors import ConfigurationError, StateError, TrainingError
+from edge_sdk.errors import ConfigurationError, DivergedError, StateError
 from edge_sdk.extension import is_dotted, make
 
 __all__ = [
@@ -80,7 +80,7 @@ class ServerOptimizer(Protocol):
         Raises:
             ValueError: A vector has another length or type.
             StateError: The state is that of another optimiser or model.
-            TrainingError: A new parameter is not finite: training has diverged.
+            DivergedError: A new parameter is not finite: training has diverged.
         """
 
 
@@ -279,7 +279,7 @@ def _moved(parameters: Vector, step: Vector, mean_delta: Vector, buffer: NDArray
         step = np.where(buffer, mean_delta, step)
     moved = parameters + step
     if not np.isfinite(moved).all():
-        raise TrainingError(
+        raise DivergedError(
             "the server's step gives parameters that are not finite: training has diverged; "
             "lower the server's eta or the clients' learning rate, and go back to an earlier checkpoint"
         )

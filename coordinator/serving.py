@@ -6,18 +6,19 @@ Only digests and sizes stand here. The bytes are read from the database when som
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from coordinator.downloads import RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect
 from coordinator.schedules.selection import wanted_count
-from coordinator.store import ModelDeltaRecord, Store
+from coordinator.store import ModelDeltaRecord, Store, way_from
 from coordinator.task_settings import TaskSettings
+from edge_sdk.wire.messages import short
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["Serving", "Way", "chain_from"]
+__all__ = ["Serving", "Way"]
 
 RETAIN_FROM_DEVICES: Final = 8
 
@@ -91,6 +92,16 @@ class Serving:
         beside = (*(delta.digest for delta in self._deltas), *(digest for _, digest, _ in self._broadcast))
         self._downloads.serve(self._settings.task, {self._settings.program_digest, parameters, *beside, *before})
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Which program and parameters are served, for whoever wants to look at them; plain values."""
+        return {
+            "program": self._settings.program_digest.hex(),
+            "program_bytes": self.program_bytes,
+            "parameters": self.parameters.hex(),
+            "parameters_bytes": self.parameters_bytes,
+        }
+
     def stop(self) -> None:
         """Nothing more will be asked of anybody: the retained cache goes (rule 14)."""
         self._downloads.serve(self._settings.task, ())
@@ -112,35 +123,16 @@ class Serving:
         self.retain(*beside)
 
     def way_for(self, holds: Collection[bytes]) -> Way:
-        """How a device that holds these parameters comes to the newest ones; what it will fetch is retained."""
+        """How a device comes to the newest parameters that holds those with these short digests; what it will fetch is
+        retained."""
         if self._program_alone:
             return Way(b"", (), 0)
-        base, chain = chain_from(self._deltas, holds)
-        deltas = tuple((delta.digest, delta.bytes) for delta in chain)
-        if deltas:
-            self.retain(*(digest for digest, _ in deltas))
-            return Way(base, deltas, sum(size for _, size in deltas))
-        if self.parameters in holds:
+        if short(self.parameters) in holds:
             return Way(b"", (), 0)
+        found = way_from(self._deltas, holds)
+        if found:
+            self.retain(*(delta.digest for delta in found))
+            deltas = tuple((delta.digest, delta.bytes) for delta in found)
+            return Way(found[0].base, deltas, sum(size for _, size in deltas))
         self.retain(self.parameters)
         return Way(b"", (), self.parameters_bytes)
-
-
-def chain_from(
-    deltas: Sequence[ModelDeltaRecord], holds: Collection[bytes]
-) -> tuple[bytes, tuple[ModelDeltaRecord, ...]]:
-    """The shortest chain from something that a device holds to the newest parameters, and where it starts.
-
-    Args:
-        deltas: The whole chain, the oldest first.
-        holds: Digests of the parameters that the device has.
-
-    Returns:
-        The digest of its base and the deltas, the oldest first; nothing where the device needs the whole parameters or
-        has the newest ones.
-    """
-    if deltas and deltas[-1].target not in holds:
-        for at in range(len(deltas) - 1, -1, -1):
-            if deltas[at].base in holds:
-                return deltas[at].base, tuple(deltas[at:])
-    return b"", ()

@@ -21,7 +21,9 @@ from coordinator.compile import (
     read_onnx,
     zoo_loss,
 )
+from coordinator.compile.import_ import import_model
 from coordinator.compile.naming import ColumnNames, with_names
+from coordinator.compile.notes import notes_of
 from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
@@ -73,6 +75,7 @@ __all__ = [
     "build_bundle",
     "load_evaluator",
     "make_service",
+    "model_notes",
     "prepare",
     "task_settings",
 ]
@@ -285,18 +288,31 @@ def _normalise_options(model: Model, axis: int | None) -> NormaliseOptions | Non
     )
 
 
+def model_notes(model: Model) -> list[str]:
+    """What should be known of the ONNX file before it is trained, in sentences; none where there is no file.
+
+    Raises:
+        CompileError: It cannot be used.
+    """
+    if model.onnx is None:
+        return []
+    source = load_onnx(model.onnx)
+    return notes_of(source, import_model(source, name=model.onnx.stem, asked=model.train).roles)
+
+
 def pipeline_settings(config: FederationConfig, program: Program) -> PipelineSettings:
     """What the task's pipeline is made of.
 
     Raises:
         ConfigurationError: A name or a setting in [aggregation] is wrong, or a bound cannot be kept.
     """
+    optimizer = server_optimizer(config.aggregation)
     return PipelineSettings(
         validation=validation_bounds(config.validation, size=program.spec.size, examples_max=EXAMPLES_CLAIMED_MAX),
         algorithm=algorithm(config),
-        optimizer=server_optimizer(config.aggregation),
+        optimizer=optimizer,
         fixed_point=fixed_point(config),
-        downlink=downlink(config.downlink),
+        downlink=downlink(config.downlink, optimizer),
         steps=pipeline_steps(config.aggregation),
         directory=str(config.federation.state_dir),
     )
@@ -329,6 +345,8 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         jitter=selection.jitter,
         pause_seconds=selection.pause_seconds,
         retry_seconds=selection.retry_seconds,
+        retry_seconds_max=selection.retry_seconds_max,
+        mended_by_attempts=() if config.validation.norm_median_factor is None else ("norm",),
         chunk_bytes_max=piece_bytes_max(config.transfer),
         update_bytes_max=update_bytes_max,
         retained_blobs=config.transfer.retained_blobs,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.pipeline import Aggregator, FeatureStatistics
-from coordinator.task_settings import OPENING_ROUND, TaskSettings
+from coordinator.task_settings import OPENING_ROUND, STATISTICS, TaskSettings
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.training.algorithms.table import FEATURE_STATISTICS
 from edge_sdk.training.feature_sums import FEATURE_BYTES
@@ -70,7 +70,7 @@ def statistics_round(settings: TaskSettings, program: Program, minimum_count: in
         pause_seconds=0.0,
         update_bytes_max=FEATURE_BYTES * normalise.features + HEAD_BYTES_MAX,
         dense_bytes=0,
-        purpose="statistics of the features",
+        purpose=STATISTICS,
     )
 
 

@@ -93,6 +93,7 @@ class TaskStatus:
         # Retained pieces are sent once, and the broker delivers them to each who asks.
         down = max(bytes_sent - figures.sent_before, figures.fanned_out)
         return {
+            "purpose": self._round.purpose,
             "checked_in": counts["candidates"],
             INVITED: counts["tickets"],
             "at_work": counts[ACCEPTED] + counts[ADMITTED],
@@ -117,6 +118,7 @@ class TaskStatus:
         best: float | None,
         bytes_sent: int,
         refused_messages: dict[str, int],
+        model: dict[str, Any],
         now: float,
     ) -> dict[str, Any]:
         """What the retained JSON of the round says: plain numbers and words."""
@@ -132,11 +134,11 @@ class TaskStatus:
             "reason": finished or waits_for,
             "remaining_seconds": round(schedule.seconds_remaining(now), 1) if schedule else 0.0,
             "goal_count": self._round.round.goal_count,
-            "purpose": self._round.purpose,
             **(self.of_round(schedule, bytes_sent) if schedule else {}),
             "metrics": rounded(metrics),
             "recent": list(self._recent),
             "best": best,
+            "model": model,
             "refused_messages": refused_messages,
         }
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.advice import explain, pause_seconds
 from coordinator.downloads import Downloads
 from coordinator.events import BULK, Acknowledge, Effect, Evaluated, Ingested, RoundCommitted, Workers
 from coordinator.intake import BUSY, BUSY_SECONDS, Intake
@@ -21,6 +22,7 @@ from coordinator.registry import Registry
 from coordinator.round_life import RoundLife
 from coordinator.schedules import schedule as schedules
 from coordinator.schedules.schedule import Schedule
+from coordinator.schedules.selection import come_back_seconds
 from coordinator.schedules.tickets import Ticket
 from coordinator.serving import Serving
 from coordinator.status import TaskStatus
@@ -28,7 +30,7 @@ from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
-from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict, short
 from edge_sdk.wire.outcomes import ACCEPTED, COUNTED, INVITED, JOURNALLED, LATE, MISSING, REFUSED
 
 __all__ = ["Task"]
@@ -36,6 +38,9 @@ __all__ = ["Task"]
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS_MIN: Final = 0.25
+RECEIPT_SECONDS: Final = 4.0
+"""A receipt waits so long for the outcome, which says that too: of most updates of a short round one message less. A
+device that hears nothing offers its update again after 8 seconds (``edge_sdk/device/session/upload.py``)."""
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
 
@@ -80,12 +85,14 @@ class Task:
         self._publisher = publisher
         self._effects = effects
         self._timers: dict[str, float] = {}
+        self._receipts: dict[bytes, Ticket] = {}  # by ticket: of updates that are journalled, not given yet
         self._heard = False  # whether devices hear this task, and it hears them
         self._starts_when_heard = False
         self._waits_for = ""
         self._published_at = float("-inf")
         self._saves = False  # whether the turn has changed what is saved of the round
         self._shows = False  # or what people see of it
+        self._rng = rng
         self._status = TaskStatus(settings, incarnation)
         self._serving = Serving(settings, store, downloads, effects)
         self.life = RoundLife(
@@ -177,6 +184,8 @@ class Task:
                     self._starts_when_heard = True  # nobody would hear of it, and its time would run out
             elif name == "publish":
                 self._publish(now)
+            elif name == "receipts":
+                self._give_receipts()
             elif name == "clock":
                 self._saves = True
         deadline = self.schedule.next_deadline() if self.schedule is not None else None
@@ -202,11 +211,12 @@ class Task:
             attempt=life.record.attempt if life.record else 0,
             schedule=life.schedule,
             finished=life.finished,
-            waits_for=self._waits_for,
+            waits_for=self._waits_for or life.trouble,
             metrics=life.metrics,
             best=life.best,
             bytes_sent=self._downloads.bytes_sent,
             refused_messages=self._store.counters(),
+            model=self._serving.told,
             now=now,
         )
 
@@ -224,8 +234,10 @@ class Task:
                 if self.holder(device, ticket) is not None:
                     self._status.figures.accepted(ticket)
                     self.advance(schedules.Accepted(ticket), now)
-            case Decline(ticket, reason):
+            case Decline(ticket, reason, detail):
                 if self.holder(device, ticket) is not None:
+                    if detail:
+                        logger.info("task %s: %s declined, %s: %s", self.name, device, reason, detail)
                     self.advance(schedules.Declined(ticket, reason), now)
             case RangeRequest():
                 self._heard_of(device, now)
@@ -288,16 +300,17 @@ class Task:
                     self.life.moved(ticket)
                     self._saves = True
                 case schedules.Receipt(ticket):
-                    self._tell(ticket, JOURNALLED, "")
-                case schedules.Refuse(ticket, outcome, reason):
+                    self._receipts[ticket.ticket] = ticket
+                    self._timers.setdefault("receipts", now + RECEIPT_SECONDS)
+                case schedules.Refuse(ticket, outcome, reason, detail):
                     retry = BUSY_SECONDS if outcome == BUSY else 0.0
-                    self.say(ticket.device, Verdict(ticket.ticket, ticket.digest, outcome, reason, retry))
+                    said = reason if outcome == BUSY else explain(reason, detail)
+                    self.say(ticket.device, Verdict(ticket.ticket, short(ticket.digest), outcome, said, retry))
                 case schedules.PhaseChanged():
                     self.life.phase_changed(action, now)
                     self._saves = True
-                    if action.announce:
+                    if self.schedule is not None and self.schedule.takes_updates:
                         self._serving.retain()
-                        self._announce(now)
                 case schedules.Close(last_seq, verdicts):
                     self.life.journal_close(last_seq, verdicts)
                 case schedules.Abandon(reason, verdicts):
@@ -313,20 +326,30 @@ class Task:
         self._starts_when_heard = False
         self._invitations.begin()
         self._intake.begin()
+        self._receipts.clear()
         self.life.begin_round(now)
         self._saves = self._shows = True
         self._announce(now)
 
-    def _abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], now: float) -> None:
-        tickets = self.life.abandon(reason, verdicts)
+    def _abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], now: float, failed_for: str = "") -> None:
+        tickets = self.life.abandon(reason, verdicts, failed_for)
         self._invitations.unwatch()
         for ticket in tickets:
             state, why = verdicts[ticket.ticket]
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
-        self._timers["next"] = now + self.settings.retry_seconds
-        self._announce(now)
+        self._timers["next"] = now + self._retry_seconds()
+        if self.life.trouble:  # else the next announcement is that of the next attempt
+            self._announce(now)
         self._shows = True
+
+    def _retry_seconds(self) -> float:
+        """Until the next attempt: the longer, the more of them have failed for what no attempt mends."""
+        s, obstacle = self.settings, self.life.obstacle
+        if obstacle is None or obstacle.reason in s.mended_by_attempts:
+            return s.retry_seconds
+        seconds = pause_seconds(obstacle.failures, s.retry_seconds, s.retry_seconds_max)
+        return come_back_seconds(seconds, s.jitter, self._rng)
 
     def on_ingested(self, event: Ingested, now: float) -> None:
         """The worker is through with some updates."""
@@ -341,12 +364,12 @@ class Task:
             else:
                 self._store.count(result.reason)
                 logger.info("refused the update of %s: %s", held.device, result.detail)
-                self.advance(schedules.UpdateRefused(result.ticket, result.reason), now)
+                self.advance(schedules.UpdateRefused(result.ticket, result.reason, result.detail), now)
 
     def on_committed(self, event: RoundCommitted, now: float) -> None:
         """The worker has committed the round's model, or could not."""
         if event.error:
-            self._abandon(event.error, self.life.failed(), now)
+            self._abandon(event.error, self.life.failed(), now, event.reason)
             return
         tickets, final = self.life.committed(event)
         self._invitations.unwatch()
@@ -365,20 +388,24 @@ class Task:
 
     def _round_over(self, number: int, now: float) -> None:
         self.life.over(number)
-        pause_seconds = self.settings.in_round(number).pause_seconds
         if self.finished is None:
-            self._timers["next"] = now + pause_seconds
-        if self.finished is not None or pause_seconds > 0:  # else the next selection says it all
+            self._timers["next"] = now + self.settings.in_round(number).pause_seconds
+        else:
             self._announce(now)
         self._shows = True
 
     # --- speaking ---
 
-    def say(self, device: str, message: Message, *, names_shard: bool = False) -> None:
+    def say(self, device: str, message: Message) -> None:
         """Sends an answer to one device."""
-        self._effects.append(self._publisher.to_device(device, message, names_shard=names_shard))
+        self._effects.append(self._publisher.to_device(device, message))
+
+    def _give_receipts(self) -> None:
+        for ticket in list(self._receipts.values()):
+            self._tell(ticket, JOURNALLED, "")
 
     def _tell(self, ticket: Ticket, state: str, reason: str) -> None:
+        self._receipts.pop(ticket.ticket, None)
         self.say(ticket.device, self._invitations.verdict(ticket.ticket, ticket.digest, state, reason))
 
     def _announce(self, now: float) -> None:
@@ -387,7 +414,9 @@ class Task:
         life = self.life
         attempt = life.record.attempt if life.record else 0
         self._effects.append(
-            self._publisher.announce(life.number, attempt, life.schedule, life.finished, life.fraction, now)
+            self._publisher.announce(
+                life.number, attempt, life.schedule, life.finished, life.fraction, now, life.trouble
+            )
         )
 
     def _publish(self, now: float) -> None:

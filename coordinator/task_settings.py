@@ -10,10 +10,12 @@ from coordinator.schedules.synchronous import RoundSettings
 from coordinator.stopping import StoppingRule
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["OPENING_ROUND", "TaskSettings"]
+__all__ = ["OPENING_ROUND", "STATISTICS", "TRAINING", "TaskSettings"]
 
 OPENING_ROUND: Final = 0
 """Training begins with round 1."""
+TRAINING: Final = "training"
+STATISTICS: Final = "statistics of the features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class TaskSettings:
         jitter: Share by which that varies either way.
         pause_seconds: Between the end of a round and the next one, in seconds.
         retry_seconds: After an abandoned round, in seconds.
+        retry_seconds_max: The longest such pause, in seconds; they grow while rounds fail for what is no chance.
+        mended_by_attempts: Reasons for refusals that each attempt meets with a wider bound: no pause grows for them.
         chunk_bytes_max: Largest range or chunk in one message, in bytes.
         update_bytes_max: Largest update accepted, in bytes.
         retained_blobs: ``auto``, ``always`` or ``never``.
@@ -57,6 +61,8 @@ class TaskSettings:
     jitter: float = 0.2
     pause_seconds: float = 0.0
     retry_seconds: float = 30.0
+    retry_seconds_max: float = 3600.0
+    mended_by_attempts: tuple[str, ...] = ()
     chunk_bytes_max: int = 58 * 1024
     update_bytes_max: int = 64 << 20
     retained_blobs: str = "auto"
@@ -64,7 +70,7 @@ class TaskSettings:
     dense_bytes: int = 0
     seed: int = 0
     rule: SelectionRule = field(default_factory=Uniform)
-    purpose: str = "training"
+    purpose: str = TRAINING
     opening: TaskSettings | None = None
 
     def in_round(self, number: int) -> TaskSettings:

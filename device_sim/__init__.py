@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device_sim.datasets import Dataset, load_dataset, split_held_out
+    from device_sim.datasets import Dataset, load_dataset
+    from device_sim.held_out import split_held_out
     from device_sim.partitions import partition
     from device_sim.simulation.history import ClientCounts, History, RoundResult
     from device_sim.simulation.run import simulate
@@ -29,7 +30,7 @@ _WHERE = {
     "load_dataset": "device_sim.datasets",
     "partition": "device_sim.partitions",
     "simulate": "device_sim.simulation.run",
-    "split_held_out": "device_sim.datasets",
+    "split_held_out": "device_sim.held_out",
 }
 
 

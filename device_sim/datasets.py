@@ -17,7 +17,6 @@ from typing import Any, Final, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from device_sim.stable_random import StableRandom
 from edge_sdk.cli.device_config import load_data_table
 from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.training.data.columns import Flags, Times, texts
@@ -26,14 +25,12 @@ from edge_sdk.training.data.layout import used_columns
 from edge_sdk.training.data.opening import ARRAYS, SUFFIXES
 from edge_sdk.training.data.reading import read_table
 from edge_sdk.training.examples import Examples, ExamplesFile, read_npz
-from edge_sdk.training.marks import Marks, apart_from, take_marks
+from edge_sdk.training.marks import Marks, take_marks
 
-__all__ = ["Dataset", "as_dataset", "column_values", "load_dataset", "split_held_out"]
+__all__ = ["Dataset", "as_dataset", "column_values", "load_dataset"]
 
 TARGETS: Final = ("target", "y")
 """Names of the array to learn, the first that is there."""
-CLASSES_MAX: Final = 20
-"""More different labels than this, and than a tenth of the examples, are values, of which each has few examples."""
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -59,7 +56,7 @@ class Dataset:
             then what is counted and dealt, also where windows of them are the examples.
 
     Raises:
-        ExamplesError: There are no examples, or a mark does not fit them.
+        ExamplesError: There are no examples, or inputs, target and marks do not fit each other.
     """
 
     __slots__ = ("_count", "arrays", "file", "marks", "name")
@@ -79,6 +76,10 @@ class Dataset:
         rest, marks = take_marks(named)
         self._fill({key: np.asarray(value) for key, value in rest.items()}, marks, name, None)
         self._check_some()
+        if not self.inputs or ("x" in self.arrays and "x" not in self.inputs):
+            raise ExamplesError(
+                f"{name}: inputs and target have different numbers of examples: {_described(self.arrays)}"
+            )
 
     @classmethod
     def of_table(cls, table: Table) -> Self:
@@ -260,10 +261,11 @@ def load_dataset(source: str | Path | ExamplesFile) -> Dataset:
     file = source if isinstance(source, ExamplesFile) else _file_of(Path(source))
     suffix = file.path.suffix.lower()
     if suffix in ARRAYS:
+        arrays = read_npz(file.path)
         try:
-            return Dataset(read_npz(file.path), name=file.path.stem)
+            return Dataset(arrays, name=file.path.stem)
         except ExamplesError as error:
-            raise error if str(error).startswith(str(file.path)) else error.within(file.path) from error
+            raise error.within(file.path) from error
     if suffix not in SUFFIXES:
         raise ConfigurationError(
             f"data: {str(source)!r} is neither 'digits' nor a file that ends in {', '.join(SUFFIXES)} or .toml"
@@ -281,81 +283,6 @@ def _file_of(path: Path) -> ExamplesFile:
         raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
     except ConfigurationError as error:
         raise ConfigurationError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
-
-
-def split_held_out(dataset: Dataset, share: float, seed: int, *, last: bool = False) -> tuple[Dataset, Dataset]:
-    """Split into the examples that devices train on and those that nobody trains on.
-
-    The publisher's own split is kept where there is one, whatever ``share`` says, so that results can be compared.
-    Otherwise ``share`` of each class is drawn (of all examples, where there are no classes), or with ``last`` those
-    that come last in time (in the data set, where it names no time). Examples that overlap with one that is held out
-    are in neither part: where examples overlap, runs of them are drawn. Where windows of rows are the examples, both
-    parts have all rows, and the mark ``is_test`` tells which windows belong to which, or to neither.
-
-    Args:
-        share: Part to hold out, from 0 up to but not including 1.
-        seed: Names the draw.
-        last: Whether the newest examples are held out, in place of drawn ones.
-
-    Returns:
-        ``(training, held out)``, both in the order of the data set.
-
-    Raises:
-        ConfigurationError: ``share`` is out of range, or nothing would be left to train on.
-    """
-    if not 0.0 <= share < 1.0:
-        raise ConfigurationError(f"held_out: {share!r} must lie in 0 <= share < 1")
-    held = dataset.marks.is_test
-    given = held is not None
-    if held is None:
-        held = _last(dataset, share) if last else _drawn(dataset, share, seed)
-    if dataset.is_windowed:  # the rows of a series stay together, and each window follows from the marks of its rows
-        whole = dataset.marked(held if held.any() else None)
-        return whole, whole if held.any() else whole.part(np.arange(0))
-    series = _series(dataset)
-    train = np.empty(len(dataset), dtype=bool)
-    train[series] = apart_from(held[series], 0 if given else dataset.marks.overlap)
-    if not train.any():
-        raise ConfigurationError(
-            f"{dataset.name}: {int(held.sum())} of {len(dataset)} examples are held out, and none is left to train on"
-        )
-    whole = dataset.marked(None)
-    return whole.part(np.flatnonzero(train)), whole.part(np.flatnonzero(held))
-
-
-def _last(dataset: Dataset, share: float) -> NDArray[np.bool_]:
-    order = dataset.marks.order()
-    held = np.zeros(len(dataset), dtype=bool)
-    first = len(dataset) - int(share * len(dataset) + 0.5)
-    held[np.arange(first, len(dataset)) if order is None else order[first:]] = True
-    return held
-
-
-def _drawn(dataset: Dataset, share: float, seed: int) -> NDArray[np.bool_]:
-    """Of each class, one by one; of examples that overlap, runs of ten times as many."""
-    draws = StableRandom(seed, "held out")
-    held = np.zeros(len(dataset), dtype=bool)
-    if dataset.marks.overlap:
-        length = 10 * dataset.marks.overlap
-        runs = np.arange(len(dataset)) // length
-        chosen = draws.permutation(int(runs[-1]) + 1)[: int(share * (int(runs[-1]) + 1) + 0.5)]
-        held[_series(dataset)] = np.isin(runs, chosen)
-        return held
-    labels = dataset.labels
-    if labels is None or labels.max(initial=0) >= max(CLASSES_MAX, len(dataset) // 10):
-        labels = np.zeros(len(dataset), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        held[members[draws.permutation(len(members))[: int(share * len(members) + 0.5)]]] = True
-    return held
-
-
-def _series(dataset: Dataset) -> NDArray[np.intp]:
-    """int[n]: the positions of the examples group by group, each group in the order of time."""
-    order = dataset.marks.order()
-    order = np.arange(len(dataset)) if order is None else order
-    group = dataset.marks.group
-    return order if group is None else order[np.argsort(group[order], kind="stable")]
 
 
 def _marks_of(table: Table) -> Marks:
@@ -379,14 +306,14 @@ def column_values(dataset: Dataset, name: str) -> list[Any]:
 
 
 def _typed(cells: NDArray[Any]) -> NDArray[Any]:
-    """The cells of a column as whole numbers, fractions or texts, whatever they all are."""
+    """The cells of a column as whole numbers, fractions or texts, whatever they all are; an empty number is NaN."""
     if cells.dtype == object:
-        (rows,) = Columns({"label": cells}).rows(("label",))
-        cells = np.array(texts(rows, "label"))
+        (rows,) = Columns({"cell": cells}).rows(("cell",))
+        written = np.array(texts(rows, "cell"))
         try:
-            cells = cells.astype(np.float64)
+            cells = np.where(written == "", "nan", written).astype(np.float64)
         except ValueError:
-            return cells
+            return written
     is_whole = cells.dtype.kind == "f" and np.array_equal(cells, np.rint(cells))
     return cells.astype(np.int64) if is_whole else cells
 

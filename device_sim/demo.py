@@ -15,8 +15,9 @@ import numpy as np
 
 from coordinator.store import Store
 from device_sim.broker import PrivateBroker
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.report import round_rows, write_csv, write_picture
@@ -230,7 +231,7 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     accuracy = _prove(folder / "model.onnx", held_out)
     up, dense = (sum(row[name] or 0 for row in rows) for name in ("bytes_up", "bytes_up_dense"))
     view.say("")
-    view.say(f"finished in {seconds:.1f} s after {len(rows)} rounds")
+    view.say(f"finished in {seconds:.1f} s after {rows[-1]['round']} rounds")
     smaller = f"{dense / max(up, 1):.1f}x smaller"
     view.say(f"updates: {human_bytes(up)} instead of {human_bytes(dense)} as dense float32 ({smaller})")
     view.say(f"model.onnx in stock onnxruntime: {accuracy:.1%} of {len(held_out)} held-out digits")

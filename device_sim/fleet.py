@@ -33,6 +33,7 @@ from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, PahoTransport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
 from edge_sdk.training.local import Trainer
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
 
@@ -108,8 +109,14 @@ class _BoundTraining:
         self._examples = examples
         self._trainer = trainer
 
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        self._work().check(ticket, digest, program)
+
     def run(self, job: TrainingJob) -> TrainedUpdate:
-        return TrainingWork(lambda: self._examples, engines=self._shared.engines(), trainer=self._trainer).run(job)
+        return self._work().run(job)
+
+    def _work(self) -> TrainingWork:
+        return TrainingWork(lambda: self._examples, engines=self._shared.engines(), trainer=self._trainer)
 
 
 class _Device:

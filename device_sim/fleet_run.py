@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.config.fields import HELD_OUT_MAX
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member, ThreadLocalTraining
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.replay import ReplayWork
@@ -232,7 +233,8 @@ class _Listener:
             return
         if state.get("phase") == "done":
             self.reason = str(state.get("reason", "done"))
-        self._round = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}"
+        trouble = f"; {state['reason']}" if state.get("reason") else ""
+        self._round = f"round {state.get('round')} {state.get('phase')}, metrics {state.get('metrics')}{trouble}"
 
     def _report_later(self) -> None:
         self._fleet.loop.call_at(self._fleet.loop.clock() + REPORT_SECONDS, self._report)

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 from edge_sdk.codecs import CodecSettings
 from edge_sdk.device.training_job import TrainedUpdate, TrainingJob
 from edge_sdk.device.work import make_update
+from edge_sdk.errors import TrainingError
 from edge_sdk.training.algorithms import LocalResult
+from edge_sdk.training.algorithms.table import FEATURE_STATISTICS
 from edge_sdk.training.bundle import Program
+from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.training.local import TrainResult
+from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["ReplayWork"]
 
@@ -37,11 +41,16 @@ class ReplayWork:
         self._ready: dict[tuple[CodecSettings, int], list[TrainedUpdate]] = {}
         self._count = 0
 
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """There are no examples."""
+
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """An update with this job's ticket; only the first of each variant is encoded."""
         if self._program is None or self._program.digest != job.start.program:
             self._program = Program.decode(job.program)
             self._ready.clear()
+        if job.start.plan.local == FEATURE_STATISTICS:
+            return make_update(job, self._program, _standard_features(self._program, self._examples), "replay")
         variant = job.start.plan.codec, job.frames_bytes_max
         if variant not in self._ready:
             self._ready[variant] = [
@@ -62,6 +71,15 @@ class ReplayWork:
         return LocalResult(
             TrainResult(delta=delta, examples=self._examples, steps=1, loss=1.0, seconds=0.0, complete=True)
         )
+
+
+def _standard_features(program: Program, examples: int) -> LocalResult:
+    """Statistics of features that are standard normal: who replays updates has no examples."""
+    if program.normalise is None:
+        raise TrainingError(f"the plan asks for statistics of features, and {program.name!r} normalises none")
+    sums = np.zeros(program.normalise.features)
+    counts = np.full(program.normalise.features, float(examples))
+    return LocalResult(None, arrays=FeatureSums(counts, sums, counts, sums).encode(), examples=examples)
 
 
 def _for(job: TrainingJob, made: TrainedUpdate) -> TrainedUpdate:

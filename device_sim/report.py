@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.store import RoundRecord
+from coordinator.task_settings import OPENING_ROUND
 
 __all__ = ["COLUMNS", "round_rows", "write_csv", "write_picture"]
 
@@ -70,13 +71,13 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def write_picture(rows: Sequence[dict[str, Any]], path: Path, *, metric: str, title: str) -> None:
-    """Draws the metric over the rounds, and bytes a round beside what dense float32 would have cost."""
+    """Draws the metric over the rounds of training, and bytes a round beside what dense float32 would have cost."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    closed = [row for row in rows if row["phase"] == "closed"]
+    closed = [row for row in rows if row["phase"] == "closed" and row["round"] > OPENING_ROUND]
     numbers = [row["round"] for row in closed]
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[3, 2])
     scored = [(row["round"], row["metric"]) for row in closed if row["metric"] is not None]

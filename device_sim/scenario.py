@@ -20,7 +20,8 @@ from coordinator.pipeline import Aggregator, TaskWorker, pack_memory
 from coordinator.statistics_round import first_round, opening_pipeline
 from coordinator.store import Store
 from device_sim.auditors.rounds import InvariantBroken
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import draw_profiles
 from device_sim.world.coordinator import SimCoordinator
@@ -57,7 +58,7 @@ class Outcome:
     Attributes:
         finished: Why it ended.
         virtual_seconds: How long it took, in virtual time.
-        digests: SHA-256 of each round's model, round 0 first where there was one.
+        digests: SHA-256 of each round's model, here and below with round 0 first where there was one.
         cohorts: Devices that made each round's model; ``simulate(cohorts=...)`` makes the same one of them.
         rounds: Verdict counts of each committed round.
         abandoned: Rounds that were abandoned.

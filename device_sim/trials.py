@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from coordinator.downlink import Downlink
+from coordinator.downlink import ADAPTIVE, PLAIN, Downlink
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Outcome, Scenario, run
 from device_sim.world.crashes import CrashPlan
@@ -74,7 +74,7 @@ def power_cut(plan: CrashPlan | None) -> Scenario:
         step_seconds=_STEP_SECONDS,
         chunk_bytes_max=256,
         retained_blobs="always",
-        downlink=Downlink(CodecSettings("sparse", density=0.1), whole_bytes_min=0),
+        downlink=Downlink(density=0.1, whole_bytes_min=0),
         faults=replace(FAULTY, disconnects_per_hour=10.0),
         profile=FleetProfile(dropout=0.0),
         crash=plan,
@@ -94,9 +94,10 @@ def crash_points(sample_per_side: int | None = None) -> list[CrashPlan]:
 
 def _downlink(rng: np.random.Generator) -> Downlink:
     """ModelDeltas for the small model too, a chain that is soon too short, or whole models."""
-    codec = _choice(rng, (None, "sparse", "sparse", "int8", "int4"))
-    settings = None if codec is None else CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest")
-    return Downlink(settings, int(rng.integers(1, 4)), whole_bytes_min=0)
+    how: Downlink = _choice(
+        rng, (Downlink(), Downlink(density=0.05), Downlink(density=0.05, keeps=0.7), PLAIN, ADAPTIVE)
+    )
+    return replace(how, deltas_max=int(rng.integers(1, 6)), whole_bytes_min=0)
 
 
 def _faults(rng: np.random.Generator) -> NetworkFaults:

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.task_settings import TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["View", "human_bytes"]
@@ -52,7 +53,7 @@ class View:
         self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._console = Console(highlight=False)
         self._rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
-        self._seen = 0
+        self._seen = -1
         self._now: dict[str, Any] = {}
         self._connected = (0, 0)
         self._live: Live | None = None
@@ -118,6 +119,12 @@ class View:
     def _line(self, row: dict[str, Any]) -> str:
         metrics = row.get("metrics", {})
         states = " ".join(f"{state} {row.get(state, 0)}" for state in STATES)
+        purpose = row.get("purpose", TRAINING)
+        if purpose != TRAINING:
+            return (
+                f"round {row['round']:>3}  {purpose} from {row.get('counted', 0)} devices  {states}"
+                f"  up {human_bytes(row.get('bytes_up', 0))}  down {human_bytes(row.get('bytes_down', 0))}"
+            )
         return (
             f"round {row['round']:>3}  invited {row.get('invited', 0):>2}"
             f"  committed {row.get('counted', 0):>2}  {states}"
@@ -144,6 +151,7 @@ class View:
             (f"/{now['rounds_max']}" if now.get("rounds_max") else "", "dim"),
             "  ",
             (f"{now.get('phase', ''):<13}", "bold cyan"),
+            "" if now.get("purpose", TRAINING) == TRAINING else f"{now['purpose']} ",
             (" invited ", "dim"),
             f"{now.get('invited', 0):>2}",
             ("  committed ", "dim"),
@@ -154,7 +162,8 @@ class View:
         )
         bar = Table.grid()  # a bar by itself ends without a line break
         bar.add_row(ProgressBar(total=goal, completed=min(committed, goal), width=60))
-        return Group(line, bar)
+        trouble = [Text(str(now["reason"]), style="yellow")] if now.get("reason") else []
+        return Group(line, bar, *trouble)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConnectionRefused,
         ConnectionUnavailable,
         DecodeError,
+        DivergedError,
         EdgeFedError,
         ExamplesError,
         ProtocolError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from edge_sdk.mqtt.settings import BrokerSettings, TlsSettings
     from edge_sdk.training.algorithms import LocalAlgorithm, LocalResult, LocalWork
+    from edge_sdk.training.data.settings import ExamplesFile, Window
     from edge_sdk.training.examples import Examples
     from edge_sdk.training.local import Trainer
     from edge_sdk.wire.plan import Plan, TrainingPlan
@@ -44,10 +46,12 @@ __all__ = [
     "ConnectionRefused",
     "ConnectionUnavailable",
     "DecodeError",
+    "DivergedError",
     "EdgeClient",
     "EdgeFedError",
     "Examples",
     "ExamplesError",
+    "ExamplesFile",
     "Limits",
     "LocalAlgorithm",
     "LocalResult",
@@ -63,6 +67,7 @@ __all__ = [
     "TrainingError",
     "TrainingPlan",
     "VersionError",
+    "Window",
     "__version__",
 ]
 
@@ -82,6 +87,7 @@ _MODULES = {
         "ConnectionRefused",
         "ConnectionUnavailable",
         "DecodeError",
+        "DivergedError",
         "EdgeFedError",
         "ExamplesError",
         "ProtocolError",
@@ -97,6 +103,10 @@ _MODULES = {
         "LocalAlgorithm",
         "LocalResult",
         "LocalWork",
+    ),
+    "edge_sdk.training.data.settings": (
+        "ExamplesFile",
+        "Window",
     ),
     "edge_sdk.training.examples": ("Examples",),
     "edge_sdk.training.local": ("Trainer",),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what a device is made of comes when one is made
     from edge_sdk.mqtt.transport import PahoTransport
     from edge_sdk.training.algorithms import LocalAlgorithm
     from edge_sdk.training.local import Trainer
+    from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["LEAVE_SECONDS_MAX", "EdgeClient"]
 
@@ -350,8 +351,15 @@ class _WorkOnDemand:
         self._algorithms = algorithms
         self._work: Work | None = None
 
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """See :class:`edge_sdk.device.training_job.Work`."""
+        self._made().check(ticket, digest, program)
+
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`edge_sdk.device.training_job.Work`."""
+        return self._made().run(job)
+
+    def _made(self) -> Work:
         if self._work is None:
             from edge_sdk.device.work import EngineCache, TrainingWork
 
@@ -362,7 +370,7 @@ class _WorkOnDemand:
                 examples_min=self._limits.examples_min,
                 algorithms=self._algorithms,
             )
-        return self._work.run(job)
+        return self._work
 
 
 def _register(codecs: Iterable[type[Codec]]) -> None:

@@ -7,7 +7,8 @@
     │   ├── DecodeError         malformed, truncated, oversize or out-of-range bytes
     │   └── VersionError        a version that this side does not speak (says which side to upgrade)
     ├── BundleError             a model bundle that disagrees with its manifest, its digest or this device's limits
-    ├── TrainingError           training could not start or went wrong (NaN loss, an engine failure)
+    ├── TrainingError           training could not start or went wrong (an engine failure)
+    │   └── DivergedError       it gave NaN, infinity, or a step that is too long to be sent
     ├── StateError              the state directory or the database cannot be used (disk full, corrupt, locked)
     ├── ConnectionRefused       the broker answered, and refused (password, ACL, version)
     ├── ConnectionUnavailable   no broker answered (down, wrong port, TLS mismatch)
@@ -31,6 +32,7 @@ __all__ = [
     "ConnectionRefused",
     "ConnectionUnavailable",
     "DecodeError",
+    "DivergedError",
     "EdgeFedError",
     "ExamplesError",
     "ProtocolError",
@@ -95,6 +97,10 @@ class BundleError(EdgeFedError):
 
 class TrainingError(EdgeFedError):
     """Local training could not start, or its result cannot be used."""
+
+
+class DivergedError(TrainingError):
+    """Training gave NaN, infinity, or a step that is too long to be sent: another attempt would give the same."""
 
 
 class StateError(EdgeFedError):

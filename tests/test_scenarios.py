@@ -59,7 +59,10 @@ def test_the_storms_do_what_they_are_for() -> None:
     assert sum(s.clip_norm > 0 for s in storms) > SEEDS / 3
     assert {s.norm_median_factor for s in storms} == {None, 1.05, 3.0}
     assert SEEDS / 5 < sum(s.normalise for s in storms) < SEEDS / 2
-    assert {s.downlink.codec and s.downlink.codec.name for s in storms} == {None, "int8", "int4", "sparse"}
+    assert {(s.downlink.share, s.downlink.density, s.downlink.keeps) for s in storms} == {
+        (0.0, 0.0, 1.0), (0.0, 0.05, 1.0), (0.0, 0.05, 0.7), (0.1, 0.0, 1.0), (0.6, 0.0, 0.7)
+    }  # fmt: skip
+    assert max(s.downlink.deltas_max for s in storms) > 4, "model deltas are merged"
 
 
 def test_the_same_seed_gives_the_same_outcome_to_the_byte() -> None:
@@ -105,7 +108,7 @@ def test_power_may_fail_anywhere_in_a_round_of_statistics() -> None:
             outcome = run(replace(short, crash=CrashPlan(side, nth)), POWER_CUT_SEED)
             assert outcome.died_at and len(outcome.rounds) == 1 + 1, (side, nth)
             struck.add(outcome.died_at.partition(" at ")[2])
-    assert {"before round commit", "after round commit", "after journal"} <= struck
+    assert len(struck) > 20 and any("round commit" in place for place in struck)
 
 
 def test_a_failing_run_names_the_command_that_replays_it() -> None:
@@ -153,7 +156,7 @@ def test_devices_that_miss_rounds_follow_over_links_whoever_dies() -> None:
             rounds=6,
             goal_count=2,
             minimum_count=1,
-            downlink=Downlink(CodecSettings("sparse", density=0.05), deltas_max=4, whole_bytes_min=0),
+            downlink=Downlink(density=0.05, deltas_max=4, whole_bytes_min=0),
             faults=replace(FAULTY, disconnects_per_hour=60.0),
             profile=FleetProfile(dropout=0.1),
             device_crashes_per_hour=10.0,

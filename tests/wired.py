@@ -52,6 +52,8 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import (
+    CheckExamples,
+    ExamplesFit,
     MarkReceived,
     MessageArrived,
     Offline,
@@ -74,7 +76,7 @@ from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.topics import Topics
 
@@ -228,6 +230,11 @@ class Jobs:
             number, _ = self.evaluations.popleft()
             events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
         return events
+
+
+def code(verdict: Verdict) -> str:
+    """The short code that stands before the words of a verdict's reason."""
+    return verdict.reason.partition(":")[0]
 
 
 class DeskTransport:
@@ -421,9 +428,7 @@ class Desk:
         self.number += 1
         bulk = message.kind == "chunk"
         topic = TOPICS.up(self.shard, device) if bulk else TOPICS.from_device(device, message.kind)
-        envelope = Envelope(
-            FEDERATION, TASK, lineage=self.store.lineage if lineage is None else lineage, shard=self.shard
-        )
+        envelope = Envelope(TASK, self.store.lineage if lineage is None else lineage)
         payload = encode_message(envelope, message)
         return Arrived(BULK if bulk else CONTROL, topic, payload, Delivery(topic, payload, False, self.number))
 
@@ -456,9 +461,7 @@ class Desk:
             if isinstance(effect, Publish):
                 parts = TOPICS.parse(effect.topic)
                 if parts is not None and parts[0] == "to" and parts[2] == getattr(kind, "kind", ""):
-                    _, message = decode_message(
-                        effect.payload, federation=FEDERATION, expected=(parts[2],), peer="coordinator"
-                    )
+                    _, message = decode_message(effect.payload, parts[2], peer="coordinator")
                     assert isinstance(message, kind)
                     found.append((parts[1], message))
         return found
@@ -591,9 +594,12 @@ class Pair:
                 self.filters[device].update(filters)
                 for topic, payload in list(self.desk.retained.items()):
                     if payload and any(_matches(pattern, topic) for pattern in filters):
-                        self._deliver(device, topic, payload)
+                        self._deliver(device, topic, payload, retained=True)
             case Unsubscribe(filters):
                 self.filters[device].difference_update(filters)
+            case CheckExamples(ticket, program):
+                assert program in self.blobs[device]
+                self.todo.append(lambda: self.play(device, ExamplesFit(ticket)))
             case StartTraining():
                 if not action.plan.without_parameters:
                     assert digest_of(self.blobs[device][action.parameters]) == action.parameters
@@ -632,8 +638,8 @@ class Pair:
             if any(_matches(pattern, publish.topic) for pattern in filters) and not self.lose(publish.topic, device):
                 self._deliver(device, publish.topic, publish.payload)
 
-    def _deliver(self, device: str, topic: str, payload: bytes) -> None:
-        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload)))
+    def _deliver(self, device: str, topic: str, payload: bytes, *, retained: bool = False) -> None:
+        self.todo.append(lambda: self.play(device, MessageArrived(topic, payload, retained)))
 
 
 def _matches(pattern: str, topic: str) -> bool:

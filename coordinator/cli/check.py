@@ -13,9 +13,11 @@ from coordinator.config import FederationConfig, check_files, load_tasks
 from coordinator.config.settings import broker_settings, database_path
 from coordinator.model_identity import check_same_model, stored_program
 from coordinator.reports import is_served
-from coordinator.setup import build_bundle, load_evaluator, pipeline_settings, task_settings
+from coordinator.setup import build_bundle, load_evaluator, model_notes, pipeline_settings, task_settings
 from coordinator.setup_checks import check_not_lost
+from coordinator.statistics_round import first_round
 from coordinator.store import Store
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.training.bundle import Bundle, encode_parameters
 
@@ -91,10 +93,15 @@ class _Checks:
         pipeline_settings(self.config, bundle.program)
         self._bundle = bundle
         spec = bundle.program.spec
-        return OK, (
+        notes = "".join(f"; {note}" for note in model_notes(self.config.model))
+        text = (
             f"{bundle.program.name}: {spec.size} parameters; an update has at most {task.update_bytes_max} bytes with "
-            f"codec {self.config.codec.name}, dense {task.dense_bytes}"
+            f"codec {self.config.codec.name}, dense {task.dense_bytes}{notes}"
         )
+        if first_round(bundle.program, bundle.parameters) == OPENING_ROUND:
+            opening = task.in_round(OPENING_ROUND)
+            text += f"; round {OPENING_ROUND}: {opening.purpose} from {opening.round.minimum_count} devices at least"
+        return OK, text
 
     def _held_out(self) -> Verdict:
         evaluator = load_evaluator(self.config, self.bundle.program)
@@ -123,7 +130,7 @@ class _Checks:
         _check_writable(path)
         where = f"round {record.number} is open, in {record.phase}" if record else "no round is open"
         served = "; a coordinator is serving it now" if is_served(path) else ""
-        return OK, f"{path}: {checkpoint.round if checkpoint else 0} rounds done, {where}{served}"
+        return OK, f"{path}: {max(0, checkpoint.round) if checkpoint else 0} rounds done, {where}{served}"
 
     def _broker(self) -> Verdict:
         found = probe_broker(broker_settings(self.config.broker), self.config.federation.name)

@@ -81,6 +81,7 @@ def report_lines(bundle: Bundle, path: Path) -> Iterator[str]:
     yield "scalars: " + ", ".join(f"{name} {value:g}" for name, value in facts["scalars"].items())
     yield f"operators: {_counted(facts['model_operators'])}"
     yield from _parameter_lines(facts)
+    yield from (f"note: {note}" for note in facts["notes"])
     step = facts["step"]
     yield (
         f"one dense update: {facts['update_bytes_dense']} bytes; program: {facts['program_bytes']} bytes, once a device"
@@ -108,13 +109,16 @@ def _normalised(facts: dict[str, Any]) -> str:
 
 
 def _parameter_lines(facts: dict[str, Any]) -> Iterator[str]:
-    for kind in ("trainable", "buffer", "constant", "frozen"):
-        chosen = [p for p in facts["parameters"] + facts["frozen"] if p["kind"] == kind]
+    """Each tensor: trained, averaged, frozen, or a constant; and why."""
+    tensors = facts["parameters"] + facts["frozen"] + facts["initializers"]
+    for kind in ("trainable", "buffer", "frozen", "constant"):
+        chosen = [t for t in tensors if t["kind"] == kind]
         if not chosen and kind != "trainable":
             continue
-        yield f"{kind}: {len(chosen)} parameters, {sum(p['elements'] for p in chosen)} elements"
-        for parameter in chosen[:PARAMETERS_SHOWN]:
-            yield f"  {parameter['name']} {parameter['shape']}"
+        yield f"{kind}: {len(chosen)} tensors, {sum(t['elements'] for t in chosen)} elements"
+        for tensor in chosen[:PARAMETERS_SHOWN]:
+            why = tensor.get("why", "")
+            yield f"  {tensor['name']} {tensor['shape']}{': ' if why else ''}{why}"
         if len(chosen) > PARAMETERS_SHOWN:
             yield f"  and {len(chosen) - PARAMETERS_SHOWN} more"
 

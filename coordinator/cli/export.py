@@ -18,6 +18,7 @@ from coordinator.model_identity import stored_program
 from coordinator.reports import finite
 from coordinator.setup import load_evaluator
 from coordinator.store import Checkpoint, Store, StoreReader
+from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, StateError
 from edge_sdk.training.bundle import Bundle, Program, decode_parameters
 from edge_sdk.training.engine import make_engine
@@ -74,23 +75,27 @@ def export_model(
     if bundle is not None:
         Bundle(program, vector, source).save(bundle)
         report["bundle"] = str(bundle)
-    if int8 is not None:
-        from coordinator.quantize import quantised
-
-        model, figures = quantised(program, vector, examples)
-        _write(int8, model)
-        report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if onnx is not None:
         merged, where = _merged(program, vector, source)
-        model = merged.SerializeToString(deterministic=True)
+        written = merged.SerializeToString(deterministic=True)
         report["weights"] = where
-        _write(onnx, model)
+        _write(onnx, written)
         inputs = (
             _made_up(program, vector)
             if examples is None
             else examples.batch(program, np.arange(min(COMPARED_EXAMPLES, len(examples))))
         )
-        report |= {"onnx": str(onnx), "onnx_bytes": len(model), **_prove(onnx, program, vector, inputs)}
+        report |= {"onnx": str(onnx), "onnx_bytes": len(written), **_prove(onnx, program, vector, inputs)}
+    if int8 is not None:
+        from coordinator.quantize import quantised
+
+        try:
+            model, figures = quantised(program, vector, examples)
+        except CompileError as error:
+            others = " and ".join(str(path) for path in (bundle, onnx) if path is not None)
+            raise CompileError(f"{error}{f'; {others} is written' if others else ''}") from error
+        _write(int8, model)
+        report |= {"int8": str(int8), "int8_bytes": len(model), **figures}
     if evaluator is not None:
         report |= {"examples": len(evaluator.examples), **finite(evaluator.evaluate(data))}
     return report
@@ -117,7 +122,8 @@ def _merged(program: Program, vector: NDArray[np.float32], source: bytes) -> tup
 
 
 def _checkpoint(store: StoreReader, task: str, round_number: int | None) -> Checkpoint:
-    kept = store.checkpoints(task)
+    # Before round 0 the model does not know yet how its input is normalised.
+    kept = [checkpoint for checkpoint in store.checkpoints(task) if checkpoint.round >= OPENING_ROUND]
     if not kept:
         raise ConfigurationError(
             f"federation.task = {task!r}: the database has no model of this task yet; serve it first"

@@ -16,10 +16,13 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.advice import Obstacle
 from coordinator.config import load_tasks
 from coordinator.config.settings import database_path
+from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.setup import Prepared, PreparedTask, make_service, prepare
 from coordinator.store import RoundRecord, Store
+from coordinator.task_settings import TRAINING
 from edge_sdk.cli.sd_notify import sd_notify, watchdog_seconds
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.wire.outcomes import VERDICTS
@@ -55,7 +58,9 @@ def serve(path: Path, *, linger_seconds: float | None, log_level: str, environme
         line = round_line(record, metrics[record.task])
         if len(metrics) > 1:
             line = f"task {record.task}: {line}"
-        logger.info("%s", line)
+        obstacle = Obstacle.of(record.summary)
+        if obstacle is None or obstacle.is_new:  # that it fails once more, for the same reason, is no news
+            logger.info("%s", line)
         sd_notify(f"STATUS={line}", environment)
 
     try:
@@ -130,10 +135,17 @@ def round_line(record: RoundRecord, metric: str) -> str:
     summary = record.summary
     attempt = f" (attempt {record.attempt + 1})" if record.attempt else ""
     counts = ", ".join(f"{name} {summary.get(name, 0)}" for name in VERDICTS)
+    metrics = summary.get("metrics", {})
     parts = [f"round {record.number}{attempt} {record.phase}: {counts}"]
+    if summary.get("purpose", TRAINING) != TRAINING:
+        devices = f" from {metrics['devices']:.0f} devices" if "devices" in metrics else ""
+        parts = [f"round {record.number}{attempt}: {summary['purpose']}{devices}", f"{record.phase}: {counts}"]
     if record.reason:
         parts.append(record.reason)
-    metrics = summary.get("metrics", {})
+    if metrics.get("features_constant"):
+        parts.append(f"{metrics['features_constant']:.0f} of {metrics['features']:.0f} features never vary")
+    if metrics.get("missing"):
+        parts.append(f"{metrics['missing']:.2%} of all values are missing")
     for name in ("train_loss", "loss", metric):
         if name in metrics:
             parts.append(f"{name} {metrics[name]:.4g}")
@@ -157,16 +169,21 @@ def _introduction(prepared: Prepared) -> list[str]:
 def _introduction_of(task: PreparedTask, store: Store) -> list[str]:
     record, checkpoint = store.open_round(task.name), store.latest_checkpoint(task.name)
     done = 0 if checkpoint is None else checkpoint.round
+    purpose = task.settings.in_round(done + 1).purpose
+    of = "" if purpose == TRAINING else f", {purpose}"
     if record is not None:
-        where = f"goes on with round {record.number}, in {record.phase}"
-    elif done:
+        where = f"goes on with round {record.number}{of}, in {record.phase}"
+    elif done > 0:
         where = f"{done} rounds done, goes on with round {done + 1}"
     else:
-        where = "new, begins with round 1" if task.is_new else "begins with round 1"
+        where = f"{'new, ' if task.is_new else ''}begins with round {done + 1}{of}"
     program = task.program
+    obstacle = last_obstacle(store.rounds(task.name, ATTEMPTS_MAX), done + 1)
+    trouble = [] if obstacle is None else [f"task {task.name}: {obstacle.sentence(done + 1)}"]
     return [
         f"task {task.name}: model {program.name}, {program.spec.size} parameters, one dense update has "
-        f"{task.settings.dense_bytes} bytes; codec {task.config.codec.name}; {where}"
+        f"{task.settings.dense_bytes} bytes; codec {task.config.codec.name}; {where}",
+        *trouble,
     ]
 
 

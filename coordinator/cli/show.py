@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.task_settings import TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def print_status(report: Mapping[str, Any]) -> None:
     if model:
         facts.add_row("model", f"{model['name']}, {model['parameters']} parameters")
     facts.add_row("rounds", _progress(report))
+    if report["trouble"]:
+        facts.add_row("trouble", Text(report["trouble"], style="yellow"))
     if round_:
         facts.add_row("round now", _round_text(round_))
         facts.add_row("tickets", _pairs(round_["tickets"]) or "none yet")
@@ -62,9 +65,11 @@ def print_rounds(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         make_console().print("no round has ended yet")
         return
-    table = Table(*(name.replace("_", " ") for name in rows[0]), box=None, pad_edge=False)
+    left_out = {"purpose"} if all(row["purpose"] == TRAINING for row in rows) else set()
+    names = [name for name in rows[0] if name not in left_out]
+    table = Table(*(name.replace("_", " ") for name in names), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
+        table.add_row(*(Text(_cell(name, row[name])) for name in names))
     make_console().print(table)
 
 
@@ -101,8 +106,9 @@ def _progress(report: Mapping[str, Any]) -> str:
 
 def _round_text(entry: Mapping[str, Any]) -> str:
     attempt = f" (attempt {entry['attempt'] + 1})" if entry["attempt"] else ""
+    purpose = "" if entry["purpose"] == TRAINING else f": {entry['purpose']} from {entry['goal_count']} devices"
     return (
-        f"{entry['number']}{attempt}, in {entry['phase']}, goal {entry['goal_count']}; "
+        f"{entry['number']}{attempt}{purpose}, in {entry['phase']}, goal {entry['goal_count']}; "
         f"{entry['seconds_remaining']:g} s left when it was last saved"
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.compile.compiler import compile_model, describe
+from coordinator.compile.compiler import compile_model
+from coordinator.compile.describe import describe
 from coordinator.compile.export import export_onnx, merge_into_source
 from coordinator.compile.import_ import load_onnx, read_onnx
 from coordinator.compile.lora import Lora

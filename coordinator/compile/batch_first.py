@@ -15,21 +15,24 @@ from coordinator.compile.external import every_node
 from coordinator.compile.graph import BATCH
 from edge_sdk.errors import CompileError
 
-__all__ = ["batch_first"]
+__all__ = ["batch_first", "moved_inputs"]
 
 
 def _batch_axes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Axis of the batch, and rank, of each input and output where it is not the first; of inputs the only open axis."""
+    """Axis of the batch, and rank, of each input and output where it is not the first.
+
+    Of an input it is the only open axis; where the first is 1, that is the batch, and what is open is something else.
+    """
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
     initialized = {tensor.name for tensor in graph.initializer}
     inputs = [info for info in graph.input if info.name not in initialized]
     axes: dict[str, tuple[int, int]] = {}
     for info in inputs:
-        opened = _open_axes(info)
-        if len(opened) == 1:
-            axes[info.name] = opened[0], len(info.type.tensor_type.shape.dim)
-            info.type.tensor_type.shape.dim[opened[0]].dim_param = BATCH
+        opened, dims = _open_axes(info), info.type.tensor_type.shape.dim
+        if len(opened) == 1 and dims[0].dim_value != 1:
+            axes[info.name] = opened[0], len(dims)
+            dims[opened[0]].dim_param = BATCH
     if len(axes) < len(inputs):
         return {}
     declared = {info.name: info for info in model.graph.output}
@@ -53,6 +56,12 @@ def _batch_axes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
 
 def _open_axes(info: onnx.ValueInfoProto) -> list[int]:
     return [axis for axis, dim in enumerate(info.type.tensor_type.shape.dim) if dim.dim_value <= 0]
+
+
+def moved_inputs(model: onnx.ModelProto) -> dict[str, int]:
+    """By input, the axis that the batch has in the file, where it is not the first."""
+    found = _batch_axes(model)
+    return {info.name: found[info.name][0] for info in model.graph.input if info.name in found}
 
 
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:

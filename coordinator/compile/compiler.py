@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Final, Literal
 
+import numpy as np
 import onnx
 
 from coordinator.compile.batch_first import batch_first
 from coordinator.compile.batch_size import naming_fixed_batch
-from coordinator.compile.cost import step_cost
 from coordinator.compile.emit import (
     evaluate_graph,
     infer_graph,
@@ -23,7 +21,6 @@ from coordinator.compile.emit import (
     train_graph,
 )
 from coordinator.compile.freezing import freeze as frozen_model
-from coordinator.compile.freezing import frozen_names
 from coordinator.compile.graph import BATCH, Graph, Model, Value
 from coordinator.compile.heads import are_probabilities, logits_of, with_scores
 from coordinator.compile.import_ import import_model
@@ -47,14 +44,12 @@ from coordinator.compile.sklearn import cut_heads
 from coordinator.compile.verify import verify_program
 from edge_sdk.errors import CompileError, DecodeError
 from edge_sdk.parameters import ParameterSpec
-from edge_sdk.training.bundle import Bundle, Input, Program, encode_parameters
+from edge_sdk.training.bundle import Bundle, Input, Program
 from edge_sdk.training.normalise import Normalise
 
-__all__ = ["compile_model", "describe"]
+__all__ = ["compile_model"]
 
 PLAIN: Final = LossOptions()
-BATCH_SIZE: Final = 32
-"""For which ``describe`` counts a step."""
 
 
 def compile_model(
@@ -110,14 +105,15 @@ def compile_model(
     with naming_fixed_batch(model, name):
         told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
         if normalise is None or told is None:
-            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)})
+            imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)}, asked=train)
         else:
             model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
-            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale})
+            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale}, asked=train)
             imported = with_constants(imported, told, normalise.missing)
         if lora is not None:
             imported, train = with_adapters(imported, lora, train=train)
         imported = frozen_model(imported, train=train, frozen=freeze)
+        _check_finite(imported)
         pulls = Pulls(proximal, weight_decay, clipped)
         program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
         bundle = Bundle(program, program.spec.flatten(imported.parameters))
@@ -132,6 +128,12 @@ def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: st
     value = raw_input(model, mask)
     axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
     return normalise_of(options, value, axis)
+
+
+def _check_finite(model: Model) -> None:
+    for name, array in model.parameters.items():
+        if not np.all(np.isfinite(array)):
+            raise CompileError(f"initializer {name!r}: holds NaN or infinity; training cannot start from it")
 
 
 def _output(model: Model, name: str | None) -> Value:
@@ -202,73 +204,3 @@ def _check_options(loss: str, options: LossOptions, output: Value, model: Model)
 
 def _input(value: Value) -> Input:
     return Input(value.name, value.dtype, tuple(None if d == BATCH else int(d) for d in value.shape))
-
-
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """What a person wants to know about a bundle.
-
-    Returns:
-        Plain values that JSON can hold: ``name``, ``kind``, ``inputs`` and ``target`` (dtype, shape with the batch as
-        None), ``outputs`` (name -> shape), ``loss``, ``metric``, ``optimizer``, ``scalars`` (name -> default),
-        ``mask`` (the input that says which positions count, or empty), ``normalise`` (input, axis, features, mode and
-        missing, or None), ``features``, ``categories``, ``labels`` (names, see ``naming``), ``parameters`` (a list of
-        name, shape, kind, elements), ``parameter_count``, ``operators`` (of the train graph, name -> count),
-        ``train_nodes``, ``classes``, ``model_operators`` (of the inference graph), ``frozen`` (those parameters that
-        stay in the graph), ``step`` (batch_size, flops, activation_bytes_peak: an estimate), ``runs_on`` (engines),
-        ``loop`` (whether it holds a graph of many steps), ``program_bytes``, ``parameters_bytes``,
-        ``update_bytes_dense`` (an update before any compression) and ``program_digest`` (hex).
-    """
-    program = bundle.program
-    graph = onnx.ModelProto.FromString(program.train).graph
-    infer = onnx.ModelProto.FromString(program.infer).graph
-    operators = [node.op_type for node in graph.node]
-    has_plans = bool(program.train_plan.outputs and program.evaluate_plan.outputs)
-    return {
-        "name": program.name,
-        "kind": program.kind,
-        "inputs": {i.name: {"dtype": i.dtype, "shape": list(i.shape)} for i in program.inputs},
-        "target": {"dtype": program.target.dtype, "shape": list(program.target.shape)},
-        "outputs": {o.name: [d.dim_value or None for d in o.type.tensor_type.shape.dim] for o in infer.output},
-        "classes": program.classes,
-        "mask": program.mask,
-        "normalise": _described(program),
-        "features": list(program.features),
-        "categories": {name: list(names) for name, names in program.categories.items()},
-        "labels": list(program.labels),
-        "loss": program.loss,
-        "metric": program.metric,
-        "optimizer": program.optimizer,
-        "scalars": dict(program.scalars),
-        "parameters": [
-            {"name": t.name, "shape": list(t.shape), "kind": t.kind, "elements": t.size} for t in program.spec
-        ],
-        "frozen": [
-            {"name": t.name, "shape": list(t.dims), "kind": "frozen", "elements": math.prod(t.dims)}
-            for t in infer.initializer
-            if t.name in frozen_names(infer)
-        ],
-        "parameter_count": program.spec.size,
-        "operators": {op: operators.count(op) for op in sorted(set(operators))},
-        "model_operators": dict(sorted(Counter(node.op_type for node in infer.node).items())),
-        "train_nodes": len(operators),
-        "step": asdict(step_cost(program.train, BATCH_SIZE)) if program.train else {},
-        "runs_on": ["onnxruntime", "numpy"] if has_plans else ["onnxruntime"],
-        "loop": bool(program.train_loop),
-        "program_bytes": len(program.encode()),
-        "parameters_bytes": len(encode_parameters(bundle.parameters)),
-        "update_bytes_dense": 4 * sum(t.size for t in program.spec if t.kind != "constant"),
-        "program_digest": program.digest.hex(),
-    }
-
-
-def _described(program: Program) -> dict[str, Any] | None:
-    told = program.normalise
-    if told is None:
-        return None
-    return {
-        "input": told.input,
-        "axis": told.axis,
-        "features": told.features,
-        "mode": told.mode,
-        "missing": program.missing,
-    }

@@ -73,8 +73,9 @@ def merge_into_source(program: Program, vector: NDArray[np.float32], source: onn
     for name, array in arrays.items():
         if name in written or is_adapter(name):
             continue
-        if name in tensors and tuple(tensors[name].dims) == array.shape:
-            tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        shape = tuple(tensors[name].dims) if name in tensors else None
+        if shape is not None and (shape == array.shape or (shape == () and array.shape == (1,))):  # a trained scalar
+            tensors[name].CopyFrom(numpy_helper.from_array(np.asarray(array, order="C").reshape(shape), name))
         elif not _in_constant(model, name, array):
             raise _not_the_source(program, name)
     return model

@@ -28,7 +28,8 @@ def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = (
 
     Args:
         model: An imported model.
-        train: Patterns (``fc*``) of the parameters that are trained; none for all.
+        train: Patterns (``fc*``) of the parameters that are trained; none for all. (What looks like a constant is a
+            parameter only where its full name is among them, see ``roles``.)
         frozen: Patterns of those that are not, of what ``train`` picks.
 
     Raises:
@@ -40,7 +41,9 @@ def freeze(model: Model, *, train: Sequence[str] = (), frozen: Sequence[str] = (
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in model.parameters):
                 names = ", ".join(list(model.parameters)[:SHOWN_MAX])
-                raise CompileError(f"{option} {pattern!r}: fits none of the parameters {names}")
+                constant = [f"{n!r} is a constant: {r.why}" for n, r in model.roles.items() if fnmatchcase(n, pattern)]
+                more = f" ({constant[0]}; train it by its full name)" if constant else ""
+                raise CompileError(f"{option} {pattern!r}: fits none of the parameters {names}{more}")
     kept = {name for name in model.parameters if (not train or _fits(name, train)) and not _fits(name, frozen)}
     if not kept - model.buffers - model.fixed:
         raise CompileError(f"train {list(train)}, freeze {list(frozen)}: nothing is left to train")

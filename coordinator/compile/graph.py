@@ -23,6 +23,7 @@ __all__ = [
     "Model",
     "Node",
     "Product",
+    "Role",
     "Shape",
     "Value",
     "batch_factor",
@@ -93,6 +94,18 @@ class Product:
     alpha: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What an initializer is: ``parameter``, ``statistics`` or ``constant``; and why, in words.
+
+    ``guessed`` is a constant by its looks, which might be a parameter all the same.
+    """
+
+    kind: str
+    why: str
+    guessed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """An imported inference model.
@@ -108,6 +121,7 @@ class Model:
         missing: What becomes of NaN in that input.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
+        roles: What each float initializer was taken for, and why, by name.
     """
 
     name: str
@@ -120,6 +134,7 @@ class Model:
     values: Mapping[str, Value]
     normalise: Normalise | None = None
     missing: str = MISSING[0]
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     @property
     def fixed(self) -> frozenset[str]:

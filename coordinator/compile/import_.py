@@ -27,6 +27,7 @@ from coordinator.compile.last_state import take_last_states
 from coordinator.compile.normalise import fold, read_node, split_parameters, without_idle_casts
 from coordinator.compile.opset_down import without_newer
 from coordinator.compile.pooling_first import pool_first
+from coordinator.compile.roles import Origin, Roles
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from coordinator.compile.sequences import lower_sequences
@@ -79,17 +80,21 @@ def read_onnx(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] = ()) -> Model:
+def import_model(
+    model: onnx.ModelProto, *, name: str, frozen: Collection[str] = (), asked: Collection[str] = ()
+) -> Model:
     """Check and normalise an inference model.
 
     Args:
         model: An ONNX inference model of the default domain, float32, batch first.
         name: Human name of the model.
         frozen: Initializers that stay constant although they stand where parameters stand.
+        asked: Full names of initializers that are parameters although they look like constants.
 
     Raises:
         CompileError: Names what is wrong, where, and what to do about it.
     """
+    origin = Origin.of(model)
     proto = _at_working_opset(_self_contained(model, name), name)
     _drop_initialized_inputs(proto)
     inputs = _inputs(proto)
@@ -106,13 +111,14 @@ def import_model(model: onnx.ModelProto, *, name: str, frozen: Collection[str] =
     _check_control_flow(prune(nodes, (o.name for o in outputs)))
     _check_inference_form(nodes, constants)
     nodes = [explicit_window(complete(n), values) for n in prune(nodes, (o.name for o in outputs))]
-    parameters, buffers, nodes = split_parameters(nodes, constants, frozenset(frozen))
+    roles = Roles(nodes, constants, values, origin, asked)
+    parameters, buffers, nodes = split_parameters(nodes, constants, roles, frozenset(frozen))
     used = {name for n in nodes for name in n.inputs} | {o.name for o in outputs}
     kept = {key: array for key, array in constants.items() if key in used and key not in parameters}
     for key, array in (*parameters.items(), *kept.items()):
         values[key] = Value(key, str(array.dtype), array.shape)
     _check_names([*(i.name for i in inputs), *parameters, *(o for n in nodes for o in n.outputs)])
-    return Model(name, inputs, outputs, tuple(nodes), parameters, buffers, kept, values)
+    return Model(name, inputs, outputs, tuple(nodes), parameters, buffers, kept, values, roles=roles.found)
 
 
 def _self_contained(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

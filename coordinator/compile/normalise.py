@@ -1,7 +1,6 @@
-"""Nodes in the form that the rest of the compiler expects, and initializers told apart.
+"""Nodes in the form that the rest of the compiler expects, and parameters that an exporter merged taken apart.
 
-A float initializer is a parameter if it stands in an operator slot that holds one (``rules.RULES`` says which);
-elsewhere it is a constant, as the scales of a Resize are. Exporters store equal initializers once: two biases that
+Which initializers are parameters is told by ``roles``. Exporters store equal initializers once: two biases that
 start as zeros become one tensor, and training would tie the layers. So a shared tensor whose elements are all equal
 is split again, unless the layers that share it also share a tensor with a pattern in it: such a tensor cannot be
 equal by accident, so this is one layer used twice, and it stays tied. Only copies of a layer start equal with a
@@ -20,13 +19,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from coordinator.compile.graph import Node
-from coordinator.compile.rules import FALLBACK_PARAMETERS, RULES
+from coordinator.compile.roles import Roles
 from edge_sdk.errors import CompileError
 
 __all__ = ["fold", "read_node", "split_parameters", "without_idle_casts"]
 
 NAMELESS: Final = "onnx::"
 """How PyTorch's exporter begins the name of a tensor that is no parameter as it stands (a transposed weight)."""
+SHOWN_MAX: Final = 10
 INDEX: Final = re.compile(r"(?<=\.)\d+(?=[./])")
 """The place of a layer in a list of layers: ``encoder.layers.3.norm1.weight``, ``/encoder/layers.3/norm1/...``."""
 
@@ -93,7 +93,7 @@ def _constant(node: Node) -> NDArray[Any]:
 
 
 def split_parameters(
-    nodes: Iterable[Node], constants: Mapping[str, NDArray[Any]], frozen: frozenset[str]
+    nodes: Iterable[Node], constants: Mapping[str, NDArray[Any]], roles: Roles, frozen: frozenset[str]
 ) -> tuple[dict[str, NDArray[np.float32]], frozenset[str], list[Node]]:
     """Parameters in order of first use, which of them are buffers, and the nodes with false ties undone."""
     parameters: dict[str, NDArray[np.float32]] = {}
@@ -107,21 +107,15 @@ def split_parameters(
         beside = {name for name in node.inputs if name in constants and not _is_uniform(constants[name])}
         patterned.update({name: set(beside) for name in node.outputs})
         beside.update(*(patterned.get(name, ()) for name in node.inputs))
-        rule = RULES.get(node.op)
-        slots = FALLBACK_PARAMETERS.get(node.op, ()) if rule is None else rule.parameters
-        if rule is not None and all(name in constants or name in trained for name in node.inputs):
-            slots += rule.learned
+        learned = all(name in constants or name in trained for name in node.inputs)
         inputs = list(node.inputs)
         for slot, operand in enumerate(node.inputs):
-            if operand in frozen or not _is_parameter(slot, constants.get(operand), slots):
+            role = roles.role(node, slot, learned=learned)
+            if operand in frozen or role.kind == "constant":
                 continue
             array = constants[operand]
             if array.dtype != np.float32:
                 raise CompileError(f"{node}: parameter {operand!r} is {array.dtype}; export the model in float32")
-            if not np.all(np.isfinite(array)):
-                raise CompileError(
-                    f"initializer {operand!r} of {node}: holds NaN or infinity; training cannot start from it"
-                )
             name = operand
             use = (node.op, slot)  # a scale and a variance that start as ones, a bias and a mean as zeros, are not one
             split = operand in parameters and _is_uniform(array)
@@ -130,9 +124,10 @@ def split_parameters(
                 name += f"/{slot}" if name in inputs else ""
             uses.setdefault(name, use)
             layers.setdefault(name, beside)
-            parameters[name] = np.ascontiguousarray(array)
+            parameters[name] = np.ascontiguousarray(array)  # a scalar becomes [1]: it broadcasts alike
             inputs[slot] = name
-            if rule is not None and slot in rule.buffers:
+            roles.found.setdefault(name, role)
+            if role.kind == "statistics":
                 buffers.add(name)
         if any(name in parameters or name in trained for name in inputs):
             trained.update(node.outputs)
@@ -141,17 +136,16 @@ def split_parameters(
     if missing:
         raise CompileError(f"frozen: the model has no initializer {missing[0]!r}; it has {sorted(constants)[:20]}")
     if not parameters:
-        raise CompileError(f"the model has no parameters to train (constants: {sorted(constants)[:10]})")
+        constant = [f"{name!r} ({role.why})" for name, role in roles.found.items()]
+        raise CompileError(
+            f"the model has no parameters to train; constant are {', '.join(constant[:SHOWN_MAX]) or 'none'}. To train "
+            "one of them, ask for it by its full name: train"
+        )
     return parameters, frozenset(buffers), rewritten
 
 
 def _is_uniform(array: NDArray[Any]) -> bool:
     return bool(array.size == 0 or np.all(array == array.flat[0]))
-
-
-def _is_parameter(slot: int, array: NDArray[Any] | None, slots: Collection[int]) -> bool:
-    # A scalar is a factor of the architecture (1/sqrt(d), a Clip bound); no exporter writes a parameter like this.
-    return array is not None and slot in slots and array.ndim > 0 and array.dtype.kind == "f"
 
 
 def without_idle_casts(nodes: Iterable[Node], dtypes: Mapping[str, str], outputs: Collection[str]) -> list[Node]:

@@ -97,12 +97,14 @@ def _check_forward(source: onnx.ModelProto, bundle: Bundle, rng: np.random.Gener
     run = session_of(program.infer, "the inference graph")
     parameters = program.spec.unflatten(bundle.parameters)
     worst = 0.0
-    alone = run({**{name: array[:1] for name, array in inputs.items()}, **parameters})
+    one = {**{name: array[:1] for name, array in inputs.items()}, **parameters}
     try:
-        whole = run({**inputs, **parameters})
         expected = _run_source(source, inputs)
+        whole = run({**inputs, **parameters})
     except RunError as failure:
+        run(one)  # where a single example fails too, the batch is not what is wrong
         raise BatchError(f"model {program.name!r}", str(failure)) from failure
+    alone = run(one)
     for name, array in whole.items():
         others = (("the source model", array, expected[name]), ("a batch of one", array[:1], alone[name]))
         for what, found, other in others:
@@ -123,10 +125,13 @@ def _run_source(source: onnx.ModelProto, inputs: Arrays) -> Arrays:
     if not fixed:
         return run(inputs)
     # A source with a fixed batch sees our examples repeated until they fill it, one by one.
-    parts = [
-        run({name: np.repeat(array[i : i + 1], fixed, axis=0) for name, array in inputs.items()})
-        for i in range(BATCH_SIZE)
-    ]
+    try:
+        parts = [
+            run({name: np.repeat(array[i : i + 1], fixed, axis=0) for name, array in inputs.items()})
+            for i in range(BATCH_SIZE)
+        ]
+    except RunError as error:  # with its own batch: something else is wrong with it
+        raise CompileError(str(error)) from error
     return {name: np.concatenate([part[name][:1] for part in parts]) for name in parts[0]}
 
 

@@ -34,7 +34,6 @@ from edge_sdk.device.limits import BYTES_PER_DAY_MIN
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted
 from edge_sdk.mqtt import BrokerSettings
-from edge_sdk.training.model_delta import MODEL_DELTA_CODECS
 from edge_sdk.training.names import LABELS_OF_TWO, NAMES_MAX, features_width
 
 __all__ = [
@@ -62,7 +61,7 @@ BINARY: Final = ("logistic_regression", "linear_svm")
 OPTIMIZER_KEYS: Final = {"learning_rate": "eta", **{name: name for name in ("momentum", "beta1", "beta2", "tau")}}
 """Keys of [aggregation], and the settings of server optimisers that they set."""
 
-DOWNLINK_CODECS: Final = (*(name for name in MODEL_DELTA_CODECS if name != "dense"), "none")
+DOWNLINK_CODECS: Final = ("auto", "sparse", "none")
 
 OF_THE_ZOO: Final = ("activation", "channels", "hidden", "inputs", "outputs", "seed")
 OF_ONNX: Final = (
@@ -246,7 +245,10 @@ class Model(Section):
     )
     output: str | None = key("With onnx: the output that the loss is computed on.", None, shown="the first one")
     train: Patterns = key(
-        "With onnx: only parameters whose names fit are trained and travel.", (), allowed=PATTERNS, shown="[] for all"
+        "With onnx: only parameters whose names fit are trained and travel; a full name also asks for a constant.",
+        (),
+        allowed=PATTERNS,
+        shown="[] for all",
     )
     freeze: Patterns = key("With onnx: parameters whose names fit are not trained.", (), allowed=PATTERNS)
     lora: Patterns = key(
@@ -286,7 +288,7 @@ class Model(Section):
         "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
         "devices' examples (federated) or of each device's own (local).",
         None,
-        shown="none",
+        shown="federated with zoo, none with onnx",
     )
     normalise_axis: int | None = key(
         "The input's dimension that counts features, where 0 is the batch.",
@@ -379,7 +381,7 @@ class Model(Section):
     @property
     def normalise_mode(self) -> str:
         """Where mean and scale come from, with the default of the model's source."""
-        return self.normalise or "none"
+        return self.normalise or ("none" if self.zoo is None else "federated")
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:
@@ -472,6 +474,12 @@ class Selection(Section):
     jitter: float = key("Share by which come_back_seconds varies either way.", 0.2, ge=0, lt=1)
     pause_seconds: float = key("Time between the end of a round and the next one.", 10.0, ge=0, le=1e7)
     retry_seconds: float = key("Time between an abandoned round and the next attempt.", 60.0, ge=0, le=1e7)
+    retry_seconds_max: float = key(
+        "Longest such time: it doubles with each attempt that fails because most devices were refused, or declined.",
+        3600.0,
+        ge=0,
+        le=1e7,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -658,19 +666,20 @@ class DownlinkSection(Section):
     """How the model travels to devices that hold an earlier one; newcomers fetch it whole."""
 
     codec: str = key(
-        "sparse: the largest changes, the rest with later rounds; int8, int4: all of them, quantised; none: whole "
-        "models. Models below 40,000 bytes always travel whole.",
-        "sparse",
+        "auto: as many of the largest changes as hold enough of their energy (a tenth with fedavg, six tenths with "
+        "other server optimisers), the rest with later rounds; sparse: a fixed share of them; none: whole models. "
+        "Models below 4,096 bytes always travel whole.",
+        "auto",
         allowed="one of " + ", ".join(f'"{name}"' for name in DOWNLINK_CODECS),
     )
     density: float = key(
-        "Share of the coordinates that sparse sends; 0.05 costs fedavg nothing, and optimisers with momentum rounds.",
-        0.2,
+        "Share of the coordinates that sparse sends; 0.02 costs fedavg nothing, and optimisers with momentum rounds.",
+        0.1,
         ge=1e-6,
         le=1,
     )
     deltas_max: int = key(
-        "Rounds that a device may have missed and still get only what has changed.", 16, unit="rounds", ge=1, le=128
+        "Rounds that a device may have missed and still get only what has changed.", 64, unit="rounds", ge=1, le=128
     )
 
     @model_validator(mode="after")

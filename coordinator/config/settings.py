@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from coordinator.config.sections import (
     Transfer,
     Validation,
 )
-from coordinator.downlink import Downlink
+from coordinator.downlink import ADAPTIVE, PLAIN, Downlink
 from coordinator.pipeline.step import Step, make_step
 from coordinator.schedules.synchronous import RoundSettings
 from coordinator.server_optimizers import ServerOptimizer, make_server_optimizer
@@ -47,8 +48,6 @@ __all__ = [
 ]
 
 ADAPTIVE_OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
-MODEL_DELTA_BLOCK: Final = 64
-"""Elements that share a scale in a quantised model delta: what is rounded off comes again, so the step may be fine."""
 
 
 def training_plan(config: FederationConfig, defaults: dict[str, float]) -> TrainingPlan:
@@ -111,14 +110,19 @@ def codec_settings(config: FederationConfig) -> CodecSettings:
     return CodecSettings(kind.name, tensors=tuple(rules), **own)
 
 
-def downlink(section: DownlinkSection) -> Downlink:
-    """How the model travels to devices."""
-    codec = None
-    if section.codec != "none":
-        codec = CodecSettings.of(
-            section.codec, density=section.density, block_size=MODEL_DELTA_BLOCK, rounding="nearest"
-        )
-    return Downlink(codec, section.deltas_max)
+def downlink(section: DownlinkSection, optimizer: ServerOptimizer) -> Downlink:
+    """How the model travels to devices.
+
+    Args:
+        section: The table of the configuration.
+        optimizer: The server optimiser; one with a state pushes on by itself.
+    """
+    if section.codec == "none":
+        return Downlink()
+    auto = ADAPTIVE if optimizer.init(1) else PLAIN
+    if section.codec == "sparse":
+        auto = replace(auto, density=section.density)
+    return replace(auto, deltas_max=section.deltas_max)
 
 
 def round_settings(selection: Selection) -> RoundSettings:

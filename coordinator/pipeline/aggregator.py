@@ -229,9 +229,7 @@ class Aggregator:
         self.close()
         for name, step in self._steps.items():
             report = step.finish(report, counted, self._views[name])
-        start = self._parameters
-        if OWED in self._memory[DOWNLINK]:
-            start = start + self._memory[DOWNLINK][OWED]
+        start = self._start()
         delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
         wanted, moved = self.settings.optimizer.apply(
             start, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
@@ -256,6 +254,13 @@ class Aggregator:
         if self._rows is not None:
             self._rows.close()
             self._rows = None
+
+    def _start(self) -> NDArray[np.float32]:
+        """The model with what is still owed, from which the optimiser goes on."""
+        owed = self._memory[DOWNLINK].get(OWED)
+        if owed is None:
+            return self._parameters
+        return self._parameters + np.float32(self.settings.downlink.keeps) * owed.astype(np.float32, copy=False)
 
     def _parts(self) -> dict[str, Callable[[], PartMemory]]:
         """How each part's memory begins."""

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from coordinator.downlink import merged_deltas
 from coordinator.events import CloseJob, IngestItem, IngestResult, RoundCommitted, StartJob
 from coordinator.pipeline.memory import Memory, pack_memory, unpack_memory
 from coordinator.pipeline.round_pipeline import Examined, RoundPipeline
 from coordinator.store import JournalRow, QuotaExceeded, Store, TicketRecord
 from coordinator.task_settings import OPENING_ROUND
-from edge_sdk.errors import EdgeFedError, ProtocolError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ProtocolError, StateError
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.outcomes import BUSY, REFUSED
 
@@ -120,15 +121,18 @@ class TaskWorker:
             done = self._pipeline.finish()
         except (EdgeFedError, ValueError) as error:
             logger.error("round %d cannot be aggregated: %s", number, error)
-            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}")
-        metrics = done.metrics
+            reason = "diverged" if isinstance(error, DivergedError) else "aggregation"
+            return RoundCommitted(self.task, number, b"", {}, f"cannot be aggregated: {error}", reason)
+        metrics, new = done.metrics, done.model_delta
+        if new is not None:
+            new = merged_deltas(new, number, self._store.deltas(self.task), self._store.get_blob)
         made = self._store.commit_round(
             replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
             parameters=done.parameters,
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,
             metrics=metrics,
-            model_delta=done.model_delta,
+            model_delta=new,
             broadcast=done.broadcast,
         )
         self._held = _Held(made.parameters_digest, done.parameters, done.memory)

@@ -87,10 +87,11 @@ class UpdateJournalled:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """An admitted update was found bad (``reason`` a short code), or could not be stored."""
+    """An admitted update was found bad (``reason`` a short code, ``detail`` for people), or could not be stored."""
 
     ticket: bytes
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,9 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """Commit the new phase; ``announce`` says that all devices are to hear of it."""
+    """Commit the new phase."""
 
     phase: str
-    announce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +178,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the device that this update will not be counted; ``outcome`` as in a verdict."""
+    """Tell the device that this update will not be counted; ``outcome`` as in a verdict, ``detail`` for people."""
 
     ticket: Ticket
     outcome: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,7 @@ class Round:
         self.phase = CONFIGURATION
         self._deadline = now + s.configuration_seconds_max
         self._refill_at = now + s.configuration_seconds_max / 2
-        return [PhaseChanged(CONFIGURATION, announce=True), *(self._issue(device) for device in chosen)]
+        return [PhaseChanged(CONFIGURATION), *(self._issue(device) for device in chosen)]
 
     def _issue(self, device: str) -> Action:
         candidate = self._candidates[device]
@@ -372,7 +372,7 @@ class Round:
             self.tickets.change(ticket, state=ACCEPTED)
             return [Refuse(ticket, BUSY, BUSY)]
         refused = self.tickets.change(ticket, state=REFUSED, reason=event.reason)
-        return [TicketChanged(refused), Refuse(refused, REFUSED, event.reason), *self._refill()]
+        return [TicketChanged(refused), Refuse(refused, REFUSED, event.reason, event.detail), *self._refill()]
 
     # --- time and progress ---
 

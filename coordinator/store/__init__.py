@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from coordinator.store.delta_ways import deltas_kept, way_from
 from coordinator.store.opening import backup_path
 from coordinator.store.reader import StoreReader
 from coordinator.store.records import (
@@ -38,4 +39,6 @@ __all__ = [
     "TicketRecord",
     "Verdict",
     "backup_path",
+    "deltas_kept",
+    "way_from",
 ]

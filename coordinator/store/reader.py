@@ -108,7 +108,7 @@ class StoreReader:
         return self._checkpoints.newest(task, limit)
 
     def deltas(self, task: str) -> list[ModelDeltaRecord]:
-        """The chain of deltas that leads to the newest parameters, the oldest first."""
+        """The model deltas that lead to the newest parameters, in the order of their rounds."""
         return self._deltas.all(task)
 
     def broadcast(self, task: str) -> tuple[tuple[str, bytes, int], ...]:

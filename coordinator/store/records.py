@@ -164,9 +164,11 @@ class Checkpoint:
 
 
 class ModelDeltaRecord(NamedTuple):
-    """The model delta of one round: SHA-256 of the parameters before and after it, its own, its length in bytes."""
+    """A model delta of the rounds up to ``round``, mostly of that one alone: how many they are, SHA-256 of the
+    parameters before and after them, its own, its length in bytes."""
 
     round: int
+    rounds: int
     base: bytes
     target: bytes
     digest: bytes
@@ -179,13 +181,16 @@ class NewDelta:
 
     Attributes:
         model_delta: Leads from the model of the round before to that of this one.
-        deltas_max: ModelDeltas that are kept.
-        bytes_max: Bytes of all deltas that are kept.
+        deltas_max: Rounds whose model deltas are kept.
+        bytes_max: Bytes of the deltas that bring a device here from the oldest of them.
+        merged: Model deltas in place of those of several rounds up to this one: how many, SHA-256 of the parameters
+            before them, and the bytes.
     """
 
     model_delta: bytes
     deltas_max: int
     bytes_max: int
+    merged: tuple[tuple[int, bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

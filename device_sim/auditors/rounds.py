@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from device_sim.auditors.models import REFERENCES, Layout, Sent, clipped, norm_o
 from device_sim.auditors.statistics import mean_and_scale
 from edge_sdk.codecs import CodecSettings, Rotated, decode_update
 from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, shared_seed, untrained_mask
+from edge_sdk.codecs.grid import decode_grid
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import ModelDelta, spans_of
 from edge_sdk.wire.messages import Invite, Update, Verdict
@@ -171,12 +173,14 @@ class Auditor:
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""
         state = known.state if known is not None and known.device == device else "unknown"
-        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason) == ("refused", "spent"):
+        if verdict.outcome == "busy" or (verdict.outcome, verdict.reason.partition(":")[0]) == ("refused", "spent"):
             return
         if verdict.outcome == "received":
             true = state in ("journalled", "counted", "refused")  # refused: its round was abandoned in the same turn
         elif verdict.outcome == "unknown":
             true = state in ("unknown", "invited", "accepted")
+        elif verdict.outcome == "abandoned":
+            true = known is not None and (state, known.reason) == ("refused", "abandoned")
         else:
             true = state == verdict.outcome
         if not true:
@@ -258,7 +262,7 @@ class Auditor:
         self._check_norms(job, norms, layout, earlier)
         before = decode_parameters(self.parameters, self.program.spec)
         wanted, state = pipeline.optimizer.apply(
-            before + self.owed,
+            before + np.float32(pipeline.downlink.keeps) * self.owed,
             REFERENCES[self.algorithm](counted, layout),
             self.state,
             untrained_mask(self.program.spec),
@@ -333,10 +337,12 @@ class Auditor:
         model_delta = ModelDelta.decode(data)
         vector = decode_parameters(before, self.program.spec).copy()
         trainable = np.flatnonzero(self.program.spec.mask("trainable"))
-        sent = decode_update(model_delta.frame, trainable.size, model_delta.codec).plain()
-        indices = np.arange(trainable.size) if sent.indices is None else sent.indices
-        for index, value in zip(indices, sent.values, strict=True):
-            vector[trainable[index]] = np.float32(vector[trainable[index]]) + np.float32(value)
+        steps = decode_grid(model_delta.frame, trainable.size)
+        for index, number in zip(steps.indices, steps.numbers, strict=True):
+            place, unit = trainable[index], Fraction(2) ** steps.exponent
+            vector[place] = np.float32(
+                (math.floor(Fraction(float(vector[place])) / unit + Fraction(1, 2)) + int(number)) * unit
+            )
         if model_delta.values:
             places = np.concatenate([np.arange(start, stop) for start, stop in model_delta.replaced])
             vector[places] = decode_update(model_delta.values, places.size, CodecSettings("dense")).dense()

@@ -21,10 +21,11 @@ def mean_and_scale(
     """``(mean, scale)`` float32[features] of all values, where each device counts as its weight.
 
     Args:
-        reports: The arrays of each device by name, float64[features] as bytes, and its weight in examples.
+        reports: The arrays of each device by name, as ``feature_sums.FeatureSums`` encodes them, and its weight in
+            examples.
     """
     rows = [({name: np.frombuffer(data, "<f8") for name, data in arrays.items()}, weight) for arrays, weight in reports]
-    features = len(rows[0][0]["counts"])
+    features = len(rows[0][0]["sums"])
     found = [_of_feature([_shares(arrays, weight, feature) for arrays, weight in rows]) for feature in range(features)]
     mean, scale = zip(*found, strict=True)
     return np.array(mean, np.float32), np.array(scale, np.float32)
@@ -35,8 +36,10 @@ def _shares(arrays: Mapping[str, NDArray[np.float64]], weight: int, feature: int
 
     The protocol rounds this product to a float64; everything behind it is exact.
     """
-    values = float(arrays["counts"][0] + arrays["missing"][0])
-    return tuple(Fraction(weight / values * float(arrays[name][feature])) for name in ("counts", "sums", "squares"))
+    values = float(arrays["values"][0])
+    missing = float(arrays["missing"][feature]) if "missing" in arrays else 0.0
+    told = (values - missing, float(arrays["sums"][feature]), float(arrays["squares"][feature]))
+    return tuple(Fraction(weight / values * number) for number in told)
 
 
 def _of_feature(shares: Sequence[tuple[Fraction, ...]]) -> tuple[float, float]:

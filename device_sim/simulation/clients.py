@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from edge_sdk.errors import ConfigurationError, ExamplesError
-from edge_sdk.training.examples import Examples, as_examples, load_examples
+from edge_sdk.training.examples import Examples, ExamplesFile, as_examples, load_examples
 from edge_sdk.training.program import Program
 
 __all__ = ["AUTO", "Clients", "clients_from", "device_name"]
@@ -77,7 +78,9 @@ class Clients(Mapping[str, Any]):
 
 
 def _examples(value: Any, program: Program) -> Examples:
-    """Examples in any form that a device takes, a file among them."""
+    """Examples in any form that a device takes, a file or a data set among them."""
+    if isinstance(value, Dataset):
+        value = value.examples
     return load_examples(value, program) if isinstance(value, str | Path) else as_examples(value, program)
 
 
@@ -96,7 +99,7 @@ def clients_from(clients: Any, evaluation: Any, *, split: str | None, devices: i
     Raises:
         ConfigurationError: Not one of these forms, nobody, or a split that the data set does not allow.
     """
-    if isinstance(clients, str | Path):
+    if isinstance(clients, str | Path | ExamplesFile):
         clients = load_dataset(clients)
     elif _are_arrays(clients):
         clients = Dataset(clients)

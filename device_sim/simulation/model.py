@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.compile import load_onnx
 from coordinator.compile.cost import step_cost
 from coordinator.compile.loop import BATCH_SIZE as LOOP_BATCH_SIZE
 from coordinator.compile.loop import FLOPS_MAX as LOOP_FLOPS_MAX
@@ -60,7 +61,7 @@ class Source:
             return self.bundle
         model, data = config.model, self.onnx
         if model.onnx is not None and data is None and model.onnx.is_file():
-            data = model.onnx.read_bytes()
+            data = load_onnx(model.onnx).SerializeToString(deterministic=True)  # with the data beside it
         key = (model.model_dump_json(), config.federation.seed, digest_of(data or b""))
         if key not in _COMPILED:
             _COMPILED[key] = _compiled(config, data)

@@ -101,7 +101,7 @@ def simulate(
             object, path or bytes.
         clients: ``{name: (x, y)}`` or ``[(x, y), ...]``, where each may be in any form that a device takes, a path
             among them; or one data set, which ``split`` deals to ``devices`` clients: a ``Dataset``, a dictionary of
-            its arrays, the path of a file, or ``"digits"``.
+            its arrays, a file as path or ``ExamplesFile``, a ``device.toml``, or ``"digits"``.
         rounds: How many, at most.
         seed: Draws cohorts, initial weights, split and shuffles.
         algorithm: How updates become one delta; a name, ``"package.module:Class"``, or an object.

@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.config import FederationConfig
-from coordinator.downlink import chain_from
+from coordinator.config.settings import downlink
 from coordinator.pipeline import Aggregator, FeatureStatistics, RoundPipeline, Step
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.setup import pipeline_settings
 from coordinator.statistics_round import first_round, statistics_plan
-from coordinator.store import ModelDeltaRecord, NewDelta
-from coordinator.store.model_deltas import deltas_kept
 from coordinator.task_settings import OPENING_ROUND
+from device_sim.simulation.deltas import Deltas
 from edge_sdk.aggregation.algorithm import Algorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan
@@ -50,13 +49,15 @@ class Server:
         steps: Sequence[tuple[str, Step]] = (),
     ) -> None:
         settings = pipeline_settings(config, bundle.program)
+        optimizer = optimizer or settings.optimizer
         self._aggregator = Aggregator(
             bundle.program,
             plan,
             replace(
                 settings,
                 algorithm=algorithm or settings.algorithm,
-                optimizer=optimizer or settings.optimizer,
+                optimizer=optimizer,
+                downlink=downlink(config.downlink, optimizer),
                 steps=(*settings.steps, *steps),
                 directory=None,
             ),
@@ -69,7 +70,7 @@ class Server:
         self.digest = digest_of(self.parameters)
         self._memory = self._aggregator.initial_memory()
         self.broadcast = self._aggregator.broadcast(self.vector, self._memory)
-        self._chain: list[ModelDeltaRecord] = []
+        self._deltas = Deltas()
         self._round = 0
 
     @property
@@ -106,7 +107,7 @@ class Server:
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
         before, self.digest = self.digest, digest_of(self.parameters)
-        self._follow(before, made.model_delta)
+        self._deltas.follow(self._round, before, self.digest, made.model_delta)
         return made.metrics
 
     def close(self) -> None:
@@ -121,12 +122,4 @@ class Server:
         vectors = sum(map(len, self.broadcast.values()))
         if self.digest in holds:
             return vectors
-        _, deltas = chain_from(self._chain, holds)
-        return vectors + (sum(delta.bytes for delta in deltas) if deltas else len(self.parameters))
-
-    def _follow(self, before: bytes, made: NewDelta | None) -> None:
-        if made is None:
-            self._chain.clear()
-        elif self.digest != before:
-            delta = ModelDeltaRecord(self._round, before, self.digest, b"", len(made.model_delta))
-            self._chain = deltas_kept([*self._chain, delta], made)
+        return vectors + (self._deltas.bytes_from(holds) or len(self.parameters))

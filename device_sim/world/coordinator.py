@@ -188,8 +188,7 @@ class SimCoordinator:
         self.world.auditor.on_said(topic, committed=not self.store.in_transaction)
         device, _, kind = topic.removeprefix(self._to_prefix).partition("/")
         if topic.startswith(self._to_prefix) and kind in SPOKEN:
-            federation = self.world.scenario.federation
-            _, message = decode_message(payload, federation=federation, expected=(kind,), peer="coordinator")
+            _, message = decode_message(payload, kind, peer="coordinator")
             for verdict in (message,) if isinstance(message, Verdict) else getattr(message, "verdicts", ()):
                 self.world.auditor.on_told(device, verdict, self.store.ticket(verdict.ticket))
             if isinstance(message, Invite):
@@ -272,8 +271,8 @@ class SimCoordinator:
         self.reach("before round commit")
         result = self._work.close(job)
         deltas = self.store.deltas(record.task)
-        new = bool(deltas) and deltas[-1].round == record.number
-        model_delta = self.store.get_blob(deltas[-1].digest) if new else None
+        new = [delta.digest for delta in deltas if (delta.round, delta.rounds) == (record.number, 1)]
+        model_delta = self.store.get_blob(new[0]) if new else None
         earlier = [self.store.tickets(record.task, record.number, attempt) for attempt in range(record.attempt)]
         self.world.auditor.on_committed(job, journalled, result, model_delta, earlier)
         self.reach("after round commit")

@@ -211,11 +211,14 @@ class SimDevice:
         """The job runs when it would end, so that a crash before loses it as a real one would."""
         shell, world = self._shell, self.world
         assert shell is not None
-        drop = float(self._rng.random()) < self.profile.dropout
         start = shell.agent.jobs.current
-        if start is not None and self.state is not None:
+        if not isinstance(start, StartTraining):  # a look at the examples takes no time
+            world.clock.call_later(0.0, self._end_job, shell, job, done)
+            return
+        drop = float(self._rng.random()) < self.profile.dropout
+        if self.state is not None:
             world.auditor.on_started(self.name, self.state.unsettled)
-        seconds = self._training_seconds(start) if start is not None else 0.0
+        seconds = self._training_seconds(start)
         if drop:
             world.clock.call_later(seconds * 0.5, self._drop_out, shell)
         else:
@@ -242,6 +245,11 @@ class SimDevice:
     @property
     def _step_seconds(self) -> float:
         return self.world.scenario.step_seconds / self.profile.speed
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """Looks at the examples (:class:`edge_sdk.device.training_job.Work`)."""
+        TrainingWork(lambda: self._data.examples, engines=self._engines).check(ticket, digest, program)
+        self.reach("after the look at the examples")
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """Trains for real, on a clock of steps; the auditor hears of it (:class:`edge_sdk.device.work.Work`)."""

@@ -6,13 +6,15 @@ broker of MQTT 5 answers with a reason code, one of 3.1.1 swallows what its ACL 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.findings import EXIT_BROKER, Finding
+from edge_sdk.cli.task_model import Model, fetch_model, served_of
 from edge_sdk.errors import DecodeError, EdgeFedError, ProtocolError
 from edge_sdk.mqtt import (
     BrokerSettings,
@@ -26,8 +28,8 @@ from edge_sdk.mqtt import (
 )
 from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.wire.coordinator_state import CoordinatorState
-from edge_sdk.wire.envelope import decode_message
-from edge_sdk.wire.messages import Announce
+from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
+from edge_sdk.wire.messages import Announce, RangeData, RangeRequest
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["check_broker"]
@@ -36,6 +38,7 @@ CONNECT_SECONDS_MAX: Final = 45.0
 ANSWER_SECONDS_MAX: Final = 5.0
 RETAINED_SECONDS_MAX: Final = 2.0
 LEAVE_SECONDS_MAX: Final = 1.0
+FETCH_SECONDS_MAX: Final = 60.0
 PROBE: Final = b'{"state": "check"}'
 
 E = TypeVar("E")
@@ -52,6 +55,17 @@ class _Conversation:
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def heard(self) -> dict[str, bytes]:
+        """The newest payload of each topic."""
+        return {event.topic: event.payload for event in self.of(Delivery)}
+
+    def has_on(self, topic: str, since: int) -> bool:
+        """Whether something came on a topic after so many events."""
+        return any(isinstance(event, Delivery) and event.topic == topic for event in self.events[since:])
+
+    def clock(self) -> float:
+        return self._loop.clock()
 
     def connect(self) -> bool:
         self.transport.connect()
@@ -79,17 +93,19 @@ def _conversation(config: DeviceConfig) -> Iterator[_Conversation]:
             loop.unregister(talk.transport)
 
 
-def check_broker(config: DeviceConfig) -> Iterator[Finding]:
-    """Connect as this device would, and look around."""
+def check_broker(config: DeviceConfig) -> Generator[Finding, None, Model | None]:
+    """Connect as this device would, and look around; returns the task's model where a coordinator serves it."""
+    model = None
     try:
         with _conversation(config) as talk:
             if not talk.connect():
                 yield talk.lost()
-                return
+                return None
             connected = talk.of(Connected)[0]
             yield from _welcome(config, connected)
             yield from _reading(config, talk)
             yield from _coordinator(config, talk)
+            model = yield from _model(config, talk)
         if connected.protocol == "5":
             yield from _writing(config)
         else:
@@ -97,6 +113,7 @@ def check_broker(config: DeviceConfig) -> Iterator[Finding]:
             yield Finding("warn", "write", text)
     except EdgeFedError as error:  # a certificate file that cannot be used
         yield Finding("FAIL", "broker", str(error), EXIT_BROKER)
+    return model
 
 
 def _welcome(config: DeviceConfig, connected: Connected) -> Iterator[Finding]:
@@ -159,12 +176,9 @@ def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
     def heard(topic: str) -> bytes | None:
         return next((event.payload for event in talk.of(Delivery) if event.topic == topic), None)
 
-    def states() -> list[CoordinatorState | None]:
-        found = [(topics.parse(event.topic), event.payload) for event in talk.of(Delivery)]
-        return [_state(parts[1], said) for parts, said in found if parts is not None and parts[0] == "coordinator"]
-
-    talk.wait(lambda: bool(states()) and heard(announce) is not None, RETAINED_SECONDS_MAX)
-    if not states():
+    talk.wait(lambda: bool(_states(config, talk)) and heard(announce) is not None, RETAINED_SECONDS_MAX)
+    states = _states(config, talk)
+    if not states:
         yield Finding(
             "warn",
             "coordinator",
@@ -172,18 +186,69 @@ def _coordinator(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]
             f"lets this device read {topics.lineage_states}",
         )
         return
-    yield _online(states(), config.task)
+    yield _online(states, config.task)
     payload = heard(announce)
     if payload is None:
         yield Finding("warn", "task", f"federation {config.federation!r} announces no task {config.task!r}")
         return
     try:
-        _, message = decode_message(payload, federation=config.federation, expected=("announce",), peer="coordinator")
+        _, message = decode_message(payload, "announce", peer="coordinator")
     except ProtocolError as error:
         yield Finding("FAIL", "task", str(error))
         return
     if isinstance(message, Announce):
-        yield Finding("ok", "task", f"{config.task}: round {message.round}, {message.phase}")
+        ended = "all rounds are done" if message.phase == "done" else f"round {message.round} was announced last"
+        yield Finding("ok", "task", f"{config.task}: {ended}")
+
+
+def _model(config: DeviceConfig, talk: _Conversation) -> Generator[Finding, None, Model | None]:
+    """What the coordinator serves, asked for as a device asks, but without a ticket."""
+    if not any(state is not None and state.online and config.task in state.tasks for state in _states(config, talk)):
+        return None
+    topic = Topics(config.federation).task_round(config.task)
+    talk.transport.subscribe((topic,))
+    talk.wait(lambda: topic in talk.heard(), RETAINED_SECONDS_MAX)
+    served = served_of(talk.heard().get(topic, b""))
+    if served is None:
+        return None
+    until = talk.clock() + FETCH_SECONDS_MAX
+    try:
+        return fetch_model(
+            served,
+            lambda request, is_enough: _ranges(config, talk, request, is_enough, until),
+            config.state_dir,
+            config.limits.program_bytes_max,
+        )
+    except EdgeFedError as error:
+        yield Finding("warn", "model", str(error))
+        return None
+
+
+def _ranges(
+    config: DeviceConfig, talk: _Conversation, request: RangeRequest, is_enough: Callable[[], bool], until: float
+) -> Iterator[RangeData]:
+    topics = Topics(config.federation)
+    inbox = topics.to_device(config.device, RangeData.kind)
+    seen = len(talk.events)
+    topic = topics.from_device(config.device, request.kind)
+    talk.transport.publish(topic, encode_message(Envelope(config.task), request))
+    while not is_enough():
+        seconds = min(ANSWER_SECONDS_MAX, until - talk.clock())
+        if seconds <= 0 or not talk.wait(partial(talk.has_on, inbox, seen), seconds):
+            return
+        arrived, seen = talk.events[seen:], len(talk.events)
+        for event in arrived:
+            if isinstance(event, Delivery) and event.topic == inbox:
+                _, message = decode_message(event.payload, RangeData.kind, peer="coordinator")
+                if isinstance(message, RangeData) and message.digest == request.digest:
+                    yield message
+
+
+def _states(config: DeviceConfig, talk: _Conversation) -> list[CoordinatorState | None]:
+    """What coordinators have said of themselves, None for what makes no sense."""
+    topics = Topics(config.federation)
+    found = [(topics.parse(event.topic), event.payload) for event in talk.of(Delivery)]
+    return [_state(parts[1], said) for parts, said in found if parts is not None and parts[0] == "coordinator"]
 
 
 def _state(lineage: str, payload: bytes) -> CoordinatorState | None:

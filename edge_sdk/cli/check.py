@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.cli.broker import check_broker
+from edge_sdk.cli.certificates import check_certificates
 from edge_sdk.cli.device_config import DeviceConfig
 from edge_sdk.cli.findings import EXIT_STATE, Finding
+from edge_sdk.cli.fit import check_fit
 from edge_sdk.cli.run import find_codecs, make_algorithms, make_trainer
 from edge_sdk.cli.speed import check_engines
+from edge_sdk.cli.task_model import cached_model
 from edge_sdk.device.eligibility import Eligibility
 from edge_sdk.device.files import LOCK_NAME, DirectoryFiles, owner_of
 from edge_sdk.errors import ConfigurationError, ExamplesError, StateError
@@ -35,16 +38,20 @@ def checks(config: DeviceConfig, *, root: Path = Path("/")) -> Iterator[Finding]
     """All findings, the quick ones first, each as soon as it is known."""
     yield Finding("ok", "config", f"{config.path}: device {config.device} of {config.federation}/{config.task}")
     yield from _password(config)
-    yield _data(config)
+    data = _data(config)
+    yield data
     yield from _extensions(config)
     yield from _state(config)
     yield _files()
     yield _clock(config, time.time())
+    yield from check_certificates(config, time.time())
     for reading in Eligibility(config.rules, root=root).readings():
         remedy = "" if reading.ok else "; the device waits while it is so"
         yield Finding("ok" if reading.ok else "warn", "eligibility", reading.text + remedy)
     yield from check_engines(config.engine, config.limits.threads)
-    yield from check_broker(config)
+    model = yield from check_broker(config)
+    if data.level != "FAIL":  # it has been said what is wrong
+        yield from check_fit(config, model or cached_model(config.state_dir, config.limits.program_bytes_max))
 
 
 def _password(config: DeviceConfig) -> Iterator[Finding]:

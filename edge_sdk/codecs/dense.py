@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.codec import MAGNITUDE_MAX, MAGNITUDE_MAX_BITS, Codec, Context, Decoded, Kept, Vectors
-from edge_sdk.errors import DecodeError, TrainingError
+from edge_sdk.errors import DecodeError, DivergedError
 
 __all__ = ["Dense", "Float16"]
 
@@ -56,7 +56,7 @@ class Float16(Codec):
         """See :meth:`Codec.encode`."""
         largest = max(float(delta.max()), -float(delta.min()))
         if largest > _HALF_MAX:
-            raise TrainingError(
+            raise DivergedError(
                 f"delta + residual has a coordinate of magnitude {largest:g}, float16 ends at {_HALF_MAX:g}: choose "
                 "another codec, or lower the learning rate"
             )

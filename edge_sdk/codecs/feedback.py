@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.codec import MAGNITUDE_MAX
-from edge_sdk.errors import TrainingError
+from edge_sdk.errors import DivergedError
 
 __all__ = ["add_residual", "check_magnitude"]
 
@@ -15,7 +15,7 @@ def add_residual(delta: NDArray[np.float32], residual: NDArray[np.float32] | Non
     """``delta + residual``, float32[P], which may be ``delta`` itself: not for writing.
 
     Raises:
-        TrainingError: A coordinate of the sum cannot be sent.
+        DivergedError: A coordinate of the sum cannot be sent.
     """
     # What overflows is refused below; a warning on the device's console would say less.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -29,10 +29,10 @@ def check_magnitude(largest: float) -> None:
     """Refuse a sum whose largest magnitude is ``largest``.
 
     Raises:
-        TrainingError: It is above ``MAGNITUDE_MAX``, infinite or not a number.
+        DivergedError: It is above ``MAGNITUDE_MAX``, infinite or not a number.
     """
     if not largest <= MAGNITUDE_MAX:
-        raise TrainingError(
+        raise DivergedError(
             f"delta + residual has a coordinate of magnitude {largest:g}, at most {MAGNITUDE_MAX:g} can be sent: "
             "training diverged; lower the learning rate or clip the delta"
         )

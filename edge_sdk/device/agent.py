@@ -25,7 +25,9 @@ from edge_sdk.device.resting import Resting
 from edge_sdk.device.session import (
     Action,
     CancelTraining,
+    CheckExamples,
     Event,
+    ExamplesFit,
     Leave,
     MarkReceived,
     MessageArrived,
@@ -150,12 +152,13 @@ class Agent:
     def handle(self, event: Event, now: float) -> None:
         """Takes a session event (a job's result, a wish to stop) and performs what follows."""
         self._now = now
-        if isinstance(event, TrainingFinished | TrainingFailed):
+        if isinstance(event, ExamplesFit | TrainingFinished | TrainingFailed):
             ended = self.jobs.end()
             if ended is not None and ended.loss is not None:
                 self._reporter.update(last_loss=ended.loss)
-            if ended is not None and isinstance(event, TrainingFailed) and event.reason == "bytes_per_update":
-                self._quota.note_unfit(ended.start.program, ended.start.plan)
+            unfit = isinstance(event, TrainingFailed) and event.reason == "bytes_per_update"
+            if unfit and ended is not None and isinstance(ended.order, StartTraining):
+                self._quota.note_unfit(ended.order.program, ended.order.plan)
             self._perform(event, now)
             self.jobs.go_on()
         else:
@@ -325,6 +328,8 @@ class Agent:
         match action:
             case Send() | Subscribe() | Unsubscribe():
                 self._outgoing.perform(action)
+            case CheckExamples():
+                self.jobs.check(action)
             case StartTraining():
                 self.jobs.start(action)
             case CancelTraining(ticket, _):

@@ -12,6 +12,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 
+from edge_sdk.device.blob_cache import KINDS
 from edge_sdk.device.state import DeviceState
 from edge_sdk.errors import DecodeError, EdgeFedError
 from edge_sdk.wire.safe_msgpack import BytesLike
@@ -19,6 +20,8 @@ from edge_sdk.wire.safe_msgpack import BytesLike
 __all__ = ["BlobMemory", "DeviceBlobs", "JobBlobs"]
 
 PARAMETERS_NAMED_MAX: Final = 8
+WRITTEN: Final = "written"
+"""In place of the kind of a blob that needs no writing any more."""
 FRESH_MAX: Final = 12
 """Blobs of one ticket at most: its program, its parameters, and further vectors."""
 
@@ -143,10 +146,20 @@ class DeviceBlobs:
         named = {name: bytes_of[digest] for name, digest in vectors.items()}
         return JobBlobs(bytes_of[program], b"" if parameters is None else bytes_of[parameters], fresh, named)
 
+    def take_program(self, digest: bytes) -> JobBlobs | None:
+        """What a look at the examples needs; the program stays here for the job that follows."""
+        data = self._get(digest)
+        if data is None:
+            return None
+        _, kind = self._fresh.get(digest, (data, WRITTEN))
+        if digest in self._fresh:
+            self._fresh[digest] = data, WRITTEN
+        return JobBlobs(data, b"", ((digest, data, kind),), {})
+
     def cache(self, blobs: JobBlobs) -> None:
         """Writes what is fresh to disk; for the job's thread."""
         for digest, data, kind in blobs.fresh:
-            if kind != "vector":
+            if kind in KINDS:
                 self._state.cache_put(digest, data, kind)
 
     def _get(self, digest: bytes) -> BytesLike | None:

@@ -7,10 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_sdk.device.blobs import DeviceBlobs, JobBlobs
-from edge_sdk.device.session import Event, StartTraining, TrainingFailed, TrainingFinished
+from edge_sdk.device.session import (
+    CheckExamples,
+    Event,
+    ExamplesFit,
+    StartTraining,
+    TrainingFailed,
+    TrainingFinished,
+)
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
-from edge_sdk.errors import EdgeFedError, ExamplesError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, StateError
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Ended", "Jobs"]
@@ -20,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Job:
-    start: StartTraining
+    order: StartTraining | CheckExamples
     blobs: JobBlobs | None
     cancelled: bool = False
     loss: float | None = None
@@ -30,7 +37,7 @@ class _Job:
 class Ended:
     """What became of a job: what it was about, and the loss of its training, None where there was none."""
 
-    start: StartTraining
+    order: StartTraining | CheckExamples
     loss: float | None
 
 
@@ -69,14 +76,20 @@ class Jobs:
         self._waiting: _Job | None = None
 
     @property
-    def current(self) -> StartTraining | None:
+    def current(self) -> StartTraining | CheckExamples | None:
         """What the job that was given out is about."""
-        return self._job.start if self._job is not None else None
+        return self._job.order if self._job is not None else None
 
     def start(self, start: StartTraining) -> None:
-        """Gives out a job, or keeps it for when the last one has found out that it was called off."""
+        """Gives out a training, or keeps it for when the last job has found out that it was called off."""
         parameters = None if start.plan.without_parameters else start.parameters
-        job = _Job(start, self._blobs.take(start.program, parameters, dict(start.vectors)))
+        self._take_up(_Job(start, self._blobs.take(start.program, parameters, dict(start.vectors))))
+
+    def check(self, check: CheckExamples) -> None:
+        """Gives out a look at the examples, likewise."""
+        self._take_up(_Job(check, self._blobs.take_program(check.program)))
+
+    def _take_up(self, job: _Job) -> None:
         if self._job is not None:
             self._waiting = job
         else:
@@ -85,13 +98,13 @@ class Jobs:
     def cancel(self, ticket: bytes) -> None:
         """Calls off the work for a ticket."""
         for job in (self._job, self._waiting):
-            if job is not None and job.start.ticket == ticket:
+            if job is not None and job.order.ticket == ticket:
                 job.cancelled = True
 
     def end(self) -> Ended | None:
         """The job that was given out has ended; returns what it was."""
         job, self._job = self._job, None
-        return None if job is None else Ended(job.start, job.loss)
+        return None if job is None else Ended(job.order, job.loss)
 
     def go_on(self) -> None:
         """Gives out the job that has waited, if it is still wanted."""
@@ -105,9 +118,12 @@ class Jobs:
 
     def _give_out(self, job: _Job) -> None:
         self._job = job
-        start, blobs = job.start, job.blobs
+        start, blobs = job.order, job.blobs
         if blobs is None:
             self._run_job(lambda: TrainingFailed(start.ticket, "gone", "the downloads are no longer in memory"))
+            return
+        if isinstance(start, CheckExamples):
+            self._run_job(lambda: self._look(start, blobs))
             return
         order = TrainingJob(
             start=start,
@@ -124,25 +140,45 @@ class Jobs:
         )
         self._run_job(lambda: self._work_off(job, order, blobs))
 
+    def _look(self, check: CheckExamples, blobs: JobBlobs) -> Event:
+        """A look at the examples, on whatever thread."""
+
+        def look() -> Event:
+            self._blobs.cache(blobs)
+            self._work.check(check.ticket, check.program, blobs.program)
+            return ExamplesFit(check.ticket)
+
+        return _told(check.ticket, look)
+
     def _work_off(self, job: _Job, order: TrainingJob, blobs: JobBlobs) -> Event:
-        """The job itself, on whatever thread: trains, encodes, and saves before anything is said (rule 4)."""
-        ticket = order.start.ticket
-        try:
+        """A training, on whatever thread: trains, encodes, and saves before anything is said (rule 4)."""
+
+        def work_off() -> Event:
             self._blobs.cache(blobs)
             trained = self._work.run(order)
             self._state.save_outbox(trained.update, trained.vectors_after)
-        except Cancelled:
-            return TrainingFailed(ticket, "cancelled")
-        except OverQuota as error:
-            return TrainingFailed(ticket, "bytes_per_update", str(error))
-        except ExamplesError as error:
-            return TrainingFailed(ticket, "no_examples", str(error))
-        except StateError as error:
-            return TrainingFailed(ticket, "state", str(error))
-        except EdgeFedError as error:
-            return TrainingFailed(ticket, "training", str(error))
-        except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
-            logger.exception("training failed")
-            return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
-        job.loss = None if trained.result is None else float(trained.result.loss)
-        return TrainingFinished(trained.update)
+            job.loss = None if trained.result is None else float(trained.result.loss)
+            return TrainingFinished(trained.update)
+
+        return _told(order.start.ticket, work_off)
+
+
+def _told(ticket: bytes, work: Callable[[], Event]) -> Event:
+    """What ``work`` gives, or why it gives nothing."""
+    try:
+        return work()
+    except Cancelled:
+        return TrainingFailed(ticket, "cancelled")
+    except OverQuota as error:
+        return TrainingFailed(ticket, "bytes_per_update", str(error))
+    except ExamplesError as error:
+        return TrainingFailed(ticket, "no_examples", str(error), error.public)
+    except StateError as error:
+        return TrainingFailed(ticket, "state", str(error))
+    except DivergedError as error:
+        return TrainingFailed(ticket, "diverged", str(error))
+    except EdgeFedError as error:
+        return TrainingFailed(ticket, "training", str(error))
+    except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
+        logger.exception("training failed")
+        return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")

@@ -23,6 +23,7 @@ class ProgressKind(StrEnum):
     NO_TASK = "no_task"
     COORDINATOR_OFFLINE = "coordinator_offline"
     BAD_MESSAGE = "bad_message"
+    ROUNDS_FAIL = "rounds_fail"
 
     # A check-in and its answer
     NO_ANSWER = "no_answer"
@@ -49,9 +50,10 @@ class ProgressKind(StrEnum):
 
     # The update
     BUSY = "busy"
-    RECEIVED = "received"
+    RECEIVED = "received"  # left out where the outcome follows within seconds: it says that too
     COUNTED = "counted"
     NOT_COUNTED = "not_counted"
+    REFUSED = "refused"
 
     # This device's own trouble
     ACTION_FAILED = "action_failed"
@@ -70,6 +72,7 @@ WARNINGS: Final = frozenset(
         ProgressKind.NO_COORDINATOR,
         ProgressKind.NO_TASK,
         ProgressKind.PUBLISH_REFUSED,
+        ProgressKind.REFUSED,
         ProgressKind.STATE_FAILED,
         ProgressKind.SUBSCRIPTION_REFUSED,
         ProgressKind.TAKEN_OVER,

@@ -11,12 +11,14 @@ from typing import Any, Final
 from edge_sdk import __version__
 from edge_sdk.device.progress import WARNINGS, Progress, ProgressKind, Status
 from edge_sdk.device.session import Notify
+from edge_sdk.device.session.stages import IDLE
+from edge_sdk.wire.outcomes import COUNTED
 
 __all__ = ["OFFLINE", "Reporter"]
 
 logger = logging.getLogger(__name__)
 
-STATUS_SECONDS_MIN: Final = 10.0
+STATUS_SECONDS_MIN: Final = 60.0
 OFFLINE: Final = b'{"state": "offline"}'
 """The retained status of a device that has left, and the last will of one that is gone."""
 
@@ -77,12 +79,12 @@ class Reporter:
         self.status = replace(self.status, **changes)
 
     def count(self, counted: bool, reason: str, now: float) -> None:
-        """An outcome is known; people hear of it, but not more often than every few seconds."""
+        """An outcome is known; people hear of it, but not more often than once a minute."""
         status = self.status
         self.update(
             counted=status.counted + counted,
             not_counted=status.not_counted + (not counted),
-            last_outcome=reason or ("counted" if counted else "not counted"),
+            last_outcome=reason or (COUNTED if counted else "not counted"),
         )
         self.publish_soon(max(now, self._published_at + STATUS_SECONDS_MIN))
 
@@ -91,23 +93,24 @@ class Reporter:
         self.due = due if self._publishes else None
 
     def retained(self, status: Status, state: str, now: float) -> bytes | None:
-        """The retained JSON for a status that is complete; None where none is published."""
+        """The retained JSON for a status that is complete, without what is empty; None where none is published."""
         self.due = None
         if not self._publishes:
             return None
         self._published_at = now
         body: dict[str, Any] = {
             "state": state,
-            "phase": status.phase,
+            "phase": "" if status.phase == IDLE else status.phase,
             "round": status.round,
             "counted": status.counted,
             "not_counted": status.not_counted,
-            "last_outcome": status.last_outcome,
-            "last_loss": status.last_loss,
+            "last_outcome": "" if status.last_outcome == COUNTED else status.last_outcome,
+            "last_loss": None if status.last_loss is None else float(f"{status.last_loss:.4g}"),
             "error": status.error,
             "bytes_today": status.bytes_today,
             "bytes_per_day_max": status.bytes_per_day_max,
             "engine": self._engine,
             "sdk": __version__,
         }
-        return json.dumps(body).encode()
+        told = {name: value for name, value in body.items() if value not in ("", 0, None)}
+        return json.dumps(told, separators=(",", ":")).encode()

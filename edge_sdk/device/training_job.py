@@ -80,6 +80,16 @@ class TrainedUpdate:
 class Work(Protocol):
     """How a device turns a job into an update."""
 
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """Loads the local examples for a ticket; raises EdgeFedError where they do not fit the program.
+
+        Args:
+            ticket: The piece of work that they are for; :meth:`run` may train on what was loaded here.
+            digest: SHA-256 of the program.
+            program: Its bytes.
+        """
+        ...
+
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """Raises EdgeFedError where there will be no update."""
         ...

@@ -101,6 +101,12 @@ class TrainingWork:
         self._examples_min = examples_min
         self._clock = clock
         self._algorithms = algorithms or {}
+        self._checked: tuple[bytes, Examples] | None = None
+
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        """See :class:`Work`."""
+        self._checked = None
+        self._checked = ticket, self._examples(self._engines.program(digest, program))
 
     def run(self, job: TrainingJob) -> TrainedUpdate:
         """See :class:`Work`."""
@@ -110,9 +116,7 @@ class TrainingWork:
         local = find_local_algorithm(start.plan.local, self._algorithms)
         if trains:
             job_codec(job, program, local.vectors)
-        examples = as_examples(self._load_examples(), program)
-        if len(examples) < self._examples_min:
-            raise ExamplesError(f"{len(examples)} local examples, this device wants at least {self._examples_min}")
+        examples = self._examples_for(start.ticket, program)
         before = job.vectors(spec_digest(program))
         work = LocalWork(
             program=program,
@@ -133,6 +137,18 @@ class TrainingWork:
         if job.stop():
             raise Cancelled("training was called off")
         return make_update(job, program, result, work.engine_name, before)
+
+    def _examples_for(self, ticket: bytes, program: Program) -> Examples:
+        """Those that were loaded for the look, where there was one; they are kept no longer."""
+        checked, self._checked = self._checked, None
+        return checked[1] if checked is not None and checked[0] == ticket else self._examples(program)
+
+    def _examples(self, program: Program) -> Examples:
+        examples = as_examples(self._load_examples(), program)
+        if len(examples) < self._examples_min:
+            what = f"{len(examples)} local examples, this device wants at least {self._examples_min}"
+            raise ExamplesError(what, public=what)
+        return examples
 
 
 def _parameters(job: TrainingJob, program: Program, examples: Examples) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ from edge_sdk.wire.fields import integer
 from edge_sdk.wire.safe_msgpack import unpack_checked
 
 __all__ = [
+    "PARAMETERS_HEADER_BYTES",
     "PROGRAM_BYTES_MAX",
     "Bundle",
     "Input",
@@ -49,6 +50,8 @@ PARAMETERS_VERSION: Final = 1
 _BUNDLE_HEADER: Final = struct.Struct("<4sHHI")
 _BUNDLE_MAGIC: Final = b"EFBN"
 _PARAMETERS_HEADER: Final = struct.Struct("<4sHHQ")
+PARAMETERS_HEADER_BYTES: Final = _PARAMETERS_HEADER.size
+"""Before the float32 of the parameters."""
 _PARAMETERS_MAGIC: Final = b"EFPV"
 _MANIFEST_BYTES_MAX: Final = 4096
 _SOURCE_BYTES_MAX: Final = 1 << 31

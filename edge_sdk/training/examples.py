@@ -121,7 +121,7 @@ def as_examples(value: Any, program: Program) -> Examples:
     if not len(labels):
         raise _misfit("there are none; give at least one example")
     marks.check_count(len(labels))
-    is_test, overlap = marks.is_test, marks.overlap
+    is_test, overlap = marks.is_test, marks.overlap_in_order()
     if isinstance(value, Examples):
         is_test, overlap = value.is_test, value.overlap
     examples = Examples(inputs, labels, program.digest, is_test, overlap)

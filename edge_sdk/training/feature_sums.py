@@ -23,9 +23,10 @@ __all__ = ["COUNT_MAX", "FEATURE_BYTES", "ExactFeatureSums", "FeatureSums", "fea
 COUNT_MAX: Final = 1 << 48
 """Values of one feature that one device may count."""
 
-_NAMES: Final = ("counts", "missing", "squares", "sums")
-FEATURE_BYTES: Final = 8 * len(_NAMES)
-"""Of one feature in an update."""
+_NAMES: Final = ("squares", "sums", "values")
+_MISSING: Final = "missing"
+FEATURE_BYTES: Final = 8 * (len(_NAMES) + 1)
+"""Of one feature in an update, at most."""
 _BLOCK_ELEMENTS: Final = 1 << 18  # 2 MB of float64 at a time, however many examples there are
 _ROUNDING: Final = 1e-6
 """What sums of very many float64 may be off by, relative to their size."""
@@ -53,8 +54,15 @@ class FeatureSums:
     missing: NDArray[np.float64]
 
     def encode(self) -> dict[str, bytes]:
-        """The arrays by name as little-endian float64, as they stand in an update."""
-        return {name: getattr(self, name).astype("<f8").tobytes() for name in _NAMES}
+        """Arrays by name as little-endian float64, as they stand in an update.
+
+        ``sums`` and ``squares`` have one number for each feature; ``values`` has the one number of values that every
+        feature has, those that are missing among them; ``missing`` is there where any is, one number for each feature.
+        """
+        told = {"squares": self.squares, "sums": self.sums, "values": self.counts[:1] + self.missing[:1]}
+        if self.missing.any():
+            told[_MISSING] = self.missing
+        return {name: array.astype("<f8").tobytes() for name, array in told.items()}
 
     @classmethod
     def decode(cls, value: Mapping[str, bytes], normalise: Normalise) -> FeatureSums:
@@ -68,10 +76,15 @@ class FeatureSums:
             DecodeError: An array is missing or has another length, or the numbers cannot be sums of such values
                 (reason ``feature_sums``).
         """
-        if set(value) != set(_NAMES):
-            raise _refused(f"expected the arrays {', '.join(_NAMES)}")
-        arrays = {name: _array(name, value[name], normalise.features) for name in _NAMES}
-        found = cls(**arrays)
+        if set(value) - {_MISSING} != set(_NAMES):
+            raise _refused(f"expected the arrays {', '.join(_NAMES)}, and {_MISSING} where values are")
+        features = normalise.features
+        squares, sums = (_array(name, value[name], features) for name in ("squares", "sums"))
+        values = _whole_numbers("values", value["values"], 1)
+        missing = _whole_numbers(_MISSING, value[_MISSING], features) if _MISSING in value else np.zeros(features)
+        if not values[0] > 0 or (missing > values[0]).any():
+            raise _refused("of no value at all, or more are missing than there are")
+        found = cls(values[0] - missing, sums, squares, missing)
         _check(found, normalise.clip)
         return found
 
@@ -205,26 +218,24 @@ def _mean_and_scale(count: int, total: int, squares: int) -> tuple[float, float]
     return total / count, 1.0 / spread if varies else 0.0
 
 
-def _array(name: str, data: object, features: int) -> NDArray[np.float64]:
-    if not isinstance(data, bytes) or len(data) != 8 * features:
-        raise _refused(f"{name} is not {8 * features} bytes, one float64 for each of {features} features")
+def _array(name: str, data: object, count: int) -> NDArray[np.float64]:
+    if not isinstance(data, bytes) or len(data) != 8 * count:
+        raise _refused(f"{name} is not {8 * count} bytes, {count} numbers of float64")
     array = np.frombuffer(data, "<f8").astype(np.float64)
     if not np.isfinite(array).all():
         raise _refused(f"{name} holds a value that is not finite")
     return array
 
 
+def _whole_numbers(name: str, data: object, count: int) -> NDArray[np.float64]:
+    array = _array(name, data, count)
+    if (array < 0).any() or (array > COUNT_MAX).any() or (array != np.rint(array)).any():
+        raise _refused(f"{name} holds a number that is not whole and in 0..{COUNT_MAX}")
+    return array
+
+
 def _check(found: FeatureSums, clip: float) -> None:
     """Raise DecodeError unless values within ``clip`` can have these sums."""
-    for name in ("counts", "missing"):
-        array = getattr(found, name)
-        if (array < 0).any() or (array > COUNT_MAX).any() or (array != np.rint(array)).any():
-            raise _refused(f"{name} holds a value that is not a whole number in 0..{COUNT_MAX}")
-    totals = found.counts + found.missing
-    if (totals != totals[0]).any():
-        raise _refused("counts and missing do not give the same number of values for each feature")
-    if totals[0] < 1:
-        raise _refused("there is no value at all")
     most = clip * found.counts
     if (np.abs(found.sums) > most * (1 + _ROUNDING)).any():
         raise _refused(f"a sum is larger than its count of values within +-{clip:g}")

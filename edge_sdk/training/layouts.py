@@ -90,4 +90,5 @@ def _overlap(starts: NDArray[np.int64], samples: int) -> int:
 
 
 def _misfit(name: str, array: NDArray[Any], expected: str) -> ExamplesError:
-    return ExamplesError(f"examples: {name!r} is {array.dtype}{list(array.shape)}, expected {expected}")
+    what = f"examples: {name!r} is {array.dtype}{list(array.shape)}, expected {expected}"
+    return ExamplesError(what, public=what)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs.frames import untrained_mask
-from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
+from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.engine.base import Engine, Handle, merged_scalars
 from edge_sdk.training.examples import Examples, as_examples
 from edge_sdk.training.marks import apart_from
@@ -127,8 +127,8 @@ def train_locally(
         shift: float32[P], added to the parameters after each step (control variates); steps are then made one by one.
 
     Raises:
-        TrainingError: The loss or the parameters became NaN or infinite, the engine failed, or the plan has a scalar
-            that the program lacks.
+        DivergedError: The loss or the parameters became NaN or infinite.
+        TrainingError: The engine failed, or the plan has a scalar that the program lacks.
         ExamplesError: There are no examples.
     """
     started = clock()
@@ -232,7 +232,7 @@ def train_with_trainer(
     arrays, info = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     new = _flattened(arrays, program, vector)
     if not _is_finite(new):
-        raise TrainingError("the trainer's fit returned NaN or infinity; lower its learning rate")
+        raise DivergedError("the trainer's fit returned NaN or infinity; lower its learning rate")
     seen, steps, loss = _info(info, len(examples))
     if progress is not None:
         progress(steps, loss)
@@ -278,10 +278,11 @@ def split_by_plan(examples: Examples, plan: TrainingPlan) -> tuple[NDArray[np.in
     """
     if not len(examples):
         raise ExamplesError("examples: there are none; give at least one example")
-    if examples.is_test is None:
+    if examples.is_test is None or not examples.is_test.any():
         return split_held_out(len(examples), plan.held_out, last=plan.held_out_last, overlap=examples.overlap)
     if examples.is_test.all():
-        raise ExamplesError(f"examples: all {len(examples)} are marked is_test; leave some to train on")
+        what = f"examples: all {len(examples)} are marked is_test; leave some to train on"
+        raise ExamplesError(what, public=what)
     set_aside = np.flatnonzero(examples.is_test)
     return np.flatnonzero(~examples.is_test), set_aside if plan.held_out else set_aside[:0]
 
@@ -343,7 +344,7 @@ class _Progress:
     def count(self, epoch: int, examples: int, loss: float) -> None:
         self.steps += 1
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {loss} in step {self.steps}: lower the learning rate, or let the model "
                 "normalise its input (model.normalise)"
             )
@@ -420,7 +421,7 @@ def _delta(engine: Engine, handle: Handle, vector: NDArray[np.float32], done: _P
     with np.errstate(over="ignore", invalid="ignore"):
         delta = np.subtract(new, vector, out=new)
     if not _is_finite(delta):
-        raise TrainingError(
+        raise DivergedError(
             f"the parameters became NaN or infinite by step {done.steps} (mean loss {done.mean_loss:g}): "
             f"lower the learning rate"
         )

@@ -5,8 +5,8 @@ Such *marks* stand among the arrays, by these names, in files and in memory alik
     is_test   bool[N]   examples that are set aside: nobody trains on them, and models are judged on them
     group     [N]       whole numbers or text: the person or machine that an example came from
     time      [N]       numbers, text that sorts by time (ISO 8601) or datetime64: the examples are put into its order
-    overlap   one number: how many examples before and behind it an example has something in common with, as windows of
-              one series have
+    overlap   one number: how many examples before and behind it, of its group, an example has something in common
+              with, as windows of one series have
 
 A name that the model has as an input is that input, and no mark.
 """
@@ -48,13 +48,27 @@ class Marks:
         for name in ("is_test", "group", "time"):
             marks = getattr(self, name)
             if marks is not None and len(marks) != count:
-                raise ExamplesError(f"examples: {name!r} has {len(marks)} entries, there are {count} examples")
+                raise _refused(f"examples: {name!r} has {len(marks)} entries, there are {count} examples")
 
     def order(self) -> NDArray[np.intp] | None:
         """int[N]: the positions of the examples in the order of time; None where they are in order, or have no time."""
         if self.time is None or not bool(np.any(self.time[1:] < self.time[:-1])):
             return None
         return np.argsort(self.time, kind="stable")
+
+    def overlap_in_order(self) -> int:
+        """``overlap`` once the examples are in the order of time, where those of other groups stand between."""
+        if not self.overlap or self.group is None:
+            return self.overlap
+        order = self.order()
+        group = self.group if order is None else self.group[order]
+        widest = 0
+        for key in np.unique(group):
+            places = np.flatnonzero(group == key)
+            near = min(self.overlap, len(places) - 1)
+            if near > 0:
+                widest = max(widest, int(np.max(places[near:] - places[:-near])))
+        return widest
 
 
 def take_marks(arrays: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict[str, Any], Marks]:
@@ -97,7 +111,7 @@ def _time(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim != 1 or array.dtype.kind not in "uifUM":
         raise _misfit(name, array, "one number, text or datetime64 for each example")
     if array.dtype.kind in "fM" and not np.array_equal(array, array):  # NaN and NaT differ from themselves
-        raise ExamplesError(f"examples: {name!r} is missing (NaN) for some examples; they have no place in the order")
+        raise _refused(f"examples: {name!r} is missing (NaN) for some examples; they have no place in the order")
     return array
 
 
@@ -108,7 +122,12 @@ def _overlap(name: str, array: NDArray[Any]) -> int:
 
 
 def _misfit(name: str, array: NDArray[Any], expected: str) -> ExamplesError:
-    return ExamplesError(f"examples: {name!r} is {array.dtype}{list(array.shape)}, expected {expected}")
+    return _refused(f"examples: {name!r} is {array.dtype}{list(array.shape)}, expected {expected}")
+
+
+def _refused(what: str) -> ExamplesError:
+    """Names, types and counts alone: others may be told."""
+    return ExamplesError(what, public=what)
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, NDArray[Any]], Any]]] = {

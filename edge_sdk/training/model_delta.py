@@ -1,20 +1,20 @@
 """A model delta of the downlink: the compressed step from parameters that a device holds to the next ones.
 
-The coordinator keeps two vectors: the model, and the *published* parameters that devices hold and train from. After
-each round it encodes what the model is ahead of the published ones, once for all devices, and publishes
+After each round the coordinator encodes it, once for all devices, and what it leads to is the model from then on:
+what it leaves out of the optimiser's step goes with later ones (error feedback, ``coordinator/downlink.py``). A device
+that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded with operations
+that are exact or rounded in one way everywhere, and the SHA-256 of the result decides. It depends on no program:
 
-    next published = published + what the model delta says
+    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, replaced, kept, frame, values}
 
-so that what a model delta leaves out is still ahead, and goes with a later one (error feedback without a buffer of its
-own). A device that holds the model delta's base gets the same bytes as the coordinator has: a model delta is decoded
-with integers and elementwise float32 operations alone, and the SHA-256 of the result decides. It depends on no program:
+``frame`` is a frame of steps on a grid (``edge_sdk/codecs/grid.py``) of the elements that may move, in order.
+``values`` is a dense update frame of those that are replaced: the buffers, and constants that have changed;
+``replaced`` says where they are, as [start, stop] ranges. ``kept`` says so of constants that have not changed, which
+cost no further byte. A frame is empty where there are no such elements, and ``kept`` is left out.
+``docs/wire-format.md`` has it byte by byte.
 
-    b"EFLK"  version u16  zero u16  msgpack map {base, target, size, codec, replaced, kept, frame, values}
-
-``frame`` is an update frame (``edge_sdk/update``) of the elements that move, in order. ``values`` is a dense one of
-those that are replaced: the buffers, and constants that have changed; ``replaced`` says where they are, as
-[start, stop] ranges. ``kept`` says so of constants that have not changed, which cost no further byte. A frame is
-empty where there are no such elements, and ``kept`` is left out. ``docs/wire-format.md`` has it byte by byte.
+Steps on a grid add up: :func:`merge_model_deltas` makes one model delta of several that follow each other, for devices
+that have missed the rounds between.
 
 Source: Tang et al., "DoubleSqueeze", 2019, for error feedback on the server's side too.
 """
@@ -22,28 +22,37 @@ Source: Tang et al., "DoubleSqueeze", 2019, for error feedback on the server's s
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update
+from edge_sdk.codecs.grid import GridSteps, decode_grid, encode_grid, merged
 from edge_sdk.errors import DecodeError, TrainingError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, TENSORS_MAX, ParameterSpec
 from edge_sdk.training.bundle import digest_of, encode_parameters, parameters_vector
 from edge_sdk.wire import fields
 from edge_sdk.wire.safe_msgpack import BytesLike, unpack_checked
 
-__all__ = ["MODEL_DELTA_CODECS", "ModelDelta", "Span", "apply_model_deltas", "encode_model_delta", "spans_of"]
+__all__ = [
+    "Choose",
+    "ModelDelta",
+    "Span",
+    "apply_model_deltas",
+    "encode_model_delta",
+    "merge_model_deltas",
+    "spans_of",
+]
 
 Span = tuple[int, int]
 """Elements ``start..stop`` of a vector."""
 
-MODEL_DELTA_CODECS: Final = ("sparse", "int8", "int4", "dense")
-"""Codecs whose decoders give the same bits on every machine."""
+Choose: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32]], GridSteps]
+"""Which elements move, and how far: from where they are to come and where they are, float32[n] each."""
 
 VERSION: Final = 1
 _HEADER: Final = struct.Struct("<4sHH")
@@ -67,17 +76,15 @@ class ModelDelta:
         base: SHA-256 of the parameters that it starts from.
         target: SHA-256 of the parameters that it leads to.
         size: Elements of either.
-        codec: How ``frame`` is encoded.
         replaced: Where elements get new values: sorted spans.
         kept: Where elements stay as they are: sorted spans, none of which overlaps one of ``replaced``.
-        frame: The update frame of all other elements, empty where there are none.
+        frame: The frame of steps of all other elements, empty where there are none.
         values: The dense frame of the new values, empty where there are none.
     """
 
     base: bytes
     target: bytes
     size: int
-    codec: CodecSettings
     replaced: tuple[Span, ...]
     kept: tuple[Span, ...]
     frame: bytes
@@ -89,7 +96,6 @@ class ModelDelta:
             "base": self.base,
             "target": self.target,
             "size": self.size,
-            "codec": self.codec.to_wire(),
             "replaced": self.replaced,
             "frame": self.frame,
             "values": self.values,
@@ -105,7 +111,7 @@ class ModelDelta:
 
         Raises:
             DecodeError: Malformed, truncated or out of range.
-            VersionError: A version or a codec that this side does not read.
+            VersionError: A version that this side does not read.
         """
         view = memoryview(data)
         if len(view) < _HEADER.size or bytes(view[:4]) != _MAGIC:
@@ -117,11 +123,6 @@ class ModelDelta:
             raise DecodeError(f"model delta: header field is {zero}, expected 0")
         unpacked = unpack_checked(view[_HEADER.size :], objects_max=_OBJECTS_MAX, depth_max=3, where="model delta")
         source = fields.mapping(unpacked, "model delta")
-        codec = CodecSettings.from_wire(source.get("codec"))
-        if codec.name not in MODEL_DELTA_CODECS:
-            raise VersionError(
-                f"model delta.codec: {codec.name!r} is not one of {MODEL_DELTA_CODECS}: upgrade this side"
-            )
         size = _SIZE(source.get("size"), "model delta.size")
         replaced = _spans(source.get("replaced"), size, "replaced")
         kept = _spans(source.get("kept", []), size, "kept")
@@ -130,7 +131,6 @@ class ModelDelta:
             base=_DIGEST(source.get("base"), "model delta.base"),
             target=_DIGEST(source.get("target"), "model delta.target"),
             size=size,
-            codec=codec,
             replaced=replaced,
             kept=kept,
             frame=_FRAME(source.get("frame"), "model delta.frame"),
@@ -140,49 +140,48 @@ class ModelDelta:
 
 def encode_model_delta(
     base: BytesLike,
-    vector: NDArray[np.float32],
+    wanted: NDArray[np.float32],
     buffers: Sequence[Span],
-    settings: CodecSettings,
+    choose: Choose,
     *,
     constants: Sequence[Span] = (),
     base_digest: bytes | None = None,
 ) -> tuple[bytes, bytes]:
-    """The model delta from published parameters towards a model, and the parameters that it leads to.
+    """The model delta from one model towards where it is to come, and the parameters that it leads to.
 
     Args:
         base: The parameters blob that devices hold.
-        vector: float32[P], the model.
+        wanted: float32[P], where its elements are to come.
         buffers: Where its buffers are, as :func:`spans_of` gives it.
-        settings: How to encode, one of ``MODEL_DELTA_CODECS``.
+        choose: Which of all other elements move, and how far.
         constants: Where its constants are; the model delta holds the values of those spans in which one has changed.
         base_digest: SHA-256 of ``base``, where it is known.
 
     Returns:
-        The model delta and the next parameters blob. The latter is the model in buffers and constants; elsewhere it
-        lacks what the codec left out.
+        The model delta and the next parameters blob. The latter is what is wanted in buffers and constants; elsewhere
+        it lacks what was left out.
 
     Raises:
         TrainingError: The step cannot be encoded: it is too large, or the result is not finite.
         ValueError: The sizes differ.
     """
     start = parameters_vector(base)
-    if vector.shape != start.shape:
-        raise ValueError(f"the model has {vector.size} elements, its base {start.size}")
-    kept = [span for span in constants if _is_same(vector, start, span)]
+    if wanted.shape != start.shape:
+        raise ValueError(f"the model has {wanted.size} elements, its base {start.size}")
+    if not np.isfinite(wanted).all():
+        raise TrainingError("the next parameters are not all finite: training has diverged")
+    kept = [span for span in constants if _is_same(wanted, start, span)]
     replaced = sorted([*buffers, *(span for span in constants if span not in kept)])
-    moving = _between(sorted([*replaced, *kept]), vector.size)
+    moving = _between(sorted([*replaced, *kept]), wanted.size)
     frame = values = b""
     if moving:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by the encoder
-            delta = _gathered(vector, moving) - _gathered(start, moving)
-        frame = encode_update(delta.astype(np.float32, copy=False), None, settings, seed=0).frame
+        frame = encode_grid(choose(_gathered(wanted, moving), _gathered(start, moving)))
     if replaced:
-        values = encode_update(_gathered(vector, replaced), None, _DENSE, seed=0).frame
+        values = encode_update(_gathered(wanted, replaced), None, _DENSE, seed=0).frame
     made = ModelDelta(
         base=base_digest or digest_of(base),
         target=bytes(_DIGEST_BYTES),
-        size=vector.size,
-        codec=settings,
+        size=wanted.size,
         replaced=tuple(replaced),
         kept=tuple(kept),
         frame=frame,
@@ -193,8 +192,31 @@ def encode_model_delta(
     try:
         target = encode_parameters(moved)
     except ValueError as error:
-        raise TrainingError(f"the next parameters cannot be published: {error}") from error
+        raise TrainingError(f"the next parameters cannot be sent: {error}") from error
     return replace(made, target=digest_of(target)).encode(), target
+
+
+def merge_model_deltas(deltas: Sequence[BytesLike]) -> bytes | None:
+    """One model delta that leads to where several lead that follow each other, to the bit.
+
+    Args:
+        deltas: Model deltas of our own making, the oldest first; at least one.
+
+    Returns:
+        None where there is none: their steps do not add up exactly, or constants have changed on the way.
+    """
+    told = [ModelDelta.decode(data) for data in deltas]
+    first, last = told[0], told[-1]
+    if any((each.replaced, each.kept) != (first.replaced, first.kept) for each in told):
+        return None
+    frame = b""
+    if first.frame:
+        moving = _size(_between(sorted([*first.replaced, *first.kept]), first.size))
+        steps = merged([decode_grid(each.frame, moving) for each in told])
+        if steps is None:
+            return None
+        frame = encode_grid(steps)
+    return replace(last, base=first.base, frame=frame).encode()
 
 
 def apply_model_deltas(base: BytesLike, deltas: Sequence[BytesLike], target: bytes) -> memoryview:
@@ -212,7 +234,7 @@ def apply_model_deltas(base: BytesLike, deltas: Sequence[BytesLike], target: byt
 
     Raises:
         DecodeError: A model delta is damaged, they make no chain, or the result is another one (reason ``digest``).
-        VersionError: A model delta is written in a version or a codec that this side does not read.
+        VersionError: A model delta is written in a version that this side does not read.
     """
     blob = bytearray(base)
     vector = parameters_vector(blob)
@@ -248,20 +270,14 @@ def spans_of(spec: ParameterSpec, kind: str) -> tuple[Span, ...]:
 
 
 def _move(vector: NDArray[np.float32], model_delta: ModelDelta) -> None:
-    """One addition in float32 at each coordinate that is sent, and new values where there are some; in place."""
+    """Steps at the elements that move, and new values where there are some; in place."""
     moving = _between(sorted([*model_delta.replaced, *model_delta.kept]), vector.size)
     if bool(model_delta.frame) != bool(moving) or bool(model_delta.values) != bool(model_delta.replaced):
         raise DecodeError("model delta: a frame is missing, or there without elements", reason="buffers")
     if moving:
-        sent = decode_update(model_delta.frame, _size(moving), model_delta.codec).plain()
-        with np.errstate(over="ignore", invalid="ignore"):  # the digest of the result decides
-            if sent.indices is None:
-                at = 0
-                for start, stop in moving:
-                    vector[start:stop] += sent.values[at : at + stop - start]
-                    at += stop - start
-            else:
-                vector[_places(sent.indices, moving)] += sent.values
+        steps = decode_grid(model_delta.frame, _size(moving))
+        places = _places(steps.indices, moving)
+        vector[places] = steps.moved(vector[places])  # whether all of it is finite, the digest of the result decides
     if model_delta.replaced:
         values, at = decode_update(model_delta.values, _size(model_delta.replaced), _DENSE).dense(), 0
         for start, stop in model_delta.replaced:

@@ -8,7 +8,7 @@ a NaN no number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError
@@ -24,6 +24,7 @@ __all__ = [
     "map_of",
     "mapping",
     "number",
+    "numbered",
     "octets",
     "octets_upto",
     "optional",
@@ -80,6 +81,17 @@ def choice(*allowed: str) -> Check:
         if value not in allowed:
             raise DecodeError(f"{where}: {shown(value)} is not one of {', '.join(allowed)}")
         return value
+
+    return check
+
+
+def numbered(names: Sequence[str]) -> Check:
+    """One of a few texts, which travels as its place in ``names``, from 0."""
+
+    def check(value: object, where: str) -> str:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
+            raise DecodeError(f"{where}: {shown(value)} is not the number of one of {', '.join(names)}")
+        return names[value]
 
     return check
 

@@ -1,8 +1,12 @@
 """Every control message and the update: a frozen dataclass on this side, a msgpack map on the wire.
 
-Each field declares its check beside it; encode and decode are made from the declarations (``records.py``). Unknown
-fields are ignored, so that a newer peer may say more; what must be *understood* is listed in an invite's ``requires``.
-Around every message stands an envelope (``envelope.py``).
+Each field declares its check and its key beside it; encode and decode are made from the declarations (``records.py``).
+Unknown keys are ignored, so that a newer peer may say more; what must be *understood* is listed in an invite's
+``requires``. Around every message stands an envelope (``envelope.py``); the end of its topic says which kind it is.
+
+Every byte here is paid for by devices on mobile contracts, in each round. So keys are short, what equals its default
+is left out (``brief``), and a digest that the other side has heard in full is named by its first eight bytes
+(:func:`short`). Whoever uses what it names checks the whole digest.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ from edge_sdk.wire.fields import (
     map_of,
     mapping,
     number,
+    numbered,
     octets,
     octets_upto,
     optional,
     row_of,
+    segment,
     text,
 )
-from edge_sdk.wire.outcomes import OUTCOMES
+from edge_sdk.wire.outcomes import OUTCOMES, UNKNOWN
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.records import VERSION, check_version, from_map, on_wire, pack_map, record, to_map, unpack_map
 
@@ -39,8 +45,10 @@ __all__ = [
     "DIGEST_BYTES",
     "FRAMES_MAX",
     "HOLDS_MAX",
+    "ID_BYTES",
     "MESSAGES",
     "NUMBERS_MAX",
+    "REASON_CHARACTERS_MAX",
     "TICKET_BYTES",
     "VECTORS_MAX",
     "VECTOR_NAME_CHARACTERS_MAX",
@@ -59,10 +67,12 @@ __all__ = [
     "RangeRequest",
     "Update",
     "Verdict",
+    "short",
 ]
 
 TICKET_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
+ID_BYTES: Final = 8
 NONCE_BYTES: Final = 8
 BODY_BYTES_MAX: Final = 1 << 20
 """No message is larger than this, whatever a broker lets through; 60,000 bytes is what we send."""
@@ -70,7 +80,7 @@ BLOB_BYTES_MAX: Final = 1 << 31
 SECONDS_MAX: Final = 1e9
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
-HOLDS_MAX: Final = 4
+HOLDS_MAX: Final = 2
 DELTAS_MAX: Final = 256
 VECTORS_MAX: Final = 8
 VECTOR_NAME_CHARACTERS_MAX: Final = 32
@@ -79,15 +89,21 @@ ARRAYS_MAX: Final = 16
 ARRAY_BYTES_MAX: Final = 1 << 24
 FRAMES_MAX: Final = TENSOR_RULES_MAX + 2
 """Of one vector: one for what no pattern matches, one for each pattern's tensors, one for the buffers."""
+REASON_CHARACTERS_MAX: Final = 400
 DELTA: Final = "delta"
 """The vector of an update that moves the model."""
 
 TICKET: Final = octets(TICKET_BYTES)
 DIGEST: Final = octets(DIGEST_BYTES)
+ID: Final = octets(ID_BYTES)
 NONCE: Final = octets(NONCE_BYTES)
 SECONDS: Final = number(0.0, SECONDS_MAX)
 ROUND: Final = integer(0, 1 << 40)
+ATTEMPT: Final = integer(0, 1 << 30)
+REASON: Final = text(REASON_CHARACTERS_MAX)
 SIZE: Final = integer(1, BLOB_BYTES_MAX)
+OFFSET: Final = integer(0, BLOB_BYTES_MAX)
+DATA: Final = octets_upto(BODY_BYTES_MAX)
 NAME: Final = text(VECTOR_NAME_CHARACTERS_MAX, 1)
 TOTAL: Final = number(-1e12, 1e12)
 EVALUATION: Final = optional(row_of(loss_sum=TOTAL, metric_sum=TOTAL, count=integer(1, 1 << 40)))
@@ -124,32 +140,37 @@ def _capability(value: object, where: str) -> str | list[str]:
     return str(_CAPABILITY(str(value), where))
 
 
+def short(digest: bytes) -> bytes:
+    """The first eight bytes of a digest: its name for whoever has heard all of it."""
+    return digest[:ID_BYTES]
+
+
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Retained, to all devices: what the coordinator is doing. Only a hint (rule 3)."""
+    """Retained, to all devices: what the coordinator is doing. Only a hint (rule 3).
+
+    ``reason`` says, between two attempts at a round, what keeps it from closing.
+    """
 
     kind: ClassVar[str] = "announce"
-    incarnation: int = on_wire(integer(0, 1 << 60))
-    round: int = on_wire(ROUND)
-    attempt: int = on_wire(integer(0, 1 << 30))
-    phase: str = on_wire(choice("selection", "working", "waiting", "done"))
-    fraction: float = on_wire(number(0.0, 1.0))
-    window_seconds: float = on_wire(SECONDS)
-    remaining_seconds: float = on_wire(SECONDS)
-    requires: tuple[str, ...] = on_wire(REQUIREMENTS, ())
-    reason: str = on_wire(text(400), "")
+    round: int = on_wire(ROUND, key="r")
+    attempt: int = on_wire(ATTEMPT, 0, key="a", brief=True)
+    phase: str = on_wire(choice("selection", "working", "waiting", "done"), "selection", key="p", brief=True)
+    fraction: float = on_wire(number(0.0, 1.0), 1.0, key="f", brief=True)
+    window_seconds: float = on_wire(SECONDS, 0.0, key="w", brief=True)
+    reason: str = on_wire(REASON, "", key="x", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """To one device: what became of a ticket. ``digest`` is empty where no update is meant."""
+    """To one device: what became of a ticket. ``digest`` is the update's short one, empty where none is meant."""
 
     kind: ClassVar[str] = "verdict"
-    ticket: bytes = on_wire(TICKET)
-    digest: bytes = on_wire(octets_upto(DIGEST_BYTES))
-    outcome: str = on_wire(choice(*OUTCOMES))
-    reason: str = on_wire(text(400), "")
-    retry_seconds: float = on_wire(SECONDS, 0.0)
+    ticket: bytes = on_wire(TICKET, key="t")
+    digest: bytes = on_wire(octets_upto(ID_BYTES), b"", key="d", brief=True)
+    outcome: str = on_wire(numbered(OUTCOMES), UNKNOWN, key="o", pack=OUTCOMES.index, required=True)
+    reason: str = on_wire(REASON, "", key="r", brief=True)
+    retry_seconds: float = on_wire(SECONDS, 0.0, key="s", brief=True)
 
 
 VERDICTS_WAITING: Final = list_of(record(Verdict), UNSETTLED_MAX)
@@ -160,15 +181,15 @@ class CheckIn:
     """From a device: I could work.
 
     ``unsettled`` names the tickets whose outcome the device does not know yet. ``holds`` names the parameters that it
-    has, by SHA-256, the newest first.
+    has, by short digests, the newest first.
     """
 
     kind: ClassVar[str] = "checkin"
-    nonce: bytes = on_wire(NONCE)
-    instance: bytes = on_wire(octets(16))
-    capabilities: dict[str, Any] = on_wire(_capabilities)
-    unsettled: tuple[bytes, ...] = on_wire(list_of(TICKET, UNSETTLED_MAX), ())
-    holds: tuple[bytes, ...] = on_wire(list_of(DIGEST, HOLDS_MAX), (), brief=True)
+    nonce: bytes = on_wire(NONCE, key="n")
+    instance: bytes = on_wire(octets(16), key="i")
+    capabilities: dict[str, Any] = on_wire(_capabilities, key="c")
+    unsettled: tuple[bytes, ...] = on_wire(list_of(TICKET, UNSETTLED_MAX), (), key="u", brief=True)
+    holds: tuple[bytes, ...] = on_wire(list_of(ID, HOLDS_MAX), (), key="h", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +208,9 @@ class Invite:
         blob_bytes: Above 0, the program, and the deltas or else the parameters, are also retained in pieces of that
             size (rule 7: downloads are ranges).
         requires: What the device must understand, or decline.
+        shard: Where the update is to be sent: the last segment but one of its topic.
         verdicts: On the tickets that the check-in named as unsettled.
-        base: The parameters that ``deltas`` start from, which the device said that it has.
+        base: Short digest of the parameters that ``deltas`` start from, which the device said that it has.
         deltas: ``(digest, bytes)`` of model deltas, the oldest first, that lead from ``base`` to ``parameters``.
             Without them, or where they fail, the parameters are fetched whole.
         vectors: ``(name, digest, bytes)`` of further blobs of the size of the parameters, which the plan's local
@@ -196,23 +218,24 @@ class Invite:
     """
 
     kind: ClassVar[str] = "invite"
-    nonce: bytes = on_wire(NONCE)
-    ticket: bytes = on_wire(TICKET)
-    round: int = on_wire(ROUND)
-    attempt: int = on_wire(integer(0, 1 << 30))
-    program: bytes = on_wire(DIGEST)
-    program_bytes: int = on_wire(SIZE)
-    parameters: bytes = on_wire(DIGEST)
-    parameters_bytes: int = on_wire(SIZE)
-    plan: Plan = on_wire(record(Plan))
-    report_seconds: float = on_wire(SECONDS)
-    chunk_bytes_max: int = on_wire(integer(256, BODY_BYTES_MAX))
-    blob_bytes: int = on_wire(integer(0, BODY_BYTES_MAX), 0)
-    requires: tuple[str, ...] = on_wire(REQUIREMENTS, ())
-    verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, ())
-    base: bytes = on_wire(octets_upto(DIGEST_BYTES), b"", brief=True)
-    deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), brief=True)
-    vectors: tuple[tuple[str, bytes, int], ...] = on_wire(list_of(VECTOR, VECTORS_MAX), (), brief=True)
+    nonce: bytes = on_wire(NONCE, key="n")
+    ticket: bytes = on_wire(TICKET, key="t")
+    round: int = on_wire(ROUND, key="r")
+    attempt: int = on_wire(ATTEMPT, key="a")
+    program: bytes = on_wire(DIGEST, key="g")
+    program_bytes: int = on_wire(SIZE, key="G")
+    parameters: bytes = on_wire(DIGEST, key="m")
+    parameters_bytes: int = on_wire(SIZE, key="M")
+    plan: Plan = on_wire(record(Plan), key="p")
+    report_seconds: float = on_wire(SECONDS, key="s")
+    chunk_bytes_max: int = on_wire(integer(256, BODY_BYTES_MAX), key="k")
+    blob_bytes: int = on_wire(integer(0, BODY_BYTES_MAX), 0, key="e", brief=True)
+    requires: tuple[str, ...] = on_wire(REQUIREMENTS, (), key="q", brief=True)
+    shard: str = on_wire(segment, "0", key="u", brief=True)
+    verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, (), key="v", brief=True)
+    base: bytes = on_wire(octets_upto(ID_BYTES), b"", key="b", brief=True)
+    deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), key="d", brief=True)
+    vectors: tuple[tuple[str, bytes, int], ...] = on_wire(list_of(VECTOR, VECTORS_MAX), (), key="x", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +246,11 @@ class ComeBack:
     """
 
     kind: ClassVar[str] = "come_back"
-    nonce: bytes = on_wire(NONCE)
-    seconds: float = on_wire(SECONDS)
-    hold: bool = on_wire(boolean, False)
-    reason: str = on_wire(text(400), "")
-    verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, ())
+    nonce: bytes = on_wire(NONCE, key="n")
+    seconds: float = on_wire(SECONDS, key="s")
+    hold: bool = on_wire(boolean, False, key="h", brief=True)
+    reason: str = on_wire(REASON, "", key="r", brief=True)
+    verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, (), key="v", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,36 +258,39 @@ class Accept:
     """From a device: I take this ticket."""
 
     kind: ClassVar[str] = "accept"
-    ticket: bytes = on_wire(TICKET)
+    ticket: bytes = on_wire(TICKET, key="t")
 
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """From a device: I give this ticket back, before or during work."""
+    """From a device: I give this ticket back, before or during work.
+
+    ``reason`` is a short code. ``detail`` says more to people, in words that hold nothing of the device's examples.
+    """
 
     kind: ClassVar[str] = "decline"
-    ticket: bytes = on_wire(TICKET)
-    reason: str = on_wire(text(400), "")
+    ticket: bytes = on_wire(TICKET, key="t")
+    reason: str = on_wire(REASON, "", key="r", brief=True)
+    detail: str = on_wire(REASON, "", key="x", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
-    """From a device: send me these byte ranges of a blob."""
+    """From a device: send me these byte ranges of the blob with this short digest."""
 
     kind: ClassVar[str] = "want"
-    digest: bytes = on_wire(DIGEST)
-    ranges: tuple[tuple[int, int], ...] = on_wire(list_of(_range, 64))
+    digest: bytes = on_wire(ID, key="d")
+    ranges: tuple[tuple[int, int], ...] = on_wire(list_of(_range, 64), key="r")
 
 
 @dataclass(frozen=True, slots=True)
 class RangeData:
-    """To one device: one byte range of a blob of ``total`` bytes."""
+    """To one device: one byte range of a blob."""
 
     kind: ClassVar[str] = "bytes"
-    digest: bytes = on_wire(DIGEST)
-    total: int = on_wire(SIZE)
-    offset: int = on_wire(integer(0, BLOB_BYTES_MAX))
-    data: bytes = on_wire(octets_upto(BODY_BYTES_MAX))
+    digest: bytes = on_wire(ID, key="d")
+    offset: int = on_wire(OFFSET, 0, key="o", brief=True)
+    data: bytes = on_wire(DATA, b"", key="x", required=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +298,7 @@ class BlobGone:
     """To one device: nobody serves this blob any more."""
 
     kind: ClassVar[str] = "gone"
-    digest: bytes = on_wire(DIGEST)
+    digest: bytes = on_wire(ID, key="d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +306,9 @@ class Offer:
     """From a device: I hold an update of ``total`` bytes; which of them do you have? First contact and resume alike."""
 
     kind: ClassVar[str] = "offer"
-    ticket: bytes = on_wire(TICKET)
-    digest: bytes = on_wire(DIGEST)
-    total: int = on_wire(SIZE)
+    ticket: bytes = on_wire(TICKET, key="t")
+    digest: bytes = on_wire(DIGEST, key="d")
+    total: int = on_wire(SIZE, key="n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,10 +320,10 @@ class Have:
     """
 
     kind: ClassVar[str] = "have"
-    ticket: bytes = on_wire(TICKET)
-    digest: bytes = on_wire(DIGEST)
-    ranges: tuple[tuple[int, int], ...] = on_wire(list_of(_range, RANGES_MAX))
-    chunk_bytes_max: int = on_wire(integer(0, BODY_BYTES_MAX), 0)
+    ticket: bytes = on_wire(TICKET, key="t")
+    digest: bytes = on_wire(ID, key="d")
+    ranges: tuple[tuple[int, int], ...] = on_wire(list_of(_range, RANGES_MAX), (), key="r", brief=True)
+    chunk_bytes_max: int = on_wire(integer(0, BODY_BYTES_MAX), 0, key="k", brief=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +331,11 @@ class Chunk:
     """From a device, on the bulk topic: one byte range of an update."""
 
     kind: ClassVar[str] = "chunk"
-    ticket: bytes = on_wire(TICKET)
-    digest: bytes = on_wire(DIGEST)
-    total: int = on_wire(SIZE)
-    offset: int = on_wire(integer(0, BLOB_BYTES_MAX))
-    data: bytes = on_wire(octets_upto(BODY_BYTES_MAX))
+    ticket: bytes = on_wire(TICKET, key="t")
+    digest: bytes = on_wire(DIGEST, key="d")
+    total: int = on_wire(SIZE, key="n")
+    offset: int = on_wire(OFFSET, 0, key="o", brief=True)
+    data: bytes = on_wire(DATA, b"", key="x", required=True)
 
 
 Message = (
@@ -366,20 +392,23 @@ class Update:
     """
 
     kind: ClassVar[str] = "update"
-    examples: int = on_wire(integer(1, 1 << 40))
-    steps: int = on_wire(integer(0, 1 << 40))
-    loss: float = on_wire(TOTAL)
-    complete: bool = on_wire(boolean)
-    seconds: float = on_wire(SECONDS)
-    engine: str = on_wire(text(64))
+    examples: int = on_wire(integer(1, 1 << 40), key="n")
+    steps: int = on_wire(integer(0, 1 << 40), key="s")
+    loss: float = on_wire(TOTAL, key="l")
+    complete: bool = on_wire(boolean, True, key="c", brief=True)
+    seconds: float = on_wire(SECONDS, 0.0, key="t", brief=True)
+    engine: str = on_wire(text(64), "", key="e", brief=True)
     vectors: dict[str, tuple[bytes, ...]] = on_wire(
-        map_of(list_of(octets_upto(BLOB_BYTES_MAX), FRAMES_MAX), VECTORS_MAX, NAME)
+        map_of(list_of(octets_upto(BLOB_BYTES_MAX), FRAMES_MAX), VECTORS_MAX, NAME),
+        default_factory=dict,
+        key="u",
+        required=True,
     )
-    numbers: dict[str, float] = on_wire(map_of(TOTAL, NUMBERS_MAX, NAME), default_factory=dict, brief=True)
+    numbers: dict[str, float] = on_wire(map_of(TOTAL, NUMBERS_MAX, NAME), default_factory=dict, key="i", brief=True)
     arrays: dict[str, bytes] = on_wire(
-        map_of(octets_upto(ARRAY_BYTES_MAX), ARRAYS_MAX, NAME), default_factory=dict, brief=True
+        map_of(octets_upto(ARRAY_BYTES_MAX), ARRAYS_MAX, NAME), default_factory=dict, key="a", brief=True
     )
-    evaluation: tuple[float, float, int] | None = on_wire(EVALUATION, None, brief=True)
+    evaluation: tuple[float, float, int] | None = on_wire(EVALUATION, None, key="o", brief=True)
 
     def frames(self, name: str = DELTA) -> tuple[bytes, ...]:
         """The frames of one vector.
@@ -394,7 +423,7 @@ class Update:
 
     def encode(self) -> bytes:
         """The update as the bytes that are offered, digested, journalled."""
-        return pack_map({"version": VERSION, **to_map(self)})
+        return pack_map({"v": VERSION, **to_map(self)})
 
     @classmethod
     def decode(cls, data: bytes) -> Update:
@@ -405,5 +434,5 @@ class Update:
             VersionError: The update's version is not spoken here.
         """
         source: Mapping[str, Any] = unpack_map(data, "update")
-        check_version(source.get("version"), "update", "device")
+        check_version(source.get("v"), "update", "device")
         return from_map(cls, source)

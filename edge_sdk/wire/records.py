@@ -1,8 +1,9 @@
 """Records: frozen dataclasses that travel as msgpack maps.
 
-A record declares the check of each of its fields with :func:`on_wire` (``fields.py`` has the checks). Encoding and
-decoding are made from the declarations, once for each class. Unknown fields of a map are ignored, so that a newer peer
-may say more.
+A record declares the check of each of its fields with :func:`on_wire` (``fields.py`` has the checks), and the key under
+which it stands in the map. Encoding and decoding are made from the declarations, once for each class. Unknown keys of a
+map are ignored, so that a newer peer may say more. A float that is a whole number travels as an integer, which takes
+one to five bytes instead of nine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "VERSION",
     "check_version",
     "from_map",
+    "key_of",
     "on_wire",
     "pack_map",
     "record",
@@ -37,6 +39,9 @@ OBJECTS_MAX: Final = 4096
 """Objects in one message: a ``have`` with all its ranges needs 3,100 of them."""
 
 DEPTH_MAX: Final = 8
+
+WHOLE_MAX: Final = float(1 << 53)
+"""Whole numbers of this size and more travel as floats."""
 
 R = TypeVar("R", bound="Record")
 
@@ -53,6 +58,8 @@ def on_wire(
     default: Any = dataclasses.MISSING,
     *,
     default_factory: Any = dataclasses.MISSING,
+    key: str = "",
+    pack: Callable[[Any], Any] | None = None,
     brief: bool = False,
     required: bool = False,
 ) -> Any:
@@ -60,12 +67,14 @@ def on_wire(
 
     Args:
         check: Applied on the way in.
+        key: Under which it stands in the map; the field's name where none is given.
         default: As of a dataclass field. A field with a default may be absent on the wire.
         default_factory: Likewise.
+        pack: Makes what travels out of a value that does not travel as it is; ``check`` is its inverse.
         brief: The field is not written where it equals its default.
         required: The default is for Python alone; on the wire the field must be there.
     """
-    metadata = {"check": check, "brief": brief, "required": required}
+    metadata = {"check": check, "key": key, "pack": pack, "brief": brief, "required": required}
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -84,17 +93,26 @@ def _missing(where: str) -> Callable[[], Any]:
 class _Layout:
     """A record's class as encode and decode need it, made once from its declaration."""
 
-    __slots__ = ("brief", "fields", "names", "values")
+    __slots__ = ("brief", "fields", "keys", "packs", "values")
 
     def __init__(self, cls: Any) -> None:
         declared = dataclasses.fields(cls)
-        self.names = tuple(f.name for f in declared)
-        self.brief = tuple((f.name, _default(f, cls.kind)()) for f in declared if f.metadata["brief"])
+        names = [f.name for f in declared]
+        self.keys = tuple(key_of(f) for f in declared)
+        if len(set(self.keys)) < len(names):
+            raise TypeError(f"{cls.__name__}: two fields have the same key: {', '.join(self.keys)}")
+        self.packs = tuple((key_of(f), f.metadata["pack"]) for f in declared if f.metadata["pack"])
+        self.brief = tuple((key_of(f), _default(f, cls.kind)()) for f in declared if f.metadata["brief"])
         self.fields = tuple(
-            (f.name, f"{cls.kind}.{f.name}", f.metadata["check"], _default(f, cls.kind)) for f in declared
+            (key_of(f), f"{cls.kind}.{f.name}", f.metadata["check"], _default(f, cls.kind)) for f in declared
         )
-        get = operator.attrgetter(*self.names) if self.names else lambda _: ()
-        self.values: Callable[[Any], tuple[Any, ...]] = get if len(self.names) != 1 else lambda message: (get(message),)
+        get = operator.attrgetter(*names) if names else lambda _: ()
+        self.values: Callable[[Any], tuple[Any, ...]] = get if len(names) != 1 else lambda message: (get(message),)
+
+
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """The key under which a field of a record travels."""
+    return field.metadata["key"] or field.name
 
 
 def _default(field: dataclasses.Field[Any], kind: str) -> Callable[[], Any]:
@@ -123,8 +141,8 @@ def from_map(cls: type[R], source: Mapping[str, Any]) -> R:
         DecodeError: A field is missing or not what its check takes.
     """
     values = []
-    for name, where, check, default in _layout(cls).fields:
-        value = source.get(name, _ABSENT)
+    for key, where, check, default in _layout(cls).fields:
+        value = source.get(key, _ABSENT)
         values.append(default() if value is _ABSENT else check(value, where))
     return cls(*values)
 
@@ -137,10 +155,16 @@ def record(cls: type[Any]) -> Check:
 def to_map(value: Record) -> dict[str, Any]:
     """A record as a map, for :func:`pack_map`; other records may stand in it."""
     layout = _layout(type(value))
-    fields = dict(zip(layout.names, layout.values(value), strict=True))
-    for name, default in layout.brief:
-        if fields[name] == default:
-            del fields[name]
+    fields = {
+        key: int(item) if type(item) is float and item.is_integer() and abs(item) < WHOLE_MAX else item
+        for key, item in zip(layout.keys, layout.values(value), strict=True)
+    }
+    for key, default in layout.brief:
+        if fields[key] == default:
+            del fields[key]
+    for key, pack in layout.packs:
+        if key in fields:
+            fields[key] = pack(fields[key])
     return fields
 
 

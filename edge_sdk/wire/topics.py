@@ -25,9 +25,10 @@ from typing import Final
 
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["PREFIX", "Topics", "check_segment", "is_segment"]
+__all__ = ["DEFAULT_TASK", "PREFIX", "Topics", "check_segment", "is_segment"]
 
 PREFIX: Final = "fl/v1"
+DEFAULT_TASK: Final = "default"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LONG = re.compile(r"(to|from|up|blobs|tasks|coordinator)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
 _SHORT = re.compile(r"(status)/([A-Za-z0-9_-]{1,64})\Z")

@@ -26,6 +26,7 @@ from edge_sdk.wire.messages import (
     RangeRequest,
     Update,
     Verdict,
+    short,
 )
 from edge_sdk.wire.outcomes import COUNTED, RECEIVED
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
@@ -94,8 +95,8 @@ class Costs:
     def download(self, total: int, piece_bytes: int) -> int:
         """A blob in pieces of so many bytes, each asked for by itself at most."""
         pieces = -(-total // piece_bytes)
-        want = RangeRequest(digest=DIGEST, ranges=((LARGE, LARGE + 1),))
-        empty = RangeData(digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(min(total, piece_bytes)))
+        want = RangeRequest(digest=short(DIGEST), ranges=((LARGE, LARGE + 1),))
+        empty = RangeData(digest=short(DIGEST), offset=LARGE, data=bytes(min(total, piece_bytes)))
         beside = self._to_device(empty) - min(total, piece_bytes)
         return total + pieces * (self._from_device(want) + beside)
 
@@ -106,22 +107,20 @@ class Costs:
     def _chunk(self, size: int) -> int:
         chunk = Chunk(ticket=TICKET, digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(size))
         topic = Topics(self.federation).up(self.shard, self.device)
-        return self.message(topic, len(encode_message(self._envelope(self.shard), chunk)))
+        return self.message(topic, len(encode_message(Envelope(self.task, LINEAGE), chunk)))
 
     @property
     def _around_upload(self) -> int:
         offer = self._from_device(Offer(ticket=TICKET, digest=DIGEST, total=LARGE))
-        have = Have(ticket=TICKET, digest=DIGEST, ranges=(), chunk_bytes_max=self.chunk_bytes_max)
-        verdicts: Iterable[Message] = (Verdict(TICKET, DIGEST, outcome) for outcome in (RECEIVED, COUNTED))
+        have = Have(ticket=TICKET, digest=short(DIGEST), ranges=(), chunk_bytes_max=self.chunk_bytes_max)
+        verdicts: Iterable[Message] = (Verdict(TICKET, short(DIGEST), outcome) for outcome in (RECEIVED, COUNTED))
         return offer + self._to_device(have) + sum(self._to_device(verdict) for verdict in verdicts)
 
     def _from_device(self, message: Message) -> int:
         topic = Topics(self.federation).from_device(self.device, message.kind)
-        return self.message(topic, len(encode_message(self._envelope(), message)))
+        lineage = LINEAGE if isinstance(message, Offer) else b""
+        return self.message(topic, len(encode_message(Envelope(self.task, lineage), message)))
 
     def _to_device(self, message: Message) -> int:
         topic = Topics(self.federation).to_device(self.device, message.kind)
-        return self.message(topic, len(encode_message(self._envelope(), message)))
-
-    def _envelope(self, shard: str = "") -> Envelope:
-        return Envelope(self.federation, self.task, lineage=LINEAGE, shard=shard)
+        return self.message(topic, len(encode_message(Envelope(self.task), message)))

@@ -60,7 +60,11 @@ def assert_gradients(case: Case) -> None:
         return float(np.mean((forward(values) - target) ** 2))
 
     bundle = compile_model(
-        model_of(case.text, constants, inputs=inputs), loss="mean_squared_error", name=case.label, verify=False
+        model_of(case.text, constants, inputs=inputs),
+        loss="mean_squared_error",
+        train=list(parameters),  # by their names, since a factor of one element is taken for a constant
+        name=case.label,
+        verify=False,
     )
     batch = {"x": x, "target": target[:, 0] if target.shape == (BATCH, 1) else target}
     trained, found = gradients(bundle, batch)

@@ -24,8 +24,9 @@ from coordinator.config import FederationConfig, load_config
 from coordinator.config.settings import codec_settings, database_path
 from coordinator.setup import build_bundle
 from coordinator.store import RoundRecord, Store, StoreReader, TicketRecord
-from device_sim.datasets import load_dataset, split_held_out
+from device_sim.datasets import load_dataset
 from device_sim.fleet import Fleet, FleetSettings, Member
+from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import DeviceProfile
 from edge_sdk.codecs import CODECS, decode_update
@@ -38,6 +39,7 @@ from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update
+from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -75,6 +77,8 @@ def write_config(directory: Path, url: str, **tables: dict[str, Any]) -> Path:
     merged["broker"] = {"url": url} | tables.pop("broker", {})
     for name, table in tables.items():
         merged[name] = merged.get(name, {}) | table
+    if merged["model"].get("zoo"):
+        merged["model"].setdefault("normalise", "none")  # rounds are counted from 1, and none of them is of statistics
     lines = []
     for name, table in merged.items():
         values = [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
@@ -228,6 +232,10 @@ class RecordedWork:
         self._work = TrainingWork(lambda: examples)
         self._busy = threading.Lock()
 
+    def check(self, ticket: bytes, digest: bytes, program: BytesLike) -> None:
+        with self._busy:
+            self._work.check(ticket, digest, program)
+
     def run(self, order: TrainingJob) -> TrainedUpdate:
         with self._busy:
             product = self._work.run(order)
@@ -364,9 +372,7 @@ class HandMade:
             self.subscribed = True
         elif isinstance(event, Delivery):
             kind = event.topic.rsplit("/", 1)[1]
-            self.received.append(
-                decode_message(event.payload, federation=FEDERATION, expected=(kind,), peer="coordinator")
-            )
+            self.received.append(decode_message(event.payload, kind, peer="coordinator"))
 
     def close(self) -> None:
         self._transport.disconnect()
@@ -381,9 +387,9 @@ class HandMade:
         """The uplink inbox, as an invite names it."""
         return self.lineage.hex()[:8]
 
-    def say(self, message: Message, *, shard: str = "", **envelope: Any) -> None:
+    def say(self, message: Message, **envelope: Any) -> None:
         """A message in its place, in an envelope of which any field may be a wrong one."""
-        fields = {"federation": FEDERATION, "task": "default", "lineage": self.lineage, "shard": shard} | envelope
+        fields = {"task": "default", "lineage": self.lineage} | envelope
         chunked = isinstance(message, Chunk)
         topic = (
             self.topics.up(self.shard, self.device) if chunked else self.topics.from_device(self.device, message.kind)
@@ -399,7 +405,7 @@ class HandMade:
         found = [(envelope, message) for envelope, message in self.received if isinstance(message, kind)]
         if not found:
             return None
-        self.lineage = found[-1][0].lineage
+        self.lineage = found[-1][0].lineage or self.lineage
         return found[-1][1]
 
     def invite(self) -> Invite:
@@ -411,7 +417,7 @@ class HandMade:
         """The whole update in one chunk, without any offer."""
         held = self.invite().ticket if ticket is None else ticket
         named = digest_of(payload) if digest is None else digest
-        self.say(Chunk(ticket=held, digest=named, total=len(payload), offset=0, data=payload), shard=self.shard)
+        self.say(Chunk(ticket=held, digest=named, total=len(payload), offset=0, data=payload))
 
 
 def update_of(frame: bytes, **fields: Any) -> bytes:

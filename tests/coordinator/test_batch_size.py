@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from onnx_graphs import model_of, run
 
 from coordinator.compile import compile_model, load_onnx, merge_into_source
+from coordinator.compile.notes import notes_of
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Bundle
 from edge_sdk.training.engine import make_engine
@@ -80,6 +81,18 @@ def test_one_input_may_be_time_first_beside_another_that_is_not() -> None:
     model = per_step("y0 = MatMul(s, V); y = Add(y0, c)")
     model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["N", 2]))
     assert {i.name: i.shape for i in compiled(model).program.inputs} == {"x": (None, 12, 5), "c": (None, 2)}
+
+
+def test_an_open_dimension_beside_a_batch_of_one_is_not_taken_for_the_batch() -> None:
+    model = model_of("y = MatMul(x, w)", {"w": RNG.standard_normal((5, 3))}, inputs={"x": [1, "seq", 5]})
+    assert "input 'x': shape [1, 'seq', 5]: only the first dimension, the batch, may be open" in said(model)
+
+
+def test_that_the_batch_was_moved_is_noted() -> None:
+    source = load_onnx(CASES / "r9_time_first.onnx")
+    assert notes_of(source, {}) == [
+        "input x: the file has the batch in dimension 1; examples are given with it in front"
+    ]
 
 
 def fixed(text: str, size: int, constants: dict[str, Any], shape: tuple[int, ...] = (4,)) -> onnx.ModelProto:

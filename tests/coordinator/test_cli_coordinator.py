@@ -213,6 +213,7 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
     assert report["round"] == {
         "number": 3,
         "attempt": 1,
+        "purpose": "training",
         "phase": "reporting",
         "seconds_remaining": 42.0,
         "goal_count": 4,
@@ -248,6 +249,7 @@ def test_rounds_are_the_same_as_table_json_and_csv(run: Run, tmp_path: Path) -> 
     assert rows[1] == {
         "round": 2,
         "attempt": 0,
+        "purpose": "training",
         "phase": "closed",
         "reason": "",
         "invited": 4,
@@ -334,6 +336,21 @@ def test_export_without_data_is_proved_on_made_up_inputs_and_older_rounds_are_th
     assert code == 2 and "m.onnx: cannot be written" in err
 
 
+def test_where_a_model_cannot_be_quantised_the_other_file_is_written_all_the_same(
+    run: Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of no use")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", broken)
+    path = write_config(tmp_path, NOWHERE)
+    train(path)
+    code, _, err = run("export", path, "--onnx", tmp_path / "m.onnx", "--int8", tmp_path / "small.onnx")
+    assert code != 0 and "cannot quantise any operator of it: of no use" in err
+    assert f"{tmp_path / 'm.onnx'} is written" in err
+    assert onnx.load(tmp_path / "m.onnx").graph.initializer and not (tmp_path / "small.onnx").exists()
+
+
 def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(3,), outputs=2, hidden=(8,), seed=2), tmp_path / "mine.onnx")
     words = ("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--normalise", "federated")
@@ -343,7 +360,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
         "input x takes raw units: 3 features in dimension 1, normalised with mean and scale of all devices' examples; "
         "a missing value (NaN) is taken as the mean"
     ) in out
-    assert "constant: 2 parameters, 6 elements\n  normalise/mean [3]\n  normalise/scale [3]" in out
+    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the features" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     table = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle", "normalise_minimum": 2}
     assert load_config(write_config(tmp_path, NOWHERE, model=table)).model.normalise_minimum == 2
@@ -359,7 +376,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
 def test_compile_writes_a_bundle_that_a_configuration_can_name(run: Run, tmp_path: Path) -> None:
     onnx.save(build_zoo_model("mlp", inputs=(64,), outputs=10, hidden=(8,), seed=1), tmp_path / "mine.onnx")
     code, out, _ = run("compile", tmp_path / "mine.onnx", "--out", tmp_path / "mine.bundle", "--optimizer", "momentum")
-    assert code == 0 and "trainable: 4 parameters, 610 elements" in out and "one dense update: 2440 bytes" in out
+    assert code == 0 and "trainable: 4 tensors, 610 elements" in out and "one dense update: 2440 bytes" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     facts = json.loads(run("inspect", tmp_path / "mine.bundle", "--json").out)
     assert facts["step"]["batch_size"] == 32 and facts["model_operators"] == {"Gemm": 2, "Relu": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ LOSSES = {
     "logistic_normalized": "softmax_cross_entropy",
     "one_versus_rest": "softmax_cross_entropy",
     "mlp": "softmax_cross_entropy",
+    "pca": "softmax_cross_entropy",
+    "pca_mlp": "softmax_cross_entropy",
+    "minmax": "softmax_cross_entropy",
     "mlp_binary": "softmax_cross_entropy",
     "sgd": "softmax_cross_entropy",
     "linear_svc": "hinge",
@@ -84,6 +88,15 @@ def test_a_scaler_stays_what_was_measured() -> None:
         "LinearClassifier.coefficients",
         "LinearClassifier.intercepts",
     ]
+
+
+@pytest.mark.parametrize("name", ["pca", "pca_mlp", "minmax"])
+def test_what_a_transformer_measured_is_not_trained_unless_it_is_asked_for(name: str) -> None:
+    trained = {t.name for t in compiled(name, verify=False).program.spec}
+    assert trained and all(re.match(r"(LinearClassifier\.)?(coef|intercept)", parameter) for parameter in trained)
+    measured = "Mu_Mulcst" if name == "minmax" else "transform_matrix"
+    asked = compiled(name, train=["*", measured])
+    assert {t.name for t in asked.program.spec} == trained | {measured}
 
 
 def test_trees_are_refused_with_the_node_and_a_remedy() -> None:

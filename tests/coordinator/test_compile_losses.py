@@ -24,7 +24,7 @@ def identity_model(loss: str, width: int | None) -> Bundle:
     """y = x + b with b = 0, so that the gradient of b is the loss's own, summed over the batch."""
     shape = [] if width is None else [width]
     model = model_of("y = Add(x, b)", {"b": np.zeros([1, *shape], np.float32)}, inputs={"x": ["batch", *shape]})
-    return compile_model(model, loss=loss, name=loss, verify=False)
+    return compile_model(model, loss=loss, train=["b"], name=loss, verify=False)
 
 
 def evaluate(bundle: Bundle, x: Array, target: Array) -> tuple[float, float]:

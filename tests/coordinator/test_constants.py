@@ -114,7 +114,7 @@ def test_a_server_optimizer_of_the_users_own_cannot_move_them() -> None:
 
 def test_a_sparse_downlink_leaves_them_alone_and_spends_nothing_on_them() -> None:
     plan = replace(task().plan, codec=CodecSettings("dense"))
-    downlink = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)
+    downlink = Downlink(density=0.05, whole_bytes_min=0)
     pipeline = Aggregator(PROGRAM, plan, PipelineSettings(Validation(size=SPEC.size), downlink=downlink))
     model, memory = encode_parameters(started()), pipeline.initial_memory()
     for number in range(ROUNDS):

@@ -18,7 +18,6 @@ def test_three_devices_and_three_rounds() -> None:
     pair.run(300.0)
     assert pair.desk.core.finished is not None
     assert all(outcomes == [True] * 3 for outcomes in pair.settled.values())
-    assert all(count == 3 for count in pair.receipts.values())
 
 
 @pytest.mark.parametrize(

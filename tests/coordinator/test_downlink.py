@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
 
-from coordinator.downlink import Downlink, chain_from, next_model
+from coordinator.downlink import ADAPTIVE, PLAIN, Downlink, next_model
 from coordinator.pipeline.memory import unpack_memory
 from coordinator.stopping import StoppingRule
-from coordinator.store import Checkpoint, ModelDeltaRecord, Store
-from edge_sdk.codecs import CodecSettings
+from coordinator.store import Checkpoint, ModelDeltaRecord, Store, way_from
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import Accept, Chunk, Invite
+from edge_sdk.wire.messages import Accept, Chunk, Invite, short
 
 SPEC = larger_bundle().program.spec
-SPARSE = Downlink(CodecSettings("sparse", density=0.05), whole_bytes_min=0)
+SPARSE = Downlink(density=0.05, whole_bytes_min=0)
 WHOLE_BYTES = len(encode_parameters(larger_bundle().parameters))
 
 
@@ -66,7 +65,7 @@ def play_round(desk: Desk, *devices: str, holds: Sequence[bytes] = (), seed: int
     while desk.round is None:
         desk.wait()
     for device in devices:
-        desk.check_in(device, holds=tuple(holds))
+        desk.check_in(device, holds=tuple(short(digest) for digest in holds[:2]))
     desk.wait(ROUND.window_seconds)
     invites = {device: desk.told(device, Invite)[-1] for device in devices}
     items = []
@@ -95,11 +94,13 @@ def by_hand(**changes: Any) -> Desk:
 # --- devices that miss rounds -----------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from(["sparse", "int8", "int4"]), st.integers(1, 4))
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.sampled_from([SPARSE, PLAIN, ADAPTIVE]), st.integers(1, 6))
 @settings(max_examples=12, deadline=None)
-def test_a_device_that_misses_any_rounds_trains_on_the_model(present: list[bool], codec: str, deltas_max: int) -> None:
+def test_a_device_that_misses_any_rounds_trains_on_the_model(
+    present: list[bool], how: Downlink, deltas_max: int
+) -> None:
     """``Pair`` compares the bytes with their digest at each training."""
-    downlink = Downlink(CodecSettings.of(codec, density=0.05, block_size=64, rounding="nearest"), deltas_max, 0)
+    downlink = replace(how, deltas_max=deltas_max, whole_bytes_min=0)
     everybody = replace(ROUND, goal_count=3)  # nobody is left behind by faster ones
     pair = Learners("a", "b", "c", rounds=len(present) + 1, downlink=downlink, round=everybody)
     for here in present:
@@ -138,7 +139,7 @@ def test_a_newcomer_fetches_whole_parameters_once_and_then_links() -> None:
     held = first["a"].parameters
     second = play_round(desk, "a", "b", holds=[held])
     (model_delta,) = second["a"].deltas
-    assert second["a"].base == held and model_delta[1] * 3 < WHOLE_BYTES
+    assert second["a"].base == short(held) and model_delta[1] * 3 < WHOLE_BYTES
     assert play_round(desk, "new", "b")["new"].deltas == ()
 
 
@@ -150,7 +151,7 @@ def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
     start = encode_parameters(larger_bundle().parameters)
     invite = play_round(desk, "late", "b", holds=[held[0]])["late"]
     deltas = [desk.store.get_blob(digest) or b"" for digest, _ in invite.deltas]
-    assert len(deltas) == 4 and digest_of(start) == held[0]
+    assert len(deltas) == 1 and digest_of(start) == held[0], "of four rounds, merged"
     desk = by_hand()  # and the same history again gives the same bytes
     again: list[bytes] = []
     for _ in range(5):
@@ -162,8 +163,8 @@ def test_links_lead_from_what_is_held_to_the_rounds_parameters() -> None:
 def test_the_newest_of_what_is_held_is_where_the_links_start() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(3)]
-    invite = play_round(desk, "a", "b", holds=[bytes(32), held[0], held[2], held[1]])["a"]
-    assert invite.base == held[2] and len(invite.deltas) == 1
+    invite = play_round(desk, "a", "b", holds=[held[2], held[1]])["a"]
+    assert invite.base == short(held[2]) and len(invite.deltas) == 1
 
 
 def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
@@ -177,19 +178,31 @@ def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
 
 
 def test_a_chain_is_never_longer_than_configured() -> None:
-    desk = by_hand(downlink=Downlink(SPARSE.codec, deltas_max=2, whole_bytes_min=0))
+    desk = by_hand(downlink=replace(SPARSE, deltas_max=2))
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(4)]
-    assert [model_delta.base for model_delta in desk.store.deltas(TASK)] == held[2:]
+    assert [delta.base for delta in desk.store.deltas(TASK) if delta.rounds == 1] == held[2:]
     assert play_round(desk, "a", "b", holds=[held[1]])["a"].deltas == ()
     assert len(desk.store.deltas(TASK)) == 2, "the others are deleted"
 
 
-def test_a_chain_costs_at_most_half_of_the_whole() -> None:
-    desk = by_hand(downlink=Downlink(CodecSettings("int8", block_size=64, rounding="nearest"), 16, 0))
-    for _ in range(4):
-        play_round(desk, "a", "b")
+def test_a_way_never_costs_more_than_the_whole() -> None:
+    desk = by_hand(downlink=replace(SPARSE, density=0.9))
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(9)]
+    ways = [play_round(desk, "a", "b", holds=[each])["a"].deltas for each in held]
+    assert all(ways) and all(sum(size for _, size in way) < WHOLE_BYTES for way in ways)
+
+
+def test_who_has_missed_rounds_gets_fewer_bytes_than_those_of_each_round() -> None:
+    desk = by_hand()
+    held = [play_round(desk, "a", "b")["a"].parameters for _ in range(13)]
     deltas = desk.store.deltas(TASK)
-    assert len(deltas) == 1 and sum(model_delta.bytes for model_delta in deltas) * 2 <= WHOLE_BYTES
+    rounds = [delta for delta in deltas if delta.rounds == 1]
+    for missed in range(2, 13):
+        way = way_from(deltas, [short(held[-missed])])
+        assert way[0].base == held[-missed] and sum(delta.rounds for delta in way) == missed
+        separate = rounds[-missed:]
+        assert len(way) <= missed and sum(d.bytes for d in way) <= sum(d.bytes for d in separate)
+    assert [delta.rounds for delta in way_from(deltas, [short(held[0])])] == [8, 4, 1]
 
 
 # --- the model, and what is owed --------------------------------------------------------------------------------------
@@ -222,8 +235,8 @@ def test_what_is_exported_and_evaluated_is_what_devices_hold() -> None:
 
 @pytest.mark.parametrize(
     "downlink",
-    [None, Downlink(None, whole_bytes_min=0), Downlink(SPARSE.codec), Downlink(CodecSettings("dense"), 16, 0)],
-    ids=["none", "codec none", "small model", "no gain"],
+    [None, Downlink(whole_bytes_min=0), replace(SPARSE, whole_bytes_min=1 << 20)],
+    ids=["none", "codec none", "small model"],
 )
 def test_without_links_devices_get_the_model_itself(downlink: Downlink | None) -> None:
     desk = by_hand(downlink=downlink)
@@ -296,12 +309,12 @@ def test_a_restart_in_the_middle_of_a_round_serves_the_same_links() -> None:
     desk = by_hand()
     held = [play_round(desk, "a", "b")["a"].parameters for _ in range(2)]
     desk.begin()
-    desk.check_in("a", holds=(held[1],))
+    desk.check_in("a", holds=(short(held[1]),))
     desk.check_in("b")
     desk.wait(ROUND.window_seconds)
     first = desk.told("a", Invite)[-1]
     desk.crash(1.0)
-    desk.check_in("a", nonce=b"again   ", holds=(held[1],))
+    desk.check_in("a", nonce=b"again   ", holds=(short(held[1]),))
     again = desk.told("a", Invite)[-1]
     assert first.deltas and again.ticket == first.ticket
     assert (again.base, again.deltas, again.parameters) == (first.base, first.deltas, first.parameters)
@@ -323,7 +336,7 @@ def test_a_restored_database_gives_no_links_to_those_who_are_ahead_of_it(tmp_pat
     ahead = play_round(restored, "a", "b", holds=[held[3]], seed=77)
     assert ahead["a"].deltas == () and ahead["a"].parameters == held[2]
     behind = play_round(restored, "a", "b", holds=[held[3], held[1]], seed=78)["a"]
-    assert behind.base == held[1] and behind.parameters not in held
+    assert behind.base == short(held[1]) and behind.parameters not in held
     assert len(behind.deltas) == 2
     restored.store.close()
 
@@ -356,17 +369,34 @@ def test_only_what_somebody_needs_is_retained() -> None:
     assert any(model_delta[0].hex() in topic for topic in topics)
 
 
-# --- the chain --------------------------------------------------------------------------------------------------------
-
-CHAIN = [ModelDeltaRecord(n + 1, bytes([n]) * 32, bytes([n + 1]) * 32, bytes([100 + n]) * 32, 10) for n in range(4)]
+# --- the way ----------------------------------------------------------------------------------------------------------
 
 
-@given(st.sets(st.integers(0, 6)))
-def test_the_shortest_chain_is_chosen(known: set[int]) -> None:
-    base, deltas = chain_from(CHAIN, [bytes([n]) * 32 for n in known])
-    useful = [n for n in known if n < 4]
-    if 4 in known or not useful:
-        assert (base, deltas) == (b"", ())
+def delta(number: int, rounds: int, size: int) -> ModelDeltaRecord:
+    """Of the rounds up to ``number``; parameters are named after their round, a byte 32 times."""
+    return ModelDeltaRecord(
+        number, rounds, bytes([number - rounds]) * 32, bytes([number]) * 32, bytes([number, rounds]) * 16, size
+    )
+
+
+@given(st.data())
+def test_the_way_of_the_fewest_bytes_is_found(data: st.DataObject) -> None:
+    """Against all ways there are."""
+    spans = [(number, rounds) for number in range(1, 7) for rounds in (1, 2, 4) if rounds <= number]
+    there = [span for span in spans if span[1] == 1 or data.draw(st.booleans(), str(span))]
+    deltas = [delta(*span, data.draw(st.integers(1, 40), f"bytes of {span}")) for span in there]
+    known = data.draw(st.sets(st.integers(0, 9)), "held")
+    ways: list[tuple[ModelDeltaRecord, ...]] = []
+    unfinished: list[tuple[int, tuple[ModelDeltaRecord, ...]]] = [(start, ()) for start in known if start < 6]
+    while unfinished:
+        at, way = unfinished.pop()
+        following = [(each.round, (*way, each)) for each in deltas if each.round - each.rounds == at]
+        ways += [way for at, way in following if at == 6]
+        unfinished += [(at, way) for at, way in following if at < 6]
+    found = way_from(deltas, [bytes([start]) * 8 for start in known])
+    if 6 in known or not ways:
+        assert found == ()
     else:
-        assert base == bytes([max(useful)]) * 32 and deltas == tuple(CHAIN[max(useful) :])
-    assert chain_from([], [b"x" * 32]) == (b"", ())
+        assert found in ways
+        assert sum(each.bytes for each in found) == min(sum(each.bytes for each in way) for way in ways)
+    assert way_from([], [b"x" * 8]) == ()

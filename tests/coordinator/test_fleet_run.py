@@ -8,7 +8,7 @@ import pytest
 from serving import FEDERATION, Served
 
 from device_sim.broker import PrivateBroker
-from device_sim.fleet_run import FleetRun, run_fleet
+from device_sim.fleet_run import FleetRun, run_fleet, share_of
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.bundle import parameters_vector
 
@@ -61,3 +61,10 @@ def test_a_trainer_that_cannot_be_is_refused_before_anything_connects(trainer: s
     run = FleetRun("mqtt://127.0.0.1:1", "f", devices=2, train=train, trainer=trainer)
     with pytest.raises(ConfigurationError, match=says):
         run_fleet(run, say=lambda line: None)
+
+
+def test_what_a_fleet_holds_out_is_a_share_or_the_newest_examples() -> None:
+    assert (share_of("0.25"), share_of("last:0.1"), share_of("0")) == ((0.25, False), (0.1, True), (0.0, False))
+    for wrong in ("first:0.2", "last:", "1.5", "nan", "0.2:last", ""):
+        with pytest.raises(ConfigurationError, match=r"write a number at least 0, at most 0\.9, or last:0\.2"):
+            share_of(wrong)

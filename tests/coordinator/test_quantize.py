@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx_graphs import model_of
 
 from coordinator.compile import LossOptions, build_zoo_model, compile_model, export_onnx
 from coordinator.quantize import quantised, score
+from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Bundle
 from edge_sdk.training.engine import make_engine
 from edge_sdk.training.examples import Examples, as_examples
@@ -91,3 +93,56 @@ def test_the_score_of_an_exported_file_is_what_the_program_evaluates(
     _, metric = engine.evaluate(engine.load(bundle.parameters), examples.batch(program, index))
     found = score(export_onnx(program, bundle.parameters).SerializeToString(), program, examples, index)
     assert found == pytest.approx(metric / 50, rel=1e-5)
+
+
+def tied() -> tuple[Bundle, Examples]:
+    """Two layers of one weight, which onnxruntime cannot quantise for both: it has another scale for each side."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "w": rng.standard_normal((24, 30)),
+        "b": np.zeros(30),
+        "c": np.zeros(24),
+        "v": rng.standard_normal((24, 3)),
+    }
+    text = "h = Gemm(x, w, b); r = Relu(h); d = Gemm<transB=1>(r, w, c); y = MatMul(d, v)"
+    model = model_of(text, weights, inputs={"x": ["n", 24]})
+    bundle = compile_model(model, loss="mean_squared_error", name="tied", verify=False)
+    x = rng.standard_normal((60, 24)).astype(np.float32)
+    target = make_engine(bundle.program, "numpy").infer(bundle.parameters, {"x": x})["y"]
+    return bundle, as_examples((x, target), bundle.program)
+
+
+def test_an_operator_that_cannot_be_quantised_stays_in_float_and_the_others_do_not() -> None:
+    bundle, examples = tied()
+    data, figures = quantised(bundle.program, bundle.parameters, examples)
+    assert figures["int8_leaves_in_float32"].count("Gemm '") == 1
+    assert "MatMul" not in figures["int8_leaves_in_float32"]
+    operators = [node.op_type for node in onnx.ModelProto.FromString(data).graph.node]
+    assert operators.count("QuantizeLinear") >= 2
+    x = examples.batch(bundle.program, np.arange(60))["x"]
+    (found,) = onnxruntime.InferenceSession(data).run(None, {"x": x})
+    expected = make_engine(bundle.program, "numpy").infer(bundle.parameters, {"x": x})["y"]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def test_a_model_of_which_nothing_can_be_quantised_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime import quantization
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of no use")
+
+    monkeypatch.setattr(quantization, "quantize_dynamic", broken)
+    bundle, _ = tied()
+    with pytest.raises(CompileError, match="'tied': onnxruntime cannot quantise any operator of it: of no use"):
+        quantised(bundle.program, bundle.parameters, None)
+
+
+def test_a_quantised_file_that_is_larger_is_called_that() -> None:
+    model = build_zoo_model("mlp", inputs=(4,), outputs=2, hidden=(3,), seed=0)
+    bundle = compile_model(model, loss="softmax_cross_entropy", name="tiny", verify=False)
+    data, figures = quantised(bundle.program, bundle.parameters, None)
+    assert len(data) > figures["float32_bytes"]
+    assert f"not smaller ({len(data)} bytes, float32 {figures['float32_bytes']})" in figures["int8_note"]
+    large = build_zoo_model("mlp", inputs=(64,), outputs=3, hidden=(64,), seed=0)
+    bundle = compile_model(large, loss="softmax_cross_entropy", name="mlp", verify=False)
+    assert "int8_note" not in quantised(bundle.program, bundle.parameters, None)[1]

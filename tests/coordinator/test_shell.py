@@ -30,7 +30,7 @@ def test_whatever_a_device_is_told_another_process_can_read_in_the_database(tmp_
 
     def look(publish: Publish) -> None:
         if publish.topic.endswith("/invite"):
-            _, invite = decode_message(publish.payload, federation="garden", expected=("invite",), peer="coordinator")
+            _, invite = decode_message(publish.payload, "invite", peer="coordinator")
             assert isinstance(invite, Invite)
             with Store.open_readonly(path) as reader:
                 assert reader.ticket(invite.ticket) is not None, "invited before it was committed"

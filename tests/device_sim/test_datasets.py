@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pyarrow import parquet
 
-from device_sim.datasets import Dataset, load_dataset, split_held_out
+from device_sim.datasets import Dataset, load_dataset
+from device_sim.held_out import split_held_out
 from device_sim.partitions import by_key, dirichlet, partition, shards
 from device_sim.stable_random import StableRandom
 from edge_sdk.errors import ConfigurationError
+from edge_sdk.training.data.settings import ExamplesFile
 
 GOLDEN_PERMUTATION = [2, 0, 7, 4, 6, 3, 5, 1]
 GOLDEN_UNIFORMS = [0.12348228423463581, 0.3738332717034121]
@@ -338,6 +342,9 @@ WINDOWS: dict[str, Any] = {
     ("arrays", "message"),
     [
         ({"x": np.zeros((0, 3))}, "there are no examples; got x float64\\[0, 3\\]"),
+        ({**GOOD, "y": np.array([0, 1, 2])}, "different numbers of examples: x float32\\[2, 3\\], y int64\\[3\\]"),
+        ({"user": np.arange(2), "target": np.arange(3)}, "different numbers of examples: user int64\\[2\\]"),
+        ({"x": np.float32(3)}, "there are no examples; got x float32\\[\\]"),
         ({**GOOD, "group": np.array([1.5, 2.5])}, "'group' is float64"),
         ({**GOOD, "group": np.array([1])}, "'group' has 1 entries, there are 2 examples"),
         ({**GOOD, "is_test": np.array([[True], [False]])}, "'is_test' is bool"),
@@ -365,6 +372,69 @@ def test_a_bad_file_is_refused_by_key_and_shape(tmp_path: Path, arrays: dict[str
     np.savez(path, **arrays)
     with pytest.raises(ConfigurationError, match=message):
         load_dataset(path)
+
+
+TABLE = """time,group,rpm,state,is_test
+3,b,1480,ok,1
+1,a,1495,fault,0
+2,b,-1,ok,0
+4,a,1470,ok,0
+"""
+
+
+def table(directory: Path, ending: str, **settings: Any) -> Dataset:
+    """The table above as a file of this kind."""
+    path = directory / f"log.{ending}"
+    if ending == "csv":
+        path.write_text(TABLE)
+    else:
+        rows = [line.split(",") for line in TABLE.split()]
+        columns = {name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}
+        for name in ("time", "rpm", "is_test"):
+            columns[name] = [int(cell) for cell in columns[name]]  # type: ignore[misc]
+        parquet.write_table(pa.table(columns), path)
+    return load_dataset(ExamplesFile(path, label=("state",), **settings))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_of_a_table_are_dealt_by_its_columns(tmp_path: Path, ending: str) -> None:
+    data = table(tmp_path, ending)
+    assert (len(data), data.name, data.labels.tolist()) == (4, "log", [1, 0, 1, 1])  # type: ignore[union-attr]
+    train, test = split_held_out(data, 0.5, 0)
+    assert (len(train), len(test)) == (3, 1) and "is_test" not in train.arrays
+    assert [part.tolist() for part in partition(train, "natural", None, 0)] == [[0, 2], [1]]
+    assert [len(np.unique(train.labels[part])) for part in partition(train, "shards:1", 3, 0)] == [1, 1, 1]  # type: ignore[index]
+    assert len(table(tmp_path, ending, where="rpm > 0")) == 3
+
+
+def test_rows_are_saved_as_a_table_and_read_again(tmp_path: Path) -> None:
+    data = table(tmp_path, "csv")
+    data.save(tmp_path / "again.csv")
+    again = load_dataset(ExamplesFile(tmp_path / "again.csv", label=("state",)))
+    assert again.labels.tolist() == data.labels.tolist()  # type: ignore[union-attr]
+    assert again.marks.is_test.tolist() == [True, False, False, False]  # type: ignore[union-attr]
+    with pytest.raises(ConfigurationError, match=r"log has rows of a table; write them into a file that ends in \.csv"):
+        data.save(tmp_path / "again.npz")
+    with pytest.raises(ConfigurationError, match=r"small has arrays; write them into a file that ends in \.npz"):
+        small([0, 1]).save(tmp_path / "again.csv")
+
+
+def test_a_description_of_a_table_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(TABLE)
+    path = tmp_path / "device.toml"
+    path.write_text('[device]\nid = "pi"\n[data]\npath = "log.csv"\nlabel = "state"\nwhere = "rpm > 0"\n')
+    assert len(load_dataset(path)) == 3
+    path.write_text('[data]\npath = "log.csv"\nlabels = "state"\n')
+    with pytest.raises(ConfigurationError, match=r"device\.toml: data\.labels: unknown key; did you mean label"):
+        load_dataset(path)
+    path.write_text("[data")
+    with pytest.raises(ConfigurationError, match=r"device\.toml: cannot be read as TOML"):
+        load_dataset(path)
+
+
+def test_values_are_held_out_whatever_they_are() -> None:
+    data = Dataset(np.zeros((200, 1)), np.arange(200))
+    assert len(split_held_out(data, 0.2, 0)[1]) == 40, "whole numbers that are no classes have one example each"
 
 
 def test_something_else_than_an_archive_is_refused(tmp_path: Path) -> None:

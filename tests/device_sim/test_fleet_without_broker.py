@@ -84,7 +84,7 @@ def test_device_and_coordinator_name_the_cause_and_go_on_trying(tmp_path: Path, 
         path = tmp_path / "device.toml"
         path.write_text(
             f'[device]\nid = "pi"\nfederation = "f"\nstate_dir = "state"\n[broker]\nurl = "{url}"\n'
-            '[data]\nfile = "data.csv"\n'
+            '[data]\npath = "data.csv"\n'
         )
         arguments = ["-m", "edge_sdk", "run", "--config", str(path)]
     else:

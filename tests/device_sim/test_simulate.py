@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from coordinator.compile import build_zoo_model, compile_model
@@ -74,12 +75,16 @@ def test_the_order_within_a_cohort_does_not_matter() -> None:
 
 def test_a_model_comes_as_zoo_name_onnx_or_bundle(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    whole = onnx.ModelProto.FromString(onnx_bytes())
+    beside = {"location": "apart.onnx.data", "size_threshold": 0}
+    onnx.save(whole, tmp_path / "apart.onnx", save_as_external_data=True, **beside)
     bundle().save(tmp_path / "model.bundle")
     loss: dict[str, Any] = {"loss": "softmax_cross_entropy"}
     made = [
-        simulate("softmax_regression", CLIENTS, **FAST),
+        simulate("softmax_regression", CLIENTS, normalise="none", **FAST),
         simulate(onnx_bytes(), CLIENTS, **loss, **FAST),
         simulate(tmp_path / "model.onnx", CLIENTS, **loss, **FAST),
+        simulate(tmp_path / "apart.onnx", CLIENTS, **loss, **FAST),
         simulate(bundle(), CLIENTS, **FAST),
         simulate(str(tmp_path / "model.bundle"), CLIENTS, **FAST),
         simulate((tmp_path / "model.bundle").read_bytes(), CLIENTS, **FAST),

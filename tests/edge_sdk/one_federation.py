@@ -84,6 +84,8 @@ class Federation:
             table: {k: v for k, v in (TABLES.get(table, {}) | tables.get(table, {})).items() if v is not None}
             for table in {*TABLES, *tables}
         }
+        if merged["model"].get("zoo"):
+            merged["model"].setdefault("normalise", "none")  # rounds are counted from 1, and none is of statistics
         names = tables.pop("tasks", None) or {"default": None}
         merged["federation"] = {"name": name, "state_dir": str(directory)}
         merged["broker"] = {"url": url} | tables.get("broker", {})

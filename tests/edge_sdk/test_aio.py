@@ -78,7 +78,7 @@ def test_progress_comes_in_order_while_the_program_does_other_things(broker: Pri
     with Federation(tmp_path / "coordinator", broker.url, name):
         run(main)
     kinds = [progress.what for progress in told if progress.round == 1 and progress.what != ProgressKind.STEP]
-    assert kinds[:4] == [ProgressKind.INVITED, ProgressKind.TRAINING, ProgressKind.TRAINED, ProgressKind.RECEIVED]
+    assert kinds[:4] == [ProgressKind.INVITED, ProgressKind.TRAINING, ProgressKind.TRAINED, ProgressKind.COUNTED]
     assert ticks > 10 and is_free(tmp_path)
 
 

@@ -301,7 +301,7 @@ def test_the_coordinators_limit_of_an_update_reaches_the_device(federation: Make
 
 def test_a_device_declines_what_its_own_limit_of_an_update_forbids(federation: MakeFederation, tmp_path: Path) -> None:
     diary = Diary()
-    small = Limits(bytes_per_update_max=900)
+    small = Limits(bytes_per_update_max=300)
     with (
         federation(codec={"name": "dense", "density": None}) as plant,
         plant.client(tmp_path / "pi", limits=small, on_progress=diary),
@@ -314,8 +314,8 @@ def test_a_device_declines_what_its_own_limit_of_an_update_forbids(federation: M
 def test_a_limit_that_no_update_can_keep_is_refused_by_the_coordinator(
     federation: MakeFederation, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"codec\.bytes_per_update_max = 900: .* takes \d+ bytes at least"):
-        federation(codec={"name": "dense", "density": None, "bytes_per_update_max": 900})
+    with pytest.raises(ConfigurationError, match=r"codec\.bytes_per_update_max = 300: .* takes \d+ bytes at least"):
+        federation(codec={"name": "dense", "density": None, "bytes_per_update_max": 300})
 
 
 def test_a_daily_limit_that_is_worth_no_connection_is_refused() -> None:
@@ -328,7 +328,7 @@ def test_a_daily_limit_that_is_worth_no_connection_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "limit", "days", "faults", "cuts"), [(0, 40_000, 1, NetworkFaults(), 0.0), (1, 26_000, 2, FAULTY, 0.3)]
+    ("seed", "limit", "days", "faults", "cuts"), [(0, 25_000, 1, NetworkFaults(), 0.0), (1, 18_000, 2, FAULTY, 0.3)]
 )
 def test_no_device_ever_exceeds_its_budget_of_a_day(
     seed: int, limit: int, days: int, faults: NetworkFaults, cuts: float

@@ -13,6 +13,8 @@ from edge_sdk.errors import ExamplesError
 from edge_sdk.training.bundle import Input, Program
 from edge_sdk.training.data.settings import ExamplesFile, Window
 from edge_sdk.training.examples import Examples, load_examples
+from edge_sdk.training.local import split_by_plan
+from edge_sdk.wire.plan import TrainingPlan
 
 SERIES = table_program(3, 1, target=())
 """Three rows of one column, and a number."""
@@ -140,6 +142,20 @@ def test_a_series_may_be_continued_and_its_label_be_a_feature(tmp_path: Path) ->
     assert examples.target.tolist() == [3, 4, 5]
     with pytest.raises(ExamplesError, match=r"the column .v. is a feature of the model"):
         load(tmp_path, counting(6), Window(3), program, features=("v",), label=("v",))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("machines", [1, 3])
+def test_what_is_held_out_shares_no_row_with_what_is_trained_on(tmp_path: Path, machines: int, last: bool) -> None:
+    rows = ["time,group,v,y", *(f"{i // machines},{i % machines},{i},{i}" for i in range(3000))]
+    examples = load(tmp_path, rows, Window(3, step=1, horizon=2))
+    train, held_out = split_by_plan(examples, TrainingPlan(held_out=0.2, held_out_last=last))
+    assert len(train) > 1500 and len(held_out) > 300
+    used = [
+        {*part.inputs["x"].ravel().tolist(), *part.target.tolist()}
+        for part in (examples.part(train), examples.part(held_out))
+    ]
+    assert not used[0] & used[1]
 
 
 def test_only_the_newest_rows_are_cut(tmp_path: Path) -> None:

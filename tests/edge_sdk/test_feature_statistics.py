@@ -127,9 +127,9 @@ def test_missing_values_are_counted_apart_where_the_model_allows_them_and_refuse
 
 
 def test_a_report_that_is_larger_than_an_update_may_be_is_not_sent() -> None:
-    with pytest.raises(OverQuota, match="128 bytes, and bytes_per_update_max leaves 127"):
-        run(examples(), frames_bytes_max=127)
-    assert said(run(examples(), frames_bytes_max=128)).arrays
+    with pytest.raises(OverQuota, match="72 bytes, and bytes_per_update_max leaves 71"):
+        run(examples(), frames_bytes_max=71)
+    assert said(run(examples(), frames_bytes_max=72)).arrays
 
 
 def test_nobody_trains_from_parameters_that_the_plan_does_without() -> None:

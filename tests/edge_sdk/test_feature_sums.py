@@ -134,11 +134,14 @@ def packed(*numbers: float) -> bytes:
         ("sums", "123456789012345678901234", "not 24 bytes"),
         ("sums", packed(1, 2, float("nan")), "not finite"),
         ("squares", packed(1, 2, float("inf")), "not finite"),
-        ("counts", packed(2, 2, -1), "whole number"),
-        ("counts", packed(2, 2, 1.5), "whole number"),
-        ("counts", packed(2, 2, 2.0 * COUNT_MAX), "whole number"),
-        ("missing", packed(0, 0, 0.5), "whole number"),
-        ("missing", packed(0, 0, 1), "same number of values"),
+        ("values", packed(2, 2, 2), "not 8 bytes"),
+        ("values", packed(-1), "not whole"),
+        ("values", packed(1.5), "not whole"),
+        ("values", packed(2.0 * COUNT_MAX), "not whole"),
+        ("values", packed(0), "no value at all"),
+        ("missing", packed(0, 0, 0.5), "not whole"),
+        ("missing", packed(0, 0, 3), "more are missing than there are"),
+        ("missing", packed(0, 2, 0), "a sum is larger"),
         ("sums", packed(2e6 + 3, 0, 0), "a sum is larger"),
         ("squares", packed(1, 1, 3e12), "squares is larger"),
         ("squares", packed(1, 1, 0.4), "squares is smaller"),
@@ -147,8 +150,7 @@ def packed(*numbers: float) -> bytes:
 )
 def test_bytes_that_are_no_sums_are_refused(name: str, data: object, said: str) -> None:
     good = {
-        "counts": packed(2, 2, 2),
-        "missing": packed(0, 0, 0),
+        "values": packed(2),
         "sums": packed(1, 1, 1),
         "squares": packed(1, 1, 1),
     }
@@ -160,10 +162,10 @@ def test_bytes_that_are_no_sums_are_refused(name: str, data: object, said: str) 
 
 def test_arrays_that_are_missing_or_unknown_are_refused() -> None:
     good = feature_sums(raw(5), THREE).encode()
-    with pytest.raises(DecodeError, match="counts, missing, squares, sums"):
+    with pytest.raises(DecodeError, match="squares, sums, values, and missing"):
         FeatureSums.decode({**good, "more": b""}, THREE)
-    good.pop("missing")
-    with pytest.raises(DecodeError, match="counts, missing, squares, sums"):
+    good.pop("values")
+    with pytest.raises(DecodeError, match="squares, sums, values, and missing"):
         FeatureSums.decode(good, THREE)
 
 

@@ -43,8 +43,8 @@ class World:
         self.coordinator.publish(TOPICS.lineage_state(LINEAGE), state, retain=True)
 
     def announce(self, task: str, phase: str = "working") -> None:
-        announce = Announce(1, 1, 0, phase, fraction=1.0, window_seconds=1.0, remaining_seconds=600.0)
-        envelope = Envelope(federation="plant", task=task, lineage=b"e" * 16)
+        announce = Announce(1, 0, phase, fraction=1.0, window_seconds=1.0)
+        envelope = Envelope(lineage=b"e" * 16)
         self.coordinator.publish(TOPICS.announce(task), encode_message(envelope, announce), retain=True)
 
 

@@ -25,6 +25,8 @@ LAYERS = (
 """Of ``edge_sdk``: a room imports from itself and from those before it."""
 
 PURE = (
+    "coordinator.advice",
+    "coordinator.attendance",
     "coordinator.pipeline.clip",
     "coordinator.pipeline.gate",
     "coordinator.pipeline.memory",
@@ -44,7 +46,7 @@ PURE = (
 PURE_MAY_USE = {
     *PACKAGES,
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "operator", "typing"),
-    *("bisect", "heapq", "json", "math", "msgpack", "numpy", "statistics", "struct", "zlib"),
+    *("bisect", "hashlib", "heapq", "json", "math", "msgpack", "numpy", "statistics", "struct", "zlib"),
 }
 """No clock (time, datetime), no chance (random, secrets, os), no SQL, no MQTT, no threads."""
 

@@ -230,6 +230,7 @@ READERS: dict[str, Callable[[str, Path], float]] = {
     "simulate with a dictionary": lambda kind, tmp: simulated(kind, held_out(kind)),
     "simulate with a file": lambda kind, tmp: simulated(kind, in_a_file(kind, tmp, "own", held_out(kind))),
     "simulate with Examples": lambda kind, tmp: simulated(kind, as_examples(held_out(kind), bundle_of(kind).program)),
+    "simulate with a data set for evaluation": lambda kind, tmp: simulated(kind, Dataset(held_out(kind))),
     "simulate with a data set": lambda kind, tmp: simulated(kind, "auto", Dataset(everything(kind))),
     "simulate with a data set in a file": lambda kind, tmp: simulated(
         kind, "auto", in_a_file(kind, tmp, "all", everything(kind))
@@ -453,6 +454,18 @@ def test_rows_that_a_fleet_holds_out_are_read_by_the_coordinator_and_share_nothi
     assert len(trained) == 3 and seen and speeds and not seen & speeds, "every speed is measured once"
 
 
+def test_a_machine_that_is_set_aside_whole_becomes_no_device(tmp_path: Path) -> None:
+    toml = tmp_path / "data.toml"
+    log = write_rows(tmp_path / "log.csv", marked=False)
+    header, *body = log.read_text().splitlines()
+    log.write_text("\n".join([f"{header},is_test", *(f"{line},{int(',west,' in line)}" for line in body)]) + "\n")
+    data = load_dataset(write_toml(toml, TABLES_OF_ROWS["windows of each machine's series"], log))
+    train, test = split_held_out(data, 0.2, 0)
+    assert train.marks.group is not None and set(train.marks.group) == {"north", "south"}
+    bundle = bundle_of_rows("windows of each machine's series")
+    assert len(Evaluator(bundle.program, as_examples(test.examples, bundle.program), "numpy").examples) == 27
+
+
 def test_windows_are_not_torn_apart_by_the_way_rows_are_dealt(tmp_path: Path) -> None:
     toml = write_toml(
         tmp_path / "data.toml", TABLES_OF_ROWS["windows of each machine's series"], write_rows(tmp_path / "log.csv")
@@ -461,6 +474,21 @@ def test_windows_are_not_torn_apart_by_the_way_rows_are_dealt(tmp_path: Path) ->
         ConfigurationError, match="'iid' would tear the series of 'log' apart, of which windows are cut"
     ):
         partition(load_dataset(toml), "iid", 3, 0)
+
+
+def test_a_number_that_is_missing_makes_no_category_of_a_column(tmp_path: Path) -> None:
+    log = write_rows(tmp_path / "log.csv")
+    header, first, *body = log.read_text().splitlines()
+    cells = first.split(",")
+    cells[4] = ""
+    log.write_text("\n".join([header, ",".join(cells), *body]) + "\n")
+    rows = Rows({"label": "state", "features": ["rpm", "pressure", "fuel"]}, {})
+    data = load_dataset(write_toml(tmp_path / "data.toml", rows, log))
+    settings: dict[str, Any] = {"rounds": 2, "normalise": "federated", "missing": "mean", "learning_rate": 0.05}
+    program = simulate("mlp", data, split="natural", **settings).bundle.program
+    assert program.features == ("rpm", "pressure", "fuel") and dict(program.categories) == {
+        "fuel": ("diesel", "petrol")
+    }
 
 
 @pytest.mark.parametrize("kind", TABLES_OF_ROWS)

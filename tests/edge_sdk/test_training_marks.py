@@ -55,6 +55,12 @@ def test_a_trainer_of_ones_own_does_not_see_them_either() -> None:
     assert seen == [30, 30]
 
 
+def test_a_device_with_no_marked_example_holds_out_some_of_the_others() -> None:
+    marked = as_examples({"x": X, "y": Y, "is_test": np.zeros(40, bool)}, PROGRAM)
+    _, held_out = split_by_plan(marked, TrainingPlan(held_out=0.2, held_out_last=True))
+    assert held_out.tolist() == list(range(32, 40))
+
+
 def test_the_coordinator_judges_by_the_examples_that_are_set_aside() -> None:
     is_test = np.arange(40) >= 30
     marked = Evaluator(PROGRAM, as_examples({"x": X, "y": Y, "is_test": is_test}, PROGRAM), "numpy")
@@ -90,6 +96,18 @@ def test_examples_that_overlap_are_held_out_without_their_neighbours() -> None:
     train, held_out = split_by_plan(examples, TrainingPlan(held_out=0.2, held_out_last=True))
     assert (train.tolist(), held_out.tolist()) == (list(range(29)), list(range(32, 40)))
     assert examples.part(train).overlap == 3
+
+
+def test_windows_of_several_machines_that_write_in_turns_overlap_further_apart() -> None:
+    time, machine = np.repeat(np.arange(20), 2), np.tile([0, 1], 20)
+    by_machine = np.argsort(machine, kind="stable")
+    value = {"x": X, "y": Y, "time": time[by_machine], "group": machine[by_machine], "overlap": 2}
+    examples = as_examples(value, PROGRAM)
+    train, held_out = split_by_plan(examples, TrainingPlan(held_out=0.2, held_out_last=True))
+    order = by_machine[np.argsort(time[by_machine], kind="stable")]
+    for here in (0, 1):
+        own = order[train][machine[order[train]] == here], order[held_out][machine[order[held_out]] == here]
+        assert time[own[1]].min() - time[own[0]].max() > 2
 
 
 def test_a_mark_that_the_model_has_as_an_input_is_that_input() -> None:

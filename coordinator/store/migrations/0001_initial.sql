@@ -104,16 +104,17 @@ CREATE TABLE checkpoints (
 CREATE INDEX checkpoints_parameters ON checkpoints (parameters);
 CREATE INDEX checkpoints_program ON checkpoints (program);
 
--- The chain of model deltas that leads to the newest parameters, one a round.
+-- The model deltas that lead to the newest parameters: one a round, and merged ones of several rounds up to one.
 CREATE TABLE model_deltas (
     id INTEGER PRIMARY KEY,
     task TEXT NOT NULL,
     round INTEGER NOT NULL,
+    rounds INTEGER NOT NULL,
     base BLOB NOT NULL,
     target BLOB NOT NULL,
     digest BLOB NOT NULL REFERENCES blobs (digest),
     bytes INTEGER NOT NULL,
-    UNIQUE (task, round)
+    UNIQUE (task, round, rounds)
 ) STRICT;
 
 CREATE INDEX model_deltas_digest ON model_deltas (digest);

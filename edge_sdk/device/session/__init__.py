@@ -3,7 +3,9 @@
 from edge_sdk.device.session.events import (
     Action,
     CancelTraining,
+    CheckExamples,
     Event,
+    ExamplesFit,
     Leave,
     MarkReceived,
     MessageArrived,
@@ -29,7 +31,9 @@ from edge_sdk.device.session.settings import SessionSettings
 __all__ = [
     "Action",
     "CancelTraining",
+    "CheckExamples",
     "Event",
+    "ExamplesFit",
     "Leave",
     "MarkReceived",
     "MessageArrived",

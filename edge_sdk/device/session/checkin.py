@@ -1,13 +1,14 @@
 """When to check in, and the check-in that is out.
 
-PURE, a part of the session. An announcement is a hint (rule 3). When one says ``selection``, the device draws whether
-it is within the announced fraction and, if so, at which moment of the window it checks in. Replies that echo the
-nonce of one of the last check-ins count, all others are dropped; their seconds count from when *that* one was sent.
-Silence repeats the check-in with backoff, each time with a new nonce.
+PURE, a part of the session. An announcement is a hint (rule 3), and there is one for each attempt at a round: that it
+begins. The device draws whether it is within the announced fraction and, if so, at which moment of the window it
+checks in. Replies that echo the nonce of one of the last check-ins count, all others are dropped; their seconds count
+from when *that* one was sent. Nobody is answered before the window is over; silence after that repeats the check-in
+with backoff, each time with a new nonce.
 
-A device also checks in while others work already: when an invite may have been lost with the connection, and when the
-process is new. It may then have been invited before a power cut, and gets the same ticket again; the coordinator tells
-a device that it does not know to come back later.
+What is retained may have been said long ago. A device whose process is new checks in once whatever the fraction is: it
+may have been invited before a power cut, and gets the same ticket again. So does one whose check-in may have been lost
+with the connection. The coordinator tells those whom it does not expect to come back later.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.events import Action, Notify
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
-from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack
+from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack, short
 
 __all__ = ["CheckingIn"]
 
 REPLY_SECONDS: Final = 5.0
-REPLY_SECONDS_MAX: Final = 60.0
+REPLY_SECONDS_MAX: Final = 300.0
 ATTEMPTS_UNTIL_HINT: Final = 4
 NONCES_KEPT: Final = 4
 SETTLE_WINDOW_SECONDS: Final = 10.0
@@ -68,6 +69,7 @@ class CheckingIn:
         self._rng = rng
         # announcements
         self._announce: Announce | None = None
+        self._window_ends = float("-inf")
         self._drawn: Asked | None = None
         self._draw = 0.0
         self._answered: Asked | None = None
@@ -82,18 +84,16 @@ class CheckingIn:
 
     # --- when ---
 
-    def on_announce(self, announce: Announce) -> None:
-        """The coordinator has said what it is doing."""
+    def on_announce(self, announce: Announce, retained: bool, now: float) -> None:
+        """The coordinator has said what it is doing: now, or some time before this device came (``retained``)."""
         self._announce = announce
-        self._fresh &= announce.phase != "selection"
-
-    def on_live(self) -> None:
-        """A coordinator can be spoken to; what was answered before may be asked again."""
-        self._answered = None
+        self._window_ends = now + announce.window_seconds
+        self._fresh &= retained or announce.phase != "selection"
 
     def on_new_start(self) -> None:
-        """The coordinator has started anew: somebody may have put right what this device was held for."""
+        """The coordinator has started anew: whom it had asked, and had held, it may ask again."""
         self._hold_until = float("-inf")
+        self._answered = None
 
     def arm(self, unsettled: PendingUpdate | None, now: float) -> None:
         """Sets the deadline for the next check-in; to be called while none is out and one could be sent."""
@@ -111,9 +111,11 @@ class CheckingIn:
             if asked != self._drawn:
                 self._drawn, self._draw = asked, float(self._rng.random())
             chance = float(self._rng.random())
-            if announce.phase == "selection" and self._draw < announce.fraction:
-                return now + chance * announce.window_seconds
-            if announce.phase == "working" and (self._fresh or asked == self._unanswered):
+            resumes = self._fresh or asked == self._unanswered
+            if announce.phase == "selection" and (resumes or self._draw < announce.fraction):
+                window = announce.window_seconds
+                return now + chance * (min(window, RESUME_WINDOW_SECONDS) if resumes else window)
+            if announce.phase == "working" and resumes:
                 return now + chance * RESUME_WINDOW_SECONDS
             if left is not None and (announce.phase == "done" or announce.round > left.round):
                 return now + chance * max(announce.window_seconds, SETTLE_WINDOW_SECONDS)
@@ -168,14 +170,14 @@ class CheckingIn:
         while len(self._nonces) > NONCES_KEPT:
             del self._nonces[next(iter(self._nonces))]
         seconds = min(REPLY_SECONDS * 2.0 ** min(self._attempts, 8), REPLY_SECONDS_MAX)
-        self.deadline = now + seconds * (1.0 + 0.5 * float(self._rng.random()))
+        self.deadline = max(now, self._window_ends) + seconds * (1.0 + 0.5 * float(self._rng.random()))
         self._attempts += 1
         message = CheckIn(
             nonce=nonce,
             instance=self._settings.instance,
             capabilities=self._settings.capabilities,
             unsettled=unsettled,
-            holds=self._holds()[:HOLDS_MAX],
+            holds=tuple(short(digest) for digest in self._holds()[:HOLDS_MAX]),
         )
         return [self._mailbox.to_coordinator(message)]
 

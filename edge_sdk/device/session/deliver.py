@@ -18,8 +18,8 @@ from edge_sdk.device.session.events import Action, MarkReceived, Notify, Settle
 from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.upload import Upload
-from edge_sdk.wire.messages import Have, Verdict
-from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED
+from edge_sdk.wire.messages import Have, Verdict, short
+from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED, REFUSED
 from edge_sdk.wire.ranges import ChunkSize
 
 __all__ = ["Deliver"]
@@ -91,7 +91,7 @@ class Deliver:
     def on_have(self, message: Have, now: float) -> list[Action]:
         """What the coordinator has of the update."""
         upload = self._upload
-        if upload is None or (message.ticket, message.digest) != (upload.update.ticket, upload.update.digest):
+        if upload is None or (message.ticket, message.digest) != (upload.update.ticket, short(upload.update.digest)):
             return []
         return upload.on_have(message, now)
 
@@ -110,7 +110,7 @@ class Deliver:
 
     def _judge_upload(self, upload: Upload, verdict: Verdict, now: float) -> list[Action]:
         update = upload.update
-        if verdict.digest not in (b"", update.digest):
+        if verdict.digest not in (b"", short(update.digest)):
             return []
         if verdict.outcome == BUSY:
             upload.postpone(verdict.retry_seconds, now)
@@ -126,4 +126,6 @@ class Deliver:
         counted = verdict.outcome == COUNTED
         detail = verdict.reason or verdict.outcome
         what = ProgressKind.COUNTED if counted else ProgressKind.NOT_COUNTED
+        if verdict.outcome == REFUSED:
+            what = ProgressKind.REFUSED
         return [Settle(update.ticket, counted, detail), Notify(what, detail, update.round)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_sdk.device.session.events import Action, Subscribe, Unsubscribe
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.messages import RangeRequest
+from edge_sdk.wire.messages import RangeRequest, short
 from edge_sdk.wire.ranges import ChunkSize, Reassembly, plan_chunks
 from edge_sdk.wire.topics import Topics
 
@@ -164,7 +164,7 @@ class Download:
         wanted = plan_chunks(missing.missing(self._reassembly.total), size)
         wanted = wanted[: WINDOW_CHUNKS - len(self._asked)]
         self._asked += wanted
-        return [self._send(RangeRequest(digest=self.digest, ranges=tuple(wanted)))] if wanted else []
+        return [self._send(RangeRequest(digest=short(self.digest), ranges=tuple(wanted)))] if wanted else []
 
     def _more_retained(self) -> list[Action]:
         size = self._blob_bytes

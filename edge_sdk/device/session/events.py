@@ -11,7 +11,9 @@ from edge_sdk.wire.plan import Plan
 __all__ = [
     "Action",
     "CancelTraining",
+    "CheckExamples",
     "Event",
+    "ExamplesFit",
     "Leave",
     "MarkReceived",
     "MessageArrived",
@@ -68,6 +70,13 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamplesFit:
+    """The local examples fit the program of ``ticket``; what else it needs may be downloaded."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingFinished:
     """The update is encoded and safe on disk."""
 
@@ -76,11 +85,16 @@ class TrainingFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """There will be no update for ``ticket``; ``reason`` is a short code, ``detail`` is for people."""
+    """There will be no update for ``ticket``.
+
+    ``reason`` is a short code, ``detail`` is for people on this device, and ``public`` is what others may be told:
+    nothing out of the examples.
+    """
 
     ticket: bytes
     reason: str
     detail: str = ""
+    public: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,7 @@ Event = (
     | Offline
     | MessageArrived
     | Published
+    | ExamplesFit
     | TrainingFinished
     | TrainingFailed
     | SetEligible
@@ -149,6 +164,17 @@ class Send:
     payload: bytes
     token: int = 0
     asked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckExamples:
+    """Load the local examples and see whether they fit the program, whose digest this is and which is here.
+
+    Come back with ``ExamplesFit``, or with ``TrainingFailed`` where they do not.
+    """
+
+    ticket: bytes
+    program: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,4 +234,15 @@ class Leave:
     """All is said: the shell may disconnect."""
 
 
-Action = Subscribe | Unsubscribe | Send | StartTraining | CancelTraining | MarkReceived | Settle | Notify | Leave
+Action = (
+    Subscribe
+    | Unsubscribe
+    | Send
+    | CheckExamples
+    | StartTraining
+    | CancelTraining
+    | MarkReceived
+    | Settle
+    | Notify
+    | Leave
+)

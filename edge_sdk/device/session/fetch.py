@@ -3,7 +3,8 @@ A plan may do without the parameters.
 
 PURE, a part of the session. Where the invite names deltas that lead from parameters that are here, the deltas are
 fetched and followed; whatever goes wrong with that, the parameters come whole. What has arrived goes to the blobs at
-once, and only they know what is here.
+once, and only they know what is here. Before anything but the program is downloaded, the local examples are looked at:
+a device whose examples do not fit has no use for a model.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import numpy as np
 
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import Download
-from edge_sdk.device.session.events import Action, Notify
+from edge_sdk.device.session.events import Action, CheckExamples, ExamplesFit, Notify
 from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.errors import DecodeError
-from edge_sdk.wire.messages import BlobGone, Invite, RangeData
+from edge_sdk.wire.messages import BlobGone, Invite, RangeData, short
 from edge_sdk.wire.ranges import ChunkSize
 
 __all__ = ["Blobs", "Fetch", "Ticket"]
@@ -51,11 +52,10 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The piece of work in hand: the invite, what its envelope said, and until when a report counts."""
+    """The piece of work in hand: the invite, the lineage that it came from, and until when a report counts."""
 
     invite: Invite
     lineage: bytes
-    shard: str
     report_by: float
 
 
@@ -94,6 +94,7 @@ class Fetch:
         self._download: Download | None = None
         self._deltas: dict[bytes, memoryview | None] | None = None  # by digest; None: the parameters come whole
         self._wrong_digests = 0
+        self._examples_fit = False  # those of this device, as far as this ticket's job has said
 
     @property
     def deadline(self) -> float:
@@ -118,6 +119,7 @@ class Fetch:
         self._ticket, self._download = ticket, None
         self.complete, self.failure = False, ""
         self._wrong_digests = 0
+        self._examples_fit = False
         self._deltas = self._usable_deltas(ticket.invite)
         return self._next(now)
 
@@ -139,10 +141,17 @@ class Fetch:
             return download.on_stall(now)
         return []
 
+    def on_examples_fit(self, event: ExamplesFit, now: float) -> list[Action]:
+        """The rest may be downloaded."""
+        if self._ticket is None or self._ticket.invite.ticket != event.ticket or self._examples_fit:
+            return []
+        self._examples_fit = True
+        return self._next(now)
+
     def on_range(self, message: RangeData, now: float) -> list[Action]:
         """A range that was asked for."""
         download = self._download
-        if download is None or message.digest != download.digest:
+        if download is None or message.digest != short(download.digest):
             return []
         actions = download.on_range(message.offset, message.data, now)
         return actions + (self._take(download, now) if download.complete else [])
@@ -158,7 +167,7 @@ class Fetch:
     def on_gone(self, message: BlobGone, now: float) -> list[Action]:
         """Nobody serves this blob any more."""
         download = self._download
-        if download is None or message.digest != download.digest:
+        if download is None or message.digest != short(download.digest):
             return []
         if download.kind == MODEL_DELTA:
             return download.stop() + self._without_deltas("a model delta is gone", now)
@@ -170,7 +179,11 @@ class Fetch:
         deltas = dict(invite.deltas)
         if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= invite.parameters_bytes:
             return None
-        return dict.fromkeys(deltas) if invite.base in self._blobs.parameters() else None
+        return dict.fromkeys(deltas) if self._base_of(invite) else None
+
+    def _base_of(self, invite: Invite) -> bytes:
+        """The parameters that the deltas start from, empty where they are not here."""
+        return next((digest for digest in self._blobs.parameters() if short(digest) == invite.base), b"")
 
     def _lacks_parameters(self, invite: Invite) -> bool:
         return not invite.plan.without_parameters and not self._blobs.has(invite.parameters)
@@ -201,6 +214,8 @@ class Fetch:
         if self._ticket is None:
             return []
         invite = self._ticket.invite
+        if kind != "program" and not self._examples_fit:
+            return [CheckExamples(invite.ticket, invite.program)]
         self._download = Download(
             kind,
             digest,
@@ -239,7 +254,9 @@ class Fetch:
 
     def _follow(self, invite: Invite, now: float) -> list[Action]:
         deltas, self._deltas = self._deltas or {}, None
-        error = self._blobs.follow(invite.base, tuple(d for d in deltas.values() if d is not None), invite.parameters)
+        error = self._blobs.follow(
+            self._base_of(invite), tuple(d for d in deltas.values() if d is not None), invite.parameters
+        )
         if error:
             return self._without_deltas(error, now)
         return [Notify(ProgressKind.DELTAS_APPLIED, f"{len(deltas)}", invite.round), *self._next(now)]

@@ -16,9 +16,9 @@ __all__ = ["Mailbox", "decode_announcement"]
 
 
 @lru_cache(maxsize=16)
-def decode_announcement(payload: bytes, federation: str) -> tuple[Envelope, Message]:
+def decode_announcement(payload: bytes) -> tuple[Envelope, Message]:
     """Every device of a process hears the same bytes: they are decoded once."""
-    return decode_message(payload, federation=federation, expected=(Announce.kind,), peer="coordinator")
+    return decode_message(payload, Announce.kind, peer="coordinator")
 
 
 class Mailbox:
@@ -34,12 +34,11 @@ class Mailbox:
         self.topics = Topics(settings.federation)
         self.lineage = b""
         self._settings = settings
-        self._envelope_kept: Envelope | None = None
         self._token = 0
 
-    def to_coordinator(self, message: Message, lineage: bytes | None = None) -> Action:
-        """A message on the control topic, in the name of ``lineage`` or else of the last announcement's."""
-        envelope = self._envelope(self.lineage if lineage is None else lineage)
+    def to_coordinator(self, message: Message, lineage: bytes = b"") -> Action:
+        """A message on the control topic; an offer says of which lineage its ticket is."""
+        envelope = Envelope(self._settings.task, lineage)
         topic = self.topics.from_device(self._settings.device, message.kind)
         asked = 0
         if isinstance(message, RangeRequest):
@@ -49,23 +48,14 @@ class Mailbox:
     def chunk(self, chunk: Chunk, update: PendingUpdate) -> tuple[int, Action]:
         """A chunk on the bulk topic, with the token that its acknowledgement will have."""
         self._token += 1
-        payload = encode_message(self._envelope(update.lineage, update.shard), chunk)
+        payload = encode_message(Envelope(self._settings.task, update.lineage), chunk)
         return self._token, Send(self.topics.up(update.shard or "0", self._settings.device), payload, self._token)
 
     def opened(self, kind: str, payload: bytes) -> tuple[Envelope, Message] | None:
         """The message in the bytes of this device's inbox; None where it is of another task.
 
         Raises:
-            ProtocolError: They are no message of this kind and federation.
+            ProtocolError: They are no message of this kind.
         """
-        envelope, message = decode_message(
-            payload, federation=self._settings.federation, expected=(kind,), peer="coordinator"
-        )
+        envelope, message = decode_message(payload, kind, peer="coordinator")
         return (envelope, message) if envelope.task == self._settings.task else None
-
-    def _envelope(self, lineage: bytes, shard: str = "") -> Envelope:
-        kept = self._envelope_kept
-        if kept is None or kept.lineage != lineage or kept.shard != shard:
-            s = self._settings
-            self._envelope_kept = kept = Envelope(federation=s.federation, task=s.task, lineage=lineage, shard=shard)
-        return kept

@@ -6,7 +6,7 @@ Its legs do the work and own what they must remember: ``liveness`` (the connecti
 
 * ``idle``: waits for the right moment to check in.
 * ``checking_in``: a check-in is out.
-* ``fetching``: invited and accepted; what is missing is fetched.
+* ``fetching``: invited and accepted; what is missing is fetched, and the local examples are looked at in between.
 * ``training``: the shell works. A newer announcement, a final verdict, or the loss of eligibility cancels it.
 * ``uploading``: the update is on disk and goes to a *live* coordinator (rule 6) until a verdict ends it.
 
@@ -27,6 +27,7 @@ from edge_sdk.device.session.deliver import Deliver
 from edge_sdk.device.session.events import (
     Action,
     Event,
+    ExamplesFit,
     Leave,
     MessageArrived,
     Notify,
@@ -92,6 +93,7 @@ class Session:
             Offline: self._on_offline,
             MessageArrived: self._on_message,
             Published: lambda event, now: self._deliver.on_published(event.token, now),
+            ExamplesFit: lambda event, now: self._work.after_fetch(self._fetch.on_examples_fit(event, now), now),
             TrainingFinished: self._on_training_finished,
             TrainingFailed: lambda event, now: self._work.on_training_failed(event),
             SetEligible: lambda event, now: self._on_willing("not_eligible", event.eligible, now),
@@ -197,7 +199,6 @@ class Session:
             return self._deliver.on_live(now)
         if self._work.ticket is not None:
             return self._work.on_live(now)
-        self._checkin.on_live()
         return self._consider(now)
 
     # --- messages ---
@@ -215,7 +216,7 @@ class Session:
                     retained = self._fetch.on_retained(digest, offset, event.payload, now)
                     return self._work.after_fetch(retained, now)
                 case ("tasks", self._settings.task, "announce"):
-                    return self._on_announce(event.payload, now)
+                    return self._on_announce(event.payload, event.retained, now)
                 case ("to", self._settings.device, kind) if kind in HEEDED[self._stage.now]:
                     opened = self._mailbox.opened(kind, event.payload)
                     return [] if opened is None else self._kinds[kind](opened[1], opened[0], now)
@@ -223,13 +224,15 @@ class Session:
             return [Notify(ProgressKind.BAD_MESSAGE, f"{event.topic}: {error}")]
         return []
 
-    def _on_announce(self, payload: bytes, now: float) -> list[Action]:
-        envelope, message = decode_announcement(payload, self._settings.federation)
-        if not isinstance(message, Announce) or envelope.task != self._settings.task:
+    def _on_announce(self, payload: bytes, retained: bool, now: float) -> list[Action]:
+        envelope, message = decode_announcement(payload)
+        if not isinstance(message, Announce):
             return []
         self._mailbox.lineage = envelope.lineage
-        self._checkin.on_announce(message)
+        self._checkin.on_announce(message, retained, now)
         actions = self._work.on_announce(message, envelope.lineage)
+        if message.reason:
+            actions.append(Notify(ProgressKind.ROUNDS_FAIL, message.reason, message.round + 1))
         actions += self._on_change(self._liveness.on_announced(envelope.lineage), now)
         return actions + self._consider(now)
 

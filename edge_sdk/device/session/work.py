@@ -17,7 +17,7 @@ from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.stages import FETCHING, TRAINING, Stage
 from edge_sdk.wire.envelope import Envelope
-from edge_sdk.wire.messages import Accept, Announce, Decline, Invite
+from edge_sdk.wire.messages import REASON_CHARACTERS_MAX, Accept, Announce, Decline, Invite
 
 __all__ = ["Refusal", "Work"]
 
@@ -86,7 +86,7 @@ class Work:
     def take(self, invite: Invite, envelope: Envelope, sent_at: float, now: float) -> list[Action]:
         """Takes a ticket; its seconds count from when the check-in was sent."""
         self._stage.step("invited")
-        self.ticket = Ticket(invite, envelope.lineage, envelope.shard, sent_at + invite.report_seconds)
+        self.ticket = Ticket(invite, envelope.lineage, sent_at + invite.report_seconds)
         said = [self._mailbox.to_coordinator(Accept(ticket=invite.ticket)), _notice(ProgressKind.INVITED, "", invite)]
         return self.after_fetch(said + self._fetch.begin(self.ticket, now), now)
 
@@ -126,7 +126,7 @@ class Work:
             task=self._settings.task,
             round=invite.round,
             attempt=invite.attempt,
-            shard=ticket.shard,
+            shard=invite.shard,
             program=invite.program,
             parameters=invite.parameters,
             plan=invite.plan,
@@ -145,10 +145,10 @@ class Work:
 
     def on_training_failed(self, event: TrainingFailed) -> list[Action]:
         """There will be no update."""
-        if self.ticket is None or not self._trains(event.ticket):
+        if self.ticket is None or self.ticket.invite.ticket != event.ticket:
             return []
         notice = _notice(ProgressKind.TRAINING_FAILED, event.detail or event.reason, self.ticket.invite)
-        return [notice, *self.decline(event.reason)]
+        return [notice, *self.decline(event.reason, event.public)]
 
     def drop(self, reason: str) -> list[Action]:
         """Gives up the ticket in hand without a word to the coordinator (it knows, or cannot be told)."""
@@ -161,19 +161,20 @@ class Work:
         self._stage.step("dropped")
         return [*actions, _notice(ProgressKind.DROPPED, reason, ticket.invite)]
 
-    def decline(self, reason: str) -> list[Action]:
+    def decline(self, reason: str, detail: str = "") -> list[Action]:
         """Gives the ticket in hand back to the coordinator, if there is one."""
         if self.ticket is None:
             return []
-        return [*self._say_decline(self.ticket.invite.ticket, reason), *self.drop(reason)]
+        return [*self._say_decline(self.ticket.invite.ticket, reason, detail), *self.drop(reason)]
 
     def _trains(self, ticket: bytes) -> bool:
         return self._stage.now == TRAINING and self.ticket is not None and self.ticket.invite.ticket == ticket
 
-    def _say_decline(self, ticket: bytes, reason: str) -> list[Action]:
+    def _say_decline(self, ticket: bytes, reason: str, detail: str = "") -> list[Action]:
         if not self._liveness.can_talk:
             return []
-        return [self._mailbox.to_coordinator(Decline(ticket=ticket, reason=reason))]
+        message = Decline(ticket=ticket, reason=reason, detail=detail[:REASON_CHARACTERS_MAX])
+        return [self._mailbox.to_coordinator(message)]
 
 
 def _notice(what: ProgressKind, detail: str, invite: Invite) -> Notify:

@@ -19,11 +19,12 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 from keras import layers  # noqa: E402
 from skl2onnx import to_onnx  # noqa: E402
+from sklearn.decomposition import PCA  # noqa: E402
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier  # noqa: E402
 from sklearn.multiclass import OneVsRestClassifier  # noqa: E402
 from sklearn.neural_network import MLPClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import Normalizer, StandardScaler  # noqa: E402
+from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler  # noqa: E402
 from sklearn.svm import LinearSVC  # noqa: E402
 from sklearn.tree import DecisionTreeClassifier  # noqa: E402
 
@@ -45,6 +46,9 @@ def sklearn_models() -> None:
         "linear_svc": (LinearSVC(), three),
         "linear_svc_binary": (LinearSVC(), two),
         "mlp": (make_pipeline(StandardScaler(), MLPClassifier(**network)), three),
+        "pca": (make_pipeline(PCA(4, whiten=True), LogisticRegression()), three),
+        "pca_mlp": (make_pipeline(StandardScaler(), PCA(4), MLPClassifier(**network)), three),
+        "minmax": (make_pipeline(MinMaxScaler(), LogisticRegression()), three),
         "mlp_binary": (MLPClassifier(**network), two),
         "sgd": (SGDClassifier(loss="log_loss", alpha=0.1, random_state=0), three),
         "linear_regression": (make_pipeline(StandardScaler(), LinearRegression()), 2 * x[:, 0] + x[:, 1]),

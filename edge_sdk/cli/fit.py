@@ -1,0 +1,151 @@
+"""Does this device's data fit the task's model, and is it of the kind that the other devices have?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_sdk.cli.device_config import DeviceConfig
+from edge_sdk.cli.findings import Finding
+from edge_sdk.cli.task_model import Model, Statistics
+from edge_sdk.errors import ExamplesError
+from edge_sdk.training.examples import Examples, load_examples
+from edge_sdk.training.feature_sums import feature_sums
+from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.program import Program
+
+__all__ = ["check_fit", "far_features"]
+
+FAR: Final = 2.0
+"""Standard deviations of the federation between its mean and this device's, from which on it is said. It cannot be much
+more: the mean of one of six devices of equal size is never further away than sqrt(5), whatever it holds, because the
+federation's mean and deviation hold it too."""
+SWAPPED_FAR: Final = 1.5
+SWAPPED_NEAR: Final = 1.0
+FEATURES_SHOWN: Final = 8
+EXCHANGED_MAX: Final = 200
+"""Features among which two that were exchanged are looked for."""
+
+
+def check_fit(config: DeviceConfig, model: Model | None) -> Iterator[Finding]:
+    """The device's examples against the model.
+
+    Args:
+        config: The device.
+        model: The task's; None where it is not to be had.
+    """
+    if model is None:
+        text = (
+            "not compared with the model: no coordinator serves one, and none is in the state directory; check again "
+            "while the coordinator runs"
+        )
+        yield Finding("warn", "examples", text)
+        return
+    program = model.program
+    try:
+        examples = load_examples(config.data, program)
+    except ExamplesError as error:
+        yield Finding("FAIL", "examples", f"{error} (model {program.name!r}, {model.source})")
+        return
+    if len(examples) < config.limits.examples_min:
+        text = (
+            f"{len(examples)} examples, limits.examples_min asks for {config.limits.examples_min}: the device declines"
+        )
+        yield Finding("FAIL", "examples", text)
+        return
+    yield Finding("ok", "examples", f"{len(examples)} examples fit the model {program.name!r} ({model.source})")
+    yield from _labels(examples, program)
+    yield from _ranges(examples, program, model.statistics)
+
+
+def _labels(examples: Examples, program: Program) -> Iterator[Finding]:
+    if program.target.dtype != "int64" or not program.classes:
+        return
+    found = np.unique(examples.target)
+    found = found[found != program.ignore_index] if program.ignore_index is not None else found
+    if len(found) == 1 and len(examples) > 1:
+        name = f" ({program.labels[int(found[0])]})" if program.labels else ""
+        yield Finding("warn", "labels", f"all are of class {int(found[0])}{name}: is it the right column, data.label?")
+
+
+def _ranges(examples: Examples, program: Program, statistics: Statistics | None) -> Iterator[Finding]:
+    told = program.normalise
+    if told is None or told.mode != "federated":
+        return
+    if statistics is None:
+        yield Finding("ok", "ranges", "not compared: the federation has no statistics of the features yet")
+        return
+    means, deviations = _own(examples, told)
+    names = feature_names(program, told)
+    lines = list(far_features(names, means, deviations, statistics))
+    for line in lines[:FEATURES_SHOWN]:
+        yield Finding("warn", "ranges", line)
+    if len(lines) > FEATURES_SHOWN:
+        yield Finding("warn", "ranges", f"and {len(lines) - FEATURES_SHOWN} other features")
+    if not lines:
+        yield Finding("ok", "ranges", f"the means of all {len(names)} features are near the federation's")
+
+
+def _own(examples: Examples, told: Normalise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature on this device; NaN where all its values are missing."""
+    sums = feature_sums(examples.inputs[told.input], told)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums.sums / sums.counts
+        return means, np.sqrt(np.maximum(sums.squares / sums.counts - means**2, 0.0))
+
+
+def feature_names(program: Program, told: Normalise) -> list[str]:
+    """A name for each normalised feature: that of its column, or its number."""
+    names: list[str] = []
+    for name in program.features:
+        names += [f"{name}={value}" for value in program.categories.get(name, ())] or [name]
+    return names if len(names) == told.features else [f"feature {i}" for i in range(told.features)]
+
+
+def far_features(
+    names: list[str], means: NDArray[np.float64], deviations: NDArray[np.float64], statistics: Statistics
+) -> Iterator[str]:
+    """What is remarkable about a device's features, a sentence each.
+
+    Args:
+        names: Of the features.
+        means, deviations: float64[features]: this device's, in raw units.
+        statistics: The federation's.
+    """
+    mean, scale = statistics.mean.astype(np.float64), statistics.scale.astype(np.float64)
+    away = (means - mean) * scale
+    exchanged = set()
+    for first, second in _exchanged(means, mean, scale, away):
+        exchanged |= {first, second}
+        yield (
+            f"{names[first]} and {names[second]} look exchanged: their means are {means[first]:.4g} and "
+            f"{means[second]:.4g} here, {mean[first]:.4g} and {mean[second]:.4g} in the federation"
+        )
+    for i, name in enumerate(names):
+        if i in exchanged or np.isnan(means[i]):
+            continue
+        if scale[i] == 0 and not np.isclose(means[i], mean[i], rtol=1e-3, atol=1e-6):
+            yield f"{name}: its mean is {means[i]:.4g} here, and it is always {mean[i]:.4g} in the federation"
+        elif abs(away[i]) > FAR:
+            yield (
+                f"{name}: its mean is {means[i]:.4g} here (deviation {deviations[i]:.3g}), in the federation "
+                f"{mean[i]:.4g} (deviation {1 / scale[i]:.3g}): another unit, or another column?"
+            )
+
+
+def _exchanged(
+    means: NDArray[np.float64], mean: NDArray[np.float64], scale: NDArray[np.float64], away: NDArray[np.float64]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of features that are both far away, and near to each other's mean."""
+    far = np.flatnonzero(np.abs(away) > SWAPPED_FAR)[:EXCHANGED_MAX]
+    left = set(far.tolist())
+    for i in far.tolist():
+        for j in sorted(left):
+            crossed = abs(means[j] - mean[i]) * scale[i], abs(means[i] - mean[j]) * scale[j]
+            if i < j and i in left and max(crossed) < SWAPPED_NEAR:
+                left -= {i, j}
+                yield i, j
+                break
