@@ -157,7 +157,7 @@ def export(
     bundle: Annotated[Path | None, typer.Option(help="Write a bundle, to go on from these weights elsewhere.")] = None,
     int8: Annotated[Path | None, typer.Option(help="Write a quantised ONNX model, and score it.")] = None,
     round_number: Annotated[
-        int | None, typer.Option("--round", min=0, help="Of this round; the last by default.")
+        int | None, typer.Option("--round", min=0, help="Of this round; by default the last one, or the last good one.")
     ] = None,
     task: TaskName = None,
     as_json: AsJson = False,

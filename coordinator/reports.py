@@ -144,12 +144,7 @@ def _trouble(config: FederationConfig, store: StoreReader, checkpoint: Checkpoin
 
 def _finished(config: FederationConfig, rounds: list[RoundRecord], metric: str) -> str | None:
     """Why it has ended, by today's configuration; the coordinator decides the same when it starts."""
-    stopping = Stopping(stopping_rule(config.stopping, metric))
-    finished = None
-    for record in reversed(rounds):
-        if record.phase == "closed":
-            finished = stopping.observe(record.number, dict(record.summary.get("metrics", {})))
-    return finished
+    return Stopping(stopping_rule(config, metric)).replay(rounds)
 
 
 def _devices(store: StoreReader, devices_max: int) -> dict[str, Any]:

@@ -136,13 +136,12 @@ class RoundLife:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
         self.completed, self.metrics = checkpoint.round, dict(checkpoint.metrics)
         self._serving.publish(checkpoint.parameters_digest)
-        self.obstacle = last_obstacle(self._store.rounds(task, limit=ATTEMPTS_MAX), self.completed + 1)
         record = self._store.open_round(task)
-        closed = sorted((r for r in self._store.rounds(task, limit=100_000) if r.closed), key=lambda r: r.number)
+        past = self._store.rounds(task, limit=100_000)
+        self.obstacle = last_obstacle(past, self.completed + 1)
         # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
-        evaluating = record is None and bool(closed) and self._is_evaluated(self.completed)
-        for past in closed[:-1] if evaluating else closed:
-            self.finished = self._stopping.observe(past.number, dict(past.summary.get("metrics", {})))
+        evaluating = bool(past) and past[0].closed and self._is_evaluated(self.completed)
+        self.finished = self._stopping.replay(past[1:] if evaluating else past)
         if record is not None:
             self.finished = None
             self._restore(record, now)
@@ -281,7 +280,7 @@ class RoundLife:
             ticket: (COUNTED, "") if state == JOURNALLED else (state, reason)
             for ticket, (state, reason) in verdicts.items()
         }
-        self._workers.close(CloseJob(record, last_seq, self._final))
+        self._workers.close(CloseJob(record, last_seq, self._final, self._stopping.good_round))
 
     def abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], failed_for: str = "") -> TicketTable:
         """Ends the round without a model, which stays as it is, byte for byte; returns its tickets.
@@ -303,10 +302,13 @@ class RoundLife:
             self.obstacle = found.after(self.obstacle)
             summary["obstacle"] = self.obstacle.record
             reason = f"{reason}; {found.brief}"
+            self.finished = self._stopping.failed(self.record.number, found.reason)
             if self.obstacle.is_new:  # the same again is no news, and attempts may go on for days
                 logger.warning("task %s: %s", self._settings.task, self.trouble)
         self._store.abandon_round(self.record.abandoned(reason, summary, self._wall()), verdicts)
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
+        if self.finished is not None:
+            self._finish(self.finished)
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
         self.attendance.round_ended(tickets)
         return tickets

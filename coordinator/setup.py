@@ -337,7 +337,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         task=config.federation.task,
         round=round_settings(selection),
         plan=asked,
-        stopping=stopping_rule(config.stopping, program.metric),
+        stopping=stopping_rule(config, program.metric),
         program_digest=program.digest,
         requires=(*asked.requires, *program.requires),
         fraction=None if selection.fraction == "auto" else float(selection.fraction),

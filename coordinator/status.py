@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -143,6 +144,6 @@ class TaskStatus:
         }
 
 
-def rounded(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics as people read them."""
-    return {name: round(value, 6) for name, value in metrics.items()}
+def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as people read them; None for what is no number, which JSON does not know."""
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in metrics.items()}

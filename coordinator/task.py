@@ -226,8 +226,8 @@ class Task:
         """Takes a control message of a device."""
         match message:
             case CheckIn():
-                self._registry.note(device, message.instance, message.capabilities, now)
-                checked_in = self._invitations.on_check_in(device, message)
+                known = self._registry.note(device, message, now)
+                checked_in = self._invitations.on_check_in(device, message, known)
                 if checked_in is not None:
                     self.advance(checked_in, now)
             case Accept(ticket):
@@ -338,8 +338,9 @@ class Task:
             state, why = verdicts[ticket.ticket]
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
-        self._timers["next"] = now + self._retry_seconds()
-        if self.life.trouble:  # else the next announcement is that of the next attempt
+        if self.finished is None:
+            self._timers["next"] = now + self._retry_seconds()
+        if self.finished is not None or self.life.trouble:  # else the next announcement is that of the next attempt
             self._announce(now)
         self._shows = True
 

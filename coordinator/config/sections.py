@@ -745,6 +745,20 @@ class Stopping(Section):
         "Evaluations without an improvement after which it ends; 0 for never.", 0, unit="evaluations", ge=0, le=1 << 30
     )
     min_delta: float = key("Smallest change of the metric that is an improvement.", 0.001, ge=0, le=1e6)
+    divergence_rounds: int = key(
+        "Rounds in a row, or attempts at one, that must look diverged before it ends; 0 for never.",
+        3,
+        unit="rounds",
+        ge=0,
+        le=1 << 30,
+    )
+    divergence_factor: float = key(
+        "A round looks diverged whose loss is not a number, or so many times as large as the first one while the "
+        "metric is no better than then.",
+        100.0,
+        gt=1,
+        le=1e30,
+    )
 
 
 class Transfer(Section):

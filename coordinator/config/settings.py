@@ -12,7 +12,6 @@ from coordinator.config.sections import (
     DownlinkSection,
     FederationConfig,
     Selection,
-    Stopping,
     Transfer,
     Validation,
 )
@@ -200,14 +199,18 @@ def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
     return make_server_optimizer(aggregation.server_optimizer, **aggregation.server_settings)
 
 
-def stopping_rule(stopping: Stopping, metric: str) -> StoppingRule:
+def stopping_rule(config: FederationConfig, metric: str) -> StoppingRule:
     """When to end, by the program's metric."""
+    stopping = config.stopping
     return StoppingRule(
         rounds_max=stopping.rounds_max,
         metric=metric,
         target=stopping.target_metric,
         patience=stopping.patience,
         min_delta=stopping.min_delta,
+        divergence_rounds=stopping.divergence_rounds,
+        divergence_factor=stopping.divergence_factor,
+        judged_late=config.evaluation.data is None,
     )
 
 

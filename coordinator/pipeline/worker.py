@@ -131,6 +131,7 @@ class TaskWorker:
             parameters=done.parameters,
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,
+            kept_round=job.good_round,
             metrics=metrics,
             model_delta=new,
             broadcast=done.broadcast,

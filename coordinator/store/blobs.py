@@ -111,13 +111,15 @@ class Checkpoints:
         server_state: bytes,
         metrics: Mapping[str, Any],
         broadcast: Mapping[str, bytes] | None = None,
+        kept_round: int | None = None,
     ) -> None:
         """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones.
 
-        ``broadcast`` is what devices get beside the parameters (bytes by name), in place of what they got before.
+        The one of ``kept_round`` stays, however old it is. ``broadcast`` is what devices get beside the parameters
+        (bytes by name), in place of what they got before.
         """
         with self._database.transaction():
-            self._retire(task, program)
+            self._retire(task, program, kept_round)
             self._broadcast(task, broadcast or {})
             self._database.write(
                 "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at) "
@@ -133,12 +135,13 @@ class Checkpoints:
                 ),
             )
 
-    def _retire(self, task: str, program: bytes) -> None:
+    def _retire(self, task: str, program: bytes, kept_round: int | None) -> None:
         """Makes room for one more, before it is written: what goes leaves its pages to what comes."""
-        oldest = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
-        beyond = (task, self._kept - 1)
-        gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE id IN ({oldest})", beyond)
-        self._database.write(f"DELETE FROM checkpoints WHERE id IN ({oldest})", beyond)
+        newest_first = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
+        oldest = f"id IN ({newest_first}) AND round IS NOT ?"
+        beyond = (task, self._kept - 1, kept_round)
+        gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE {oldest}", beyond)
+        self._database.write(f"DELETE FROM checkpoints WHERE {oldest}", beyond)
         self._database.write(
             "UPDATE checkpoints SET server_state = x'' WHERE task = ? AND server_state <> x''", (task,)
         )

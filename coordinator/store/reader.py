@@ -135,6 +135,10 @@ class StoreReader:
         """All devices that ever checked in, by name."""
         return self._devices.all()
 
+    def device(self, name: str) -> DeviceRecord | None:
+        """What is known of one device."""
+        return self._devices.one(name)
+
     def population(self, seen_within_seconds: float) -> int:
         """How many devices checked in within so many seconds."""
         return self._devices.population(seen_within_seconds)

@@ -232,6 +232,7 @@ class Store(StoreReader):
         metrics: Mapping[str, Any],
         model_delta: NewDelta | None = None,
         broadcast: Mapping[str, bytes] | None = None,
+        kept_round: int | None = None,
     ) -> Checkpoint:
         """Close a round: checkpoint, model delta, verdicts and the end of all its payloads, in one transaction.
 
@@ -243,6 +244,7 @@ class Store(StoreReader):
             metrics: JSON values kept with the checkpoint.
             model_delta: Leads there from the parameters of before; None where devices fetch them whole.
             broadcast: Blobs of the vectors that devices get beside, by name.
+            kept_round: The checkpoint of this round is kept beside the newest ones; None for no other one.
 
         Returns:
             The new checkpoint.
@@ -263,6 +265,7 @@ class Store(StoreReader):
                 server_state=server_state,
                 metrics=metrics,
                 broadcast=broadcast,
+                kept_round=kept_round,
             )
             made = self.latest_checkpoint(record.task)
             assert made is not None

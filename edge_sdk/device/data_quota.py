@@ -18,8 +18,8 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.wire.messages import Invite
 from edge_sdk.wire.plan import Plan
+from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = ["RESERVE_BYTES", "DataQuota"]
@@ -114,27 +114,27 @@ class DataQuota:
         """With its program at hand an update was found to be too large, whatever the size of the model had promised."""
         self._unfit = (program, plan.local, plan.codec, self.frames_bytes_max(plan))
 
-    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
+    def why_not(self, terms: Terms, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
         """Code and explanation where the work of an invite is beyond a quota; None where it fits.
 
         Args:
-            invite: The invite; its daily limit is in force from now on.
+            terms: The terms of the invite; their daily limit is in force from now on.
             downloads: Bytes of each blob that is not here yet.
         """
-        plan = invite.plan
+        plan = terms.plan
         asked = plan.bytes_per_device_per_day_max
         # A mistake there must not lock the device out: it hears of a better limit only in another invite.
         self.traffic.ask(max(asked, BYTES_PER_DAY_MIN) if asked else 0)
         frames_max = self.frames_bytes_max(plan)
         if not frames_max and not self.limited:
             return None
-        frame_bytes = self._frame_bytes(invite, frames_max)
-        if frame_bytes is None or self._unfit == (invite.program, plan.local, plan.codec, frames_max):
+        frame_bytes = self._frame_bytes(terms, frames_max)
+        if frame_bytes is None or self._unfit == (terms.program, plan.local, plan.codec, frames_max):
             return ProgressKind.BYTES_PER_UPDATE, (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
                 "have the coordinator use codec auto, sparse or eden"
             )
-        piece_bytes = min(invite.blob_bytes or invite.chunk_bytes_max, invite.chunk_bytes_max)
+        piece_bytes = min(terms.blob_bytes or terms.chunk_bytes_max, terms.chunk_bytes_max)
         work = self._costs.accept() + SLACK_BYTES
         work += sum(self._costs.download(total, piece_bytes) for total in downloads)
         work += self._costs.upload(frame_bytes + UPDATE_HEAD_BYTES_MAX)
@@ -147,10 +147,10 @@ class DataQuota:
         )
 
     @staticmethod
-    def _frame_bytes(invite: Invite, bytes_max: int) -> int | None:
-        """Bytes of the frame that an invite asks for, by the size of the model; None where none fits."""
-        if invite.plan.without_parameters:
+    def _frame_bytes(terms: Terms, bytes_max: int) -> int | None:
+        """Bytes of the frame that is asked for, by the size of the model; None where none fits."""
+        if terms.plan.without_parameters:
             return 0  # nothing is trained; how much is reported instead, only the program tells
-        size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
-        settings = fitted(invite.plan.codec, size, bytes_max)
+        size = min(max(1, (terms.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
+        settings = fitted(terms.plan.codec, size, bytes_max)
         return None if settings is None else frame_bytes_max(size, settings)

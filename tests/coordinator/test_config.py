@@ -322,7 +322,7 @@ def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:
     assert (asked.bytes_per_update_max, asked.bytes_per_device_per_day_max) == (20_000, 3_000_000)
     assert server_optimizer(config.aggregation) == FedAdam(beta1=0.8)
     assert (round_settings(config.selection).goal_count, round_settings(config.selection).minimum_count) == (7, 3)
-    assert stopping_rule(config.stopping, "accuracy").target == 0.9
+    assert stopping_rule(config, "accuracy").target == 0.9
     assert validation_bounds(config.validation, size=10, examples_max=100).norm_max == 5.0
     assert piece_bytes_max(config.transfer) == 59_400
     assert database_path(config) == tmp_path / "state" / "demo-default.db"

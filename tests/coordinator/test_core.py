@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from wired import ROUND, TASK, TOPICS, Desk, code, make_update
+from wired import ROUND, SUPPORTS, TASK, TOPICS, Desk, code, make_update
 
 from coordinator.events import (
     BULK,
@@ -29,6 +29,7 @@ from edge_sdk.wire.messages import (
     Accept,
     Announce,
     BlobGone,
+    CheckIn,
     Chunk,
     ComeBack,
     Decline,
@@ -38,8 +39,10 @@ from edge_sdk.wire.messages import (
     RangeData,
     RangeRequest,
     Verdict,
+    introduction_id,
     short,
 )
+from edge_sdk.wire.terms import Terms, terms_id
 
 
 def announced(desk: Desk) -> Announce:
@@ -67,6 +70,12 @@ def chunks_of(invite: Invite, payload: bytes, size: int = 32) -> list[Chunk]:
         )
         for at in range(0, len(payload), size)
     ]
+
+
+def named(device: str) -> CheckIn:
+    """A check-in of a device that names what it has said before."""
+    name = introduction_id(device.encode().ljust(16), {"supports": SUPPORTS})
+    return CheckIn(nonce=b"again   ", introduction=name)
 
 
 def offer(invite: Invite, payload: bytes) -> Offer:
@@ -139,8 +148,9 @@ def test_the_cohort_is_invited_with_everything_it_needs() -> None:
     invites = desk.begin("a", "b", "c")
     assert len(invites) == 3 and len({invite.ticket for invite in invites.values()}) == 3
     invite = invites["a"]
-    assert invite.nonce == b"nonce   " and invite.program == desk.settings.program_digest
-    assert invite.report_seconds == pytest.approx(80.0) and invite.requires == ("codec:dense",)
+    terms = Terms.decode(invite.terms)
+    assert invite.nonce == b"nonce   " and terms.program == desk.settings.program_digest
+    assert invite.report_seconds == pytest.approx(80.0) and terms.requires == ("codec:dense",)
     assert desk.store.ticket(invite.ticket) is not None
 
 
@@ -162,6 +172,51 @@ def test_a_coordinator_that_comes_back_says_where_the_round_stands() -> None:
     desk.lose_broker()
     desk.find_broker()
     assert (announced(desk).round, announced(desk).phase) == (1, "working")
+
+
+def test_terms_that_a_device_knows_are_named_and_others_are_brought() -> None:
+    desk = Desk()
+    brought = desk.begin("a", "b", "c")["a"].terms
+    known = terms_id(brought)
+    desk.check_in("a", terms=(known,))
+    assert desk.told("a", Invite)[-1].terms == known
+    desk.check_in("a", terms=(b"others  ",))
+    assert desk.told("a", Invite)[-1].terms == brought
+
+
+def test_a_device_that_names_what_it_has_said_is_invited_as_the_same() -> None:
+    desk = Desk()
+    desk.wait()
+    for device in ("a", "b", "c"):
+        desk.check_in(device)
+        desk.hear(device, named(device))
+    desk.wait(ROUND.window_seconds)
+    invite = desk.told("a", Invite)[-1]
+    ticket = desk.store.ticket(invite.ticket)
+    assert invite.nonce == b"again   " and ticket is not None and ticket.instance == b"a".ljust(16)
+    assert [device.capabilities for device in desk.store.devices()] == [{"supports": SUPPORTS}] * 3
+
+
+def test_a_device_that_nobody_knows_is_asked_what_it_is() -> None:
+    desk = Desk()
+    desk.wait()
+    for message in (named("a"), replace(named("a"), introduction=b"another ")):
+        desk.hear("a", message)
+        assert desk.told("a", ComeBack)[-1] == ComeBack(nonce=b"again   ", introduce=True)
+    desk.check_in("a")
+    desk.hear("a", replace(named("a"), introduction=b"another "))
+    assert desk.told("a", ComeBack)[-1].introduce, "it is not the same device any more"
+    desk.hear("b", named("a"))
+    assert desk.told("b", ComeBack)[-1].introduce, "what another one has said is not this one's"
+
+
+def test_a_coordinator_that_starts_again_finds_in_its_database_what_devices_are() -> None:
+    desk = Desk()
+    desk.begin("a", "b", "c")
+    desk.wait(2.0)
+    desk.crash()
+    desk.hear("a", named("a"))
+    assert not desk.told("a", ComeBack) and desk.told("a", Invite)[-1].nonce == b"again   "
 
 
 def test_a_device_that_lacks_something_is_held_off() -> None:
@@ -262,7 +317,9 @@ def test_a_stranger_cannot_upload_for_another_device() -> None:
 def test_blobs_are_served_by_digest_and_unknown_ones_are_gone() -> None:
     desk = Desk()
     invite = desk.begin("a", "b", "c")["a"]
-    desk.hear("a", RangeRequest(digest=short(invite.parameters), ranges=((0, invite.parameters_bytes),)))
+    desk.hear(
+        "a", RangeRequest(digest=short(invite.parameters), ranges=((0, Terms.decode(invite.terms).parameters_bytes),))
+    )
     assert b"".join(piece.data for piece in desk.told("a", RangeData)) == desk.store.get_blob(invite.parameters)
     desk.hear("a", RangeRequest(digest=b"?" * 8, ranges=((0, 5),)))
     assert desk.told("a", BlobGone)[0].digest == b"?" * 8

@@ -22,13 +22,16 @@ from wired import (
     raw_bundle,
 )
 
+from coordinator.downlink import Downlink
 from coordinator.pipeline import FeatureStatistics
 from coordinator.statistics_round import statistics_round
 from edge_sdk.errors import ProtocolError, StateError
 from edge_sdk.training.bundle import Bundle, decode_parameters, digest_of
 from edge_sdk.training.feature_sums import FeatureSums
+from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.envelope import decode_message
-from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict
+from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict, short
+from edge_sdk.wire.terms import Terms
 
 SPEC = raw_bundle().program.spec
 
@@ -87,7 +90,7 @@ def test_mean_and_scale_of_all_devices_stand_in_the_model_before_round_1() -> No
     following = desk.begin("a", "b")
     assert {invite.round for invite in following.values()} == {1}
     assert {invite.parameters for invite in following.values()} == {digest_of(parameters_of(desk))}
-    assert {invite.plan.local for invite in following.values()} == {"plain"}
+    assert {Terms.decode(invite.terms).plan.local for invite in following.values()} == {"plain"}
 
 
 def parameters_of(desk: Desk) -> bytes:
@@ -151,6 +154,30 @@ def test_after_it_devices_fetch_the_parameters_with_the_statistics_and_train() -
     closed = [record.number for record in pair.desk.store.rounds(TASK) if record.closed]
     assert closed == [3, 2, 1, 0]
     assert all(pair.settled["a"]) and len(pair.settled["a"]) == 4
+
+
+def test_a_device_that_holds_the_parameters_of_before_gets_the_new_ones_whole_and_then_model_deltas() -> None:
+    large = raw_bundle(larger=True)
+    desk = Desk(made=large, downlink=Downlink(share=0.5, whole_bytes_min=0), update_bytes_max=8192)
+    initial = parameters_of(desk)
+    for device, invite in desk.begin("a", "b").items():
+        report(desk, device, invite, make_report(np.random.default_rng(1).normal(50.0, 3.0, (9, 64)), large))
+    after = parameters_of(desk)
+    desk.wait()
+    desk.check_in("a", holds=(short(digest_of(initial)),))
+    desk.begin("b", "c")
+    invite = desk.told("a", Invite)[-1]
+    assert invite.round == 1 and invite.deltas == () and invite.parameters == digest_of(after) != digest_of(initial)
+    for device, delta in (("a", 0.01), ("b", 0.02)):
+        report(desk, device, desk.told(device, Invite)[-1], make_update(delta, made=large))
+    desk.wait()
+    desk.check_in("a", holds=(short(digest_of(after)),))
+    desk.begin("b", "c")
+    later = desk.told("a", Invite)[-1]
+    assert later.round == 2 and len(later.deltas) == 1
+    step = desk.store.get_blob(later.deltas[0][0])
+    assert step is not None
+    assert bytes(apply_model_deltas(after, (step,), later.parameters)) == parameters_of(desk)
 
 
 def test_nothing_is_evaluated_after_it_and_there_is_no_pause_before_round_1() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from test_session import BASE, BLOBS, LINKS, PARAMETERS, PROGRAM, TOPICS, Bench, digest, of, serve
 
@@ -24,7 +22,7 @@ NAMED = tuple((digest(model_delta), len(model_delta)) for model_delta in LINKS)
 
 
 def followed(bench: Bench, **changes: object) -> Invite:
-    return replace(bench.invite(base=short(BASE), deltas=NAMED), **changes)  # type: ignore[arg-type]
+    return bench.invite(**{"base": short(BASE), "deltas": NAMED, **changes})
 
 
 def invited(**changes: object) -> Bench:

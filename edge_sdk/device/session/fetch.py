@@ -23,6 +23,7 @@ from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire.messages import BlobGone, Invite, RangeData, short
 from edge_sdk.wire.ranges import ChunkSize
+from edge_sdk.wire.terms import Terms
 
 __all__ = ["Blobs", "Fetch", "Ticket"]
 
@@ -52,9 +53,10 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The piece of work in hand: the invite, the lineage that it came from, and until when a report counts."""
+    """The piece of work in hand: the invite, its terms, the lineage it came from, and until when a report counts."""
 
     invite: Invite
+    terms: Terms
     lineage: bytes
     report_by: float
 
@@ -106,12 +108,12 @@ class Fetch:
             return download.deadline
         return ticket.report_by
 
-    def missing_bytes(self, invite: Invite) -> tuple[int, ...]:
+    def missing_bytes(self, invite: Invite, terms: Terms) -> tuple[int, ...]:
         """Sizes of what is to be downloaded for an invite."""
-        sizes = [] if self._blobs.has(invite.program) else [invite.program_bytes]
-        if self._lacks_parameters(invite):
-            deltas = self._usable_deltas(invite)
-            sizes += [invite.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
+        sizes = [] if self._blobs.has(terms.program) else [terms.program_bytes]
+        if self._lacks_parameters(invite, terms):
+            deltas = self._usable_deltas(invite, terms)
+            sizes += [terms.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
         return (*sizes, *(size for _, digest, size in invite.vectors if not self._blobs.has(digest)))
 
     def begin(self, ticket: Ticket, now: float) -> list[Action]:
@@ -120,7 +122,7 @@ class Fetch:
         self.complete, self.failure = False, ""
         self._wrong_digests = 0
         self._examples_fit = False
-        self._deltas = self._usable_deltas(ticket.invite)
+        self._deltas = self._usable_deltas(ticket.invite, ticket.terms)
         return self._next(now)
 
     def on_live(self, now: float) -> list[Action]:
@@ -174,10 +176,10 @@ class Fetch:
         self.failure = "gone"
         return []
 
-    def _usable_deltas(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
+    def _usable_deltas(self, invite: Invite, terms: Terms) -> dict[bytes, memoryview | None] | None:
         """The deltas to fetch, if they start from what is here and cost less than the parameters themselves."""
         deltas = dict(invite.deltas)
-        if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= invite.parameters_bytes:
+        if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= terms.parameters_bytes:
             return None
         return dict.fromkeys(deltas) if self._base_of(invite) else None
 
@@ -185,21 +187,19 @@ class Fetch:
         """The parameters that the deltas start from, empty where they are not here."""
         return next((digest for digest in self._blobs.parameters() if short(digest) == invite.base), b"")
 
-    def _lacks_parameters(self, invite: Invite) -> bool:
-        return not invite.plan.without_parameters and not self._blobs.has(invite.parameters)
+    def _lacks_parameters(self, invite: Invite, terms: Terms) -> bool:
+        return not terms.plan.without_parameters and not self._blobs.has(invite.parameters)
 
     def _next(self, now: float) -> list[Action]:
         """The next thing that is missing."""
         if self._ticket is None:
             return []
-        invite, s = self._ticket.invite, self._settings
-        if not self._blobs.has(invite.program):
-            return self._start("program", invite.program, invite.program_bytes, s.program_bytes_max, now)
-        if self._lacks_parameters(invite):
+        invite, terms, s = self._ticket.invite, self._ticket.terms, self._settings
+        if not self._blobs.has(terms.program):
+            return self._start("program", terms.program, terms.program_bytes, s.program_bytes_max, now)
+        if self._lacks_parameters(invite, terms):
             if self._deltas is None:
-                return self._start(
-                    "parameters", invite.parameters, invite.parameters_bytes, s.parameters_bytes_max, now
-                )
+                return self._start("parameters", invite.parameters, terms.parameters_bytes, s.parameters_bytes_max, now)
             for digest, total in invite.deltas:
                 if self._deltas[digest] is None:
                     return self._start(MODEL_DELTA, digest, total, s.parameters_bytes_max, now)
@@ -213,18 +213,18 @@ class Fetch:
     def _start(self, kind: str, digest: bytes, total: int, bytes_max: int, now: float) -> list[Action]:
         if self._ticket is None:
             return []
-        invite = self._ticket.invite
+        invite, terms = self._ticket.invite, self._ticket.terms
         if kind != "program" and not self._examples_fit:
-            return [CheckExamples(invite.ticket, invite.program)]
+            return [CheckExamples(invite.ticket, terms.program)]
         self._download = Download(
             kind,
             digest,
             total,
             # Retained are the program, and the deltas where the invite names any, or else the whole parameters.
-            blob_bytes=0 if kind == "vector" or (kind == "parameters" and invite.deltas) else invite.blob_bytes,
+            blob_bytes=0 if kind == "vector" or (kind == "parameters" and invite.deltas) else terms.blob_bytes,
             bytes_max=bytes_max,
             chunk=lambda: self.chunk,
-            range_bytes_max=invite.chunk_bytes_max,
+            range_bytes_max=terms.chunk_bytes_max,
             topics=self._mailbox.topics,
             send=self._mailbox.to_coordinator,
             rng=self._rng,
