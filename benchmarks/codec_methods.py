@@ -78,7 +78,7 @@ _TABLES: Final[Mapping[str, float]] = {
     "table-3k": 449.0,
     "table-10k": 500.0,
     "table-100k": 2000.0,
-    "table-deep": 250.0,
+    "table-deep": 200.0,
     "table-words": 500.0,
 }
 """Sparse by nature; how many times smaller than float32 ``auto`` must be. ``eden-*`` of the same task is what ``auto``

@@ -33,7 +33,7 @@ from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.local import Examples, as_examples
 from edge_sdk.wire.plan import TrainingPlan
 
-__all__ = ["TASKS", "Federation", "Model", "Task", "federation"]
+__all__ = ["TASKS", "Federation", "Model", "Task", "federation", "made_up"]
 
 TEST_SUBSET: Final = 2000
 """Examples that the curve is drawn from; the last rounds are judged on all."""
@@ -244,7 +244,7 @@ def federation(name: str, seed: int) -> Federation:
         ConfigurationError: Its data are not there.
     """
     task = TASKS[name]
-    return _read(task, seed) if task.tables is None else _made_up(task, task.tables, seed)
+    return _read(task, seed) if task.tables is None else made_up(task, task.tables, seed)
 
 
 def _read(task: Task, seed: int) -> Federation:
@@ -262,7 +262,8 @@ def _read(task: Task, seed: int) -> Federation:
     return _federation(task, seed, bundle, train, (model.take(deal.test_x), deal.test_y))
 
 
-def _made_up(task: Task, tables: Tables, seed: int) -> Federation:
+def made_up(task: Task, tables: Tables, seed: int) -> Federation:
+    """The federation of a task whose data are made up."""
     bundle = compile_model(tables.model(seed), loss=tables.loss, optimizer="sgd", name=tables.kind, verify=False)
     train, test = tables.deal(seed, task.clients)
     clients = [train.part(train.client == client) for client in range(task.clients)]
