@@ -150,7 +150,8 @@ class Work:
         """There will be no update."""
         if self.ticket is None or self.ticket.invite.ticket != event.ticket:
             return []
-        notice = _notice(ProgressKind.TRAINING_FAILED, event.detail or event.reason, self.ticket.invite)
+        said, number = event.detail or event.reason, self.ticket.invite.round
+        notice = Notify(ProgressKind.TRAINING_FAILED, said, number, event.public or event.reason)
         return [notice, *self.decline(event.reason, event.public)]
 
     def drop(self, reason: str) -> list[Action]:
