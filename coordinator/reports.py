@@ -13,6 +13,7 @@ from typing import Any, Final
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path, stopping_rule
 from coordinator.model_identity import stored_program
+from coordinator.pipeline.metrics import CODEC_METRIC
 from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.stopping import Stopping
 from coordinator.store import Checkpoint, DeviceRecord, RoundRecord, Store, StoreReader
@@ -73,7 +74,9 @@ def rounds_report(config: FederationConfig, limit: int) -> list[dict[str, Any]]:
         program = stored_program(store, task)
         metric = program.metric if program is not None else "accuracy"
         ended = [record for record in store.rounds(task, sys.maxsize) if record.ended_at is not None]
-    return [_row(record, metric) for record in reversed(ended[:limit])]
+    shown = ended[:limit][::-1]
+    codecs = sorted({name for record in shown for name in _codecs(record)})
+    return [_row(record, metric, codecs) for record in shown]
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +100,13 @@ def is_served(database: Path) -> bool:
     return False
 
 
-def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
+def _codecs(record: RoundRecord) -> dict[str, int]:
+    """How many updates came in which codec, where devices chose: ``codec_eden``, ``codec_dense``, ..."""
+    metrics = record.summary.get("metrics", {})
+    return {name: int(count) for name, count in metrics.items() if name.startswith(CODEC_METRIC)}
+
+
+def _row(record: RoundRecord, metric: str, codecs: list[str]) -> dict[str, Any]:
     summary, metrics = record.summary, record.summary.get("metrics", {})
     seconds = None
     if record.started_at is not None and record.ended_at is not None:
@@ -112,6 +121,7 @@ def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
         **{name: summary.get(name, 0) for name in VERDICTS},
         **{name: summary.get(name, 0) for name in TRAFFIC},
         **finite({"train_loss": metrics.get("train_loss"), "loss": metrics.get("loss"), metric: metrics.get(metric)}),
+        **{name: _codecs(record).get(name, 0) for name in codecs},
         "seconds": seconds,
     }
 
