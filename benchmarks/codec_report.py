@@ -28,7 +28,8 @@ the coordinator's exact sums and server optimisers.
 
 * **points**: percentage points of test accuracy against dense float32 under the same server optimiser; the mean of
   paired differences (a seed fixes weights, cohorts and batches for all methods) and its standard error over the seeds.
-  A run's accuracy is the mean of its last rounds, on the whole test set.
+  A run's accuracy is the mean of its last rounds, on the whole test set. Where ratings are predicted, it is the RMSE,
+  and points are per cent of that of dense float32 (below 0: the RMSE is larger).
 * **smaller**: float32 against the bytes of a frame, up (a client's update) and down (what it trains from next).
 * **kB a client**: uploaded by the mean client (1,000 bytes), over the whole run, and until the curve is within
   {target:g} point of what dense float32 ends with.
@@ -79,13 +80,14 @@ def _verdict(row: Row) -> str:
 
 def _section(name: str, mine: list[Row]) -> str:
     task = TASKS[name]
+    result = "RMSE | per cent" if task.by_rmse else "accuracy | points"
     plan = f"learning rate {task.plan.scalars['lr']:g}, batch {task.plan.batch_size}, one epoch"
     lines = [
         f"## {task.describe()}",
         "",
         f"`{name}`: {mine[0].parameters:,} parameters, {task.rounds} rounds, {plan}.",
         "",
-        "| method | smaller up | smaller down | kB a client | until target | accuracy | points | seeds | asked | |",
+        f"| method | smaller up | smaller down | kB a client | until target | {result} | seeds | asked | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
         *(_line(row) for row in mine),
         "",
@@ -98,7 +100,8 @@ def _line(row: Row) -> str:
     points = "" if row.method == DENSE else _points(row)
     down = "1x" if row.down < 1.01 else f"{row.down:.0f}x"
     cells = (title(row.method, TASKS[row.task]), f"{row.up:.0f}x", down, _kilobytes(row.kilobytes), target)
-    results = (f"{100 * row.accuracy:.2f}", points, str(row.seeds), _asked(row.bound), _verdict(row))
+    result = f"{-row.accuracy:.4f}" if TASKS[row.task].by_rmse else f"{100 * row.accuracy:.2f}"
+    results = (result, points, str(row.seeds), _asked(row.bound), _verdict(row))
     return f"| {' | '.join((*cells, *results))} |"
 
 
@@ -164,14 +167,16 @@ def _panel(axis: object, name: str, mine: dict[str, list[Run]], colours: Mapping
         share = task.cohort / task.clients
         kilobytes = rounds * share * np.mean([run["up_bytes"] for run in mine[method]]) / 1e3
         accuracy = np.convolve(np.pad(accuracy, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
-        axis.plot(kilobytes, 100 * accuracy, color=colour, label=title(method), linewidth=1.4)
-        highest = max(highest, 100 * float(accuracy.max()))
+        shown = -accuracy if task.by_rmse else 100 * accuracy
+        axis.plot(kilobytes, shown, color=colour, label=title(method), linewidth=1.4)
+        highest = max(highest, float(shown.max()))
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
-    axis.set_ylim(highest - 16, highest + 1)
+    if not task.by_rmse:
+        axis.set_ylim(highest - 16, highest + 1)
     axis.grid(True, which="major", alpha=0.3)
     axis.set_title(task.describe(), fontsize=9)
     axis.set_xlabel("kB a client uploaded", fontsize=8)
-    axis.set_ylabel("test accuracy, %", fontsize=8)
+    axis.set_ylabel("test RMSE" if task.by_rmse else "test accuracy, %", fontsize=8)
     axis.tick_params(labelsize=8)

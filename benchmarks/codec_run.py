@@ -32,6 +32,7 @@ from edge_sdk.training.model_delta import apply_model_deltas
 __all__ = ["Method", "Record", "run"]
 
 FIXED_POINT: Final = FixedPoint()
+DIVERGED_RMSE: Final = -1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Record:
         down_bytes: Mean bytes of a round's model delta, or of the whole parameters.
         fetched_bytes: Mean bytes that a client fetches in a round that is not its first one.
         curve: ``(round, accuracy)`` on the test subset.
-        accuracy: Mean over the last rounds, on the whole test set.
+        accuracy: Mean over the last rounds, on the whole test set; minus the RMSE of a task that is judged by it.
         seconds: Process CPU time.
     """
 
@@ -82,7 +83,7 @@ class Record:
 
 
 def run(world: Federation, method: Method) -> Record:
-    """All rounds of one run. A model that diverges ends it there, with accuracy 0."""
+    """All rounds of one run. A model that diverges ends it there, with the worst result."""
     began = time.process_time()
     task = world.task
     state = _State(world, method)
@@ -92,7 +93,7 @@ def run(world: Federation, method: Method) -> Record:
         try:
             state.round(number)
         except TrainingError:
-            last = [0.0]
+            last = [DIVERGED_RMSE if task.by_rmse else 0.0]
             break
         if number % task.every == 0:
             curve.append((number, world.accuracy(state.model, whole=False)))

@@ -62,9 +62,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "the round's sum of weights is full",
         "lower aggregation.examples_max or selection.goal_count of the coordinator",
     ),
-    "feature_sums": Advice(
-        "the statistics of the features are not possible", "look at the device's data; normalise_clip must be its range"
-    ),
+    "feature_sums": Advice("the statistics of the features contradict themselves", _SAME_MODEL),
     # --- its form ---
     "shape": _OTHER_MODEL,
     "frames": _OTHER_MODEL,

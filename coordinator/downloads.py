@@ -87,6 +87,10 @@ class Downloads:
                 self._blobs[digest] = blob
         return blob
 
+    def blob(self, digest: bytes) -> bytes | None:
+        """The bytes of a blob that is served, None where it is not."""
+        return self._blob(digest)
+
     def limit_chunk(self, packet_bytes_max: int, envelope_bytes: int) -> None:
         """The broker takes packets of at most ``packet_bytes_max`` bytes."""
         self._chunk_bytes_max = max(1024, min(self._chunk_bytes_max, packet_bytes_max - envelope_bytes))

@@ -161,6 +161,7 @@ class Invitations:
                 whole=self._serving.parameters_bytes if way.fetched else 0,
                 fetched=way.fetched,
                 retained=self._serving.retains,
+                inline=bool(way.inline),
             )
         message: Message = Invite(
             nonce=action.nonce,
@@ -173,6 +174,7 @@ class Invitations:
             verdicts=self._verdicts.pop(ticket.device, ()),
             base=short(way.base),
             deltas=way.deltas,
+            inline=way.inline,
             vectors=self._serving.vectors,
         )
         self._say(ticket.device, message)

@@ -40,14 +40,13 @@ from coordinator.task_settings import TaskSettings
 from edge_sdk.errors import DecodeError, ProtocolError
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope, decode_message
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest
-from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.topics import SHARD_CHARACTERS, Topics
 
 __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
 CONTROL_KINDS: Final = frozenset({CheckIn.kind, Accept.kind, Decline.kind, RangeRequest.kind, Offer.kind})
-SHARD_CHARACTERS: Final = 8
 STATUS_BYTES_MAX: Final = 20_000
 SESSION_BYTES: Final = 8
 

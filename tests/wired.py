@@ -78,6 +78,7 @@ from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict, introduction_id
 from edge_sdk.wire.plan import Plan, TrainingPlan
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -154,6 +155,7 @@ def task(**changes: Any) -> TaskSettings:
         chunk_bytes_max=1024,
         update_bytes_max=4096,
         retained_blobs="never",
+        inline_bytes_max=0,
     )
     return replace(settings, **changes)
 
@@ -520,10 +522,14 @@ class PairBlobs:
 
 
 class Pair:
-    """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise."""
+    """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise.
 
-    def __init__(self, *devices: str, **changes: Any) -> None:
-        self.desk = Desk(**changes)
+    With ``small`` what is small needs no question, as on devices; without it all is asked for and offered.
+    """
+
+    def __init__(self, *devices: str, small: bool = False, **changes: Any) -> None:
+        self.direct_bytes_max = DIRECT_BYTES_MAX if small else 0
+        self.desk = Desk(**({"inline_bytes_max": 4096} if small else {}), **changes)
         self.desk.on_publish = self._from_coordinator
         self.lose: Callable[[str, str], bool] = lambda topic, payload: False
         self.filters: dict[str, set[str]] = {device: set() for device in devices}
@@ -548,6 +554,7 @@ class Pair:
                 instance=device.encode().ljust(16),
                 capabilities={"supports": SUPPORTS},
                 supports=frozenset(SUPPORTS),
+                direct_bytes_max=self.direct_bytes_max,
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
             blobs=PairBlobs(self, device),

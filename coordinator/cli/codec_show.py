@@ -109,6 +109,8 @@ def _auto_text(report: Mapping[str, Any]) -> str:
     chose = " and ".join(auto["codecs"])
     if auto["small"]:
         return f"auto takes {chose}: below 1024 elements heads and scales weigh more than bits"
+    if auto["codecs"] == ["sparse_rows"]:
+        return f"auto takes {chose}: most rows of tables are zero in these updates, and only the others are sent"
     return (
         f"auto takes {chose}, with {auto['bits']:g} bits for rounds of {report['cohort']}: the {auto['largest']} "
         f"largest coordinates, which sparse could send for the bytes, hold {100.0 * auto['energy_share']:.1f}% of "

@@ -617,9 +617,9 @@ class Codec(Section):
 
     model_config = ConfigDict(extra="allow")
     name: str = key(
-        "auto: eden, sparse or int8, chosen for each update; sparse: largest coordinates with error feedback; eden: "
-        "rotated coordinates in few bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as "
-        "they are.",
+        "auto: eden, sparse_rows, sparse or int8, chosen for each update; sparse: largest coordinates with error "
+        "feedback; sparse_rows: rows of tables that are not zero, the rest as eden; eden: rotated coordinates in few "
+        "bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as they are.",
         "auto",
         allowed=named(CODECS),
     )

@@ -260,8 +260,7 @@ class _Simulation:
         finished = ""
         try:
             if self._server.asks_for_statistics:
-                result, reported = self._round(OPENING_ROUND)
-                self._statistics = replace(result, metrics=reported)
+                self._statistics = self._ask_for_statistics()
             initial = {} if evaluator is None else evaluator.evaluate(self._server.parameters)
             self._stopping.begin(initial)
             good = self._server.vector
@@ -297,6 +296,18 @@ class _Simulation:
             model_round=self._stopping.good_round if self._stopping.diverged else len(self._results),
             statistics=self._statistics,
         )
+
+    def _ask_for_statistics(self) -> RoundResult:
+        """Round 0.
+
+        Raises:
+            TrainingError: Not one report can be used.
+        """
+        try:
+            result, reported = self._round(OPENING_ROUND)
+        except _NothingCame as nothing:
+            raise TrainingError(f"round {OPENING_ROUND}: {nothing}") from nothing
+        return replace(result, metrics=reported)
 
     def _ended(self, number: int, nothing: _NothingCame) -> str:
         """Why the run is over with a round of which nothing came: nothing would come of another attempt either.

@@ -165,7 +165,7 @@ class Context:
     Attributes:
         own: 64 bits of this update.
         shared: The same for all devices of a round.
-        matrices: First coordinate, rows and columns of tensors that have several of both, in order.
+        matrices: First coordinate, rows and columns of tensors that have several rows, in order.
         keeps_residual: Whether what is left out now can be sent later.
     """
 
@@ -176,7 +176,15 @@ class Context:
 
 
 def setting(
-    check: Check, default: Any, meaning: str, *, allowed: str, unit: str = "", shown: str = "", key: bool = True
+    check: Check,
+    default: Any,
+    meaning: str,
+    *,
+    allowed: str,
+    unit: str = "",
+    shown: str = "",
+    key: bool = True,
+    told: bool = True,
 ) -> Any:
     """Declares a setting of a codec: a field of its dataclass.
 
@@ -189,9 +197,10 @@ def setting(
         unit: What a number counts, if anything.
         shown: The default in words, where the value itself says too little.
         key: Whether the setting is a key of the coordinator's configuration; else the coordinator fills it in.
+        told: Whether plans tell it; else every decoder has the default, and an encoder may lower it to fit a limit.
     """
-    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown, "key": key}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown}
+    return dataclasses.field(default=default, metadata={**metadata, "key": key, "told": told})
 
 
 class Codec:

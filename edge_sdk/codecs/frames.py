@@ -62,7 +62,8 @@ class Group:
         size: How many they are.
         whole_size: How many elements there are in all, P.
         kind: ``main``, ``part`` (matched by a pattern) or ``buffers``.
-        matrices: First element (of the group), rows and columns of its tensors that have several of both.
+        matrices: First element (of the group), rows and columns of its tensors; one column where a tensor has one
+            dimension. Tensors of a single element are left out.
     """
 
     settings: CodecSettings
@@ -246,11 +247,11 @@ def _in_one_piece(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 
 def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
-    """Tensors of several rows and columns, one behind the other; what follows the first dimension is a row."""
+    """Tensors of several elements, one behind the other; what follows the first dimension is a row."""
     matrices, start = [], 0
     for tensor in tensors:
         shape = [length for length in tensor.shape if length > 1]
-        if len(shape) > 1:
+        if shape:
             matrices.append((start, shape[0], tensor.size // shape[0]))
         start += tensor.size
     return tuple(matrices)

@@ -85,9 +85,10 @@ class CodecSettings:
         return self.with_codec(self.codec.taking_part(participation))
 
     def to_wire(self) -> dict[str, Any]:
-        """The settings as a msgpack map: the name, what the codec declares, and ``tensors`` where there are any."""
+        """The settings as a msgpack map: the name, what plans tell of a codec, and ``tensors`` where there are any."""
         wire: dict[str, Any] = {"name": self.name}
-        wire.update((field.name, getattr(self.codec, field.name)) for field in settings_of(type(self.codec)))
+        told = [field.name for field in settings_of(type(self.codec)) if field.metadata["told"]]
+        wire.update((name, getattr(self.codec, name)) for name in told)
         if self.tensors:
             wire["tensors"] = [[pattern, rule.to_wire()] for pattern, rule in self.tensors]
         return wire
@@ -170,6 +171,8 @@ def _codec_from(source: dict[str, Any], where: str) -> Codec:
         )
     settings = {}
     for field in settings_of(codec):
+        if not field.metadata["told"]:
+            continue
         if field.name not in source:
             raise DecodeError(f"{where}.{field.name}: missing")
         settings[field.name] = field.metadata["check"](source[field.name], f"{where}.{field.name}")

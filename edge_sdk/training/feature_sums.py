@@ -25,8 +25,8 @@ COUNT_MAX: Final = 1 << 48
 
 _NAMES: Final = ("squares", "sums", "values")
 _MISSING: Final = "missing"
-FEATURE_BYTES: Final = 8 * (len(_NAMES) + 1)
-"""Of one feature in an update, at most."""
+FEATURE_BYTES: Final = 24
+"""Of one feature in an update, at most: ``sums``, ``squares`` and ``missing``."""
 _BLOCK_ELEMENTS: Final = 1 << 18  # 2 MB of float64 at a time, however many examples there are
 _ROUNDING: Final = 1e-6
 """What sums of very many float64 may be off by, relative to their size."""

@@ -225,6 +225,8 @@ class Invite:
         base: Short digest of the parameters that ``deltas`` start from, which the device said that it has.
         deltas: ``(digest, bytes)`` of model deltas, the oldest first, that lead from ``base`` to ``parameters``.
             Without them, or where they fail, the parameters are fetched whole.
+        inline: Those deltas themselves where they are small, in the place of ``deltas``; without ``base`` the
+            parameters.
         vectors: ``(name, digest, bytes)`` of further blobs of the size of the parameters, which the plan's local
             algorithm needs.
     """
@@ -240,6 +242,7 @@ class Invite:
     verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, (), key="v", brief=True)
     base: bytes = on_wire(octets_upto(ID_BYTES), b"", key="b", brief=True)
     deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), key="d", brief=True)
+    inline: tuple[bytes, ...] = on_wire(list_of(DATA, DELTAS_MAX), (), key="i", brief=True)
     vectors: tuple[tuple[str, bytes, int], ...] = on_wire(list_of(VECTOR, VECTORS_MAX), (), key="x", brief=True)
 
 
@@ -335,12 +338,15 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """From a device, on the bulk topic: one byte range of an update."""
+    """From a device, on the bulk topic: one byte range of an update.
+
+    ``total`` is 0 in a chunk that is the whole update: there the short ``digest`` is enough.
+    """
 
     kind: ClassVar[str] = "chunk"
     ticket: bytes = on_wire(TICKET, key="t")
-    digest: bytes = on_wire(DIGEST, key="d")
-    total: int = on_wire(SIZE, key="n")
+    digest: bytes = on_wire(octets_upto(DIGEST_BYTES, ID_BYTES), key="d")
+    total: int = on_wire(integer(0, BLOB_BYTES_MAX), 0, key="n", brief=True)
     offset: int = on_wire(OFFSET, 0, key="o", brief=True)
     data: bytes = on_wire(DATA, b"", key="x", required=True)
 

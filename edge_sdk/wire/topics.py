@@ -25,10 +25,12 @@ from typing import Final
 
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["DEFAULT_TASK", "PREFIX", "Topics", "check_segment", "is_segment"]
+__all__ = ["DEFAULT_TASK", "PREFIX", "SHARD_CHARACTERS", "Topics", "check_segment", "is_segment"]
 
 PREFIX: Final = "fl/v1"
 DEFAULT_TASK: Final = "default"
+SHARD_CHARACTERS: Final = 8
+"""Of the name that a coordinator gives its uplink inbox."""
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LONG = re.compile(r"(to|from|up|blobs|tasks|coordinator)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
 _SHORT = re.compile(r"(status)/([A-Za-z0-9_-]{1,64})\Z")

@@ -114,7 +114,7 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ("[selection]\ngoal_count = 2.5", "selection.goal_count = 2.5: must be a whole number"),
         ("[selection]\nfraction = 1.5", 'selection.fraction = 1.5: must be "auto" or a number above 0, at most 1'),
         ("[selection]\njitter = nan", "selection.jitter = nan: must be a number at least 0, below 1"),
-        ('[codec]\nname = "zip"', "codec.name = 'zip': must be one of auto, sparse, eden"),
+        ('[codec]\nname = "zip"', "codec.name = 'zip': must be one of auto, sparse, sparse_rows, eden"),
         ("[training]\nscalars = { beta1 = true }", "training.scalars.beta1 = true: must be a number"),
         ("training = 3", "training: must be a table, [training]"),
         ('[broker]\nca_file = ""\nurl = "mqtts://x"', "broker.ca_file = '': must be a path"),

@@ -374,6 +374,55 @@ def test_an_update_in_one_chunk_is_acknowledged_once_it_is_journalled() -> None:
     assert desk.told("a", Verdict)[0].outcome == "received"
 
 
+def direct(invite: Invite, payload: bytes) -> Chunk:
+    """A small update as it is sent without an offer."""
+    return Chunk(ticket=invite.ticket, digest=short(digest_of(payload)), data=payload)
+
+
+def test_a_small_update_needs_no_offer_and_is_journalled_under_its_whole_digest() -> None:
+    desk = Desk()
+    invites = desk.begin("a", "b", "c")
+    payload = make_update()
+    assert desk.acknowledged(desk.hear("a", direct(invites["a"], payload))) == [], "not before the journal"
+    effects = desk.work()
+    assert len(desk.acknowledged(effects)) == 1 and state_of(desk, invites["a"]) == "journalled"
+    ticket = desk.store.ticket(invites["a"].ticket)
+    assert ticket is not None and ticket.digest == digest_of(payload)
+    desk.hear("a", direct(invites["a"], payload))
+    assert desk.told("a", Verdict)[-1].outcome == "received", "a duplicate is told that it is one"
+    desk.hear("a", direct(invites["a"], make_update(0.5)))
+    assert (desk.told("a", Verdict)[-1].outcome, code(desk.told("a", Verdict)[-1])) == ("refused", "spent")
+
+
+def test_a_small_update_that_comes_too_late_or_from_a_stranger_is_told_so() -> None:
+    desk = Desk()
+    invites = desk.begin("a", "b", "c")
+    desk.hear("mallory", direct(invites["a"], make_update()))
+    assert desk.told("mallory", Verdict)[-1].outcome == "unknown"
+    desk.hear("c", Accept(ticket=invites["c"].ticket))
+    for device in ("a", "b"):
+        upload(desk, device, invites[device])
+    desk.hear("c", direct(invites["c"], make_update()))
+    assert desk.told("c", Verdict)[-1].outcome == "late"
+
+
+@pytest.mark.parametrize("digest", [b"another ", b"another digest of 32 bytes".ljust(32)])
+def test_a_small_update_that_was_damaged_on_the_way_is_refused(digest: bytes) -> None:
+    desk = Desk()
+    invite = desk.begin("a", "b", "c")["a"]
+    desk.hear("a", replace(direct(invite, make_update()), digest=digest))
+    desk.work()
+    assert (desk.told("a", Verdict)[-1].outcome, state_of(desk, invite)) == ("refused", "refused")
+
+
+def test_a_part_of_an_update_that_names_it_in_short_is_refused() -> None:
+    desk = Desk()
+    invite = desk.begin("a", "b", "c")["a"]
+    (first, *_) = chunks_of(invite, make_update())
+    desk.hear("a", replace(first, digest=short(first.digest)))
+    assert desk.store.partial_bytes == 0 and state_of(desk, invite) == "refused"
+
+
 def test_an_outcome_that_comes_soon_is_the_receipt_too() -> None:
     desk = Desk()
     invites = desk.begin("a", "b", "c")

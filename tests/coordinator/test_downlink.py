@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from wired import ROUND, TASK, Desk, Pair, larger_bundle, make_update
+from wired import ROUND, TASK, TOPICS, Desk, Pair, larger_bundle, make_update
 
 from coordinator.downlink import ADAPTIVE, PLAIN, Downlink, next_model
 from coordinator.pipeline.memory import unpack_memory
@@ -22,6 +22,7 @@ from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.messages import Accept, Chunk, Invite, short
+from edge_sdk.wire.terms import Terms
 
 SPEC = larger_bundle().program.spec
 SPARSE = Downlink(density=0.05, whole_bytes_min=0)
@@ -355,6 +356,18 @@ def test_the_record_of_a_round_says_what_links_have_saved(retained: str) -> None
     for summary in later:
         assert 0 < 4 * summary["bytes_down"] < summary["bytes_down_dense"]
         assert summary["bytes_down_dense"] >= 2 * WHOLE_BYTES
+
+
+def test_small_links_and_small_parameters_come_with_the_invite_and_are_not_retained() -> None:
+    desk = by_hand(retained_blobs="always", inline_bytes_max=1 << 20)
+    first = play_round(desk, "a", "b")["a"]
+    assert digest_of(first.inline[0]) == first.parameters and not first.base
+    second = play_round(desk, "a", "b", holds=[first.parameters])["a"]
+    assert second.base == short(first.parameters) and not second.deltas
+    made = apply_model_deltas(first.inline[0], second.inline, second.parameters)
+    assert digest_of(made) == second.parameters
+    program = Terms.decode(first.terms).program
+    assert {TOPICS.parse(topic)[1] for topic in desk.store.retained()} == {program.hex()}  # type: ignore[index]
 
 
 def test_only_what_somebody_needs_is_retained() -> None:

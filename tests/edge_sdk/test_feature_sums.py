@@ -174,3 +174,29 @@ def test_sums_of_another_number_of_features_do_not_add_up() -> None:
         ExactFeatureSums(2).add(feature_sums(raw(5), THREE))
     with pytest.raises(ValueError, match="expected 2"):
         ExactFeatureSums(2).merge(ExactFeatureSums(3))
+
+
+def test_a_device_counts_as_its_weight_however_many_values_it_has() -> None:
+    few, many = raw(10), raw(400) + np.array([5.0, 0.0, -1.0])
+    both = ExactFeatureSums(3)
+    both.add(feature_sums(few, THREE), weight=30)
+    both.add(feature_sums(many, THREE), weight=10)
+    mean, scale, _ = both.result()
+    means = np.average([few.mean(0), many.mean(0)], axis=0, weights=[30, 10])
+    squares = np.average([np.square(few).mean(0), np.square(many).mean(0)], axis=0, weights=[30, 10])
+    np.testing.assert_allclose(mean, means, rtol=1e-5)
+    np.testing.assert_allclose(scale, 1 / np.sqrt(squares - means**2), rtol=1e-4)
+    as_many_as_they_are = ExactFeatureSums(3)
+    as_many_as_they_are.add(feature_sums(few, THREE), weight=10)
+    assert [part.tobytes() for part in as_many_as_they_are.result()] == [
+        part.tobytes() for part in added(feature_sums(few, THREE)).result()
+    ]
+
+
+def test_weighted_sums_give_the_same_bits_in_any_order() -> None:
+    sums = [feature_sums(raw(rows), THREE) for rows in (3, 50, 7)]
+    forwards, backwards = ExactFeatureSums(3), ExactFeatureSums(3)
+    for number in range(3):
+        forwards.add(sums[number], weight=number + 1)
+        backwards.add(sums[2 - number], weight=3 - number)
+    assert [part.tobytes() for part in forwards.result()] == [part.tobytes() for part in backwards.result()]

@@ -1117,6 +1117,71 @@ def test_silence_offers_again_with_backoff() -> None:
     assert 8.0 <= waits[0] <= 10.0 and all(300.0 <= wait <= 375.0 for wait in waits[-2:])
 
 
+SMALL = bytes(range(256)) * 8
+
+
+def small_update(**changes: Any) -> PendingUpdate:
+    return replace(pending(payload=SMALL, number=1), digest=digest(SMALL), **changes)
+
+
+def test_a_small_update_is_sent_at_once_and_whole() -> None:
+    bench = Bench()
+    bench.training()
+    bench.play(TrainingFinished(small_update()))
+    assert bench.said(Chunk) == [Chunk(ticket=TICKET, digest=short(digest(SMALL)), data=SMALL)]
+    assert not bench.said(Offer) and bench.session.state == "uploading"
+    bench.hear(verdict("counted", digest=short(digest(SMALL))))
+    assert bench.session.state == "idle" and of(bench.actions, Settle)[-1].counted
+
+
+def test_silence_a_cut_or_a_busy_coordinator_make_an_offer_of_a_small_update_too() -> None:
+    for happening in ("silence", "cut", "busy"):
+        bench = Bench()
+        bench.training()
+        bench.play(TrainingFinished(small_update()))
+        if happening == "silence":
+            bench.tick()
+        elif happening == "cut":
+            bench.play(Offline(), after=1.0)
+            bench.connect()
+        else:
+            bench.hear(verdict("busy", retry_seconds=5.0))
+            bench.tick()
+        assert [offer.total for offer in bench.said(Offer)] == [len(SMALL)], happening
+        assert len(bench.said(Chunk)) == 1, "never a blind resend"
+        bench.hear(Have(ticket=TICKET, digest=short(digest(SMALL))))
+        assert len(bench.said(Chunk)) == 2
+
+
+def test_a_small_update_of_before_a_restart_or_for_another_lineage_is_offered() -> None:
+    bench = Bench(holding=small_update())
+    bench.connect()
+    assert bench.said(Offer) and not bench.said(Chunk)
+    bench = Bench()
+    bench.training()
+    bench.play(TrainingFinished(small_update(lineage=NEW)))
+    assert bench.said(Offer) and not bench.said(Chunk)
+
+
+def test_parameters_that_come_with_the_invite_are_not_asked_for() -> None:
+    bench = Bench(cached=[PROGRAM])
+    bench.check_in()
+    bench.hear(bench.invite(inline=(PARAMETERS,)))
+    assert not bench.said(RangeRequest) and bench.session.state == "training"
+    assert bench.blobs.kept == [("parameters", PARAMETERS)]
+
+
+@pytest.mark.parametrize("inline", [b"x" * len(PARAMETERS), b"", b"short"])
+def test_wrong_parameters_with_an_invite_are_fetched_from_the_coordinator_itself(inline: bytes) -> None:
+    bench = Bench(cached=[PROGRAM])
+    bench.check_in()
+    bench.hear(bench.invite(inline=(inline,), blob_bytes=512))
+    assert "bad_digest" in [notice.what for notice in of(bench.actions, Notify)]
+    assert of(bench.actions, Subscribe)[-1].filters[0].startswith("fl/v1/garden/coordinator"), "none are retained"
+    serve(bench, bench.said(RangeRequest)[-1], PARAMETERS)
+    assert not any(kept != ("parameters", PARAMETERS) for kept in bench.blobs.kept)
+
+
 def test_a_cut_without_progress_halves_the_chunks() -> None:
     payload = b"u" * 300_000
     bench = Bench(holding=replace(pending(payload=payload, number=1), digest=digest(payload)))

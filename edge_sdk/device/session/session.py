@@ -90,7 +90,7 @@ class Session:
         self._checkin = CheckingIn(settings, self._mailbox, blobs.parameters, self._terms.named, rng)
         self._fetch = Fetch(settings, self._mailbox, blobs, self._liveness, rng)
         self._work = Work(settings, self._stage, self._mailbox, self._liveness, self._fetch, over_quota)
-        self._deliver = Deliver(self._mailbox, self._liveness, lambda: self._fetch.chunk, rng)
+        self._deliver = Deliver(settings, self._mailbox, self._liveness, lambda: self._fetch.chunk, rng)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Online: self._on_online,
             Offline: self._on_offline,
