@@ -352,7 +352,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         retained_blobs=config.transfer.retained_blobs,
         # A federated evaluation comes with the updates: there is nothing to do after the round.
         evaluate_every=config.evaluation.every_rounds if config.evaluation.data is not None else 0,
-        dense_bytes=4 * program.spec.size,
+        dense_bytes=4 * int(np.count_nonzero(~program.spec.mask("constant"))),
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )

@@ -80,6 +80,7 @@ def report(made: Prepared, record: RoundRecord) -> None:
 def test_a_model_that_all_devices_normalise_begins_with_a_round_of_statistics(tmp_path: Path) -> None:
     made = prepared(write_config(tmp_path, NOWHERE, model=RAW))
     record = open_round(made)
+    assert made.tasks[0].settings.dense_bytes == 4 * (3 * 2 + 2), "constants are in no update, however it is encoded"
     opening = made.tasks[0].settings.in_round(record.number)
     assert opening is not made.tasks[0].settings and opening.plan.without_parameters
     report(made, record)

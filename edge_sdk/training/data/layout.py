@@ -162,7 +162,7 @@ def layout_of(header: Sequence[str], program: Program, file: ExamplesFile) -> La
         raise _wrong(file, header, f"needs one column for each of the inputs {names}")
     for entry in wide:
         columns = tuple(name for name in features if name not in single)
-        blocks.append(_of_features(entry, columns, program, file))
+        blocks.append(_of_features(entry, columns, program, file, used))
     if used.label:
         blocks.append(target_block(used.label, program, file))
     marks: dict[str, Field] = {TIME: Times(used.time), GROUP: Series(used.group), IS_TEST: Flags(used.is_test)}
@@ -270,13 +270,15 @@ def _scalar(entry: Input, program: Program) -> Block:
     return _block(entry, (field,), program)
 
 
-def _of_features(entry: Input, columns: tuple[str, ...], program: Program, file: ExamplesFile) -> Block:
+def _of_features(
+    entry: Input, columns: tuple[str, ...], program: Program, file: ExamplesFile, used: UsedColumns
+) -> Block:
     fields: list[Field] = []
     for name in columns:
         names = program.categories.get(name)
         fields.append(Categories(name, names) if names else Numbers(name, FEATURE_REMEDY))
     block = _block(entry, tuple(fields), program)
-    _check_width(entry, block.width, columns, file)
+    _check_width(entry, block.width, columns, file, used)
     return block
 
 
@@ -286,7 +288,7 @@ def _block(entry: Input, fields: tuple[Field, ...], program: Program) -> Block:
     return Block(entry.name, fields, dtype, whole=entry.dtype != "float32", may_be_missing=missing)
 
 
-def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: ExamplesFile) -> None:
+def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: ExamplesFile, used: UsedColumns) -> None:
     wanted = _shape(entry)
     window = file.window
     if width * (window.length if window else 1) == prod(wanted):
@@ -295,6 +297,9 @@ def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: Examp
     numbers = f" of {width} numbers" if width != len(columns) else ""
     what = f"{len(columns)} feature columns{numbers}{rows}, input {entry.name!r} of shape {['N', *wanted]} needs "
     what += str(prod(wanted))
+    marks = [name for name in (used.time, used.group, used.is_test) if name and name not in (file.time, file.group)]
+    if marks:
+        what += f"; {_shown(marks)} are what their names say, and features where data.features names them"
     raise file_error(file.path, what, shown=f"; the columns are {_shown(columns)}")
 
 
