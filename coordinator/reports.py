@@ -7,6 +7,7 @@ import fcntl
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from coordinator.store import Checkpoint, DeviceRecord, RoundRecord, Store, Stor
 from coordinator.task_settings import OPENING_ROUND, TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
-__all__ = ["finite", "is_served", "rounds_report", "status_report"]
+__all__ = ["finite", "is_served", "round_rows", "rounds_report", "status_report"]
 
 TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense")
 
@@ -73,10 +74,19 @@ def rounds_report(config: FederationConfig, limit: int) -> list[dict[str, Any]]:
     with Store.open_readonly(database_path(config)) as store:
         program = stored_program(store, task)
         metric = program.metric if program is not None else "accuracy"
-        ended = [record for record in store.rounds(task, sys.maxsize) if record.ended_at is not None]
-    shown = ended[:limit][::-1]
-    codecs = sorted({name for record in shown for name in _codecs(record)})
-    return [_row(record, metric, codecs) for record in shown]
+        return round_rows(store.rounds(task, sys.maxsize), metric)[-limit:]
+
+
+def round_rows(records: Iterable[RoundRecord], metric: str) -> list[dict[str, Any]]:
+    """One flat row for each round that has ended, the oldest first.
+
+    Args:
+        records: Rounds, the newest first.
+        metric: The name of the program's metric, which is a column's, too.
+    """
+    ended = [record for record in records if record.ended][::-1]
+    codecs = sorted({name for record in ended for name in _codecs(record)})
+    return [_row(record, metric, codecs) for record in ended]
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:

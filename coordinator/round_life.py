@@ -181,8 +181,7 @@ class RoundLife:
             base=self._serving.parameters,
             now=now,
             choose_by=self._choose_by,
-            # Where only some are asked, each draws anew whether it comes.
-            awaited=awaited if self.fraction >= 1.0 else frozenset(),
+            awaited=awaited if self.fraction >= 1.0 else None,
         )
         self._begin(self.record, now)
 
@@ -201,6 +200,7 @@ class RoundLife:
             base=record.base,
             now=now,
             choose_by=self._choose_by,
+            awaited=frozenset() if self.fraction >= 1.0 else None,
         )
         schedule.pause(now)
         self.schedule, self.record = schedule, record

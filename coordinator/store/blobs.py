@@ -135,6 +135,10 @@ class Checkpoints:
                 ),
             )
 
+    def tasks(self) -> list[str]:
+        """Every task that has a checkpoint, by name."""
+        return [name for (name,) in self._database.rows("SELECT DISTINCT task FROM checkpoints ORDER BY task")]
+
     def _retire(self, task: str, program: bytes, kept_round: int | None) -> None:
         """Makes room for one more, before it is written: what goes leaves its pages to what comes."""
         newest_first = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"

@@ -83,6 +83,10 @@ class StoreReader:
         """How often a coordinator was started on this database."""
         return int(self._database.meta("incarnation") or 0)
 
+    def tasks(self) -> list[str]:
+        """The tasks that have begun, by name."""
+        return self._checkpoints.tasks()
+
     def open_round(self, task: str) -> RoundRecord | None:
         """The round of ``task`` that is not closed or abandoned, or None."""
         return self._rounds.open_round(task)
