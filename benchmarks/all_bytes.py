@@ -1,13 +1,15 @@
-"""All bytes of devices in real rounds, counted by a proxy before the broker: every topic, header, acknowledgement, status.
+"""All bytes of devices in real rounds, counted by a proxy before the broker: topics, headers, acknowledgements, status.
 
 The broker is mosquitto, the coordinator a process of its own, each device an ``EdgeClient`` behind a proxy of its own.
 Rounds have pauses between them in which nothing is under way, so that what a device sent and received belongs to one
-round. A status is published every ten seconds at most, while these rounds take less: where a device published
-none in a round, one is added as if it had, because slow rounds have one each.
+round. A status is published once a minute at most, while these rounds take less: where a device published none in a
+round, one is added as if it had, because slow rounds have one each. The first rounds, which bring program and whole
+parameters, have no bounds and are told beside them. Of the demo everything is counted, from the first connection on.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import threading
@@ -21,9 +23,13 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from benchmarks.device_process import Replay
 from benchmarks.federation import NAME, Federation
-from benchmarks.figures import Figure, at_most
+from benchmarks.figures import Figure, at_least, at_most, skipped
+from benchmarks.vectors import GAUSSIAN_MODEL, MNIST_MODEL, gaussian, mnist_file
+from coordinator.store import Store
 from device_sim.counting_proxy import CountingProxy
+from device_sim.demo import DemoSettings, run_demo
 from device_sim.packet_counts import DOWN, UP, Bytes, PacketCounts
 from edge_sdk import EdgeClient, Progress
 from edge_sdk.mqtt import BrokerSettings
@@ -38,7 +44,15 @@ WARM_ROUNDS: Final = 3
 CODEC: Final = 'name = "auto"'
 STATUS: Final = "status"
 TINY_BYTES_MAX: Final = 2000.0
+MILLION: Final = {
+    "FedAvg": ("", 55.0),
+    "server momentum": ('server_optimizer = "fedavgm"\nlearning_rate = 0.2\nmomentum = 0.9', 180.0),
+}
+"""Lines of ``[aggregation]``, and the most kB."""
+DEMO_MIN: Final = 40.0
 
+Protocol = Literal["5", "3.1.1"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("5", "3.1.1")
 Key = tuple[str, str]
 """Kind of message and direction."""
 
@@ -54,14 +68,20 @@ class Scenario:
         rounds: Rounds that are counted, after the first ones.
         protocol: Which MQTT the devices speak.
         examples: Gives a device's examples.
+        trainer: Gives a device's trainer; None trains for real.
+        training: Further lines of the ``[training]`` table.
+        aggregation: Lines of the ``[aggregation]`` table.
     """
 
     model: Mapping[str, Any]
     devices: int
     goal_count: int
     rounds: int
-    protocol: Literal["5", "3.1.1"]
+    protocol: Protocol
     examples: Callable[[int], tuple[Any, Any]]
+    trainer: Callable[[int], Replay] | None = None
+    training: str = ""
+    aggregation: str = ""
 
 
 def _pumps(device: int) -> tuple[Any, Any]:
@@ -78,6 +98,38 @@ PUMPS: Final = Scenario(
     protocol="5",
     examples=_pumps,
 )
+
+
+def _gaussian(aggregation: str) -> Scenario:
+    """Updates that are the same in each round, and independent from device to device."""
+    inputs = int(GAUSSIAN_MODEL["inputs"][0])  # type: ignore[index]
+    return Scenario(
+        model=GAUSSIAN_MODEL,
+        devices=10,
+        goal_count=10,
+        rounds=3,
+        protocol="5",
+        examples=lambda device: (np.zeros((1, inputs), dtype=np.float32), np.zeros(1, dtype=np.int64)),
+        trainer=lambda device: Replay(gaussian(seed=device)),
+        aggregation=aggregation,
+    )
+
+
+def _mnist(file: Path, aggregation: str) -> Scenario:
+    """600 examples for each of ten devices, of all classes."""
+    with np.load(file) as data:
+        x, y = data["x_train"], data["y_train"]
+    x = x.reshape(len(x), -1).astype(np.float32) / np.float32(255.0)
+    return Scenario(
+        model=MNIST_MODEL,
+        devices=10,
+        goal_count=10,
+        rounds=4,
+        protocol="5",
+        examples=lambda device: (x[device::100], y[device::100].astype(np.int64)),
+        training="learning_rate = 0.1\nbatch_size = 32",
+        aggregation=aggregation,
+    )
 
 
 @dataclass(slots=True)
@@ -112,7 +164,14 @@ def count(scenario: Scenario) -> Counted:
     changed = threading.Event()
     with (
         tempfile.TemporaryDirectory(prefix="edgefed-bench-") as folder,
-        Federation(scenario.model, window_seconds=0.3, codec=CODEC, **options) as federation,
+        Federation(
+            scenario.model,
+            window_seconds=0.3,
+            codec=CODEC,
+            training=scenario.training,
+            aggregation=scenario.aggregation,
+            **options,
+        ) as federation,
         ExitStack() as stack,
     ):
         federation.serve()
@@ -124,7 +183,7 @@ def count(scenario: Scenario) -> Counted:
             devices.append(device)
             device.client = stack.enter_context(_client(scenario, device, number, Path(folder), changed))
         for number in range(1, last + 1):
-            _wait_for(changed, lambda number=number: sum(number in d.counted for d in devices) == scenario.goal_count)
+            _wait_for(changed, functools.partial(_is_over, devices, number, scenario.goal_count))
             time.sleep(QUIET_SECONDS)
             for device in devices:
                 device.at[number] = device.counts.snapshot()
@@ -145,8 +204,13 @@ def _client(scenario: Scenario, device: _Device, number: int, folder: Path, chan
         load_examples=lambda: examples,
         state_dir=folder / str(number),
         engine="numpy",
+        trainer=None if scenario.trainer is None else scenario.trainer(number),
         on_progress=on_progress,
     )
+
+
+def _is_over(devices: list[_Device], number: int, goal_count: int) -> bool:
+    return sum(number in device.counted for device in devices) == goal_count
 
 
 def _wait_for(changed: threading.Event, until: Callable[[], bool]) -> None:
@@ -194,9 +258,14 @@ def with_status(counted: Counted) -> dict[Key, dict[str, float]]:
 
 
 def measure() -> list[Figure]:
-    """Bytes of a device and round, both ways, for a tiny model; who is not invited; the first contact."""
+    """Bytes of a device and round, both ways; who is not invited; the first contact; the demo in all."""
+    return [*tiny(), *million(), demo()]
+
+
+def tiny() -> list[Figure]:
+    """A fleet of pumps with a model of 257 parameters."""
     figures = []
-    for protocol in ("5", "3.1.1"):
+    for protocol in PROTOCOLS:
         counted = count(replace(PUMPS, protocol=protocol))
         name = f"all bytes, 257 parameters, MQTT {protocol}"
         figures += [
@@ -206,6 +275,51 @@ def measure() -> list[Figure]:
     half = count(replace(PUMPS, goal_count=3, rounds=6))
     figures.append(Figure("all bytes: a device that checks in and is not invited, a round", total(half.idle), "bytes"))
     return figures
+
+
+def million() -> list[Figure]:
+    """Ten devices with a model of a million parameters, under FedAvg and under server momentum.
+
+    Gaussian updates are the hardest case, since nothing in them is structured; the others are of real training.
+    """
+    file = mnist_file()
+    figures = []
+    for name, (aggregation, bound) in MILLION.items():
+        hard = f"all bytes, 1,000,000 parameters, Gaussian updates, cohort 10, {name}"
+        real = f"all bytes, MLP of 987,210 parameters on MNIST, cohort 10, {name}"
+        figures += _of_million(hard, _gaussian(aggregation), 1_000_000, bound)
+        if file is None:
+            figures.append(skipped(f"{real}: a device and round, both ways", "kB", f"<= {bound:g}"))
+        else:
+            figures += _of_million(real, _mnist(file, aggregation), 987_210, bound)
+    return figures
+
+
+def _of_million(name: str, scenario: Scenario, parameters: int, bound: float) -> list[Figure]:
+    counted = count(scenario)
+    spent = total(with_status(counted)) / 1e3
+    return [
+        at_most(f"{name}: a device and round, both ways", spent, "kB", bound),
+        Figure(f"{name}: dense float32 / all bytes", 8 * parameters / 1e3 / spent, "x"),
+        Figure(f"{name}: first contact and first round", total(counted.first) / 1e3, "kB"),
+    ]
+
+
+def demo() -> Figure:
+    """``edge-fleet demo``: dense float32, up and down for each device and round, beside all bytes of the whole run."""
+    with tempfile.TemporaryDirectory(prefix="edgefed-bench-") as folder, ExitStack() as stack:
+        proxies: list[CountingProxy] = []
+
+        def between(broker: BrokerSettings) -> BrokerSettings:
+            proxies.append(stack.enter_context(CountingProxy(broker.port)))
+            return replace(broker, port=proxies[0].port)
+
+        settings = DemoSettings(folder=Path(folder) / "demo", between=between)
+        run_demo(settings, terminal=False)
+        with Store.open_readonly(settings.folder / "state" / "demo-default.db") as store:
+            rounds = [record.summary for record in store.rounds("default", limit=100_000)]
+        dense = sum(round_["bytes_up_dense"] + round_["bytes_down_dense"] for round_ in rounds)
+        return at_least("all bytes, digits demo: dense float32 / all bytes", dense / proxies[0].total, "x", DEMO_MIN)
 
 
 def show(title: str, means: Mapping[Key, Mapping[str, float]]) -> None:
@@ -222,7 +336,8 @@ def show(title: str, means: Mapping[Key, Mapping[str, float]]) -> None:
 def main() -> None:
     """Prints the tables that the figures are made of; arguments: protocol, devices, goal_count."""
     protocol, devices, goal = (*sys.argv[1:], *("5", "6", "6")[len(sys.argv) - 1 :])
-    counted = count(replace(PUMPS, protocol=protocol, devices=int(devices), goal_count=int(goal)))
+    spoken = next(each for each in PROTOCOLS if each == protocol)
+    counted = count(replace(PUMPS, protocol=spoken, devices=int(devices), goal_count=int(goal)))
     show("a device and round, with a status", with_status(counted))
     if counted.idle:
         show("a device that is not invited, a round", counted.idle)

@@ -48,6 +48,9 @@ configuration_seconds_max = 300.0
 reporting_seconds_max = 300.0
 pause_seconds = {pause_seconds}
 
+[aggregation]
+{aggregation}
+
 [codec]
 {codec}
 
@@ -68,6 +71,7 @@ class Federation:
         training: Further lines of the ``[training]`` table.
         density: Share of the coordinates that is sent.
         codec: The lines of the ``[codec]`` table where it is another one.
+        aggregation: Lines of the ``[aggregation]`` table.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Federation:
         training: str = "",
         density: float = DENSITY,
         codec: str = "",
+        aggregation: str = "",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edgefed-bench-")
         self.folder = Path(self._folder.name)
@@ -96,6 +101,7 @@ class Federation:
             "rounds": rounds,
             "window_seconds": window_seconds,
             "pause_seconds": pause_seconds,
+            "aggregation": aggregation,
             "codec": codec or f'name = "sparse"\ndensity = {density}',
         }
 

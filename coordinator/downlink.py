@@ -42,8 +42,8 @@ WHOLE_BYTES_MIN: Final = 512
 DENSITY_MAX: Final = 0.5
 DENSITY_MIN: Final = 0.01
 """Where a few coordinates hold most of the energy, the many others must not wait for them."""
-COUNT_MIN: Final = 512
-"""Coordinates, which fit into a kilobyte: a message is not worth less."""
+COUNT_MIN: Final = 256
+"""Coordinates, which fit into half a kilobyte: the messages around them take as much."""
 
 
 @dataclass(frozen=True, slots=True)

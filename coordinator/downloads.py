@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from coordinator.events import BULK, Effect, Publish
+from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest, short
-from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.packing import pack
+from edge_sdk.wire.topics import Topics, blob_name
 
 __all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
 
@@ -54,7 +56,8 @@ class Downloads:
         self._retained_add = retained_add
         self._retained_remove = retained_remove
         self._served: dict[str, frozenset[bytes]] = {}  # by task
-        self._by_name: dict[bytes, bytes] = {}  # the same by short digests, as devices name them
+        self._packed: dict[bytes, tuple[bytes, bytes] | None] = {}  # by the plain one's digest: digest and bytes
+        self._by_name: dict[bytes, bytes] = {}  # all of them by short digests, as devices name them
         self._blobs: dict[bytes, bytes] = {}  # those of them that were asked for
         self._up = False
         self._token = 0
@@ -64,23 +67,51 @@ class Downloads:
         self._pieces: deque[tuple[str, bytes, int]] = deque()  # topic, digest (empty: to be cleared), offset
         self._retained: dict[bytes, None] = {}
         self._stale: dict[str, None] = {}
-        self.bytes_sent = 0
 
     def serve(self, task: str, digests: Iterable[bytes]) -> None:
         """From now on these blobs are served for a task, and no others."""
         self._served[task] = frozenset(digests)
-        self._by_name = {short(digest): digest for served in self._served.values() for digest in served}
+        self._packed = {digest: packed for digest, packed in self._packed.items() if digest in self._all_served}
+        self._name_all()
         self._blobs = {digest: blob for digest, blob in self._blobs.items() if self._is_served(digest)}
 
     def size(self, digest: bytes) -> int:
         """The bytes of a blob that is served, 0 for none."""
         return len(self._blob(digest) or b"")
 
+    def packed(self, digest: bytes, stride: int = 1) -> tuple[bytes, int] | None:
+        """SHA-256 and bytes of a served blob as it is packed, which is served too; None where it is not worth it.
+
+        Args:
+            digest: That of the blob.
+            stride: As of :func:`edge_sdk.wire.packing.pack`.
+        """
+        if digest not in self._packed:
+            blob = self._blob(digest)
+            data = None if blob is None else pack(blob, stride)
+            self._packed[digest] = None if data is None else (digest_of(data), data)
+            self._name_all()
+        found = self._packed[digest]
+        return None if found is None else (found[0], len(found[1]))
+
+    @property
+    def _all_served(self) -> set[bytes]:
+        return set().union(*self._served.values())
+
+    def _retainable(self) -> list[bytes]:
+        """Digests of all that is served, in either form."""
+        return [*self._all_served, *(found[0] for found in self._packed.values() if found is not None)]
+
+    def _name_all(self) -> None:
+        self._by_name = {short(digest): digest for digest in self._retainable()}
+
     def _is_served(self, digest: bytes) -> bool:
-        return any(digest in digests for digests in self._served.values())
+        return self._by_name.get(short(digest)) == digest
 
     def _blob(self, digest: bytes) -> bytes | None:
         blob = self._blobs.get(digest)
+        if blob is None:
+            blob = next((found[1] for found in self._packed.values() if found and found[0] == digest), None)
         if blob is None and self._is_served(digest):
             blob = self._read(digest)
             if blob is not None:
@@ -161,7 +192,7 @@ class Downloads:
 
     def clear_retained(self, topics: Iterable[str]) -> list[Effect]:
         """Removes every journalled retained piece that belongs to no blob served now."""
-        keep = {digest.hex() for digests in self._served.values() for digest in digests}
+        keep = {blob_name(digest) for digest in self._retainable()}
         self._retained = {digest: None for digest in self._retained if self._is_served(digest)}
         for topic in topics:
             parts = self._topics.parse(topic)
@@ -206,5 +237,4 @@ class Downloads:
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False, clears: str = "") -> Publish:
         self._token += 1
         self._in_flight[self._token] = clears
-        self.bytes_sent += len(payload)
         return Publish(BULK, topic, payload, retain=retain, token=self._token)

@@ -156,13 +156,9 @@ class Invitations:
         terms = self._encoded_terms()
         if not action.again:
             self._life.issued(ticket)
-            self._status.figures.invited(
-                ticket.ticket,
-                whole=self._serving.parameters_bytes if way.fetched else 0,
-                fetched=way.fetched,
-                retained=self._serving.retains,
-                inline=bool(way.inline),
-            )
+            whole = self._serving.parameters_bytes if way.fetched else 0
+            reads = self._serving.read_for(way, is_new=not has.holds)
+            self._status.figures.invited(ticket.ticket, way.fetched, whole, reads)
         message: Message = Invite(
             nonce=action.nonce,
             ticket=ticket.ticket,
@@ -175,6 +171,7 @@ class Invitations:
             base=short(way.base),
             deltas=way.deltas,
             inline=way.inline,
+            packed=way.packed,
             vectors=self._serving.vectors,
         )
         self._say(ticket.device, message)
@@ -191,6 +188,7 @@ class Invitations:
             blob_bytes=self._serving.piece_bytes,
             requires=s.requires,
             shard=self._publisher.shard,
+            program_packed=self._serving.program_packed,
         )
         if self._terms is None or self._terms[0] != terms:
             self._terms = terms, terms.encode()
@@ -201,6 +199,10 @@ class Invitations:
         if ticket.device not in self._watched and len(self._watched) < WATCHED_MAX:
             self._watched.add(ticket.device)
             self._effects.append(Subscribe(CONTROL, (self._publisher.topics.status(ticket.device),)))
+
+    def watches(self, device: str) -> bool:
+        """Whether the last will of a device is heeded."""
+        return device in self._watched
 
     def unwatch(self, *, cut: bool = False) -> None:
         """The round is over; or the connection is, and its subscriptions with it (``cut``)."""

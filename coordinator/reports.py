@@ -23,7 +23,8 @@ from edge_sdk.wire.outcomes import VERDICTS
 
 __all__ = ["finite", "is_served", "round_rows", "rounds_report", "status_report"]
 
-TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense")
+TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense", "update_bytes", "model_bytes")
+"""All bytes on the wire, up and down, each with what dense float32 would be; then those of updates and of the model."""
 
 
 def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[str, Any]:

@@ -211,7 +211,7 @@ class RoundLife:
             self._serving.retain_all()
 
     def _begin(self, record: RoundRecord, now: float) -> None:
-        self._status.begin(self.settings, now, self._downloads.bytes_sent)
+        self._status.begin(self.settings, now)
         self._serving.begin(self.settings.plan)
         self._workers.start(StartJob(record.task, record.number, record.attempt, record.base))
 
@@ -269,7 +269,7 @@ class RoundLife:
         for ticket, (state, reason) in verdicts.items():
             if state != COUNTED:  # these stay journalled until the commit: their rows are the payloads
                 self._store.set_ticket(ticket, state, reason)
-        summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
+        summary = self._status.end_round(self.schedule)
         self.record = replace(self.record, phase=CLOSING, last_seq=last_seq, seconds_remaining=0.0, summary=summary)
         self._store.save_round(self.record)
         self._close(self.record, last_seq, verdicts)
@@ -292,7 +292,7 @@ class RoundLife:
         """
         assert self.record is not None and self.schedule is not None
         self.flush()
-        summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
+        summary = self._status.end_round(self.schedule)
         found = obstacle_of(verdicts.values())
         if failed_for:
             found = Obstacle(failed_for, REFUSED, summary[COUNTED], summary[INVITED])

@@ -205,11 +205,11 @@ class Coordinator:
             elif parts[0] == "coordinator":
                 self._on_coordinator(parts[1], parts[2], event, now)
             elif parts[0] == "from" and parts[2] in CONTROL_KINDS:
-                task, envelope, message = self._decode(event.payload, parts[2])
+                task, envelope, message = self._decode(event, parts[2])
                 if task is not None:
                     task.on_message(parts[1], message, envelope, now)
             elif parts[0] == "up" and parts[1] == self._shard:
-                task, envelope, message = self._decode(event.payload, Chunk.kind)
+                task, envelope, message = self._decode(event, Chunk.kind)
                 if task is not None and isinstance(message, Chunk):
                     taken = task.on_chunk(parts[2], message, envelope, event.acknowledgement, now)
             elif parts[0] == "status":
@@ -225,10 +225,12 @@ class Coordinator:
         if not taken:
             self._effects.append(Acknowledge(event.channel, event.acknowledgement))
 
-    def _decode(self, payload: bytes, kind: str) -> tuple[Task | None, Envelope, Message]:
+    def _decode(self, event: Arrived, kind: str) -> tuple[Task | None, Envelope, Message]:
         """The message and its task; None where another coordinator of the federation serves it."""
-        envelope, message = decode_message(payload, kind, peer="device")
+        envelope, message = decode_message(event.payload, kind, peer="device")
         task = self.tasks.get(envelope.task) if self.presence.entitled else None
+        if task is not None:
+            task.meter.arrived(event.topic, len(event.payload))
         return task, envelope, message
 
     def _on_coordinator(self, lineage: str, kind: str, event: Arrived, now: float) -> None:
@@ -252,6 +254,9 @@ class Coordinator:
         except (ValueError, RecursionError) as error:
             raise DecodeError("status: expected JSON") from error
         state = status.get("state") if isinstance(status, dict) else None
+        watching = next((task for task in self.tasks.values() if task.watches(device)), None)
+        if watching is not None and state == "online":
+            watching.meter.arrived(event.topic, len(event.payload))
         if state in ("online", "offline"):
             for task in self.tasks.values():
                 task.on_device_state(device, online=state == "online", now=now)

@@ -16,6 +16,7 @@ from coordinator.schedules.selection import wanted_count
 from coordinator.store import ModelDeltaRecord, Store, way_from
 from coordinator.task_settings import TaskSettings
 from edge_sdk.wire.messages import short
+from edge_sdk.wire.packing import FLOAT_STRIDE
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Serving", "Way"]
@@ -31,12 +32,14 @@ class Way:
         base: SHA-256 of the parameters that the deltas start from; empty without deltas.
         deltas: SHA-256 and bytes of the model deltas, the oldest first.
         inline: In their place the deltas themselves, or without a base the whole parameters, where they are small.
+        packed: SHA-256 and bytes of the packed parameters, where they are fetched whole and packing is worth it.
         fetched: Bytes of what the device gets beside the program: the deltas, the whole parameters, or nothing.
     """
 
     base: bytes = b""
     deltas: tuple[tuple[bytes, int], ...] = ()
     inline: tuple[bytes, ...] = ()
+    packed: tuple[bytes, int] | None = None
     fetched: int = 0
 
 
@@ -69,6 +72,11 @@ class Serving:
         if s.retained_blobs == "auto":
             return wanted_count(s.round.goal_count, s.round.over_selection) >= RETAIN_FROM_DEVICES
         return s.retained_blobs == "always"
+
+    @property
+    def program_packed(self) -> tuple[bytes, int] | None:
+        """SHA-256 and bytes of the packed program, None where it is not worth it."""
+        return self._downloads.packed(self._settings.program_digest)
 
     @property
     def piece_bytes(self) -> int:
@@ -116,13 +124,28 @@ class Serving:
     def retain(self, *digests: bytes) -> None:
         """Publishes the program and the vectors, and what those who are invited need beside, in retained pieces."""
         if self.retains:
-            for digest in (self._settings.program_digest, *(digest for _, digest, _ in self.vectors), *digests):
+            packed = self.program_packed
+            program = self._settings.program_digest if packed is None else packed[0]
+            for digest in (program, *(digest for _, digest, _ in self.vectors), *digests):
                 self._effects += self._downloads.retain(digest)
 
     def retain_all(self) -> None:
         """The same for everything that a device of this round may need."""
-        beside = () if self._program_alone else (self.parameters, *(delta.digest for delta in self._deltas))
-        self.retain(*beside)
+        if self._program_alone:
+            self.retain()
+            return
+        packed = self._downloads.packed(self.parameters, FLOAT_STRIDE)
+        self.retain(packed[0] if packed else self.parameters, *(delta.digest for delta in self._deltas))
+
+    def read_for(self, way: Way, *, is_new: bool) -> tuple[int, ...]:
+        """Bytes of each blob that a device reads from retained pieces; a new one reads the program, too."""
+        if not self.retains:
+            return ()
+        packed = self.program_packed
+        program = (self.program_bytes if packed is None else packed[1],) if is_new else ()
+        if way.inline or not way.fetched:
+            return program
+        return (*program, *(size for _, size in way.deltas)) if way.deltas else (*program, way.fetched)
 
     def way_for(self, holds: Collection[bytes]) -> Way:
         """How a device comes to the newest parameters that holds those with these short digests; what it will fetch is
@@ -137,5 +160,8 @@ class Serving:
         if fetched <= self._settings.inline_bytes_max:
             inline = [self._downloads.blob(digest) for digest, _ in needed]
             return Way(base, inline=tuple(blob for blob in inline if blob is not None), fetched=fetched)
+        packed = None if deltas else self._downloads.packed(self.parameters, FLOAT_STRIDE)
+        if packed is not None:
+            needed, fetched = (packed,), packed[1]
         self.retain(*(digest for digest, _ in needed))
-        return Way(base, deltas, fetched=fetched)
+        return Way(base, deltas, packed=packed, fetched=fetched)

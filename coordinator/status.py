@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from coordinator.schedules.schedule import Schedule
 from coordinator.task_settings import TaskSettings
+from coordinator.wire_meter import WireMeter
 from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, COUNTED, INVITED, JOURNALLED, VERDICTS
+from edge_sdk.wire.topics import Topics
 
 __all__ = ["RoundFigures", "TaskStatus", "rounded"]
 
@@ -18,26 +20,22 @@ RECENT_ROUNDS: Final = 8
 
 @dataclass(slots=True)
 class RoundFigures:
-    """Bytes (as payloads) and seconds of the round that is open.
+    """Bytes and seconds of the round that is open.
 
     Attributes:
-        began: When it began, on the clock of ``now``.
-        sent_before: What had been sent when it began, in bytes.
-        up: Bytes of chunks that have arrived.
-        fanned_out: Bytes that the invited devices fetch from retained pieces, which are sent once.
-        inline: Bytes that invites have brought themselves.
-        saved: Bytes that model deltas have saved, for those who have accepted.
-        saves: The same by ticket, for those who have not accepted yet.
+        began: When its phase began, on the clock of ``now``.
+        update_bytes: Bytes of updates that have arrived.
+        model_bytes: Bytes of model deltas and parameters that those get who have accepted.
+        model_bytes_dense: What whole parameters would be for the same devices.
+        waiting: By ticket, for those who have not accepted yet: the latter two, and what they read of retained pieces.
         phase_seconds: Seconds by phase.
     """
 
     began: float = 0.0
-    sent_before: int = 0
-    up: int = 0
-    fanned_out: int = 0
-    inline: int = 0
-    saved: int = 0
-    saves: dict[bytes, int] = field(default_factory=dict)
+    update_bytes: int = 0
+    model_bytes: int = 0
+    model_bytes_dense: int = 0
+    waiting: dict[bytes, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
 
     def leave_phase(self, phase: str, now: float) -> None:
@@ -45,17 +43,19 @@ class RoundFigures:
         self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + now - self.began
         self.began = now
 
-    def accepted(self, ticket: bytes) -> None:
-        """A device has taken its ticket: what its model deltas save counts from now on."""
-        self.saved += self.saves.pop(ticket, 0)
+    def invited(self, ticket: bytes, fetched: int, whole: int, reads: tuple[int, ...]) -> None:
+        """A device has been invited; of parameters of ``whole`` bytes it gets ``fetched``.
 
-    def invited(self, ticket: bytes, *, whole: int, fetched: int, retained: bool, inline: bool) -> None:
-        """A device has been invited; of parameters of ``whole`` bytes it gets ``fetched``."""
-        self.saves[ticket] = whole - fetched
-        if inline:
-            self.inline += fetched
-        elif retained:
-            self.fanned_out += fetched
+        ``reads`` are the bytes of each blob that it reads from retained pieces.
+        """
+        self.waiting[ticket] = fetched, whole, reads
+
+    def accepted(self, ticket: bytes) -> tuple[int, ...]:
+        """A device has taken its ticket: what it gets counts from now on; returns what it reads."""
+        fetched, whole, reads = self.waiting.pop(ticket, (0, 0, ()))
+        self.model_bytes += fetched
+        self.model_bytes_dense += whole
+        return reads
 
 
 class TaskStatus:
@@ -64,19 +64,24 @@ class TaskStatus:
     Args:
         settings: The task.
         incarnation: This start's number.
+
+    Attributes:
+        meter: All bytes between the broker and the task's devices.
     """
 
     def __init__(self, settings: TaskSettings, incarnation: int) -> None:
+        self.meter = WireMeter(Topics(settings.federation))
+        self._told = (0, 0)  # what the meter showed when the last round ended
         self._settings = settings
         self._round = settings
         self._incarnation = incarnation
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROUNDS)
         self.figures = RoundFigures()
 
-    def begin(self, settings: TaskSettings, now: float, bytes_sent: int) -> None:
+    def begin(self, settings: TaskSettings, now: float) -> None:
         """A round begins, or goes on after a restart; ``settings`` are those of this round."""
         self._round = settings
-        self.figures = RoundFigures(began=now, sent_before=bytes_sent)
+        self.figures = RoundFigures(began=now)
 
     def ended(self, number: int, summary: dict[str, Any], metrics: dict[str, float]) -> None:
         """A round was committed."""
@@ -87,17 +92,20 @@ class TaskStatus:
         if self._recent and self._recent[-1]["round"] == number:
             self._recent[-1]["metrics"] = rounded(metrics)
 
-    def of_round(self, schedule: Schedule, bytes_sent: int) -> dict[str, Any]:
+    def end_round(self, schedule: Schedule) -> dict[str, Any]:
+        """What is kept of a round that ends now; the bytes of what follows are those of the next one."""
+        summary = self.of_round(schedule)
+        self._told = self.meter.up, self.meter.down
+        return summary
+
+    def of_round(self, schedule: Schedule) -> dict[str, Any]:
         """What is kept of a round: counts that partition, bytes, seconds by phase.
 
-        Args:
-            schedule: The round.
-            bytes_sent: Payload bytes of downloads since the start of the process.
+        ``bytes_up`` and ``bytes_down`` are all bytes on the wire since the round before has ended; beside them stands
+        what dense float32 updates and whole parameters alone would have been.
         """
         counts, figures = schedule.counts(), self.figures
         reported = counts[JOURNALLED] + counts[COUNTED]
-        # Retained pieces are sent once, and the broker delivers them to each who asks.
-        down = max(bytes_sent - figures.sent_before, figures.fanned_out) + figures.inline
         return {
             "purpose": self._round.purpose,
             "checked_in": counts["candidates"],
@@ -105,10 +113,12 @@ class TaskStatus:
             "at_work": counts[ACCEPTED] + counts[ADMITTED],
             "committed": reported,
             **{verdict: counts[verdict] for verdict in VERDICTS},
-            "bytes_up": figures.up,
-            "bytes_down": down,
-            "bytes_down_dense": down + figures.saved,
+            "bytes_up": self.meter.up - self._told[0],
             "bytes_up_dense": reported * self._round.dense_bytes,
+            "bytes_down": self.meter.down - self._told[1],
+            "bytes_down_dense": figures.model_bytes_dense,
+            "update_bytes": figures.update_bytes,
+            "model_bytes": figures.model_bytes,
             "phase_seconds": {phase: round(seconds, 3) for phase, seconds in figures.phase_seconds.items()},
         }
 
@@ -122,7 +132,6 @@ class TaskStatus:
         waits_for: str,
         metrics: dict[str, float],
         best: float | None,
-        bytes_sent: int,
         refused_messages: dict[str, int],
         model: dict[str, Any],
         now: float,
@@ -140,7 +149,7 @@ class TaskStatus:
             "reason": finished or waits_for,
             "remaining_seconds": round(schedule.seconds_remaining(now), 1) if schedule else 0.0,
             "goal_count": self._round.round.goal_count,
-            **(self.of_round(schedule, bytes_sent) if schedule else {}),
+            **(self.of_round(schedule) if schedule else {}),
             "metrics": rounded(metrics),
             "recent": list(self._recent),
             "best": best,

@@ -14,7 +14,7 @@ import numpy as np
 
 from coordinator.advice import explain, pause_seconds
 from coordinator.downloads import Downloads
-from coordinator.events import BULK, Acknowledge, Effect, Evaluated, Ingested, RoundCommitted, Workers
+from coordinator.events import BULK, Acknowledge, Effect, Evaluated, Ingested, Publish, RoundCommitted, Workers
 from coordinator.intake import BUSY, BUSY_SECONDS, Intake
 from coordinator.invitations import Invitations
 from coordinator.publisher import Publisher
@@ -28,6 +28,7 @@ from coordinator.serving import Serving
 from coordinator.status import TaskStatus
 from coordinator.store import Store
 from coordinator.task_settings import TaskSettings
+from coordinator.wire_meter import WireMeter
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import Envelope
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest, Verdict, short
@@ -132,6 +133,15 @@ class Task:
         return self.life.settings.update_bytes_max
 
     @property
+    def meter(self) -> WireMeter:
+        """All bytes between the broker and this task's devices."""
+        return self._status.meter
+
+    def watches(self, device: str) -> bool:
+        """Whether the status of a device is heeded, because it takes part."""
+        return self._invitations.watches(device)
+
+    @property
     def finished(self) -> str | None:
         """Why training is over, None before."""
         return self.life.finished
@@ -214,7 +224,6 @@ class Task:
             waits_for=self._waits_for or life.trouble,
             metrics=life.metrics,
             best=life.best,
-            bytes_sent=self._downloads.bytes_sent,
             refused_messages=self._store.counters(),
             model=self._serving.told,
             now=now,
@@ -232,7 +241,8 @@ class Task:
                     self.advance(checked_in, now)
             case Accept(ticket):
                 if self.holder(device, ticket) is not None:
-                    self._status.figures.accepted(ticket)
+                    for size in self._status.figures.accepted(ticket):
+                        self.meter.read(size, self._serving.piece_bytes)
                     self.advance(schedules.Accepted(ticket), now)
             case Decline(ticket, reason, detail):
                 if self.holder(device, ticket) is not None:
@@ -241,13 +251,13 @@ class Task:
                     self.advance(schedules.Declined(ticket, reason), now)
             case RangeRequest():
                 self._heard_of(device, now)
-                self._effects += self._downloads.on_want(device, message, self._publisher.wrap)
+                self._effects += self._downloads.on_want(device, message, lambda data: self._told(device, data).payload)
             case Offer():
                 self._intake.on_offer(device, message, envelope.lineage, now)
 
     def on_chunk(self, device: str, chunk: Chunk, envelope: Envelope, acknowledgement: Delivery, now: float) -> bool:
         """Takes a piece of an update; True where its PUBACK is given later."""
-        self._status.figures.up += len(chunk.data)
+        self._status.figures.update_bytes += len(chunk.data)
         self._heard_of(device, now)
         return self._intake.on_chunk(device, chunk, envelope.lineage, acknowledgement, now)
 
@@ -399,7 +409,12 @@ class Task:
 
     def say(self, device: str, message: Message) -> None:
         """Sends an answer to one device."""
-        self._effects.append(self._publisher.to_device(device, message))
+        self._effects.append(self._told(device, message))
+
+    def _told(self, device: str, message: Message) -> Publish:
+        publish = self._publisher.to_device(device, message)
+        self.meter.sent(publish.topic, len(publish.payload))
+        return publish
 
     def _give_receipts(self) -> None:
         for ticket in list(self._receipts.values()):
@@ -414,11 +429,11 @@ class Task:
             return  # said when there is somebody to hear it
         life = self.life
         attempt = life.record.attempt if life.record else 0
-        self._effects.append(
-            self._publisher.announce(
-                life.number, attempt, life.schedule, life.finished, life.fraction, now, life.trouble
-            )
+        publish = self._publisher.announce(
+            life.number, attempt, life.schedule, life.finished, life.fraction, now, life.trouble
         )
+        self._effects.append(publish)
+        self.meter.sent(publish.topic, len(publish.payload), self._registry.population())
 
     def _publish(self, now: float) -> None:
         """Retained JSON for people and machines, at most a few times a second."""

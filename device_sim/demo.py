@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -25,7 +26,7 @@ from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
 from device_sim.view import View, human_bytes
 from edge_sdk.errors import EdgeFedError
-from edge_sdk.mqtt import Connected, Delivery, PahoTransport, TransportEvent
+from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, Meter, PahoTransport, TransportEvent
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -34,6 +35,8 @@ FEDERATION: Final = "demo"
 EXAMPLES_MIN: Final = 8
 STOP_SECONDS: Final = 20.0
 WATCH_SECONDS: Final = 0.2
+CACHE_BYTES_MAX: Final = 1 << 20
+DENSE: Final = ("bytes_up_dense", "bytes_down_dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class DemoSettings:
         rounds_max: Round budget.
         split: How the examples are dealt.
         profile: From what the devices are drawn.
+        between: Makes of the broker's address the one that devices connect to; for a proxy that counts.
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class DemoSettings:
     rounds_max: int = 90
     split: str = "dirichlet:0.3"
     profile: FleetProfile = FleetProfile(dropout=0.1, slow_share=0.1, slow_factor=12.0)
+    between: Callable[[BrokerSettings], BrokerSettings] = lambda broker: broker
 
 
 def run_demo(settings: DemoSettings, terminal: bool | None = None) -> float:
@@ -87,11 +92,11 @@ def run_demo(settings: DemoSettings, terminal: bool | None = None) -> float:
         coordinator = _start_coordinator(settings.folder)
         view.say(f"coordinator: process {coordinator.pid}; run folder: {settings.folder}")
         try:
-            _run_fleet(settings, broker, train, coordinator, view)
+            meter = _run_fleet(settings, broker, train, coordinator, view)
         finally:
             _stop(coordinator)
     seconds = time.monotonic() - began
-    return _report(settings, held_out, view, seconds)
+    return _report(settings, held_out, view, seconds, meter)
 
 
 def _write_configuration(settings: DemoSettings, url: str) -> None:
@@ -131,9 +136,8 @@ pause_seconds = 0.0
 retry_seconds = 1.0
 
 [aggregation]
-server_optimizer = "fedavgm"
-learning_rate = 0.4
-momentum = 0.9
+server_optimizer = "fedavg"
+learning_rate = 1.5
 
 [codec]
 name = "auto"
@@ -194,14 +198,18 @@ class _Watcher:
 
 def _run_fleet(
     settings: DemoSettings, broker: PrivateBroker, train: Dataset, coordinator: subprocess.Popen[bytes], view: View
-) -> None:
+) -> Meter:
+    """Runs devices until all rounds are done; returns what they have sent and received."""
     parts = partition(train, settings.split, settings.devices, settings.seed, EXAMPLES_MIN)
     profiles = draw_profiles(settings.devices, settings.seed, settings.profile)
     members = [
         Member(f"pi-{number:02d}", profile, train.part(part).examples)
         for number, (profile, part) in enumerate(zip(profiles, parts, strict=True))
     ]
-    fleet = Fleet(broker.settings(), FleetSettings(FEDERATION, seed=settings.seed, away_seconds=2.0), members)
+    wanted = FleetSettings(
+        FEDERATION, seed=settings.seed, away_seconds=2.0, publish_status=True, cache_bytes_max=CACHE_BYTES_MAX
+    )
+    fleet = Fleet(settings.between(broker.settings()), wanted, members)
     try:
         with view:
             watcher = _Watcher(broker, fleet, view)
@@ -218,9 +226,10 @@ def _run_fleet(
         last = (settings.folder / "coordinator.log").read_text(errors="replace").strip().splitlines()[-5:]
         raise EdgeFedError("the demo did not finish; the coordinator's last words:\n" + "\n".join(last))
     view.say(f"devices: {len(members)}, power cuts in mid-round: {fleet.dropouts}")
+    return fleet.meter
 
 
-def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: float) -> float:
+def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: float, meter: Meter) -> float:
     folder = settings.folder
     with Store.open_readonly(folder / "state" / f"{FEDERATION}-default.db") as store:
         records = store.rounds("default", limit=100_000)
@@ -231,11 +240,15 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     write_curves([Run("demo", rows)], folder / "rounds.png", "accuracy", title)
     _export(folder)
     accuracy = _prove(folder / "model.onnx", held_out)
-    up, dense = (sum(row[name] or 0 for row in rows) for name in ("bytes_up", "bytes_up_dense"))
+    dense, updates = (sum(row[name] or 0 for name in names for row in rows) for names in (DENSE, ("update_bytes",)))
     view.say("")
     view.say(f"finished in {seconds:.1f} s after {rows[-1]['round']} rounds")
-    smaller = f"{dense / max(up, 1):.1f}x smaller"
-    view.say(f"updates: {human_bytes(up)} instead of {human_bytes(dense)} as dense float32 ({smaller})")
+    less = f"{dense / max(meter.total, 1):.1f}x less"
+    view.say(
+        f"all bytes, as the devices have counted them: {human_bytes(meter.sent)} up and {human_bytes(meter.received)} "
+        f"down; dense float32 alone would be {human_bytes(dense)} ({less})"
+    )
+    view.say(f"of these updates: {human_bytes(updates)}")
     view.say(f"model.onnx in stock onnxruntime: {accuracy:.1%} of {len(held_out)} held-out digits")
     left = "model.onnx rounds.csv rounds.png view.svg state/ federation.toml coordinator.log"
     view.say(f"left in {folder}: {left}")

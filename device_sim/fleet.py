@@ -30,7 +30,7 @@ from edge_sdk.device.shell import DeviceShell, Job
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, Work
 from edge_sdk.device.work import EngineCache, TrainingWork
-from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, PahoTransport, TransportEvent, Will
+from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, Meter, PahoTransport, TransportEvent, Will
 from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.safe_msgpack import BytesLike
@@ -67,6 +67,8 @@ class FleetSettings:
         publish_status: Whether each device publishes its retained status.
         shared_downloads: Whether what is in ``Fleet.blobs`` counts as downloaded by every device, so that a load of
             many updates of a large model need not wait for as many downloads of it.
+        cache_bytes_max: Bytes of programs and parameters that each device keeps over a power cut, 0 for none; the
+            files of all devices are in this process's memory.
     """
 
     federation: str
@@ -78,6 +80,7 @@ class FleetSettings:
     away_seconds: float = 5.0
     publish_status: bool = False
     shared_downloads: bool = False
+    cache_bytes_max: int = 0
 
 
 class ThreadLocalTraining:
@@ -133,6 +136,7 @@ class _Device:
         self.draws = StableRandom(fleet.settings.seed, f"device/{number}")
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([fleet.settings.seed, number])))
         self.up = False
+        self.meters: list[Meter] = []  # one for each life
         self.start(fleet.loop.clock() + number / fleet.settings.connects_per_second)
 
     def start(self, connect_at: float) -> None:
@@ -149,7 +153,10 @@ class _Device:
             connect=self.connect,
             run_job=self.run_job,
             state=DeviceState(
-                self.files, new_instance=lambda: self.rng.bytes(16), wall_day=lambda: 0, cache_bytes_max=0
+                self.files,
+                new_instance=lambda: self.rng.bytes(16),
+                wall_day=lambda: 0,
+                cache_bytes_max=settings.cache_bytes_max,
             ),
             work=self.work,
             rng=self.rng,
@@ -169,6 +176,7 @@ class _Device:
             listener(event)
 
         self.transport = transport = PahoTransport(broker, hear, manual_ack=False)
+        self.meters.append(transport.meter)
         self.fleet.loop.register(transport)
         return transport
 
@@ -264,6 +272,16 @@ class Fleet:
     def agents(self) -> list[Agent]:
         """The devices' agents, for a look at their status."""
         return [device.shell.agent for device in self._devices]
+
+    @property
+    def meter(self) -> Meter:
+        """All that the devices have sent and received so far, whichever life of theirs it was in."""
+        meters = [meter for device in self._devices for meter in device.meters]
+        return Meter(
+            sent=sum(meter.sent for meter in meters),
+            received=sum(meter.received for meter in meters),
+            tls=sum(meter.tls for meter in meters),
+        )
 
     def run(self, until: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
         """Runs until ``until()``; False means that the timeout came first."""

@@ -57,7 +57,7 @@ class View:
         self._now: dict[str, Any] = {}
         self._connected = (0, 0)
         self._live: Live | None = None
-        self.up = self.up_dense = self.down = 0
+        self.bytes = self.bytes_dense = self.update_bytes = 0
         self.best: float | None = None
 
     def __enter__(self) -> View:
@@ -104,9 +104,9 @@ class View:
 
     def _take(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        self.up += row.get("bytes_up", 0)
-        self.up_dense += row.get("bytes_up_dense", 0)
-        self.down += row.get("bytes_down", 0)
+        self.bytes += _all_bytes(row)
+        self.bytes_dense += _all_bytes(row, "_dense")
+        self.update_bytes += row.get("update_bytes", 0)
         self._score(row)
         if not self._terminal:
             self._console.print(self._line(row), markup=False, soft_wrap=True)
@@ -123,14 +123,14 @@ class View:
         if purpose != TRAINING:
             return (
                 f"round {row['round']:>3}  {purpose} from {row.get('counted', 0)} devices  {states}"
-                f"  up {human_bytes(row.get('bytes_up', 0))}  down {human_bytes(row.get('bytes_down', 0))}"
+                f"  all bytes {human_bytes(_all_bytes(row))}"
             )
         return (
             f"round {row['round']:>3}  invited {row.get('invited', 0):>2}"
             f"  committed {row.get('counted', 0):>2}  {states}"
             f"  train loss {_number(metrics.get('train_loss'))}  {self._metric} {_number(metrics.get(self._metric))}"
-            f"  up {human_bytes(row.get('bytes_up', 0))} (dense {human_bytes(row.get('bytes_up_dense', 0))})"
-            f"  down {human_bytes(row.get('bytes_down', 0))} (whole {human_bytes(row.get('bytes_down_dense', 0))})"
+            f"  all bytes {human_bytes(_all_bytes(row))} (dense {human_bytes(_all_bytes(row, '_dense'))})"
+            f"  of these updates {human_bytes(row.get('update_bytes', 0))}"
         )
 
     def _draw(self) -> Panel:
@@ -167,7 +167,17 @@ class View:
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        for name in ("round", "invited", "committed", *STATES, "train loss", self._metric, "up", "dense", "down"):
+        for name in (
+            "round",
+            "invited",
+            "committed",
+            *STATES,
+            "train loss",
+            self._metric,
+            "all bytes",
+            "dense",
+            "updates",
+        ):
             table.add_column(name, justify="right")
         for row in self._rows:
             metrics = row.get("metrics", {})
@@ -178,21 +188,26 @@ class View:
                 *(str(row.get(state, 0)) for state in STATES),
                 _number(metrics.get("train_loss")),
                 f"[bold]{_number(metrics.get(self._metric))}",
-                human_bytes(row.get("bytes_up", 0)),
-                f"[dim]{human_bytes(row.get('bytes_up_dense', 0))}",
-                human_bytes(row.get("bytes_down", 0)),
+                human_bytes(_all_bytes(row)),
+                f"[dim]{human_bytes(_all_bytes(row, '_dense'))}",
+                human_bytes(row.get("update_bytes", 0)),
             )
         return table
 
     def _footer(self) -> Text:
-        smaller = f" ({self.up_dense / self.up:.0f}x smaller)" if self.up else ""
+        less = f" ({self.bytes_dense / self.bytes:.0f}x less)" if self.bytes else ""
         return Text.assemble(
             ("best ", "dim"),
             (_number(self.best), "bold green"),
-            ("   all rounds: up ", "dim"),
-            human_bytes(self.up),
-            (f" instead of {human_bytes(self.up_dense)}{smaller}, down {human_bytes(self.down)}", "dim"),
+            ("   all bytes, up and down: ", "dim"),
+            human_bytes(self.bytes),
+            (f", dense float32 {human_bytes(self.bytes_dense)}{less}", "dim"),
         )
+
+
+def _all_bytes(row: dict[str, Any], suffix: str = "") -> int:
+    """Up and down; with ``_dense`` what dense float32 would have been."""
+    return int(row.get(f"bytes_up{suffix}", 0)) + int(row.get(f"bytes_down{suffix}", 0))
 
 
 def _number(value: float | None) -> str:

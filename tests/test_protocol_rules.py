@@ -417,7 +417,7 @@ def test_rule_06_control_and_bulk_are_two_connections() -> None:
 def test_rule_07_the_retained_cache_is_journalled_cleared_one_round_later_and_after_a_restart() -> None:
     desk = Desk(retained_blobs="always")
     first = desk.begin("a", "b", "c")["a"]
-    topic = TOPICS.blob(first.parameters, 0)
+    topic = TOPICS.blob(first.packed[0] if first.packed else first.parameters, 0)
     assert topic in desk.store.retained() and desk.retained[topic]
     for device, invite in desk.begin("a", "b", "c").items():
         upload(desk, device, invite)
@@ -426,7 +426,7 @@ def test_rule_07_the_retained_cache_is_journalled_cleared_one_round_later_and_af
         upload(desk, device, invite)
     assert desk.retained[topic] == b"" and topic not in desk.store.retained()
     second = desk.begin("a", "b", "c")["a"]
-    held = TOPICS.blob(second.parameters, 0)
+    held = TOPICS.blob(second.packed[0] if second.packed else second.parameters, 0)
     assert desk.retained[held]
     desk.crash()
     assert desk.retained[held], "the open round still serves it"

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.advice import Obstacle
+from coordinator.cli.show import all_bytes_text
 from coordinator.config import load_tasks
 from coordinator.config.settings import database_path
 from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
@@ -149,8 +150,7 @@ def round_line(record: RoundRecord, metric: str) -> str:
     for name in ("train_loss", "loss", metric):
         if name in metrics:
             parts.append(f"{name} {metrics[name]:.4g}")
-    up, dense = summary.get("bytes_up", 0), summary.get("bytes_up_dense", 0)
-    parts.append(f"{up} bytes up" + (f", dense {dense} ({dense / up:.1f}x)" if up and dense else ""))
+    parts.append(all_bytes_text(summary))
     if record.ended_at is not None and record.started_at is not None:
         parts.append(f"{max(0.0, record.ended_at - record.started_at):.1f} s")
     return "; ".join(parts)

@@ -18,7 +18,16 @@ from edge_sdk.wire.outcomes import VERDICTS
 if TYPE_CHECKING:
     from coordinator.cli.check import Outcome
 
-__all__ = ["bytes_text", "make_console", "make_table", "print_checks", "print_rounds", "print_status", "rounds_csv"]
+__all__ = [
+    "all_bytes_text",
+    "bytes_text",
+    "make_console",
+    "make_table",
+    "print_checks",
+    "print_rounds",
+    "print_status",
+    "rounds_csv",
+]
 
 PIPED_COLUMNS: Final = 200
 COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
@@ -51,8 +60,11 @@ def print_status(report: Mapping[str, Any]) -> None:
         facts.add_row("tickets", _pairs(round_["tickets"]) or "none yet")
     facts.add_row("metrics", _pairs(report["metrics"]) or "none yet")
     sums = report["bytes"]
-    facts.add_row("bytes up", f"{bytes_text(sums['bytes_up'])}, dense {bytes_text(sums['bytes_up_dense'])}")
-    facts.add_row("bytes down", f"{bytes_text(sums['bytes_down'])}, whole {bytes_text(sums['bytes_down_dense'])}")
+    facts.add_row("all bytes", all_bytes_text(sums))
+    facts.add_row("bytes up", f"{bytes_text(sums['bytes_up'])}, of these {bytes_text(sums['update_bytes'])} of updates")
+    facts.add_row(
+        "bytes down", f"{bytes_text(sums['bytes_down'])}, of these {bytes_text(sums['model_bytes'])} of models"
+    )
     facts.add_row("messages refused", _pairs(report["messages"]) or "none")
     facts.add_row("devices", f"{report['devices']['known']} known")
     console.print(facts)
@@ -66,11 +78,26 @@ def print_rounds(rows: Sequence[Mapping[str, Any]]) -> None:
         make_console().print("no round has ended yet")
         return
     left_out = {"purpose"} if all(row["purpose"] == TRAINING for row in rows) else set()
+    rows = [_with_all_bytes(row) for row in rows]
     names = [name for name in rows[0] if name not in left_out]
     table = Table(*(name.replace("_", " ") for name in names), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(_cell(name, row[name])) for name in names))
     make_console().print(table)
+
+
+def _with_all_bytes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row for people: all bytes and what dense float32 would be, both ways; then those of updates and models."""
+    shown: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "bytes_up":
+            shown["bytes"] = value + row["bytes_down"]
+            shown["bytes_dense"] = row["bytes_up_dense"] + row["bytes_down_dense"]
+        elif name in ("update_bytes", "model_bytes"):
+            shown[f"bytes_{name.removesuffix('_bytes')}s"] = value
+        elif not name.startswith("bytes_"):
+            shown[name] = value
+    return shown
 
 
 def rounds_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -81,6 +108,14 @@ def rounds_csv(rows: Sequence[Mapping[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()
+
+
+def all_bytes_text(sums: Mapping[str, int]) -> str:
+    """``1.2 MB both ways, dense float32 150.0 MB (125x less)``, of what :data:`coordinator.reports.TRAFFIC` names."""
+    found = sums.get("bytes_up", 0) + sums.get("bytes_down", 0)
+    dense = sums.get("bytes_up_dense", 0) + sums.get("bytes_down_dense", 0)
+    less = f", dense float32 {bytes_text(dense)} ({dense / found:.1f}x less)" if found and dense else ""
+    return f"{bytes_text(found)} both ways{less}"
 
 
 def bytes_text(count: int) -> str:

@@ -110,6 +110,7 @@ NAME: Final = text(VECTOR_NAME_CHARACTERS_MAX, 1)
 TOTAL: Final = number(-1e12, 1e12)
 EVALUATION: Final = optional(row_of(loss_sum=TOTAL, metric_sum=TOTAL, count=integer(1, 1 << 40)))
 MODEL_DELTA: Final = row_of(digest=DIGEST, bytes=SIZE)
+PACKED: Final = optional(row_of(digest=DIGEST, bytes=SIZE))
 VECTOR: Final = row_of(name=NAME, digest=DIGEST, bytes=SIZE)
 
 REQUIREMENTS: Final = list_of(text(64), 32)
@@ -227,6 +228,7 @@ class Invite:
             Without them, or where they fail, the parameters are fetched whole.
         inline: Those deltas themselves where they are small, in the place of ``deltas``; without ``base`` the
             parameters.
+        packed: SHA-256 and bytes of the packed parameters (``packing.py``), where the device fetches them whole.
         vectors: ``(name, digest, bytes)`` of further blobs of the size of the parameters, which the plan's local
             algorithm needs.
     """
@@ -243,6 +245,7 @@ class Invite:
     base: bytes = on_wire(octets_upto(ID_BYTES), b"", key="b", brief=True)
     deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), key="d", brief=True)
     inline: tuple[bytes, ...] = on_wire(list_of(DATA, DELTAS_MAX), (), key="i", brief=True)
+    packed: tuple[bytes, int] | None = on_wire(PACKED, None, key="z", brief=True)
     vectors: tuple[tuple[str, bytes, int], ...] = on_wire(list_of(VECTOR, VECTORS_MAX), (), key="x", brief=True)
 
 

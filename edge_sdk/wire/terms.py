@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from edge_sdk.wire.fields import integer, segment
-from edge_sdk.wire.messages import BODY_BYTES_MAX, DIGEST, REQUIREMENTS, SIZE, short
+from edge_sdk.wire.messages import BODY_BYTES_MAX, DIGEST, PACKED, REQUIREMENTS, SIZE, short
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.records import from_map, on_wire, pack_map, record, to_map, unpack_map
 
@@ -26,11 +26,12 @@ class Terms:
     Attributes:
         program: SHA-256 of the program.
         program_bytes: Its length.
+        program_packed: SHA-256 and bytes of the packed program (``packing.py``), None where there is none.
         parameters_bytes: Length of the parameters, whole.
         plan: How to train and encode.
         chunk_bytes_max: Largest range of bytes that the coordinator puts into one message.
         blob_bytes: Above 0, the program, and the deltas or else the parameters, are also retained in pieces of that
-            size (rule 7: downloads are ranges).
+            size (rule 7: downloads are ranges); packed where they are packed.
         requires: What the device must understand, or decline.
         shard: Where updates are to be sent: the last segment but one of their topic.
     """
@@ -44,6 +45,7 @@ class Terms:
     blob_bytes: int = on_wire(integer(0, BODY_BYTES_MAX), 0, key="e", brief=True)
     requires: tuple[str, ...] = on_wire(REQUIREMENTS, (), key="q", brief=True)
     shard: str = on_wire(segment, "0", key="u", brief=True)
+    program_packed: tuple[bytes, int] | None = on_wire(PACKED, None, key="z", brief=True)
 
     def encode(self) -> bytes:
         """The terms as they stand in an invite."""

@@ -1,7 +1,7 @@
 """Every topic string of the protocol, built and taken apart in one place.
 
     fl/v1/<federation>/tasks/<task>/announce      retained   coordinator -> all
-    fl/v1/<federation>/blobs/<sha256>/<offset>    retained   coordinator -> all (a cache of downloads; rule 7)
+    fl/v1/<federation>/blobs/<digest>/<offset>    retained   coordinator -> all (a cache of downloads; rule 7)
     fl/v1/<federation>/to/<device>/<kind>                    coordinator -> one device
     fl/v1/<federation>/from/<device>/<kind>                  one device -> coordinator, control
     fl/v1/<federation>/up/<shard>/<device>                   one device -> coordinator, bulk
@@ -10,6 +10,7 @@
     fl/v1/<federation>/coordinator/<lineage>/state  retained JSON: incarnation, online, tasks; every device hears it
     fl/v1/<federation>/coordinator/<lineage>/claim           JSON: coordinators among themselves
 
+``<digest>`` is the first eight bytes of a SHA-256 in hexadecimal digits: whoever puts a blob together checks all of it.
 ``<lineage>`` is the lineage of a coordinator's database in hexadecimal digits, so that coordinators of one federation
 do not overwrite each other's state.
 
@@ -25,7 +26,7 @@ from typing import Final
 
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["DEFAULT_TASK", "PREFIX", "SHARD_CHARACTERS", "Topics", "check_segment", "is_segment"]
+__all__ = ["DEFAULT_TASK", "PREFIX", "SHARD_CHARACTERS", "Topics", "blob_name", "check_segment", "is_segment"]
 
 PREFIX: Final = "fl/v1"
 DEFAULT_TASK: Final = "default"
@@ -34,6 +35,11 @@ SHARD_CHARACTERS: Final = 8
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LONG = re.compile(r"(to|from|up|blobs|tasks|coordinator)/([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})\Z")
 _SHORT = re.compile(r"(status)/([A-Za-z0-9_-]{1,64})\Z")
+
+
+def blob_name(digest: bytes) -> str:
+    """How a blob is named in the topics of its retained pieces."""
+    return digest[:8].hex()
 
 
 def is_segment(value: str) -> bool:
@@ -85,7 +91,7 @@ class Topics:
         return f"{self.root}/tasks/{task}/announce"
 
     def blob(self, digest: bytes, offset: int) -> str:
-        return f"{self.root}/blobs/{digest.hex()}/{offset}"
+        return f"{self.root}/blobs/{blob_name(digest)}/{offset}"
 
     def to_device(self, device: str, kind: str) -> str:
         return f"{self.root}/to/{device}/{kind}"

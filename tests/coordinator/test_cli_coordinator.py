@@ -90,7 +90,7 @@ def train(path: Path, rounds: int = 2) -> None:
         vector = vector + np.float32(0.01) * np.arange(vector.size, dtype=np.float32) / vector.size
         ticket, payload = os.urandom(16), update_of(dense_frame(vector))
         summary = {"invited": 4, **VERDICTS, "bytes_up": 400, "bytes_up_dense": 5200}
-        summary |= {"bytes_down": 9000, "bytes_down_dense": 30_000}
+        summary |= {"bytes_down": 9000, "bytes_down_dense": 30_000, "update_bytes": 300, "model_bytes": 8000}
         record = RoundRecord(task, number, 0, "reporting", 9.0, base.parameters_digest, made.tasks[0].program.digest)
         store.save_round(record)
         store.insert_tickets([TicketRecord(ticket, task, number, 0, "pi-1", bytes(16))])
@@ -220,15 +220,21 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
         "tickets": {"accepted": 1, "invited": 2},
     }
     assert report["messages"] == {"malformed": 3}
-    assert report["bytes"] == {"bytes_up": 800, "bytes_up_dense": 10_400} | {
+    assert report["bytes"] == {
+        "bytes_up": 800,
+        "bytes_up_dense": 10_400,
         "bytes_down": 18_000,
         "bytes_down_dense": 60_000,
+        "update_bytes": 600,
+        "model_bytes": 16_000,
     }
     assert report["metrics"] == {"train_loss": 1.0, "loss": None, "accuracy": 0.5}
     assert report["devices"]["known"] == 1 and report["devices"]["latest"][0]["counted"] == 2
     text = run("status", path).out
     for words in ("2 done of 9", "3 (attempt 2), in reporting", "accepted 1, invited 2", "malformed 3", "pi-1"):
         assert words in text
+    told = " ".join(text.split())
+    assert told.index("18.8 kB both ways, dense float32 70.4 kB (3.7x less)") < told.index("600 B of updates")
 
 
 def test_status_of_a_finished_federation_says_why(run: Run, tmp_path: Path) -> None:
@@ -258,6 +264,8 @@ def test_rounds_are_the_same_as_table_json_and_csv(run: Run, tmp_path: Path) -> 
         "bytes_up_dense": 5200,
         "bytes_down": 9000,
         "bytes_down_dense": 30_000,
+        "update_bytes": 300,
+        "model_bytes": 8000,
         "train_loss": 1.0,
         "loss": None,
         "accuracy": 0.5,
@@ -274,7 +282,7 @@ def test_the_line_of_a_round_has_its_counts_bytes_and_seconds() -> None:
     record = RoundRecord("default", 7, 1, "closed", 0.0, b"", b"", summary=summary, started_at=10.0, ended_at=22.5)
     assert round_line(record, "accuracy") == (
         "round 7 (attempt 2) closed: counted 2, late 1, declined 0, missing 0, refused 1; train_loss 1; accuracy 0.5; "
-        "400 bytes up, dense 5200 (13.0x); 12.5 s"
+        "400 B both ways, dense float32 5.2 kB (13.0x less); 12.5 s"
     )
     abandoned = RoundRecord("default", 1, 0, "abandoned", 0.0, b"", b"", reason="nobody came")
     assert "round 1 abandoned" in round_line(abandoned, "accuracy") and "nobody came" in round_line(abandoned, "x")

@@ -23,6 +23,7 @@ from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parame
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.messages import Accept, Chunk, Invite, short
 from edge_sdk.wire.terms import Terms
+from edge_sdk.wire.topics import blob_name
 
 SPEC = larger_bundle().program.spec
 SPARSE = Downlink(density=0.05, whole_bytes_min=0)
@@ -175,7 +176,7 @@ def test_who_has_the_parameters_already_is_given_nothing_to_fetch() -> None:
     invite = play_round(desk, "a", "b", holds=[newest])["a"]
     assert invite.parameters == newest and invite.deltas == ()
     record = desk.store.rounds(TASK, 1)[0]
-    assert record.summary["bytes_down_dense"] == record.summary["bytes_down"]
+    assert record.summary["bytes_down_dense"] == record.summary["model_bytes"] == 0
 
 
 def test_a_chain_is_never_longer_than_configured() -> None:
@@ -352,9 +353,9 @@ def test_the_record_of_a_round_says_what_links_have_saved(retained: str) -> None
     records = sorted(pair.desk.store.rounds(TASK, 10), key=lambda record: record.number)
     assert [record.phase for record in records] == ["closed"] * 4
     first, *later = (record.summary for record in records)
-    assert first["bytes_down"] == first["bytes_down_dense"] > 2 * WHOLE_BYTES
+    assert first["bytes_down_dense"] >= 2 * WHOLE_BYTES > first["model_bytes"] > WHOLE_BYTES / 2, "whole, but packed"
     for summary in later:
-        assert 0 < 4 * summary["bytes_down"] < summary["bytes_down_dense"]
+        assert 0 < 5 * summary["model_bytes"] < summary["bytes_down_dense"]
         assert summary["bytes_down_dense"] >= 2 * WHOLE_BYTES
 
 
@@ -366,20 +367,22 @@ def test_small_links_and_small_parameters_come_with_the_invite_and_are_not_retai
     assert second.base == short(first.parameters) and not second.deltas
     made = apply_model_deltas(first.inline[0], second.inline, second.parameters)
     assert digest_of(made) == second.parameters
-    program = Terms.decode(first.terms).program
-    assert {TOPICS.parse(topic)[1] for topic in desk.store.retained()} == {program.hex()}  # type: ignore[index]
+    packed = Terms.decode(first.terms).program_packed
+    assert packed is not None and packed[1] < Terms.decode(first.terms).program_bytes
+    names = {TOPICS.parse(topic)[1] for topic in desk.store.retained()}  # type: ignore[index]
+    assert names == {blob_name(packed[0])}, "the program alone, packed"
 
 
 def test_only_what_somebody_needs_is_retained() -> None:
     desk = by_hand(retained_blobs="always")
     held = play_round(desk, "a", "b")["a"].parameters
     (model_delta,) = play_round(desk, "a", "b", holds=[held])["a"].deltas
-    whole = [topic for topic in desk.store.retained() if held.hex() in topic]
+    whole = [topic for topic in desk.store.retained() if blob_name(held) in topic]
     assert not whole, "one round after nothing refers to it, the first one is gone"
     desk.begin("a", "b")
     play_round(desk, "a", "b", holds=[held])
     topics = desk.store.retained()
-    assert any(model_delta[0].hex() in topic for topic in topics)
+    assert any(blob_name(model_delta[0]) in topic for topic in topics)
 
 
 # --- the way ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from typing import Any
 
 from coordinator.downloads import IN_FLIGHT_MAX, QUEUED_PER_DEVICE_MAX, RETAINED_PIECE_BYTES, Downloads
 from coordinator.events import Effect, Publish
+from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest, short
+from edge_sdk.wire.packing import unpack
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("garden")
@@ -67,6 +69,26 @@ def assembled(published: list[Publish]) -> bytes:
         assert isinstance(piece, RangeData)
         found[piece.offset : piece.offset + len(piece.data)] = piece.data
     return bytes(found)
+
+
+def test_a_packed_blob_is_served_and_retained_under_its_own_digest_while_the_plain_one_is() -> None:
+    shop, words = Shop(), b"many words, " * 3000
+    shop.serve({DIGEST: BLOB, digest_of(words): words})
+    shop.up()
+    found = shop.downloads.packed(digest_of(words))
+    assert found is not None and found[1] < len(words) / 10
+    (publish,) = shop.broker(shop.want("a", want((0, found[1]), digest=found[0])))
+    piece = message(publish)
+    assert isinstance(piece, RangeData) and unpack(piece.data, len(words)) == words
+    shop.broker(shop.downloads.retain(found[0]))
+    assert list(shop.retained) == [TOPICS.blob(found[0], 0)]
+    shop.broker(shop.downloads.clear_retained(list(shop.journal)))
+    assert shop.retained, "it is still served"
+    shop.serve({DIGEST: BLOB})
+    (publish,) = shop.broker(shop.want("a", want((0, found[1]), digest=found[0])))
+    assert isinstance(message(publish), BlobGone)
+    shop.broker(shop.downloads.clear_retained(list(shop.journal)))
+    assert not shop.retained
 
 
 def want(*ranges: tuple[int, int], digest: bytes = DIGEST) -> RangeRequest:

@@ -31,6 +31,7 @@ from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.envelope import decode_message
 from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict, short
+from edge_sdk.wire.packing import pack
 from edge_sdk.wire.terms import Terms
 
 SPEC = raw_bundle().program.spec
@@ -130,9 +131,10 @@ def test_devices_fetch_the_program_and_nothing_else() -> None:
     pair.make_update = lambda device: make_report(sensors(ord(device)))  # type: ignore[method-assign]
     pair.run(30.0)
     program = raw_bundle().program.digest
+    packed = digest_of(pack(raw_bundle().program.encode()) or b"")
     assert pair.desk.store.rounds(TASK)[-1].number == 0 and pair.desk.store.rounds(TASK)[-1].closed
-    assert initial not in asked and f"{TOPICS.root}/blobs/{initial.hex()}/0" not in pair.desk.retained
-    assert f"{TOPICS.root}/blobs/{program.hex()}/0" in pair.desk.retained
+    assert short(initial) not in asked and TOPICS.blob(initial, 0) not in pair.desk.retained
+    assert TOPICS.blob(packed, 0) in pair.desk.retained
     for device in ("a", "b"):
         assert program in pair.blobs[device] and initial not in pair.blobs[device]
         assert pair.settled[device][0] is True

@@ -297,7 +297,7 @@ def test_the_coordinators_limit_of_an_update_reaches_the_device(federation: Make
         with plant.client(tmp_path / "pi") as client:
             wait(lambda: client.status.counted >= 3, lambda: client.status)
         outcome = plant.rounds[0].summary
-    assert 0 < outcome["bytes_up"] <= costs.update_bytes_within(limit)
+    assert 0 < outcome["update_bytes"] <= costs.update_bytes_within(limit)
 
 
 def test_a_device_declines_what_its_own_limit_of_an_update_forbids(federation: MakeFederation, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_links_cost_a_device_a_fraction_of_whole_parameters(
             wait(lambda plant=plant: len(plant.rounds) > ROUNDS)
             summaries = [record.summary for record in plant.rounds[1:ROUNDS]]
         assert not diary.of("deltas_failed")
-        saved = [summary["bytes_down_dense"] > 5 * summary["bytes_down"] > 0 for summary in summaries]
+        saved = [summary["bytes_down_dense"] > 5 * summary["model_bytes"] > 0 for summary in summaries]
         assert saved == [codec == "sparse"] * len(saved)
     assert down["none"] > ROUNDS * WHOLE_BYTES * 0.9
     assert down["none"] > 5 * down["sparse"]

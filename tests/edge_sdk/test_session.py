@@ -63,6 +63,7 @@ from edge_sdk.wire.messages import (
     introduction_id,
     short,
 )
+from edge_sdk.wire.packing import pack
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR
 from edge_sdk.wire.terms import Terms, terms_id
@@ -1180,6 +1181,46 @@ def test_wrong_parameters_with_an_invite_are_fetched_from_the_coordinator_itself
     assert of(bench.actions, Subscribe)[-1].filters[0].startswith("fl/v1/garden/coordinator"), "none are retained"
     serve(bench, bench.said(RangeRequest)[-1], PARAMETERS)
     assert not any(kept != ("parameters", PARAMETERS) for kept in bench.blobs.kept)
+
+
+PACKED_PROGRAM, PACKED_PARAMETERS = (pack(data) or b"" for data in (PROGRAM, PARAMETERS))
+PACKED = {
+    "program_packed": (digest(PACKED_PROGRAM), len(PACKED_PROGRAM)),
+    "packed": (digest(PACKED_PARAMETERS), len(PACKED_PARAMETERS)),
+}
+
+
+def test_packed_blobs_are_fetched_in_the_place_of_the_plain_ones() -> None:
+    bench = Bench()
+    bench.check_in()
+    bench.hear(bench.invite(**PACKED))
+    for data in (PACKED_PROGRAM, PACKED_PARAMETERS):
+        want = bench.said(RangeRequest)[-1]
+        assert want.digest == short(digest(data))
+        serve(bench, want, data)
+    assert bench.blobs.kept == [("program", PROGRAM), ("parameters", PARAMETERS)]
+    assert bench.session.state == "training" and len(bench.said(RangeRequest)) == 2
+
+
+@pytest.mark.parametrize("wrong", ["gone", "another", "damaged", "something else"])
+def test_a_packed_blob_that_is_of_no_use_is_followed_by_the_plain_one(wrong: str) -> None:
+    bench = Bench(cached=[PROGRAM])
+    bench.check_in()
+    data = {"damaged": PACKED_PARAMETERS[:-9], "something else": pack(b"y" * len(PARAMETERS)) or b""}.get(
+        wrong, PACKED_PARAMETERS
+    )
+    bench.hear(bench.invite(blob_bytes=4096, packed=(digest(data), len(data))))
+    assert of(bench.actions, Subscribe)[-1].filters[0] == TOPICS.blob(digest(data), 0), "retained are packed blobs"
+    bench.tick()
+    want = bench.said(RangeRequest)[-1]
+    if wrong == "gone":
+        bench.hear(BlobGone(digest=want.digest))
+    else:
+        serve(bench, want, b"z" * len(data) if wrong == "another" else data)
+    while bench.session.state == "fetching":
+        assert bench.said(RangeRequest)[-1].digest == short(digest(PARAMETERS)), "asked for, since it is not retained"
+        serve(bench, bench.said(RangeRequest)[-1], PARAMETERS)
+    assert bench.blobs.kept == [("parameters", PARAMETERS)] and bench.session.state == "training"
 
 
 def test_a_cut_without_progress_halves_the_chunks() -> None:

@@ -16,7 +16,7 @@ segments = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 def test_the_topics_are_those_of_the_protocol() -> None:
     digest = bytes(32)
     assert TOPICS.announce("default") == "fl/v1/garden/tasks/default/announce"
-    assert TOPICS.blob(digest, 16384) == f"fl/v1/garden/blobs/{'00' * 32}/16384"
+    assert TOPICS.blob(digest, 16384) == f"fl/v1/garden/blobs/{'00' * 8}/16384"
     assert TOPICS.to_device("pi-1", "invite") == "fl/v1/garden/to/pi-1/invite"
     assert TOPICS.from_device("pi-1", "checkin") == "fl/v1/garden/from/pi-1/checkin"
     assert TOPICS.up("0", "pi-1") == "fl/v1/garden/up/0/pi-1"

@@ -22,8 +22,11 @@ from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire.messages import BlobGone, Invite, RangeData, short
+from edge_sdk.wire.packing import unpack
 from edge_sdk.wire.ranges import ChunkSize, Reassembly
+from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.terms import Terms
+from edge_sdk.wire.topics import blob_name
 
 __all__ = ["Blobs", "Fetch", "Ticket"]
 
@@ -95,6 +98,8 @@ class Fetch:
         self._ticket: Ticket | None = None
         self._download: Download | None = None
         self._deltas: dict[bytes, memoryview | None] | None = None  # by digest; None: the parameters come whole
+        self._takes_packed = True  # until a packed blob of this ticket has turned out to be of no use
+        self._unpacks_to: tuple[bytes, int] | None = None  # digest and bytes of the blob that is fetched packed
         self._inline: tuple[bytes, ...] = ()  # what the invite has brought and nobody has looked at yet
         self._wrong_digests = 0
         self._examples_fit = False  # those of this device, as far as this ticket's job has said
@@ -111,10 +116,12 @@ class Fetch:
 
     def missing_bytes(self, invite: Invite, terms: Terms) -> tuple[int, ...]:
         """Sizes of what is to be downloaded for an invite."""
-        sizes = [] if self._blobs.has(terms.program) else [terms.program_bytes]
+        program = terms.program_bytes if terms.program_packed is None else terms.program_packed[1]
+        whole = terms.parameters_bytes if invite.packed is None else invite.packed[1]
+        sizes = [] if self._blobs.has(terms.program) else [program]
         if self._lacks_parameters(invite, terms) and not self._is_inline(invite):
             deltas = self._usable_deltas(invite, terms)
-            sizes += [terms.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
+            sizes += [whole] if deltas is None else [size for _, size in invite.deltas]
         return (*sizes, *(size for _, digest, size in invite.vectors if not self._blobs.has(digest)))
 
     def begin(self, ticket: Ticket, now: float) -> list[Action]:
@@ -125,6 +132,7 @@ class Fetch:
         self._examples_fit = False
         self._deltas = self._usable_deltas(ticket.invite, ticket.terms)
         self._inline = ticket.invite.inline
+        self._takes_packed = True
         return self._next(now)
 
     def on_live(self, now: float) -> list[Action]:
@@ -163,7 +171,7 @@ class Fetch:
     def on_retained(self, digest: str, offset: str, data: bytes, now: float) -> list[Action]:
         """A piece out of the retained cache."""
         download = self._download
-        if download is None or digest != download.digest.hex() or not offset.isdecimal():
+        if download is None or digest != blob_name(download.digest) or not offset.isdecimal():
             return []
         actions = download.on_retained(int(offset), data, now)
         return actions + (self._take(download, now) if download.complete else [])
@@ -175,6 +183,8 @@ class Fetch:
             return []
         if download.kind == MODEL_DELTA:
             return download.stop() + self._without_deltas("a model delta is gone", now)
+        if self._unpacks_to is not None:
+            return download.stop() + self._without_packing(now)
         self.failure = "gone"
         return []
 
@@ -202,12 +212,14 @@ class Fetch:
             return []
         invite, terms, s = self._ticket.invite, self._ticket.terms, self._settings
         if not self._blobs.has(terms.program):
-            return self._start("program", terms.program, terms.program_bytes, s.program_bytes_max, now)
+            program = terms.program, terms.program_bytes, s.program_bytes_max
+            return self._start("program", *program, now, packed=terms.program_packed)
         if self._lacks_parameters(invite, terms):
             if self._inline:
                 return self._take_inline(invite, now)
             if self._deltas is None:
-                return self._start("parameters", invite.parameters, terms.parameters_bytes, s.parameters_bytes_max, now)
+                whole = invite.parameters, terms.parameters_bytes, s.parameters_bytes_max
+                return self._start("parameters", *whole, now, packed=invite.packed)
             for digest, total in invite.deltas:
                 if self._deltas[digest] is None:
                     return self._start(MODEL_DELTA, digest, total, s.parameters_bytes_max, now)
@@ -218,19 +230,33 @@ class Fetch:
         self.complete = True
         return []
 
-    def _start(self, kind: str, digest: bytes, total: int, bytes_max: int, now: float) -> list[Action]:
+    def _start(
+        self,
+        kind: str,
+        digest: bytes,
+        total: int,
+        bytes_max: int,
+        now: float,
+        *,
+        packed: tuple[bytes, int] | None = None,
+    ) -> list[Action]:
         if self._ticket is None:
             return []
         invite, terms = self._ticket.invite, self._ticket.terms
         # Retained are the program, and what leads to the parameters where the invite names that and does not bring it.
         named = kind == MODEL_DELTA or (kind == "parameters" and not invite.deltas and not invite.inline)
+        retained = (kind == "program" or named) and (packed is None or self._takes_packed)
+        self._unpacks_to = None
+        if packed is not None and self._takes_packed:
+            self._unpacks_to = digest, total
+            digest, total = packed
         if kind != "program" and not self._examples_fit:
             return [CheckExamples(invite.ticket, terms.program)]
         self._download = Download(
             kind,
             digest,
             total,
-            blob_bytes=terms.blob_bytes if kind == "program" or named else 0,
+            blob_bytes=terms.blob_bytes if retained else 0,
             bytes_max=bytes_max,
             chunk=lambda: self.chunk,
             range_bytes_max=terms.chunk_bytes_max,
@@ -242,12 +268,18 @@ class Fetch:
 
     def _take(self, download: Download, now: float) -> list[Action]:
         actions = download.stop()
+        digest = download.digest
         try:
             data = download.take()
+            if self._unpacks_to is not None:
+                digest, total = self._unpacks_to
+                data = _checked(unpack(data, total), digest)
         except DecodeError as error:
             actions.append(Notify(ProgressKind.BAD_DIGEST, str(error)))
             if download.kind == MODEL_DELTA:
                 return actions + self._without_deltas("a model delta has another digest", now)
+            if self._unpacks_to is not None:
+                return actions + self._without_packing(now)
             self._wrong_digests += 1
             if self._wrong_digests > 1:
                 self.failure = "digest"
@@ -256,9 +288,9 @@ class Fetch:
         self._wrong_digests = 0
         self._download = None
         if download.kind == MODEL_DELTA and self._deltas is not None:
-            self._deltas[download.digest] = data
+            self._deltas[digest] = data
         else:
-            self._blobs.keep(download.kind, download.digest, data)
+            self._blobs.keep(download.kind, digest, data)
         return actions + self._next(now)
 
     def _take_inline(self, invite: Invite, now: float) -> list[Action]:
@@ -267,9 +299,7 @@ class Fetch:
         if invite.base:
             return self._follow_all(invite, inline, now)
         try:
-            whole = Reassembly(invite.parameters, len(inline[0]), bytes_max=self._settings.parameters_bytes_max)
-            whole.add(0, inline[0])
-            self._blobs.keep("parameters", invite.parameters, whole.take())
+            self._blobs.keep("parameters", invite.parameters, _checked(inline[0], invite.parameters))
         except DecodeError as error:
             return [Notify(ProgressKind.BAD_DIGEST, str(error)), *self._next(now)]
         return self._next(now)
@@ -284,8 +314,24 @@ class Fetch:
             return self._without_deltas(error, now)
         return [Notify(ProgressKind.DELTAS_APPLIED, f"{len(deltas)}", invite.round), *self._next(now)]
 
+    def _without_packing(self, now: float) -> list[Action]:
+        """Whatever is wrong with a packed blob, it is there as it is too."""
+        self._takes_packed, self._download = False, None
+        return self._next(now)
+
     def _without_deltas(self, why: str, now: float) -> list[Action]:
         """Whatever is wrong with them, the parameters are there as a whole too."""
         self._deltas, self._download = None, None
         number = self._ticket.invite.round if self._ticket is not None else 0
         return [Notify(ProgressKind.DELTAS_FAILED, why, number), *self._next(now)]
+
+
+def _checked(data: BytesLike, digest: bytes) -> memoryview:
+    """The data, whose SHA-256 is this one.
+
+    Raises:
+        DecodeError: It is another one.
+    """
+    whole = Reassembly(digest, len(data), bytes_max=max(1, len(data)))
+    whole.add(0, data)
+    return whole.take()
