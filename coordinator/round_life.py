@@ -28,7 +28,7 @@ from coordinator.status import TaskStatus
 from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.outcomes import COUNTED, INVITED, JOURNALLED, REFUSED
+from edge_sdk.wire.outcomes import COUNTED, DECLINED, INVITED, JOURNALLED, REFUSED
 
 __all__ = ["ATTEMPTS_MAX", "RoundLife", "last_obstacle"]
 
@@ -294,6 +294,9 @@ class RoundLife:
         self.flush()
         summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
         found = obstacle_of(verdicts.values())
+        unable = len(self.attendance.unable)
+        if not verdicts and unable:  # nobody could be invited, and here is who could not
+            found = Obstacle("unsupported", DECLINED, unable, unable + summary["checked_in"])
         if failed_for:
             found = Obstacle(failed_for, REFUSED, summary[COUNTED], summary[INVITED])
         if found is None:
