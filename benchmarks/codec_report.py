@@ -147,6 +147,7 @@ def _colours(methods: Iterable[str]) -> Mapping[str, str]:
         "sparse-10": "#c9a0dc", "sparse-4": "#af7ac5", "sparse-3": "#8e44ad", "sparse-1": "#4a235a",
         "eden-1": "#9ecae1", "eden-0.25": "#4292c6", "eden-0.09": "#08519c", "eden-0.05": "#1b9e77",
         "eden-conv": "#e6ab02", "eden-layers": "#8c564b", "auto": "#d62728",
+        "eden-0.255": "#2171b5", "eden-0.088": "#08519c", "eden-0.022": "#238b45", "eden-0.01": "#006d2c",
     }  # fmt: skip
     among = set(methods)
     others = sorted(among - palette.keys())

@@ -81,8 +81,8 @@ class Tables:
 
     def describe(self) -> str:
         """The data and the model as a row's heading."""
-        what = {"ratings": "Ratings, factors", "deep": "Ratings, dense layers on factors", "words": "Words, their mean"}
-        return f"{what[self.kind]}, table {self.rows:,} x {self.columns}, {100 * self.touched:g} % of its rows a client"
+        what = {"ratings": "Ratings", "deep": "Ratings, dense layers too", "words": "Words"}[self.kind]
+        return f"{what}, {self.rows:,} x {self.columns}, {100 * self.touched:g} % touched"
 
     def deal(self, seed: int, clients: int) -> tuple[Deal, Deal]:
         """What is trained on and what judges."""

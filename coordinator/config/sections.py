@@ -668,7 +668,7 @@ class DownlinkSection(Section):
     codec: str = key(
         "auto: as many of the largest changes as hold enough of their energy (a tenth with fedavg, six tenths with "
         "other server optimisers), the rest with later rounds; sparse: a fixed share of them; none: whole models. "
-        "Models below 4,096 bytes always travel whole.",
+        "Models below 512 bytes always travel whole.",
         "auto",
         allowed="one of " + ", ".join(f'"{name}"' for name in DOWNLINK_CODECS),
     )

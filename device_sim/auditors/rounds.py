@@ -171,7 +171,7 @@ class Auditor:
         terms = self._terms_of(device, invite)
         if invite.round == OPENING_ROUND:
             self.asked_for_statistics.add(invite.ticket)
-            if not terms.plan.without_parameters or invite.deltas or invite.vectors:
+            if not terms.plan.without_parameters or invite.deltas or invite.inline or invite.vectors:
                 raise InvariantBroken(f"{device} is to fetch more than the program in a round of statistics")
 
     def _terms_of(self, device: str, invite: Invite) -> Terms:

@@ -42,7 +42,7 @@ from edge_sdk.codecs.quantised import Int8
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire.fields import integer
 
-__all__ = ["ROW_BITS", "SMALL_SIZE", "SparseRows", "Table", "small_codec", "tables_of"]
+__all__ = ["ROW_BITS", "SMALL_SIZE", "SparseRows", "Table", "small_codec", "tables_of", "taken_apart"]
 
 SMALL_SIZE: Final = 1024
 ROW_BITS: Final = 3
@@ -128,13 +128,10 @@ class SparseRows(Codec):
 
     def decode(self, body: memoryview, size: int) -> Decoded:
         """See :meth:`Codec.decode`."""
-        tables, section = _unpack_tables(body, size)
-        values_bytes, section = unpack_number(section, max(len(section), 1), "the number of bytes of the values")
-        if values_bytes > len(section):
-            raise DecodeError(f"update frame: {values_bytes} bytes of values announced, fewer follow", reason="length")
+        tables, values_section, rest_section = taken_apart(body, size)
         count, others = _counts(tables, size)
-        values = _decoded(section[:values_bytes], count, Eden(bits=self.row_bits))
-        rest = _decoded(section[values_bytes:], others, Eden(bits=max(self.bits, self.row_bits)))
+        values = _decoded(values_section, count, Eden(bits=self.row_bits))
+        rest = _decoded(rest_section, others, Eden(bits=max(self.bits, self.row_bits)))
         vector = np.empty(size, dtype=np.float32)
         sent, positions = _outside(tables, size), _positions(tables)
         vector[sent], vector[positions] = rest, values
@@ -200,6 +197,19 @@ def tables_of(vector: NDArray[np.float32], matrices: Sequence[Matrix]) -> tuple[
     return tuple(sorted(found[:TABLES_MAX], key=lambda table: table.start))
 
 
+def taken_apart(body: memoryview, size: int) -> tuple[tuple[Table, ...], memoryview, memoryview]:
+    """The tables, the section of the values and the section of the rest of a body that nobody vouches for.
+
+    Raises:
+        DecodeError: The tables are not within ``size`` coordinates, or a length is wrong.
+    """
+    tables, section = _unpack_tables(body, size)
+    values_bytes, section = unpack_number(section, max(len(section), 1), "the number of bytes of the values")
+    if values_bytes > len(section):
+        raise DecodeError(f"update frame: {values_bytes} bytes of values announced, fewer follow", reason="length")
+    return tables, section[:values_bytes], section[values_bytes:]
+
+
 def _counts(tables: Sequence[Table], size: int) -> tuple[int, int]:
     """Coordinates of the lines that are sent, and coordinates in no table."""
     return sum(table.sent for table in tables), size - sum(table.size for table in tables)
@@ -240,7 +250,7 @@ def _decoded(section: memoryview, count: int, eden: Eden) -> NDArray[np.float32]
     return values
 
 
-def _unpack_tables(body: memoryview, size: int) -> tuple[list[Table], memoryview]:
+def _unpack_tables(body: memoryview, size: int) -> tuple[tuple[Table, ...], memoryview]:
     number, section = unpack_number(body, TABLES_MAX, "the number of tables")
     tables: list[Table] = []
     behind = 0
@@ -263,4 +273,4 @@ def _unpack_tables(body: memoryview, size: int) -> tuple[list[Table], memoryview
             if order is not None:
                 raise DecodeError("update frame: rows numbered by columns", reason="indices")
         tables.append(Table(start, rows, columns, by_columns, lines))
-    return tables, section
+    return tuple(tables), section

@@ -196,7 +196,8 @@ def test_a_bad_file_costs_no_download_and_its_content_stays_on_the_device(
     diary = Diary()
     load: Callable[[], Any] = lambda: ExamplesFile(tmp_path / "log.csv")  # noqa: E731
     with (
-        Federation(tmp_path / "coordinator", broker.url, "first") as plant,
+        # Of another size than those that come with the invite.
+        Federation(tmp_path / "coordinator", broker.url, "first", model={"zoo": "mlp", "hidden": [200]}) as plant,
         plant.client(tmp_path / "pi", load_examples=load, on_progress=diary) as client,
     ):
         assert f"{tmp_path}/log.csv, line 7, column 'x5': the cell is not a number" in diary.detail("training_failed")

@@ -263,7 +263,7 @@ class Fetch:
 
     def _take_inline(self, invite: Invite, now: float) -> list[Action]:
         """Uses what the invite has brought: model deltas, or the parameters themselves."""
-        inline, self._inline = tuple(map(memoryview, self._inline)), ()
+        inline, self._inline = tuple(memoryview(data) for data in self._inline), ()
         if invite.base:
             return self._follow_all(invite, inline, now)
         try:
