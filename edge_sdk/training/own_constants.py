@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.training.examples import Examples
-from edge_sdk.training.feature_sums import ExactFeatureSums, feature_sums
+from edge_sdk.training.feature_sums import ExactFeatureSums, sums_of_examples
 from edge_sdk.training.normalise import NORMALISED_ABS_MAX
 from edge_sdk.training.program import Program
 
@@ -27,14 +27,14 @@ def own_constants(program: Program, examples: Examples) -> Vector:
     """Mean and scale of ``examples``, float32[2 * features]: all means, then all scales.
 
     Raises:
-        ExamplesError: A value is infinite.
+        ExamplesError: A value is infinite, or all positions are masked.
         ValueError: The program normalises nothing.
     """
     normalise = program.normalise
     if normalise is None:
         raise ValueError(f"program {program.name!r} normalises no input")
     sums = ExactFeatureSums(normalise.features)
-    sums.add(feature_sums(examples.inputs[normalise.input], normalise))
+    sums.add(sums_of_examples(examples, program, normalise))
     mean, scale, _ = sums.result()
     return np.concatenate([mean, scale])
 
