@@ -19,6 +19,7 @@ __all__ = ["ADVICE", "DIVERGED_REASONS", "Advice", "Obstacle", "explain", "obsta
 TEXT_CHARACTERS_MAX: Final = 400
 """What the wire allows for a reason (``edge_sdk/wire/messages.py``)."""
 CODE_CHARACTERS_MAX: Final = 64
+GROWS_FROM_SECONDS: Final = 1.0
 SHARE_MIN: Final = 3
 """An attempt fails for a reason that a third of all invited devices, or more, have in common."""
 
@@ -212,14 +213,15 @@ def obstacle_of(tickets: Iterable[tuple[str, str]], good_reason: str = "abandone
 
 
 def pause_seconds(failures: int, seconds: float, seconds_max: float) -> float:
-    """How long to wait for the next attempt: twice as long after each failure.
+    """How long to wait for the next attempt: twice as long after each failure, and from the second on some seconds.
 
     Args:
         failures: Attempts in a row that have failed, at least 1.
         seconds: The first pause.
         seconds_max: The longest one; a first pause that is longer stays as it is.
     """
-    return max(seconds, min(seconds * 2.0 ** min(failures - 1, 60), seconds_max))
+    grown = max(seconds, GROWS_FROM_SECONDS) * 2.0 ** min(failures - 1, 60)
+    return seconds if failures <= 1 else max(seconds, min(grown, seconds_max))
 
 
 def _shown(code: str) -> str:
