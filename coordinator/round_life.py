@@ -258,7 +258,9 @@ class RoundLife:
         """Writes phase and seconds remaining of the round, if one is open; returns whether one is."""
         if self.record is None or self.schedule is None or self.committing:
             return False
-        self._store.save_round(replace(self.record, seconds_remaining=self.schedule.seconds_remaining(now)))
+        summary = {**self.record.summary, "checked_in": self.schedule.counts()["candidates"]}
+        seconds = self.schedule.seconds_remaining(now)
+        self._store.save_round(replace(self.record, seconds_remaining=seconds, summary=summary))
         return True
 
     # --- ending ---
