@@ -150,6 +150,7 @@ def test_a_device_whose_features_are_of_another_kind_is_told_so(broker: PrivateB
         assert beyond.text.startswith(
             "values of pressure (100%) are beyond +-1e+06 (model.normalise_clip): another unit"
         )
+        path = device_toml(tmp_path, broker.url, "ranges")
         for number in range(2):
             x, y = readings(number + 10)
             others[number] = {**dict(zip(NAMES, x.T, strict=True)), "y": y}
