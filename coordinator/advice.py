@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from edge_sdk.wire.outcomes import DECLINED, REFUSED
@@ -31,10 +31,12 @@ class Advice:
     Attributes:
         words: What has happened, a clause.
         remedy: What to do about it, a clause; empty where there is nothing to do.
+        is_shared: Whether what was found in one device stands for all that have the reason in common.
     """
 
     words: str
     remedy: str = ""
+    is_shared: bool = False
 
 
 _SMALLER_STEPS: Final = "normalise the inputs (model.normalise) or lower training.learning_rate"
@@ -62,6 +64,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
     "weight": Advice(
         "the round's sum of weights is full",
         "lower aggregation.examples_max or selection.goal_count of the coordinator",
+    ),
+    "clipped": Advice(
+        "most values of a feature are beyond model.normalise_clip",
+        "raise model.normalise_clip, or give the feature in a larger unit",
+        is_shared=True,
     ),
     "feature_sums": Advice("the statistics of the features contradict themselves", _SAME_MODEL),
     # --- its form ---
@@ -145,6 +152,7 @@ class Obstacle:
         invited: All tickets.
         failures: How many attempts in a row, this one included, have ended for some such reason.
         is_new: Whether the attempt before ended for another reason, or for none.
+        detail: What was found in one of the devices, where that is of use for all.
     """
 
     reason: str
@@ -153,6 +161,7 @@ class Obstacle:
     invited: int
     failures: int = 1
     is_new: bool = True
+    detail: str = ""
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Obstacle | None:
@@ -164,9 +173,14 @@ class Obstacle:
         """The same, as the one that follows ``before``."""
         if before is None:
             return self
-        return Obstacle(
-            self.reason, self.state, self.count, self.invited, before.failures + 1, before.reason != self.reason
-        )
+        return replace(self, failures=before.failures + 1, is_new=before.reason != self.reason)
+
+    def explained(self, details: Mapping[str, str]) -> Obstacle:
+        """The same with what was found in a device: ``details`` by reason, as the updates' examination said it."""
+        advice = ADVICE.get(self.reason)
+        if advice is None or not advice.is_shared:
+            return self
+        return replace(self, detail=_cut(_printable(details.get(self.reason, "")), TEXT_CHARACTERS_MAX))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -186,7 +200,9 @@ class Obstacle:
         """
         times = f"{self.failures} attempts have" if self.failures > 1 else "an attempt has"
         who = f"{self.count} of {self.invited} devices {'were refused' if self.state == REFUSED else 'declined'}"
-        return _cut(f"round {number}: {times} failed, {who} for {explain(self.reason)}", TEXT_CHARACTERS_MAX)
+        return _cut(
+            f"round {number}: {times} failed, {who} for {explain(self.reason, self.detail)}", TEXT_CHARACTERS_MAX
+        )
 
 
 def obstacle_of(tickets: Iterable[tuple[str, str]], good_reason: str = "abandoned") -> Obstacle | None:
