@@ -135,10 +135,6 @@ come_back_seconds = 5.0
 pause_seconds = 0.0
 retry_seconds = 1.0
 
-[aggregation]
-server_optimizer = "fedavg"
-learning_rate = 1.5
-
 [codec]
 name = "auto"
 

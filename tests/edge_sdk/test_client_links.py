@@ -63,7 +63,7 @@ def test_links_cost_a_device_a_fraction_of_whole_parameters(
         assert not diary.of("deltas_failed")
         saved = [summary["bytes_down_dense"] > 5 * summary["model_bytes"] > 0 for summary in summaries]
         assert saved == [codec == "sparse"] * len(saved)
-    assert down["none"] > ROUNDS * WHOLE_BYTES * 0.9
+    assert down["none"] > ROUNDS * WHOLE_BYTES * 0.4, "whole, but packed"
     assert down["none"] > 5 * down["sparse"]
 
 
@@ -93,7 +93,7 @@ def test_a_device_that_was_away_for_too_long_fetches_whole_parameters(broker: Pr
             wait(lambda: other.status.counted >= 3)
         with device(plant, state) as client:
             wait(lambda: client.status.counted >= 1)
-            assert client.status.bytes_down > WHOLE_BYTES
+            assert client.status.bytes_down > 0.4 * WHOLE_BYTES, "whole, but packed"
 
 
 def test_parameters_that_were_damaged_on_the_disk_are_fetched_whole(broker: PrivateBroker, tmp_path: Path) -> None:
