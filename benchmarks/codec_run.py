@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.codec_tasks import Federation
-from coordinator.downlink import Downlink, next_model
+from coordinator.downlink import Downlink, moved_by, next_model
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.validate import Validation
 from device_sim.simulation.deltas import Deltas
@@ -32,6 +32,7 @@ from edge_sdk.training.model_delta import apply_model_deltas
 __all__ = ["Method", "Record", "run"]
 
 FIXED_POINT: Final = FixedPoint()
+DIVERGED_RMSE: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class Record:
         up_bytes: Mean bytes of a client's frame.
         down_bytes: Mean bytes of a round's model delta, or of the whole parameters.
         fetched_bytes: Mean bytes that a client fetches in a round that is not its first one.
-        curve: ``(round, accuracy)`` on the test subset.
-        accuracy: Mean over the last rounds, on the whole test set.
+        curve: ``(round, score)`` on the test subset, by the task's metric.
+        score: Mean over the last rounds, on the whole test set.
         seconds: Process CPU time.
     """
 
@@ -70,19 +71,19 @@ class Record:
     down_bytes: float
     fetched_bytes: float
     curve: list[tuple[int, float]]
-    accuracy: float
+    score: float
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """The record as a compact line."""
-        curve = [[number, round(accuracy, 4)] for number, accuracy in self.curve]
+        curve = [[number, round(score, 4)] for number, score in self.curve]
         rounded = {name: round(getattr(self, name), 1) for name in ("up_bytes", "down_bytes", "fetched_bytes")}
-        rounded |= {"accuracy": round(self.accuracy, 5), "seconds": round(self.seconds, 1)}
+        rounded |= {"score": round(self.score, 5), "seconds": round(self.seconds, 1)}
         return {**asdict(self), **rounded, "curve": curve}
 
 
 def run(world: Federation, method: Method) -> Record:
-    """All rounds of one run. A model that diverges ends it there, with accuracy 0."""
+    """All rounds of one run. A model that diverges ends it there, with the worst of scores."""
     began = time.process_time()
     task = world.task
     state = _State(world, method)
@@ -92,19 +93,19 @@ def run(world: Federation, method: Method) -> Record:
         try:
             state.round(number)
         except TrainingError:
-            last = [0.0]
+            last = [0.0 if task.metric == "accuracy" else DIVERGED_RMSE]
             break
         if number % task.every == 0:
-            curve.append((number, world.accuracy(state.model, whole=False)))
+            curve.append((number, world.score(state.model, whole=False)))
         if number > task.rounds - task.last:
-            last.append(world.accuracy(state.model, whole=True))
+            last.append(world.score(state.model, whole=True))
     return Record(
         parameters=world.initial.size,
         up_bytes=float(np.mean(state.up)),
         down_bytes=float(np.mean(state.down)),
         fetched_bytes=float(np.mean(state.fetched or state.down)),
         curve=curve,
-        accuracy=float(np.mean(last)),
+        score=float(np.mean(last)),
         seconds=time.process_time() - began,
     )
 
@@ -115,7 +116,8 @@ class _State:
     def __init__(self, world: Federation, method: Method) -> None:
         self._world, self._method = world, method
         spec = world.engine.program.spec
-        self._groups = groups_of(spec, method.up)
+        self._up = method.up.for_model(spec)
+        self._groups = groups_of(spec, self._up)
         self._validation = Validation(spec.size)
         self._server = make_server_optimizer(world.task.server[0], **world.task.server[1])
         self._memory = self._server.init(spec.size)
@@ -125,6 +127,7 @@ class _State:
         self._owed = np.zeros_like(world.initial)
         self._parameters = encode_parameters(world.initial)
         self.model = world.initial
+        self._moved = 0
         self.up: list[int] = []
         self.down: list[int] = []
         self.fetched: list[int] = []
@@ -134,12 +137,15 @@ class _State:
         base = digest_of(self._parameters)
         shared = shared_seed(base)
         total = GroupedMean(self._groups, FIXED_POINT, shared)
+        sent, self._moved = len(self.up), 0
         for client in self._world.cohort(number):
             self._fetch(client, base)
             self._update(number, client, total, shared)
-        start = self.model + self._owed
+        updates = len(self.up) - sent
+        downlink = (self._method.down or Downlink()).suited(self._moved / (updates * self.model.size))
+        start = self.model + np.float32(downlink.keeps) * self._owed
         wanted, self._memory = self._server.apply(start, total.report(), self._memory)
-        self._move(number, base, wanted)
+        self._move(number, base, wanted, downlink)
 
     def _fetch(self, client: int, base: bytes) -> None:
         held = self._held.get(client)
@@ -148,7 +154,7 @@ class _State:
         self._held[client] = base
 
     def _update(self, number: int, client: int, total: GroupedMean, shared: int) -> None:
-        world, codec = self._world, self._method.up
+        world, codec = self._world, self._up
         spec = world.engine.program.spec
         seeds = np.random.SeedSequence([world.seed, number, client])
         trained = train_locally(
@@ -164,12 +170,12 @@ class _State:
         decoded = decode_frames(sent.frames, codec, spec)
         self._validation.check(decoded, self._groups, examples=trained.examples, steps=trained.steps, loss=trained.loss)
         total.accumulate(decoded, trained.examples)
+        self._moved += moved_by(decoded)
         self._kept[client] = sent.kept
         self.up.append(sum(map(len, sent.frames)))
 
-    def _move(self, number: int, base: bytes, wanted: NDArray[np.float32]) -> None:
+    def _move(self, number: int, base: bytes, wanted: NDArray[np.float32], downlink: Downlink) -> None:
         """What devices hold next, by the coordinator's model delta and the device's way of applying it."""
-        downlink = self._method.down or Downlink()
         made = next_model(downlink, self._parameters, wanted, ())
         new = made.model_delta
         if new is not None:
@@ -179,4 +185,4 @@ class _State:
         self.down.append(len(made.parameters) if new is None else len(new.model_delta))
         self._parameters = made.parameters
         self.model = parameters_vector(made.parameters)
-        self._owed = np.zeros_like(wanted) if new is None else np.float32(downlink.keeps) * (wanted - self.model)
+        self._owed = np.zeros_like(wanted) if new is None else wanted - self.model

@@ -28,7 +28,6 @@ from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
     broker_settings,
-    codec_settings,
     database_path,
     downlink,
     piece_bytes_max,
@@ -324,14 +323,14 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     Raises:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
-    codec = codec_settings(config)
+    asked = plan(config, program)
+    codec = asked.codec
     vectors = 1 + len(algorithm(config).vectors)
     update_bytes_max = vectors * frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_update_budget(config, codec, program)
     check_target(config, program)
     selection = config.selection
-    asked = plan(config, dict(program.scalars))
     settings = TaskSettings(
         federation=config.federation.name,
         task=config.federation.task,

@@ -26,6 +26,7 @@ from edge_sdk.aggregation.algorithm import Algorithm, make_algorithm
 from edge_sdk.codecs import CodecSettings, find_codec
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
+from edge_sdk.training.bundle import Program
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX
 from edge_sdk.wire.plan import Plan, TrainingPlan
 
@@ -80,19 +81,19 @@ def training_plan(config: FederationConfig, defaults: dict[str, float]) -> Train
     )
 
 
-def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
-    """What a round asks of a device; arguments as of :func:`training_plan`.
+def plan(config: FederationConfig, program: Program) -> Plan:
+    """What a round asks of a device, for the program.
 
     Raises:
         ConfigurationError: As of :func:`training_plan` and :func:`algorithm`, or the two do not go together.
     """
-    training, rule = training_plan(config, defaults), algorithm(config)
+    training, rule = training_plan(config, dict(program.scalars)), algorithm(config)
     rule.suits(training.scalars)
     return Plan(
         training=training,
         local=rule.local,
         local_settings=rule.local_settings(),
-        codec=codec_settings(config),
+        codec=codec_settings(config).for_model(program.spec),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,
         bytes_per_update_max=config.codec.bytes_per_update_max,

@@ -30,7 +30,7 @@ class RoundMetrics:
         self._chosen: Counter[str] = Counter()
 
     def add(self, update: Update, weight: int, frame: bytes) -> None:
-        """Adds what one update says; ``frame`` is the first one of its delta."""
+        """Adds what one update says; ``frame`` is that of the most elements of its delta."""
         numbers: dict[str, Any] = {
             "loss": update.loss * weight,
             "examples": weight,

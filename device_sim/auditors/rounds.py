@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.downlink import next_model
+from coordinator.downlink import moved_by, next_model
 from coordinator.events import CloseJob, RoundCommitted
 from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
@@ -248,12 +248,14 @@ class Auditor:
         )
         counted: list[Sent] = []
         norms: list[tuple[bytes, float]] = []
+        moved = trained = 0
         for ticket, digest in sorted(journalled, reverse=True):
             training = self.trainings.get((ticket, digest))
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             parts, update = self._decoded(training.payload, layout)
             norms.append((digest, norm_of(parts, groups)))
+            moved, trained = moved + moved_by(parts), trained + sum(group.size for group in groups)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
             self._count(training, layout.whole([part.dense() for part in parts]).astype(np.float64))
             if self.clip_norm:
@@ -261,14 +263,15 @@ class Auditor:
             counted.append(Sent(parts, weight, update.steps))
         self._check_norms(job, norms, layout, earlier)
         before = decode_parameters(self.parameters, self.program.spec)
+        downlink = pipeline.downlink.suited(moved / trained)
         wanted, state = pipeline.optimizer.apply(
-            before + np.float32(pipeline.downlink.keeps) * self.owed,
+            before + np.float32(downlink.keeps) * self.owed,
             REFERENCES[self.algorithm](counted, layout),
             self.state,
             untrained_mask(self.program.spec),
         )
         spans = (spans_of(self.program.spec, kind) for kind in ("buffer", "constant"))
-        made = next_model(pipeline.downlink, self.parameters, wanted, *spans)
+        made = next_model(downlink, self.parameters, wanted, *spans)
         self.parameters, self.state = made.parameters, dict(state)
         self.owed = wanted - decode_parameters(self.parameters, self.program.spec)
         if np.linalg.norm(self.owed) > np.linalg.norm(wanted - before):

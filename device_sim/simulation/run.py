@@ -236,7 +236,7 @@ class _Simulation:
         self._parts = parts
         self._program = program
         self._program_bytes = program.encode()
-        self._plan = plan_of(config, dict(program.scalars))
+        self._plan = plan_of(config, program)
         if parts.algorithm is not None:
             check_algorithm(parts.algorithm, type(parts.algorithm).__name__, config)
             parts.algorithm.suits(self._plan.training.scalars)

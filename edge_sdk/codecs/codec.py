@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_sdk.codecs.rotation import Span, hadamard, signs
 from edge_sdk.errors import ConfigurationError, DecodeError
+from edge_sdk.parameters import Tensor
 from edge_sdk.wire.fields import Check
 
 __all__ = [
@@ -273,32 +274,38 @@ class Codec:
         """The codec that encodes ``total``, float32[P]: itself, unless it is one that only chooses."""
         return self
 
-    def fitted(self, size: int, bytes_max: int) -> Self | None:
-        """The nearest settings with which no body is above ``bytes_max``; None where there are none.
+    def fitted(self, fits: Callable[[Self], bool]) -> Self | None:
+        """The nearest settings that fit into a limit of bytes; None where there are none.
 
         A decoder with the settings of the plan takes what an encoder with the fitted ones makes: only less is sent.
+
+        Args:
+            fits: Whether some settings do. Settings that send less fit where others do.
         """
-        return self if self.body_bytes_max(size) <= bytes_max else None
+        return self if fits(self) else None
 
     def smallest(self) -> Self:
         """The settings that send least."""
         return self
 
-    def split(self, kernels: int, size: int) -> tuple[Codec, Codec] | None:
-        """How to encode a model's kernels (tensors of convolutions), and how the rest; None for both alike.
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Codec, tuple[tuple[Codec, frozenset[str]], ...]]:
+        """How to encode most of a model, and which tensors apart and how, by their names; no tensor stands twice.
 
-        It must depend on nothing but the arguments and the settings, since both sides ask; and whether there is a
-        split must not depend on settings that ``fitted`` changes.
+        It must depend on nothing but the argument and the settings, since both sides ask; and which tensors are apart
+        must not depend on settings that ``fitted`` changes.
 
         Args:
-            kernels: Trainable coordinates of tensors of three dimensions and more.
-            size: All trainable coordinates.
+            tensors: All that are trained.
         """
-        return None
+        return self, ()
 
     def taking_part(self, participation: float) -> Self:
         """The settings for rounds in each of which a device takes part with probability ``participation``, 0 if that
         is not known."""
+        return self
+
+    def for_model(self, tensors: Sequence[Tensor]) -> Self:
+        """The settings for a model of which these tensors are trained; the coordinator asks once."""
         return self
 
     @classmethod

@@ -26,6 +26,7 @@ communication-efficient and robust distributed mean estimation", ICML 2022, sect
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self, TypeVar
 
@@ -161,9 +162,9 @@ class Eden(Codec):
         scales = max(coarse_bytes_max(blocks), 4 * blocks)
         return 3 + 2 * _SEED.size + scales + bytes_for_bits(_codes_count(size, share) * width)
 
-    def fitted(self, size: int, bytes_max: int) -> Self | None:
+    def fitted(self, fits: Callable[[Self], bool]) -> Self | None:
         """See :meth:`Codec.fitted`: fewer bits, and below one bit a smaller share."""
-        return fitted_bits(self, size, bytes_max)
+        return fitted_bits(self, fits)
 
     def smallest(self) -> Self:
         """See :meth:`Codec.smallest`."""
@@ -178,11 +179,8 @@ class Eden(Codec):
 C = TypeVar("C", bound=Any)
 
 
-def fitted_bits(codec: C, size: int, bytes_max: int) -> C | None:
+def fitted_bits(codec: C, fits: Callable[[C], bool]) -> C | None:
     """The codec, which has ``bits``, with the most of them that fit; see :meth:`Codec.fitted`."""
-
-    def fits(candidate: C) -> bool:
-        return bool(candidate.body_bytes_max(size) <= bytes_max)
 
     def with_bits(bits: float) -> C:
         return replace(codec, bits=bits)

@@ -32,6 +32,7 @@ from coordinator.config.settings import (
     validation_bounds,
 )
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, FedAdam, FedAvg, server_settings
+from coordinator.setup import build_bundle
 from coordinator.store import Store
 from edge_sdk.codecs import CODECS, CodecSettings, settings_of
 from edge_sdk.errors import ConfigurationError
@@ -315,8 +316,9 @@ def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:
         "bytes_per_update_max = 20000\n[transfer]\nbytes_per_device_per_day_max = 3000000\n"
         "[evaluation]\nheld_out = 0.2\n[stopping]\ntarget_metric = 0.9\n[validation]\nnorm_max = 5\n",
     )
-    asked = plan(config, {"lr": 0.1})
-    assert asked.training == training_plan(config, {"lr": 0.1})
+    program = build_bundle(config, verify=False).program
+    asked = plan(config, program)
+    assert asked.training == training_plan(config, dict(program.scalars))
     assert (asked.training.scalars, asked.training.epochs, asked.training.held_out) == ({"lr": 0.5}, 3, 0.2)
     assert asked.codec == codec_settings(config) == CodecSettings("int4", block_size=64)
     assert (asked.bytes_per_update_max, asked.bytes_per_device_per_day_max) == (20_000, 3_000_000)
