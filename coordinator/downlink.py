@@ -37,8 +37,8 @@ __all__ = ["ADAPTIVE", "PLAIN", "Downlink", "NextModel", "merged_deltas", "next_
 
 logger = logging.getLogger(__name__)
 
-WHOLE_BYTES_MIN: Final = 4096
-"""Smaller parameters are hardly more than the messages around them: deltas would save bytes that nobody misses."""
+WHOLE_BYTES_MIN: Final = 512
+"""Smaller parameters are hardly more than what stands around the steps of a model delta."""
 DENSITY_MAX: Final = 0.5
 DENSITY_MIN: Final = 0.01
 """Where a few coordinates hold most of the energy, the many others must not wait for them."""
