@@ -51,10 +51,12 @@ class _Net:
     def relu(self, x: str) -> str:
         return self.node("Relu", [x], f"{x}.active")
 
-    def model(self, name: str, inputs: tuple[int, ...], outputs: int) -> onnx.ModelProto:
-        float32 = onnx.TensorProto.FLOAT
-        x = helper.make_tensor_value_info("x", float32, ["batch", *inputs])
-        logits = helper.make_tensor_value_info("logits", float32, ["batch", outputs])
+    def model(
+        self, name: str, inputs: tuple[int, ...], outputs: int, kind: int = onnx.TensorProto.FLOAT
+    ) -> onnx.ModelProto:
+        """``kind`` is the element type of an example."""
+        x = helper.make_tensor_value_info("x", kind, ["batch", *inputs])
+        logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", outputs])
         graph = helper.make_graph(self._nodes, name, [x], [logits], self._weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
@@ -103,3 +105,43 @@ def gru_model(seed: int, *, inputs: tuple[int, int], hidden: int, classes: int) 
     x = net.node("Squeeze", ["last", axis], "state")
     net.layer("Gemm", x, "logits", (classes, hidden), transB=1)
     return net.model("gru", inputs, classes)
+
+
+def table_model(
+    seed: int, *, rows: int, columns: int, hidden: int, classes: int, words_each: int = 12
+) -> onnx.ModelProto:
+    """What is looked up in a table ``[rows, columns]``.
+
+    With classes: those of the mean of an example's rows, for int64[n, k]. Else a value for a pair int64[n, 2]: with
+    ``hidden`` by two dense layers, else the inner product of both rows and a bias for each.
+    """
+    net = _Net(seed)
+    table = net.weight("table", (rows, columns), 0.3)
+    if classes:
+        words = net.node("Gather", [table, "x"], "words", axis=0)
+        net.layer(
+            "Gemm",
+            net.node("ReduceMean", [words], "mean", axes=[1], keepdims=0),
+            "logits",
+            (classes, columns),
+            transB=1,
+        )
+        return net.model("words", (words_each,), classes, onnx.TensorProto.INT64)
+    pair = net.node("Gather", [table, "x"], "pair", axis=0)
+    if hidden:
+        flat = net.node("Flatten", [pair], "flat", axis=1)
+        net.layer(
+            "Gemm",
+            net.relu(net.layer("Gemm", flat, "fc1", (hidden, 2 * columns), transB=1)),
+            "logits",
+            (1, hidden),
+            transB=1,
+        )
+        return net.model("deep", (2,), 1, onnx.TensorProto.INT64)
+    biases = net.node("Gather", [net.constant("bias", np.zeros((rows, 1), np.float32)), "x"], "biases", axis=0)
+    product = net.node("ReduceProd", [pair], "product", axes=[1], keepdims=0)
+    ones = net.constant("one", np.array([1], np.int64))
+    match = net.node("ReduceSum", [product, ones], "match", keepdims=1)
+    inclined = net.node("ReduceSum", [biases, ones], "inclined", keepdims=0)
+    net.node("Add", [match, inclined], "logits")
+    return net.model("ratings", (2,), 1, onnx.TensorProto.INT64)

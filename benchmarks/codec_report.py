@@ -28,8 +28,11 @@ the coordinator's exact sums and server optimisers.
 
 * **points**: percentage points of test accuracy against dense float32 under the same server optimiser; the mean of
   paired differences (a seed fixes weights, cohorts and batches for all methods) and its standard error over the seeds.
-  A run's accuracy is the mean of its last rounds, on the whole test set.
-* **smaller**: float32 against the bytes of a frame, up (a client's update) and down (what it trains from next).
+  A run's accuracy is the mean of its last rounds, on the whole test set. Where ratings are predicted, it is the RMSE,
+  and points are per cent of that of dense float32 (below 0: the RMSE is larger).
+* **smaller**: float32 against the bytes of a frame, up (a client's update) and down (a round's model delta, where the
+  downlink is compressed); **in all** counts what a client sends and fetches in a round: one that was not asked for some
+  rounds fetches these too, merged. Topics, headers and acknowledgements are not in it (`make bench` counts them).
 * **kB a client**: uploaded by the mean client (1,000 bytes), over the whole run, and until the curve is within
   {target:g} point of what dense float32 ends with.
 * **asked**: a bound on both, never lowered; where it is missed the row says so.
@@ -79,14 +82,15 @@ def _verdict(row: Row) -> str:
 
 def _section(name: str, mine: list[Row]) -> str:
     task = TASKS[name]
+    result = "RMSE | per cent" if task.by_rmse else "accuracy | points"
     plan = f"learning rate {task.plan.scalars['lr']:g}, batch {task.plan.batch_size}, one epoch"
     lines = [
         f"## {task.describe()}",
         "",
         f"`{name}`: {mine[0].parameters:,} parameters, {task.rounds} rounds, {plan}.",
         "",
-        "| method | smaller up | smaller down | kB a client | until target | accuracy | points | seeds | asked | |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
+        f"| method | smaller up | smaller down | in all | kB a client | until target | {result} | seeds | asked | |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
         *(_line(row) for row in mine),
         "",
     ]
@@ -97,8 +101,10 @@ def _line(row: Row) -> str:
     target = "never" if row.target_kilobytes is None else _kilobytes(row.target_kilobytes)
     points = "" if row.method == DENSE else _points(row)
     down = "1x" if row.down < 1.01 else f"{row.down:.0f}x"
-    cells = (title(row.method, TASKS[row.task]), f"{row.up:.0f}x", down, _kilobytes(row.kilobytes), target)
-    results = (f"{100 * row.accuracy:.2f}", points, str(row.seeds), _asked(row.bound), _verdict(row))
+    smaller = (f"{row.up:.0f}x", down, f"{row.both:.0f}x")
+    cells = (title(row.method, TASKS[row.task]), *smaller, _kilobytes(row.kilobytes), target)
+    result = f"{-row.accuracy:.4f}" if TASKS[row.task].by_rmse else f"{100 * row.accuracy:.2f}"
+    results = (result, points, str(row.seeds), _asked(row.bound), _verdict(row))
     return f"| {' | '.join((*cells, *results))} |"
 
 
@@ -144,6 +150,7 @@ def _colours(methods: Iterable[str]) -> Mapping[str, str]:
         "sparse-10": "#c9a0dc", "sparse-4": "#af7ac5", "sparse-3": "#8e44ad", "sparse-1": "#4a235a",
         "eden-1": "#9ecae1", "eden-0.25": "#4292c6", "eden-0.09": "#08519c", "eden-0.05": "#1b9e77",
         "eden-conv": "#e6ab02", "eden-layers": "#8c564b", "auto": "#d62728",
+        "eden-0.255": "#2171b5", "eden-0.088": "#08519c", "eden-0.022": "#238b45", "eden-0.01": "#006d2c",
     }  # fmt: skip
     among = set(methods)
     others = sorted(among - palette.keys())
@@ -164,14 +171,16 @@ def _panel(axis: object, name: str, mine: dict[str, list[Run]], colours: Mapping
         share = task.cohort / task.clients
         kilobytes = rounds * share * np.mean([run["up_bytes"] for run in mine[method]]) / 1e3
         accuracy = np.convolve(np.pad(accuracy, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
-        axis.plot(kilobytes, 100 * accuracy, color=colour, label=title(method), linewidth=1.4)
-        highest = max(highest, 100 * float(accuracy.max()))
+        shown = -accuracy if task.by_rmse else 100 * accuracy
+        axis.plot(kilobytes, shown, color=colour, label=title(method), linewidth=1.4)
+        highest = max(highest, float(shown.max()))
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
-    axis.set_ylim(highest - 16, highest + 1)
+    if not task.by_rmse:
+        axis.set_ylim(highest - 16, highest + 1)
     axis.grid(True, which="major", alpha=0.3)
     axis.set_title(task.describe(), fontsize=9)
     axis.set_xlabel("kB a client uploaded", fontsize=8)
-    axis.set_ylabel("test accuracy, %", fontsize=8)
+    axis.set_ylabel("test RMSE" if task.by_rmse else "test accuracy, %", fontsize=8)
     axis.tick_params(labelsize=8)

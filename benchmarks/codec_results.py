@@ -59,8 +59,9 @@ def committed(path: Path = COMMITTED) -> list[Run]:
         ValueError: They are of other tasks than those of today.
     """
     found = json.loads(path.read_text())
-    if found["tasks"] != json.loads(json.dumps({name: task.facts() for name, task in TASKS.items()})):
-        raise ValueError(f"{path} is of tasks as they were: make reproduce-codec")
+    for name in {run["task"] for run in found["runs"]}:
+        if name not in TASKS or found["tasks"].get(name) != json.loads(json.dumps(TASKS[name].facts())):
+            raise ValueError(f"{path}: the runs of {name} are of that task as it was: make reproduce-codec")
     return list(found["runs"])
 
 
@@ -71,12 +72,13 @@ class Row:
     Attributes:
         parameters: Of the model.
         seeds: Number of seeds that both this method and dense float32 have.
-        accuracy: Mean over seeds, 0..1.
+        accuracy: Mean over seeds, 0..1; minus the RMSE where the task is judged by it.
         up: How many times smaller than float32 a client's frame is, mean over seeds.
-        down: The same of what a client downloads.
+        down: The same of what a round leads to: a model delta, or the whole parameters.
+        both: The same of all that a client sends and fetches, with the rounds that it has missed.
         kilobytes: Uploaded by the mean client over the whole run, in 1,000 bytes.
         target_kilobytes: The same until the curve is within ``TARGET_POINTS`` of what dense ends with; None if never.
-        points: Mean of the paired differences to dense, in percentage points.
+        points: Mean of the paired differences to dense, in percentage points; in per cent where they are of an RMSE.
         error: Their standard error; None for a single seed.
         bound: What is asked of it.
     """
@@ -88,6 +90,7 @@ class Row:
     accuracy: float
     up: float
     down: float
+    both: float
     kilobytes: float
     target_kilobytes: float | None
     points: float
@@ -122,8 +125,12 @@ def rows(runs: Iterable[Run]) -> list[Row]:
 
 def _row(task: str, method: str, pairs: list[tuple[Run, Run]]) -> Row:
     mine = [run for run, _ in pairs]
-    differences = [100 * (run["accuracy"] - dense["accuracy"]) for run, dense in pairs]
-    target = statistics.mean(dense["accuracy"] for _, dense in pairs) - TARGET_POINTS / 100
+    by_rmse = TASKS[task].by_rmse
+    scales = [abs(dense["accuracy"]) if by_rmse else 1.0 for _, dense in pairs]
+    differences = [
+        100 * (run["accuracy"] - dense["accuracy"]) / scale for (run, dense), scale in zip(pairs, scales, strict=True)
+    ]
+    target = statistics.mean(dense["accuracy"] for _, dense in pairs) - TARGET_POINTS / 100 * statistics.mean(scales)
     share = TASKS[task].cohort / TASKS[task].clients
     reached = [next((number for number, accuracy in run["curve"] if accuracy >= target), None) for run in mine]
     sent = [run["up_bytes"] * share / 1e3 for run in mine]
@@ -136,12 +143,18 @@ def _row(task: str, method: str, pairs: list[tuple[Run, Run]]) -> Row:
         accuracy=statistics.mean(run["accuracy"] for run in mine),
         up=statistics.mean(4 * run["parameters"] / run["up_bytes"] for run in mine),
         down=statistics.mean(4 * run["parameters"] / run["down_bytes"] for run in mine),
+        both=statistics.mean(8 * run["parameters"] / (run["up_bytes"] + _fetched(run)) for run in mine),
         kilobytes=statistics.mean(sent) * TASKS[task].rounds,
         target_kilobytes=statistics.mean(kilobytes) if len(kilobytes) == len(mine) else None,
         points=statistics.mean(differences),
         error=statistics.stdev(differences) / math.sqrt(len(pairs)) if len(pairs) > 1 else None,
         bound=BOUNDS.get((task, method)),
     )
+
+
+def _fetched(run: Run) -> float:
+    """Mean bytes that a client fetches; of whole parameters it is always the same."""
+    return float(run.get("fetched_bytes", run["down_bytes"]))
 
 
 def figures() -> list[Figure]:

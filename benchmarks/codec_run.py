@@ -32,7 +32,7 @@ from edge_sdk.training.model_delta import apply_model_deltas
 __all__ = ["Method", "Record", "run"]
 
 FIXED_POINT: Final = FixedPoint()
-DIVERGED_RMSE: Final = 1e6
+DIVERGED_RMSE: Final = -1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Record:
         up_bytes: Mean bytes of a client's frame.
         down_bytes: Mean bytes of a round's model delta, or of the whole parameters.
         fetched_bytes: Mean bytes that a client fetches in a round that is not its first one.
-        curve: ``(round, score)`` on the test subset, by the task's metric.
-        score: Mean over the last rounds, on the whole test set.
+        curve: ``(round, accuracy)`` on the test subset.
+        accuracy: Mean over the last rounds, on the whole test set; minus the RMSE of a task that is judged by it.
         seconds: Process CPU time.
     """
 
@@ -71,19 +71,19 @@ class Record:
     down_bytes: float
     fetched_bytes: float
     curve: list[tuple[int, float]]
-    score: float
+    accuracy: float
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """The record as a compact line."""
-        curve = [[number, round(score, 4)] for number, score in self.curve]
+        curve = [[number, round(accuracy, 4)] for number, accuracy in self.curve]
         rounded = {name: round(getattr(self, name), 1) for name in ("up_bytes", "down_bytes", "fetched_bytes")}
-        rounded |= {"score": round(self.score, 5), "seconds": round(self.seconds, 1)}
+        rounded |= {"accuracy": round(self.accuracy, 5), "seconds": round(self.seconds, 1)}
         return {**asdict(self), **rounded, "curve": curve}
 
 
 def run(world: Federation, method: Method) -> Record:
-    """All rounds of one run. A model that diverges ends it there, with the worst of scores."""
+    """All rounds of one run. A model that diverges ends it there, with the worst result."""
     began = time.process_time()
     task = world.task
     state = _State(world, method)
@@ -93,19 +93,19 @@ def run(world: Federation, method: Method) -> Record:
         try:
             state.round(number)
         except TrainingError:
-            last = [0.0 if task.metric == "accuracy" else DIVERGED_RMSE]
+            last = [DIVERGED_RMSE if task.by_rmse else 0.0]
             break
         if number % task.every == 0:
-            curve.append((number, world.score(state.model, whole=False)))
+            curve.append((number, world.accuracy(state.model, whole=False)))
         if number > task.rounds - task.last:
-            last.append(world.score(state.model, whole=True))
+            last.append(world.accuracy(state.model, whole=True))
     return Record(
         parameters=world.initial.size,
         up_bytes=float(np.mean(state.up)),
         down_bytes=float(np.mean(state.down)),
         fetched_bytes=float(np.mean(state.fetched or state.down)),
         curve=curve,
-        score=float(np.mean(last)),
+        accuracy=float(np.mean(last)),
         seconds=time.process_time() - began,
     )
 
@@ -116,8 +116,7 @@ class _State:
     def __init__(self, world: Federation, method: Method) -> None:
         self._world, self._method = world, method
         spec = world.engine.program.spec
-        self._up = method.up.for_model(spec)
-        self._groups = groups_of(spec, self._up)
+        self._groups = groups_of(spec, method.up)
         self._validation = Validation(spec.size)
         self._server = make_server_optimizer(world.task.server[0], **world.task.server[1])
         self._memory = self._server.init(spec.size)
@@ -127,7 +126,6 @@ class _State:
         self._owed = np.zeros_like(world.initial)
         self._parameters = encode_parameters(world.initial)
         self.model = world.initial
-        self._moved = 0
         self.up: list[int] = []
         self.down: list[int] = []
         self.fetched: list[int] = []
@@ -137,12 +135,11 @@ class _State:
         base = digest_of(self._parameters)
         shared = shared_seed(base)
         total = GroupedMean(self._groups, FIXED_POINT, shared)
-        sent, self._moved = len(self.up), 0
-        for client in self._world.cohort(number):
+        cohort, moved = self._world.cohort(number), 0
+        for client in cohort:
             self._fetch(client, base)
-            self._update(number, client, total, shared)
-        updates = len(self.up) - sent
-        downlink = (self._method.down or Downlink()).suited(self._moved / (updates * self.model.size))
+            moved += self._update(number, client, total, shared)
+        downlink = (self._method.down or Downlink()).suited(moved / (len(cohort) * self.model.size))
         start = self.model + np.float32(downlink.keeps) * self._owed
         wanted, self._memory = self._server.apply(start, total.report(), self._memory)
         self._move(number, base, wanted, downlink)
@@ -153,8 +150,9 @@ class _State:
             self.fetched.append(self._deltas.bytes_from([held]) or len(self._parameters))
         self._held[client] = base
 
-    def _update(self, number: int, client: int, total: GroupedMean, shared: int) -> None:
-        world, codec = self._world, self._up
+    def _update(self, number: int, client: int, total: GroupedMean, shared: int) -> int:
+        """One client's update; how many coordinates it moves."""
+        world, codec = self._world, self._method.up
         spec = world.engine.program.spec
         seeds = np.random.SeedSequence([world.seed, number, client])
         trained = train_locally(
@@ -170,9 +168,9 @@ class _State:
         decoded = decode_frames(sent.frames, codec, spec)
         self._validation.check(decoded, self._groups, examples=trained.examples, steps=trained.steps, loss=trained.loss)
         total.accumulate(decoded, trained.examples)
-        self._moved += moved_by(decoded)
         self._kept[client] = sent.kept
         self.up.append(sum(map(len, sent.frames)))
+        return moved_by(decoded)
 
     def _move(self, number: int, base: bytes, wanted: NDArray[np.float32], downlink: Downlink) -> None:
         """What devices hold next, by the coordinator's model delta and the device's way of applying it."""

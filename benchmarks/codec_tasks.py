@@ -1,8 +1,8 @@
 """The federations on which the codec is judged, and their data dealt to clients.
 
 MNIST is dealt as in McMahan et al. (AISTATS 2017), section 3: sorted by label, two shards a client. UCI HAR is dealt by
-person, with the channels of ``har.py``: 21 people train, 9 whom nobody trained on judge. Ratings by tables of users and
-items (``codec_tables.py``) are dealt by household and judged by their root mean squared error. Everything of a run that is
+person, with the channels of ``har.py``: 21 people train, 9 whom nobody trained on judge. Data whose updates are sparse
+by nature are made up (``codec_tables.py``). Everything of a run that is
 not the codec (weights, deal, cohorts, order of batches) is a function of the task and the seed alone, so that runs of
 one seed are pairs.
 """
@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from benchmarks.codec_models import conv1d_model, conv2d_model, gru_model
-from benchmarks.codec_tables import Ratings, Tables, ratings, tables_model
+from benchmarks.codec_tables import Tables
 from benchmarks.har import windows_of
 from benchmarks.vectors import data_file
 from coordinator.compile import build_zoo_model, compile_model
@@ -28,11 +28,12 @@ from device_sim.datasets import load_dataset
 from device_sim.held_out import split_held_out
 from device_sim.partitions import shards
 from device_sim.stable_random import StableRandom
+from edge_sdk.training.bundle import Bundle
 from edge_sdk.training.engine import Engine, make_engine
 from edge_sdk.training.local import Examples, as_examples
 from edge_sdk.wire.plan import TrainingPlan
 
-__all__ = ["TASKS", "Federation", "Model", "Task", "federation"]
+__all__ = ["TASKS", "Federation", "Model", "Task", "federation", "made_up"]
 
 TEST_SUBSET: Final = 2000
 """Examples that the curve is drawn from; the last rounds are judged on all."""
@@ -77,16 +78,16 @@ class Task:
     """One federation.
 
     Attributes:
-        data: ``mnist``, ``har`` or ``ratings``.
-        model: A key of ``MODELS``, or a word for the tables.
+        data: ``mnist``, ``har`` or ``tables``.
+        model: A key of ``MODELS``, or the kind of the tables.
         clients: Number of clients; for ``har`` the 21 people.
         cohort: Clients a round.
         rounds: Rounds of a run.
         plan: How a client trains.
         server: The server optimiser's name and settings.
         every: Rounds between two points of the curve.
-        last: Rounds at the end whose scores on the whole test set are averaged to the run's result.
-        tables: The tables, for ``ratings``.
+        last: Rounds at the end whose accuracies on the whole test set are averaged to the run's result.
+        tables: What is made up, where ``data`` is that.
     """
 
     data: str
@@ -103,38 +104,49 @@ class Task:
     @property
     def optimizer(self) -> str:
         """The device's."""
-        return "sgd" if self.tables is not None else MODELS[self.model].optimizer
+        return "sgd" if self.tables else MODELS[self.model].optimizer
 
     @property
-    def metric(self) -> str:
-        """What a run is judged by: ``accuracy``, a share, or ``rmse``, of which less is better."""
-        return "accuracy" if self.tables is None else "rmse"
+    def by_rmse(self) -> bool:
+        """Whether a run's result is minus the RMSE, in place of the accuracy."""
+        return self.tables is not None and self.tables.loss == "mean_squared_error"
 
     def describe(self) -> str:
         """The task as a row's heading."""
         optimizer = "" if self.optimizer == "sgd" else f", {self.optimizer.title()} on the device"
         server = {"fedavg": "", "fedavgm": ", server momentum", "fedadam": ", FedAdam"}[self.server[0]]
-        data = {"mnist": "MNIST, 2 shards a client", "har": "UCI HAR by person", "ratings": "Ratings by household"}
-        if self.tables is not None:
-            model = f"tables of {self.tables.rows:,} rows, {100 * self.tables.touched:g} % touched"
-            model += ", and dense layers" if self.tables.hidden else ""
-            return f"{data[self.data]}, {model}: {self.cohort} of {self.clients} a round{server}"
-        return f"{data[self.data]}, {self.model}{optimizer}: {self.cohort} of {self.clients} a round{server}"
+        data = {"mnist": "MNIST, 2 shards a client", "har": "UCI HAR by person"}.get(self.data)
+        what = self.tables.describe() if self.tables else f"{data}, {self.model}{optimizer}"
+        return f"{what}: {self.cohort} of {self.clients} a round{server}"
 
     def facts(self) -> dict[str, Any]:
         """Everything that a run's result depends on besides seed and method."""
-        told = {**asdict(self), "plan": self.plan.to_wire()}
+        facts = {**asdict(self), "plan": self.plan.to_wire()}
         if self.tables is None:
-            del told["tables"]
-            told["shape"] = MODELS[self.model].shape
-        return told
+            del facts["tables"]
+            facts["shape"] = MODELS[self.model].shape
+        return facts
 
 
 def _plan(lr: float, batch_size: int = 10) -> TrainingPlan:
     return TrainingPlan(epochs=1, batch_size=batch_size, seconds_max=1e6, scalars={"lr": lr})
 
 
-_ADAM: Final = ("fedadam", {"eta": 0.02, "tau": 0.001})
+FEDAVG: Final = ("fedavg", dict[str, float]())
+FEDAVGM: Final = ("fedavgm", {"eta": 1.0, "momentum": 0.9})
+
+
+def _fedadam(eta: float) -> tuple[str, dict[str, float]]:
+    return "fedadam", {"eta": eta}
+
+
+def _tables(
+    tables: Tables, clients: int, cohort: int, rounds: int, lr: float, server: tuple[str, dict[str, float]]
+) -> Task:
+    every = max(1, rounds // 20)
+    last = 3 * rounds // 10
+    return Task("tables", tables.kind, clients, cohort, rounds, _plan(lr), server, every, last, tables)
+
 
 TASKS: Final[Mapping[str, Task]] = {
     "2nn": Task("mnist", "2NN", 100, 10, 200, _plan(0.1)),
@@ -151,38 +163,13 @@ TASKS: Final[Mapping[str, Task]] = {
     "har": Task("har", "1D CNN", 21, 10, 80, _plan(0.03), every=4, last=15),
     "har-cohort-2": Task("har", "1D CNN", 21, 2, 160, _plan(0.03)),
     "gru": Task("har", "GRU", 21, 10, 60, _plan(0.0015, batch_size=32), every=4, last=15),
-    "rows-1k": Task(
-        "ratings", "tables", 100, 5, 80, _plan(0.1), ("fedavg", {"eta": 4.0}), last=15, tables=Tables(1_000, 16, 0.05)
-    ),
-    "rows-10k": Task(
-        "ratings", "tables", 400, 100, 40, _plan(0.1), _ADAM, every=5, last=10, tables=Tables(10_000, 6, 0.01)
-    ),
-    "rows-100k": Task(
-        "ratings", "tables", 1000, 200, 30, _plan(0.1), _ADAM, every=5, last=5, tables=Tables(100_000, 4, 0.001)
-    ),
-    "rows-20k": Task(
-        "ratings",
-        "tables",
-        100,
-        50,
-        40,
-        _plan(0.1, batch_size=50),
-        ("fedavg", {"eta": 4.0}),
-        every=5,
-        last=10,
-        tables=Tables(20_000, 4, 0.05),
-    ),
-    "rows-4k-mixed": Task(
-        "ratings",
-        "tables",
-        400,
-        20,
-        120,
-        _plan(0.05),
-        ("fedavgm", {"eta": 1.0}),
-        last=15,
-        tables=Tables(4_000, 8, 0.01, hidden=32),
-    ),
+    "table-1k": _tables(Tables("ratings", 1_000, 16, 0.05, 100), 40, 5, 200, 0.2, FEDAVG),
+    "table-2k": _tables(Tables("ratings", 2_000, 16, 0.05, 150), 200, 200, 15, 0.1, _fedadam(0.1)),
+    "table-3k": _tables(Tables("ratings", 3_000, 20, 0.01, 60), 200, 100, 40, 0.1, _fedadam(0.1)),
+    "table-10k": _tables(Tables("ratings", 10_000, 16, 0.01, 200), 80, 20, 60, 0.1, FEDAVGM),
+    "table-100k": _tables(Tables("ratings", 100_000, 8, 0.001, 150), 200, 50, 20, 0.2, _fedadam(0.2)),
+    "table-deep": _tables(Tables("deep", 4_000, 16, 0.02, 200, 32), 80, 20, 40, 0.05, _fedadam(0.02)),
+    "table-words": _tables(Tables("words", 20_000, 12, 0.01, 60), 100, 20, 40, 0.5, _fedadam(0.05)),
 }
 
 
@@ -211,15 +198,15 @@ class Federation:
         draws = StableRandom(self.seed, f"cohort {round_number}")
         return [int(client) for client in draws.permutation(len(self.clients))[: self.task.cohort]]
 
-    def score(self, parameters: NDArray[np.float32], *, whole: bool) -> float:
-        """How ``parameters`` (float32[P]) do on the test examples, by the task's metric."""
+    def accuracy(self, parameters: NDArray[np.float32], *, whole: bool) -> float:
+        """Share of the test examples that ``parameters`` (float32[P]) classify rightly; minus the RMSE where the task
+        is judged by it."""
         index = np.arange(len(self.test)) if whole else self.subset
-        total = 0.0
+        right = 0.0  # or squared errors
         for start in range(0, len(index), 500):
             part = self.test.batch(self.engine.program, index[start : start + 500])
-            total += self.engine.evaluate(parameters, part)[1]
-        mean = total / len(index)
-        return math.sqrt(mean) if self.task.metric == "rmse" else mean
+            right += self.engine.evaluate(parameters, part)[1]
+        return -math.sqrt(right / len(index)) if self.task.by_rmse else right / len(index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,6 +216,10 @@ class _Deal:
     test_x: NDArray[np.float32]
     test_y: NDArray[np.int64]
     person: NDArray[np.int64] | None = field(default=None)
+
+
+_Pair: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+"""x and y."""
 
 
 @lru_cache(maxsize=1)
@@ -260,8 +251,10 @@ def federation(name: str, seed: int) -> Federation:
         ConfigurationError: Its data are not there.
     """
     task = TASKS[name]
-    if task.tables is not None:
-        return _households(task, task.tables, seed)
+    return _read(task, seed) if task.tables is None else made_up(task, task.tables, seed)
+
+
+def _read(task: Task, seed: int) -> Federation:
     model = MODELS[task.model]
     deal = _mnist() if task.data == "mnist" else _har()
     bundle = compile_model(
@@ -272,31 +265,26 @@ def federation(name: str, seed: int) -> Federation:
     else:
         parts = [np.flatnonzero(deal.person == person) for person in np.unique(deal.person)]
     x = model.take(deal.x)
-    test = as_examples((model.take(deal.test_x), deal.test_y), bundle.program)
+    train = [(x[part], deal.y[part]) for part in parts]
+    return _federation(task, seed, bundle, train, (model.take(deal.test_x), deal.test_y))
+
+
+def made_up(task: Task, tables: Tables, seed: int) -> Federation:
+    """The federation of a task whose data are made up."""
+    bundle = compile_model(tables.model(seed), loss=tables.loss, optimizer="sgd", name=tables.kind, verify=False)
+    train, test = tables.deal(seed, task.clients)
+    clients = [train.part(train.client == client) for client in range(task.clients)]
+    return _federation(task, seed, bundle, [(part.x, part.y) for part in clients], (test.x, test.y))
+
+
+def _federation(task: Task, seed: int, bundle: Bundle, train: list[_Pair], test: _Pair) -> Federation:
+    judges = as_examples(test, bundle.program)
     return Federation(
         task=task,
         seed=seed,
         engine=make_engine(bundle.program),
         initial=bundle.parameters,
-        clients=[as_examples((x[part], deal.y[part]), bundle.program) for part in parts],
-        test=test,
-        subset=np.arange(0, len(test), max(1, len(test) // TEST_SUBSET)),
-    )
-
-
-def _households(task: Task, tables: Tables, seed: int) -> Federation:
-    bundle = compile_model(tables_model(tables, seed), loss="mean_squared_error", name=task.model, verify=False)
-    dealt, kept = ratings(tables, task.clients, seed)
-
-    def examples(made: Ratings) -> Examples:
-        return as_examples((made.inputs, made.values), bundle.program)
-
-    return Federation(
-        task=task,
-        seed=seed,
-        engine=make_engine(bundle.program),
-        initial=bundle.parameters,
-        clients=[examples(part) for part in dealt],
-        test=examples(kept),
-        subset=np.arange(0, len(kept.users), max(1, len(kept.users) // TEST_SUBSET)),
+        clients=[as_examples(pair, bundle.program) for pair in train],
+        test=judges,
+        subset=np.arange(0, len(judges), max(1, len(judges) // TEST_SUBSET)),
     )

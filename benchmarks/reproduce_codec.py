@@ -59,8 +59,11 @@ def perform_all(wanted: list[Job], path: Path, processes: int, budget_seconds: f
             entry = done.result()
             sink.write(json.dumps(entry) + "\n")
             sink.flush()
+            result = f"{100 * entry['accuracy']:.2f} %"
+            if TASKS[entry["task"]].by_rmse:
+                result = f"RMSE {-entry['accuracy']:.4f}"
             print(
-                f"{entry['task']:14} seed {entry['seed']} {entry['method']:20} {100 * entry['accuracy']:.2f} %"
+                f"{entry['task']:14} seed {entry['seed']} {entry['method']:20} {result}"
                 f"  {4 * entry['parameters'] / entry['up_bytes']:.0f}x  {entry['seconds']:.0f} s",
                 flush=True,
             )

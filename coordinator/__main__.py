@@ -151,13 +151,32 @@ def rounds(
 
 
 @app.command()
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Of each run a federation.toml, a database, or a CSV of rounds.", metavar="RUN..."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write: .png, .svg or .pdf.")],
+    metric: Annotated[str | None, typer.Option(help="The column to draw; the model's metric by default.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="What to call a run; repeated, one for each.")] = None,
+    title: Annotated[str, typer.Option(help="Stands above.")] = "",
+    task: TaskName = None,
+) -> None:
+    """Draw learning curves and bytes of one or several runs: against rounds, and against all bytes, up and down."""
+    from coordinator.cli.plot import plot_runs
+
+    for line in plot_runs(runs, out, metric=metric, task=task, names=name or (), title=title):
+        typer.echo(line)
+
+
+@app.command()
 def export(
     config: ConfigFile,
     onnx: Annotated[Path | None, typer.Option(help="Write the model with its weights as ONNX.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Write a bundle, to go on from these weights elsewhere.")] = None,
     int8: Annotated[Path | None, typer.Option(help="Write a quantised ONNX model, and score it.")] = None,
     round_number: Annotated[
-        int | None, typer.Option("--round", min=0, help="Of this round; the last by default.")
+        int | None, typer.Option("--round", min=0, help="Of this round; by default the last one, or the last good one.")
     ] = None,
     task: TaskName = None,
     as_json: AsJson = False,

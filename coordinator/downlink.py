@@ -41,8 +41,8 @@ __all__ = ["ADAPTIVE", "PLAIN", "Downlink", "NextModel", "merged_deltas", "moved
 
 logger = logging.getLogger(__name__)
 
-WHOLE_BYTES_MIN: Final = 4096
-"""Smaller parameters are hardly more than the messages around them: deltas would save bytes that nobody misses."""
+WHOLE_BYTES_MIN: Final = 512
+"""Smaller parameters are hardly more than what stands around the steps of a model delta."""
 DENSITY_MAX: Final = 0.5
 FEW_MOVED: Final = 0.5
 SHARE_OF_FEW: Final = 0.8

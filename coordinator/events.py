@@ -217,11 +217,15 @@ class IngestItem:
 
 @dataclass(frozen=True, slots=True)
 class CloseJob:
-    """Aggregate what is journalled up to ``last_seq``, apply the server optimiser, commit the round."""
+    """Aggregate what is journalled up to ``last_seq``, apply the server optimiser, commit the round.
+
+    The model of ``good_round`` stays in the database, however old it is.
+    """
 
     record: RoundRecord
     last_seq: int
     verdicts: dict[bytes, tuple[str, str]]
+    good_round: int = 0
 
 
 class Workers(Protocol):

@@ -6,6 +6,7 @@ Which ranges are held is said by the store alone, so that what is called complet
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Protocol
 
 from coordinator.advice import explain
@@ -22,7 +23,8 @@ from coordinator.schedules.schedule import (
 from coordinator.schedules.tickets import Ticket
 from coordinator.store import ChunkRefused, Store
 from edge_sdk.mqtt import Delivery
-from edge_sdk.wire.messages import Chunk, Have, Message, Offer, Verdict, short
+from edge_sdk.training.bundle import digest_of
+from edge_sdk.wire.messages import DIGEST_BYTES, Chunk, Have, Message, Offer, Verdict, short
 from edge_sdk.wire.outcomes import ACCEPTED, ADMITTED, BUSY, INVITED, LATE, REFUSED
 
 __all__ = ["BUSY", "BUSY_SECONDS", "Intake", "TicketDesk"]
@@ -113,6 +115,9 @@ class Intake:
 
     def on_chunk(self, device: str, chunk: Chunk, lineage: bytes, acknowledgement: Delivery, now: float) -> bool:
         """Stores or hands on one chunk; True where its PUBACK is given later."""
+        named = chunk.digest
+        if not chunk.total:
+            chunk = replace(chunk, digest=self._digest_of(chunk), total=len(chunk.data))
         answer = self._refusal(device, chunk.ticket, chunk.digest, lineage, now)
         if answer is not None:
             self._desk.say(device, answer)
@@ -123,6 +128,8 @@ class Intake:
         if held.state == ADMITTED or stale:
             return False  # a duplicate of what the worker has already, or of what the device has given up
         why_not = self._why_not(chunk.total, chunk.offset, len(chunk.data))
+        if not chunk.digest.startswith(named) or len(chunk.digest) != DIGEST_BYTES:
+            why_not = "digest"
         if why_not:
             self._refuse(chunk.ticket, why_not, now)
             return False
@@ -134,6 +141,11 @@ class Intake:
         else:
             self._chunks.append((device, chunk, acknowledgement))
         return True
+
+    def _digest_of(self, chunk: Chunk) -> bytes:
+        """The whole digest of an update that has come in one chunk, which names it in short."""
+        offered = self._digests.get(chunk.ticket, b"")
+        return offered if offered and offered.startswith(chunk.digest) else digest_of(chunk.data)
 
     def flush(self, now: float) -> None:
         """Stores the turn's chunks in one go, then acknowledges them, each for itself."""

@@ -10,6 +10,7 @@ import numpy as np
 from coordinator.advice import explain
 from coordinator.events import CONTROL, Effect, Subscribe, Unsubscribe
 from coordinator.publisher import Publisher
+from coordinator.registry import Introduction
 from coordinator.round_life import RoundLife
 from coordinator.schedules import schedule as schedules
 from coordinator.schedules.selection import come_back_seconds
@@ -30,6 +31,7 @@ from edge_sdk.wire.outcomes import (
     REFUSED,
     UNKNOWN,
 )
+from edge_sdk.wire.terms import Terms, terms_id
 
 __all__ = ["Invitations"]
 
@@ -77,33 +79,40 @@ class Invitations:
         self._say = say
         self._rng = rng
         self._verdicts: dict[str, tuple[Verdict, ...]] = {}  # news for those whose check-in is not answered yet
-        self._holds: dict[str, tuple[bytes, ...]] = {}  # the parameters that they have
+        self._has: dict[str, CheckIn] = {}  # what they have said to have
+        self._terms: tuple[Terms, bytes] | None = None  # the last ones, encoded
         self._watched: set[str] = set()
 
     def begin(self) -> None:
         """A new round: nobody has checked in."""
         self._verdicts.clear()
-        self._holds.clear()
+        self._has.clear()
 
     # --- check-ins ---
 
-    def on_check_in(self, device: str, message: CheckIn) -> schedules.CheckedIn | None:
-        """Answers a check-in, or hands it to the schedule."""
+    def on_check_in(self, device: str, message: CheckIn, known: Introduction | None) -> schedules.CheckedIn | None:
+        """Answers a check-in, or hands it to the schedule; ``known`` is what its device is, None to ask for that."""
+        if known is None:
+            self._say(device, ComeBack(nonce=message.nonce, introduce=True))
+            return None
         verdicts = tuple(self.verdict_on(device, ticket) for ticket in message.unsettled)
         life = self._life
         if life.finished is not None:
             self._come_back(device, message.nonce, DONE_SECONDS, "done: " + life.finished, verdicts)
             return None
-        supported = message.capabilities.get("supports", [])
+        supported = known.capabilities.get("supports", [])
         lacking = [r for r in self._settings.requires if r not in supported]
         if lacking:
             self._store.count("unsupported")
-            self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
+            life.attendance.unable.add(device)
+            reason = f"this task requires {lacking}: upgrade edgefed on this device"
+            self._come_back(device, message.nonce, DONE_SECONDS, reason, verdicts, hold=True)
             return None
         lacking = [r for r in life.settings.requires if r not in supported]
         if lacking:
             # Not held: it can take part in the rounds that follow.
             self._store.count("unsupported")
+            life.attendance.unable.add(device)
             reason = f"round {life.number}, {life.settings.purpose}, requires {lacking}: upgrade edgefed on this device"
             self._come_back(device, message.nonce, self._come_back_time(), reason, verdicts)
             return None
@@ -114,13 +123,12 @@ class Invitations:
         if verdicts:
             # The outcome is news to the device: it must settle before it trains, and the reply tells both.
             self._verdicts[device] = verdicts
-        if message.holds:
-            self._holds[device] = message.holds
-        return schedules.CheckedIn(device, message.instance, message.nonce)
+        self._has[device] = message
+        return schedules.CheckedIn(device, known.instance, message.nonce)
 
     def turn_away(self, device: str, nonce: bytes, reason: str) -> None:
         """Not this time."""
-        self._holds.pop(device, None)
+        self._has.pop(device, None)
         self._come_back(device, nonce, self._come_back_time(), reason, self._verdicts.pop(device, ()))
 
     def _come_back_time(self) -> float:
@@ -143,10 +151,12 @@ class Invitations:
 
     def invite(self, action: schedules.Issue, now: float) -> None:
         """Answers a check-in with a ticket, and from then on heeds the device's last will."""
-        s, ticket = self._life.settings, action.ticket
+        ticket = action.ticket
         record, schedule = self._life.record, self._life.schedule
         assert record is not None and schedule is not None
-        way = self._serving.way_for(self._holds.pop(ticket.device, ()))
+        has = self._has.pop(ticket.device)
+        way = self._serving.way_for(has.holds)
+        terms = self._encoded_terms()
         if not action.again:
             self._life.issued(ticket)
             self._status.figures.invited(
@@ -154,29 +164,40 @@ class Invitations:
                 whole=self._serving.parameters_bytes if way.fetched else 0,
                 fetched=way.fetched,
                 retained=self._serving.retains,
+                inline=bool(way.inline),
             )
         message: Message = Invite(
             nonce=action.nonce,
             ticket=ticket.ticket,
             round=record.number,
             attempt=record.attempt,
-            program=s.program_digest,
-            program_bytes=self._serving.program_bytes,
             parameters=ticket.base,
-            parameters_bytes=self._serving.parameters_bytes,
-            plan=s.plan_for(self._life.participation),
             report_seconds=schedule.report_seconds(now),
-            chunk_bytes_max=s.chunk_bytes_max,
-            blob_bytes=self._serving.piece_bytes,
-            requires=s.requires,
-            shard=self._publisher.shard,
+            terms=name if (name := terms_id(terms)) in has.terms else terms,
             verdicts=self._verdicts.pop(ticket.device, ()),
             base=short(way.base),
             deltas=way.deltas,
+            inline=way.inline,
             vectors=self._serving.vectors,
         )
         self._say(ticket.device, message)
         self.watch(ticket)
+
+    def _encoded_terms(self) -> bytes:
+        s = self._life.settings
+        terms = Terms(
+            program=s.program_digest,
+            program_bytes=self._serving.program_bytes,
+            parameters_bytes=self._serving.parameters_bytes,
+            plan=s.plan_for(self._life.participation),
+            chunk_bytes_max=s.chunk_bytes_max,
+            blob_bytes=self._serving.piece_bytes,
+            requires=s.requires,
+            shard=self._publisher.shard,
+        )
+        if self._terms is None or self._terms[0] != terms:
+            self._terms = terms, terms.encode()
+        return self._terms[1]
 
     def watch(self, ticket: Ticket) -> None:
         """From now on the last will of the ticket's device is heeded."""

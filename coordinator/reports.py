@@ -7,19 +7,22 @@ import fcntl
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path, stopping_rule
+from coordinator.feature_notes import feature_notes
 from coordinator.model_identity import stored_program
+from coordinator.pipeline.metrics import CODEC_METRIC
 from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.stopping import Stopping
 from coordinator.store import Checkpoint, DeviceRecord, RoundRecord, Store, StoreReader
 from coordinator.task_settings import OPENING_ROUND, TRAINING
 from edge_sdk.wire.outcomes import VERDICTS
 
-__all__ = ["finite", "is_served", "rounds_report", "status_report"]
+__all__ = ["finite", "is_served", "round_rows", "rounds_report", "status_report"]
 
 TRAFFIC: Final = ("bytes_up", "bytes_up_dense", "bytes_down", "bytes_down_dense")
 
@@ -56,6 +59,7 @@ def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[st
             "abandoned": sum(record.phase == "abandoned" for record in ended),
             "round": _open_round(config, store),
             "metrics": finite(checkpoint.metrics if checkpoint else {}),
+            "features": _features(ended),
             "bytes": {name: totals[name] for name in TRAFFIC},
             "messages": store.counters(),
             "devices": _devices(store, devices_max),
@@ -72,8 +76,19 @@ def rounds_report(config: FederationConfig, limit: int) -> list[dict[str, Any]]:
     with Store.open_readonly(database_path(config)) as store:
         program = stored_program(store, task)
         metric = program.metric if program is not None else "accuracy"
-        ended = [record for record in store.rounds(task, sys.maxsize) if record.ended_at is not None]
-    return [_row(record, metric) for record in reversed(ended[:limit])]
+        return round_rows(store.rounds(task, sys.maxsize), metric)[-limit:]
+
+
+def round_rows(records: Iterable[RoundRecord], metric: str) -> list[dict[str, Any]]:
+    """One flat row for each round that has ended, the oldest first.
+
+    Args:
+        records: Rounds, the newest first.
+        metric: The name of the program's metric, which is a column's, too.
+    """
+    ended = [record for record in records if record.ended][::-1]
+    codecs = sorted({name for record in ended for name in _codecs(record)})
+    return [_row(record, metric, codecs) for record in ended]
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +112,13 @@ def is_served(database: Path) -> bool:
     return False
 
 
-def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
+def _codecs(record: RoundRecord) -> dict[str, int]:
+    """How many updates came in which codec, where devices chose: ``codec_eden``, ``codec_dense``, ..."""
+    metrics = record.summary.get("metrics", {})
+    return {name: int(count) for name, count in metrics.items() if name.startswith(CODEC_METRIC)}
+
+
+def _row(record: RoundRecord, metric: str, codecs: list[str]) -> dict[str, Any]:
     summary, metrics = record.summary, record.summary.get("metrics", {})
     seconds = None
     if record.started_at is not None and record.ended_at is not None:
@@ -112,6 +133,7 @@ def _row(record: RoundRecord, metric: str) -> dict[str, Any]:
         **{name: summary.get(name, 0) for name in VERDICTS},
         **{name: summary.get(name, 0) for name in TRAFFIC},
         **finite({"train_loss": metrics.get("train_loss"), "loss": metrics.get("loss"), metric: metrics.get(metric)}),
+        **{name: _codecs(record).get(name, 0) for name in codecs},
         "seconds": seconds,
     }
 
@@ -131,8 +153,16 @@ def _open_round(config: FederationConfig, store: StoreReader) -> dict[str, Any] 
         "phase": record.phase,
         "seconds_remaining": round(record.seconds_remaining, 1),
         "goal_count": goal_count,
+        "minimum_count": config.selection.minimum_count,
+        "checked_in": record.summary.get("checked_in", 0),
         "tickets": dict(sorted(Counter(ticket.state for ticket in tickets).items())),
     }
+
+
+def _features(rounds: list[RoundRecord]) -> list[str]:
+    """What the round of statistics has found remarkable; nothing where there was none."""
+    opening = [record for record in rounds if record.number == OPENING_ROUND and record.closed]
+    return [note for record in opening[:1] for note in feature_notes(record.summary)]
 
 
 def _trouble(config: FederationConfig, store: StoreReader, checkpoint: Checkpoint | None) -> str:
@@ -144,12 +174,7 @@ def _trouble(config: FederationConfig, store: StoreReader, checkpoint: Checkpoin
 
 def _finished(config: FederationConfig, rounds: list[RoundRecord], metric: str) -> str | None:
     """Why it has ended, by today's configuration; the coordinator decides the same when it starts."""
-    stopping = Stopping(stopping_rule(config.stopping, metric))
-    finished = None
-    for record in reversed(rounds):
-        if record.phase == "closed":
-            finished = stopping.observe(record.number, dict(record.summary.get("metrics", {})))
-    return finished
+    return Stopping(stopping_rule(config, metric)).replay(rounds)
 
 
 def _devices(store: StoreReader, devices_max: int) -> dict[str, Any]:

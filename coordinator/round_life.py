@@ -28,7 +28,7 @@ from coordinator.status import TaskStatus
 from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.outcomes import COUNTED, INVITED, JOURNALLED, REFUSED
+from edge_sdk.wire.outcomes import COUNTED, DECLINED, INVITED, JOURNALLED, REFUSED
 
 __all__ = ["ATTEMPTS_MAX", "RoundLife", "last_obstacle"]
 
@@ -103,6 +103,7 @@ class RoundLife:
         self._final: dict[bytes, tuple[str, str]] = {}
         self._issued: list[TicketRecord] = []
         self._moved: list[tuple[bytes, str, str]] = []
+        self._details: dict[str, str] = {}  # of the open round: what was found in an update, by reason
         self._stopping = Stopping(settings.stopping)
         self._choose_by = chooser(settings.rule, registry.devices)
 
@@ -136,13 +137,12 @@ class RoundLife:
             raise RuntimeError("the store has no checkpoint: put_initial comes first")
         self.completed, self.metrics = checkpoint.round, dict(checkpoint.metrics)
         self._serving.publish(checkpoint.parameters_digest)
-        self.obstacle = last_obstacle(self._store.rounds(task, limit=ATTEMPTS_MAX), self.completed + 1)
         record = self._store.open_round(task)
-        closed = sorted((r for r in self._store.rounds(task, limit=100_000) if r.closed), key=lambda r: r.number)
+        past = self._store.rounds(task, limit=100_000)
+        self.obstacle = last_obstacle(past, self.completed + 1)
         # A crash may have come between a round's commit and its evaluation: it is evaluated (again).
-        evaluating = record is None and bool(closed) and self._is_evaluated(self.completed)
-        for past in closed[:-1] if evaluating else closed:
-            self.finished = self._stopping.observe(past.number, dict(past.summary.get("metrics", {})))
+        evaluating = bool(past) and past[0].closed and self._is_evaluated(self.completed)
+        self.finished = self._stopping.replay(past[1:] if evaluating else past)
         if record is not None:
             self.finished = None
             self._restore(record, now)
@@ -182,8 +182,7 @@ class RoundLife:
             base=self._serving.parameters,
             now=now,
             choose_by=self._choose_by,
-            # Where only some are asked, each draws anew whether it comes.
-            awaited=awaited if self.fraction >= 1.0 else frozenset(),
+            awaited=awaited if self.fraction >= 1.0 else None,
         )
         self._begin(self.record, now)
 
@@ -202,6 +201,7 @@ class RoundLife:
             base=record.base,
             now=now,
             choose_by=self._choose_by,
+            awaited=frozenset() if self.fraction >= 1.0 else None,
         )
         schedule.pause(now)
         self.schedule, self.record = schedule, record
@@ -258,10 +258,16 @@ class RoundLife:
         """Writes phase and seconds remaining of the round, if one is open; returns whether one is."""
         if self.record is None or self.schedule is None or self.committing:
             return False
-        self._store.save_round(replace(self.record, seconds_remaining=self.schedule.seconds_remaining(now)))
+        summary = {**self.record.summary, "checked_in": self.schedule.counts()["candidates"]}
+        seconds = self.schedule.seconds_remaining(now)
+        self._store.save_round(replace(self.record, seconds_remaining=seconds, summary=summary))
         return True
 
     # --- ending ---
+
+    def refused(self, reason: str, detail: str) -> None:
+        """An update of the open round was found bad."""
+        self._details.setdefault(reason, detail)
 
     def journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]]) -> None:
         """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
@@ -281,7 +287,7 @@ class RoundLife:
             ticket: (COUNTED, "") if state == JOURNALLED else (state, reason)
             for ticket, (state, reason) in verdicts.items()
         }
-        self._workers.close(CloseJob(record, last_seq, self._final))
+        self._workers.close(CloseJob(record, last_seq, self._final, self._stopping.good_round))
 
     def abandon(self, reason: str, verdicts: dict[bytes, tuple[str, str]], failed_for: str = "") -> TicketTable:
         """Ends the round without a model, which stays as it is, byte for byte; returns its tickets.
@@ -295,18 +301,25 @@ class RoundLife:
         self.flush()
         summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
         found = obstacle_of(verdicts.values())
+        unable = len(self.attendance.unable)
+        if not verdicts and unable:  # nobody could be invited, and here is who could not
+            found = Obstacle("unsupported", DECLINED, unable, unable + summary["checked_in"])
         if failed_for:
             found = Obstacle(failed_for, REFUSED, summary[COUNTED], summary[INVITED])
         if found is None:
             logger.warning("task %s: round %d abandoned: %s", self._settings.task, self.record.number, reason)
         else:
-            self.obstacle = found.after(self.obstacle)
+            self.obstacle = found.explained(self._details).after(self.obstacle)
             summary["obstacle"] = self.obstacle.record
             reason = f"{reason}; {found.brief}"
+            self.finished = self._stopping.failed(self.record.number, found.reason)
             if self.obstacle.is_new:  # the same again is no news, and attempts may go on for days
                 logger.warning("task %s: %s", self._settings.task, self.trouble)
         self._store.abandon_round(self.record.abandoned(reason, summary, self._wall()), verdicts)
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
+        if self.finished is not None:
+            self._finish(self.finished)
+        self._details.clear()
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
         self.attendance.round_ended(tickets)
         return tickets
@@ -323,6 +336,7 @@ class RoundLife:
         """The worker has committed the round's model; returns the tickets and their verdicts."""
         assert self.record is not None and self.schedule is not None
         self.committing = False
+        self._details.clear()
         number, tickets = self.record.number, self.schedule.tickets
         self.attendance.round_ended(tickets)
         self._status.ended(number, self.record.summary, event.metrics)

@@ -30,12 +30,14 @@ class Way:
     Attributes:
         base: SHA-256 of the parameters that the deltas start from; empty without deltas.
         deltas: SHA-256 and bytes of the model deltas, the oldest first.
-        fetched: Bytes of what the device fetches beside the program: the deltas, the whole parameters, or nothing.
+        inline: In their place the deltas themselves, or without a base the whole parameters, where they are small.
+        fetched: Bytes of what the device gets beside the program: the deltas, the whole parameters, or nothing.
     """
 
-    base: bytes
-    deltas: tuple[tuple[bytes, int], ...]
-    fetched: int
+    base: bytes = b""
+    deltas: tuple[tuple[bytes, int], ...] = ()
+    inline: tuple[bytes, ...] = ()
+    fetched: int = 0
 
 
 class Serving:
@@ -125,14 +127,16 @@ class Serving:
     def way_for(self, holds: Collection[bytes]) -> Way:
         """How a device comes to the newest parameters that holds those with these short digests; what it will fetch is
         retained."""
-        if self._program_alone:
-            return Way(b"", (), 0)
-        if short(self.parameters) in holds:
-            return Way(b"", (), 0)
+        if self._program_alone or short(self.parameters) in holds:
+            return Way()
         found = way_from(self._deltas, holds)
-        if found:
-            self.retain(*(delta.digest for delta in found))
-            deltas = tuple((delta.digest, delta.bytes) for delta in found)
-            return Way(found[0].base, deltas, sum(size for _, size in deltas))
-        self.retain(self.parameters)
-        return Way(b"", (), self.parameters_bytes)
+        base = found[0].base if found else b""
+        deltas = tuple((delta.digest, delta.bytes) for delta in found)
+        needed = deltas or ((self.parameters, self.parameters_bytes),)
+        fetched = sum(size for _, size in needed)
+        # The invite must fit into one packet of the broker, with its terms.
+        if fetched <= min(self._settings.inline_bytes_max, self._downloads.packet_bytes_max // 2):
+            inline = [self._downloads.blob(digest) for digest, _ in needed]
+            return Way(base, inline=tuple(blob for blob in inline if blob is not None), fetched=fetched)
+        self.retain(*(digest for digest, _ in needed))
+        return Way(base, deltas, fetched=fetched)

@@ -5,6 +5,7 @@ What cannot work is refused here, before a device is asked for anything, with th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -28,6 +29,7 @@ from coordinator.config import FederationConfig, Model, check_files
 from coordinator.config.settings import (
     algorithm,
     broker_settings,
+    codec_settings,
     database_path,
     downlink,
     piece_bytes_max,
@@ -40,7 +42,7 @@ from coordinator.config.settings import (
     validation_bounds,
 )
 from coordinator.evaluation import Evaluator
-from coordinator.model_identity import check_same_model, stored_program
+from coordinator.model_identity import check_same_model, has_begun_for_nothing, stored_program
 from coordinator.pipeline import (
     Aggregator,
     PipelineSettings,
@@ -78,6 +80,8 @@ __all__ = [
     "prepare",
     "task_settings",
 ]
+
+logger = logging.getLogger(__name__)
 
 UPDATE_HEADER_BYTES_MAX: Final = 4096
 """Beside its frame an update holds a few numbers and names."""
@@ -156,7 +160,7 @@ def prepare(
     parts = [_parts(config, engine, verify=not database.exists()) for config in configs]
     store = Store(database, wall=wall, new_id=new_id, **store_limits(first))
     try:
-        tasks = tuple(_joined(config, store, part) for config, part in zip(configs, parts, strict=True))
+        tasks = tuple(_joined(config, store, part, engine) for config, part in zip(configs, parts, strict=True))
         return Prepared(tasks, store, broker)
     except BaseException:
         store.close()
@@ -323,20 +327,20 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
     Raises:
         ConfigurationError: The limits do not fit the model; the message names the keys.
     """
-    asked = plan(config, program)
-    codec = asked.codec
+    codec = codec_settings(config)
     vectors = 1 + len(algorithm(config).vectors)
     update_bytes_max = vectors * frames_bytes_max(program.spec, codec) + UPDATE_HEADER_BYTES_MAX
     check_quotas(config, update_bytes_max)
     check_update_budget(config, codec, program)
     check_target(config, program)
     selection = config.selection
+    asked = plan(config, dict(program.scalars))
     settings = TaskSettings(
         federation=config.federation.name,
         task=config.federation.task,
         round=round_settings(selection),
         plan=asked,
-        stopping=stopping_rule(config.stopping, program.metric),
+        stopping=stopping_rule(config, program.metric),
         program_digest=program.digest,
         requires=(*asked.requires, *program.requires),
         fraction=None if selection.fraction == "auto" else float(selection.fraction),
@@ -351,7 +355,7 @@ def task_settings(config: FederationConfig, program: Program) -> TaskSettings:
         retained_blobs=config.transfer.retained_blobs,
         # A federated evaluation comes with the updates: there is nothing to do after the round.
         evaluate_every=config.evaluation.every_rounds if config.evaluation.data is not None else 0,
-        dense_bytes=4 * program.spec.size,
+        dense_bytes=4 * int(np.count_nonzero(~program.spec.mask("constant"))),
         seed=config.federation.seed,
         rule=make_rule(selection.rule, selection.rule_options),
     )
@@ -397,9 +401,13 @@ def _parts(config: FederationConfig, engine: str, *, verify: bool) -> _Parts:
     return _Parts(bundle, pipeline_settings(config, bundle.program), evaluator)
 
 
-def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTask:
+def _joined(config: FederationConfig, store: Store, parts: _Parts, engine: str) -> PreparedTask:
     """With the database, in which the task may have begun long ago."""
     name = config.federation.task
+    if has_begun_for_nothing(store, name, parts.bundle.program):
+        parts = _parts(config, engine, verify=True)  # as a first start does; it may refuse the model
+        store.forget_task(name)
+        logger.info("task %s: [model] has changed, and no round of training was done: the task begins anew", name)
     stored = stored_program(store, name)
     if stored is not None:
         check_same_model(config.model, parts.bundle.program, stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,7 @@ class RoundFigures:
         sent_before: What had been sent when it began, in bytes.
         up: Bytes of chunks that have arrived.
         fanned_out: Bytes that the invited devices fetch from retained pieces, which are sent once.
+        inline: Bytes that invites have brought themselves.
         saved: Bytes that model deltas have saved, for those who have accepted.
         saves: The same by ticket, for those who have not accepted yet.
         phase_seconds: Seconds by phase.
@@ -33,6 +35,7 @@ class RoundFigures:
     sent_before: int = 0
     up: int = 0
     fanned_out: int = 0
+    inline: int = 0
     saved: int = 0
     saves: dict[bytes, int] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
@@ -46,10 +49,13 @@ class RoundFigures:
         """A device has taken its ticket: what its model deltas save counts from now on."""
         self.saved += self.saves.pop(ticket, 0)
 
-    def invited(self, ticket: bytes, *, whole: int, fetched: int, retained: bool) -> None:
-        """A device has been invited; of parameters of ``whole`` bytes it fetches ``fetched``."""
+    def invited(self, ticket: bytes, *, whole: int, fetched: int, retained: bool, inline: bool) -> None:
+        """A device has been invited; of parameters of ``whole`` bytes it gets ``fetched``."""
         self.saves[ticket] = whole - fetched
-        self.fanned_out += fetched if retained else 0
+        if inline:
+            self.inline += fetched
+        elif retained:
+            self.fanned_out += fetched
 
 
 class TaskStatus:
@@ -91,7 +97,7 @@ class TaskStatus:
         counts, figures = schedule.counts(), self.figures
         reported = counts[JOURNALLED] + counts[COUNTED]
         # Retained pieces are sent once, and the broker delivers them to each who asks.
-        down = max(bytes_sent - figures.sent_before, figures.fanned_out)
+        down = max(bytes_sent - figures.sent_before, figures.fanned_out) + figures.inline
         return {
             "purpose": self._round.purpose,
             "checked_in": counts["candidates"],
@@ -143,6 +149,6 @@ class TaskStatus:
         }
 
 
-def rounded(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics as people read them."""
-    return {name: round(value, 6) for name, value in metrics.items()}
+def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as people read them; None for what is no number, which JSON does not know."""
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in metrics.items()}

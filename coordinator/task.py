@@ -43,6 +43,8 @@ RECEIPT_SECONDS: Final = 4.0
 device that hears nothing offers its update again after 8 seconds (``edge_sdk/device/session/upload.py``)."""
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
+FEW_SECONDS: Final = 20.0
+"""So long after the window of check-ins it is said that too few devices have come."""
 
 
 class Task:
@@ -188,6 +190,8 @@ class Task:
                 self._give_receipts()
             elif name == "clock":
                 self._saves = True
+            elif name == "few":
+                self._say_few(now)
         deadline = self.schedule.next_deadline() if self.schedule is not None else None
         if deadline is not None and deadline <= now:
             self.advance(schedules.Tick(), now)
@@ -226,8 +230,8 @@ class Task:
         """Takes a control message of a device."""
         match message:
             case CheckIn():
-                self._registry.note(device, message.instance, message.capabilities, now)
-                checked_in = self._invitations.on_check_in(device, message)
+                known = self._registry.note(device, message, now)
+                checked_in = self._invitations.on_check_in(device, message, known)
                 if checked_in is not None:
                     self.advance(checked_in, now)
             case Accept(ticket):
@@ -322,8 +326,27 @@ class Task:
 
     # --- rounds ---
 
+    def _say_few(self, now: float) -> None:
+        """People who wait for a round want to know what it waits for."""
+        schedule, s = self.schedule, self.life.settings.round
+        if schedule is None or not schedule.asks_for_devices or self.life.record is None:
+            return
+        here, seconds = schedule.counts()["candidates"], schedule.seconds_remaining(now)
+        if here < s.goal_count:
+            logger.info(
+                "task %s: round %d waits for devices: %d have checked in, the goal is %d (selection.goal_count), at "
+                "least %d are needed, and %.0f s are left",
+                self.name,
+                self.life.record.number,
+                here,
+                s.goal_count,
+                s.minimum_count,
+                seconds,
+            )
+
     def _begin_round(self, now: float) -> None:
         self._starts_when_heard = False
+        self._timers["few"] = now + self.settings.round.window_seconds + FEW_SECONDS
         self._invitations.begin()
         self._intake.begin()
         self._receipts.clear()
@@ -338,8 +361,9 @@ class Task:
             state, why = verdicts[ticket.ticket]
             if state in (REFUSED, LATE, MISSING):
                 self._tell(ticket, state, why)
-        self._timers["next"] = now + self._retry_seconds()
-        if self.life.trouble:  # else the next announcement is that of the next attempt
+        if self.finished is None:
+            self._timers["next"] = now + self._retry_seconds()
+        if self.finished is not None or self.life.trouble:  # else the next announcement is that of the next attempt
             self._announce(now)
         self._shows = True
 
@@ -364,6 +388,7 @@ class Task:
             else:
                 self._store.count(result.reason)
                 logger.info("refused the update of %s: %s", held.device, result.detail)
+                self.life.refused(result.reason, result.detail)
                 self.advance(schedules.UpdateRefused(result.ticket, result.reason, result.detail), now)
 
     def on_committed(self, event: RoundCommitted, now: float) -> None:

@@ -40,6 +40,8 @@ class TaskSettings:
         chunk_bytes_max: Largest range or chunk in one message, in bytes.
         update_bytes_max: Largest update accepted, in bytes.
         retained_blobs: ``auto``, ``always`` or ``never``.
+        inline_bytes_max: What leads a device to its parameters comes with the invite up to so many bytes. To ask for it
+            takes some 150 bytes more, which pays where no more than one device in twenty declines.
         evaluate_every: Evaluate after every so many rounds, 0 for never.
         dense_bytes: Bytes of one update as dense float32, for comparison.
         seed: Draws the cohorts.
@@ -66,6 +68,7 @@ class TaskSettings:
     chunk_bytes_max: int = 58 * 1024
     update_bytes_max: int = 64 << 20
     retained_blobs: str = "auto"
+    inline_bytes_max: int = 4096
     evaluate_every: int = 1
     dense_bytes: int = 0
     seed: int = 0

@@ -13,6 +13,9 @@ from typing import Final, Literal
 
 import numpy as np
 
+from coordinator.cli.show import rounds_csv
+from coordinator.pictures import Run, write_curves
+from coordinator.reports import round_rows
 from coordinator.store import Store
 from device_sim.broker import PrivateBroker
 from device_sim.datasets import Dataset, load_dataset
@@ -20,7 +23,6 @@ from device_sim.fleet import Fleet, FleetSettings, Member
 from device_sim.held_out import split_held_out
 from device_sim.partitions import partition
 from device_sim.profiles import FleetProfile, draw_profiles
-from device_sim.report import round_rows, write_csv, write_picture
 from device_sim.view import View, human_bytes
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.mqtt import Connected, Delivery, PahoTransport, TransportEvent
@@ -223,10 +225,10 @@ def _report(settings: DemoSettings, held_out: Dataset, view: View, seconds: floa
     with Store.open_readonly(folder / "state" / f"{FEDERATION}-default.db") as store:
         records = store.rounds("default", limit=100_000)
     rows = round_rows(records, "accuracy")
-    write_csv(rows, folder / "rounds.csv")
+    (folder / "rounds.csv").write_text(rounds_csv(rows))
     view.save_svg(folder / "view.svg")
     title = f"{settings.devices} devices, digits, {settings.split}"
-    write_picture(rows, folder / "rounds.png", metric="accuracy", title=title)
+    write_curves([Run("demo", rows)], folder / "rounds.png", "accuracy", title)
     _export(folder)
     accuracy = _prove(folder / "model.onnx", held_out)
     up, dense = (sum(row[name] or 0 for row in rows) for name in ("bytes_up", "bytes_up_dense"))

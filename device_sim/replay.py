@@ -79,7 +79,9 @@ def _standard_features(program: Program, examples: int) -> LocalResult:
         raise TrainingError(f"the plan asks for statistics of features, and {program.name!r} normalises none")
     sums = np.zeros(program.normalise.features)
     counts = np.full(program.normalise.features, float(examples))
-    return LocalResult(None, arrays=FeatureSums(counts, sums, counts, sums).encode(), examples=examples)
+    return LocalResult(
+        None, arrays=FeatureSums(counts, sums, counts, missing=sums, clipped=sums).encode(), examples=examples
+    )
 
 
 def _for(job: TrainingJob, made: TrainedUpdate) -> TrainedUpdate:

@@ -96,7 +96,14 @@ class BundleError(EdgeFedError):
 
 
 class TrainingError(EdgeFedError):
-    """Local training could not start, or its result cannot be used."""
+    """Local training could not start, or its result cannot be used.
+
+    ``public`` is what others may be told of it: all, unless the message may hold something of the examples.
+    """
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = message if public is None else public
 
 
 class DivergedError(TrainingError):

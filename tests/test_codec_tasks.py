@@ -7,9 +7,10 @@ import pytest
 
 from benchmarks.codec_methods import BOUNDS, DENSE, METHODS, make_method
 from benchmarks.codec_report import ADVICE, PAGE, page
-from benchmarks.codec_results import committed
+from benchmarks.codec_results import committed, rows
 from benchmarks.codec_run import Record, run
-from benchmarks.codec_tasks import Federation, Task
+from benchmarks.codec_tables import Tables
+from benchmarks.codec_tasks import TASKS, Federation, Task, made_up
 from coordinator.compile import build_zoo_model, compile_model
 from device_sim.datasets import load_dataset
 from device_sim.partitions import shards
@@ -69,3 +70,38 @@ def test_every_bound_is_of_a_method_that_runs() -> None:
 def test_the_page_says_what_the_committed_runs_say() -> None:
     runs = committed()
     assert PAGE.read_text() == page(runs, ADVICE.read_text())
+
+
+# --- updates that are sparse by nature --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ratings", "deep", "words"])
+def test_a_made_up_client_touches_about_the_share_of_the_rows_that_is_said(kind: str) -> None:
+    tables = Tables(kind, 2_000, 4, 0.02, 100, hidden=8)
+    train, test = tables.deal(3, 20)
+    shares = [np.unique(train.x[train.client == client]).size / 2_000 for client in range(20)]
+    assert 0.014 < np.mean(shares) < 0.0201
+    assert train.x.min() >= 0 and train.x.max() < 2_000 and 0.1 < len(test.y) / len(train.y) < 0.4
+
+
+@pytest.mark.parametrize(("kind", "eta"), [("ratings", 0.1), ("deep", 0.02)])
+def test_auto_ends_where_dense_does_if_few_rows_are_touched_and_eden_does_not(kind: str, eta: float) -> None:
+    tables = Tables(kind, 2_000, 8, 0.01, 30, hidden=16)
+    plan = TrainingPlan(epochs=1, batch_size=10, scalars={"lr": 0.1})
+    server = ("fedadam", {"eta": eta})
+    task = Task("tables", kind, 30, 30, 10, plan, server, every=5, last=3, tables=tables)
+    world = made_up(task, tables, 11)
+    dense, auto, eden = (-run(world, make_method(name, task)).accuracy for name in (DENSE, "auto", "eden-0.048"))
+    assert 0.0 < dense < -world.accuracy(world.initial, whole=True)
+    assert abs(auto - dense) < 0.005 * dense < 0.005 * eden
+    if kind == "ratings":
+        assert eden > 1.01 * dense
+
+
+def test_auto_is_within_half_a_per_cent_of_dense_in_every_committed_task_of_tables() -> None:
+    found = [row for row in rows(committed()) if row.task.startswith("table-") and row.method == "auto"]
+    assert {row.task for row in found} == {name for name, task in TASKS.items() if task.tables is not None}
+    for row in found:
+        assert row.bound is not None and row.bound.points == 0.5 and row.holds, row
+    rated = [task.tables for task in TASKS.values() if task.tables is not None]
+    assert min(each.rows for each in rated) == 1_000 and max(each.rows for each in rated) == 100_000

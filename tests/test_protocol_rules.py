@@ -58,6 +58,7 @@ from edge_sdk.wire.messages import (
 )
 from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.safe_msgpack import BytesLike
+from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.topics import check_segment
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,9 @@ def test_rule_01_a_turn_that_fails_leaves_no_trace() -> None:
         desk.check_in(device)
     desk.now += ROUND.window_seconds
     with pytest.raises(ZeroDivisionError), desk.store.transaction():
-        desk.core.handle(desk.arrived("d", CheckIn(b"nonce   ", b"i" * 16, {"supports": ["codec:dense"]})), desk.now)
+        desk.core.handle(
+            desk.arrived("d", CheckIn(b"nonce   ", b"i" * 8, b"i" * 16, {"supports": ["codec:dense"]})), desk.now
+        )
         raise ZeroDivisionError
     assert desk.store.tickets(TASK, 1, 0) == []
 
@@ -146,7 +149,7 @@ def test_rule_02_a_ticket_is_bound_to_epoch_task_base_program_device_and_instanc
     ticket, record = desk.store.ticket(invite.ticket), desk.store.open_round(TASK)
     assert ticket is not None and record is not None
     assert (ticket.device, ticket.instance, ticket.task) == ("a", b"a".ljust(16), TASK)
-    assert (record.base, record.program) == (invite.parameters, invite.program)
+    assert (record.base, record.program) == (invite.parameters, Terms.decode(invite.terms).program)
     stolen = desk.hear("b", offer(invite, make_update()))
     assert desk.told("b", Verdict, stolen)[0].outcome == "unknown"
     foreign = desk.hear("a", offer(invite, make_update()), lineage=b"another.")
@@ -471,7 +474,7 @@ def test_rule_08_every_message_has_the_envelope_and_a_body_of_exact_bytes() -> N
     envelope = msgpack.unpackb(payload)
     assert list(envelope) == ["v", "l", "b"], "what the topic says is not said again, and what is the default neither"
     assert isinstance(envelope["b"], bytes)
-    assert desk.told("a", Invite)[0].shard == desk.shard, "the uplink inbox is named in the invite"
+    assert Terms.decode(desk.told("a", Invite)[0].terms).shard == desk.shard, "the uplink inbox is named in the invite"
     later = {"phase": "masks", "group": "a", "sig": b"over the exact bytes of body"}
     read = decode_message(payload, "invite", peer="coordinator")
     assert decode_message(msgpack.packb(envelope | later), "invite", peer="coordinator") == read
@@ -490,7 +493,7 @@ def test_rule_08_what_a_plan_requires_must_be_understood_or_declined() -> None:
     invite = desk.begin("a", "b", "c")["a"]
     session = Pair("a").session("a", 1)
     session.handle(Online(1 << 20), 0.0)
-    assert session._why_not(replace(invite, requires=("secure:sums",)))[0] == "unsupported"  # type: ignore[index]
+    assert session._why_not(invite, replace(Terms.decode(invite.terms), requires=("secure:sums",)))[0] == "unsupported"  # type: ignore[index]
 
 
 # --- 9 sums are exact ------------------------------------------------------------------------------------------------

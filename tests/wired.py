@@ -76,8 +76,9 @@ from edge_sdk.training.feature_sums import feature_sums
 from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict
+from edge_sdk.wire.messages import DELTA, CheckIn, Invite, Message, Update, Verdict, introduction_id
 from edge_sdk.wire.plan import Plan, TrainingPlan
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
 from edge_sdk.wire.topics import Topics
 
 M = TypeVar("M")
@@ -112,11 +113,13 @@ def larger_bundle() -> Bundle:
     return compile_model(model, loss="softmax_cross_entropy", optimizer="sgd", name="larger", verify=False)
 
 
-@lru_cache(maxsize=1)
-def raw_bundle() -> Bundle:
+@lru_cache(maxsize=2)
+def raw_bundle(larger: bool = False) -> Bundle:
     """The small model with an input in raw units, which all devices together normalise; it trains by a trainer."""
-    plain = bundle()
-    constants = [("normalise/mean", (4,), "constant"), ("normalise/scale", (4,), "constant")]
+    plain = larger_bundle() if larger else bundle()
+    features = plain.program.inputs[0].shape[1]
+    assert features is not None
+    constants = [("normalise/mean", (features,), "constant"), ("normalise/scale", (features,), "constant")]
     spec = ParameterSpec([*((t.name, t.shape, t.kind) for t in plain.program.spec), *constants])
     program = Program(
         name="raw",
@@ -127,11 +130,13 @@ def raw_bundle() -> Bundle:
         loss=plain.program.loss,
         optimizer=plain.program.optimizer,
         metric=plain.program.metric,
-        classes=3,
-        normalise=Normalise(plain.program.inputs[0].name, 1, 4, "federated", "normalise/mean", "normalise/scale"),
+        classes=plain.program.classes,
+        normalise=Normalise(
+            plain.program.inputs[0].name, 1, features, "federated", "normalise/mean", "normalise/scale"
+        ),
         missing="mean",
     )
-    begin = [plain.parameters, np.zeros(4, np.float32), np.ones(4, np.float32)]
+    begin = [plain.parameters, np.zeros(features, np.float32), np.ones(features, np.float32)]
     return Bundle(program, np.concatenate(begin))
 
 
@@ -150,6 +155,7 @@ def task(**changes: Any) -> TaskSettings:
         chunk_bytes_max=1024,
         update_bytes_max=4096,
         retained_blobs="never",
+        inline_bytes_max=0,
     )
     return replace(settings, **changes)
 
@@ -198,6 +204,7 @@ class Jobs:
         self.queue: deque[StartJob | IngestItem | CloseJob] = deque()
         self.evaluations: deque[tuple[int, bytes]] = deque()
         self.full = False
+        self.score: Callable[[], dict[str, float]] = lambda: {"accuracy": 0.5}
 
     def start(self, job: StartJob) -> None:
         self.queue.append(job)
@@ -228,7 +235,7 @@ class Jobs:
                 events.append(Ingested(job.task, self.ingest_side.process([job])))
         while self.evaluations:
             number, _ = self.evaluations.popleft()
-            events.append(Evaluated(TASK, number, {"accuracy": 0.5}))
+            events.append(Evaluated(TASK, number, self.score()))
         return events
 
 
@@ -436,11 +443,10 @@ class Desk:
         return self.play(*(self.arrived(device, message, lineage=lineage) for message in messages))
 
     def check_in(self, device: str, nonce: bytes = b"nonce   ", **changes: Any) -> list[Effect]:
-        message = CheckIn(
-            nonce=nonce,
-            instance=changes.pop("instance", device.encode().ljust(16)),
-            capabilities={"supports": SUPPORTS},
-        )
+        instance = changes.pop("instance", device.encode().ljust(16))
+        capabilities = changes.pop("capabilities", {"supports": SUPPORTS})
+        name = introduction_id(instance, capabilities)
+        message = CheckIn(nonce=nonce, introduction=name, instance=instance, capabilities=capabilities)
         return self.hear(device, replace(message, **changes))
 
     def begin(self, *devices: str) -> dict[str, Invite]:
@@ -516,10 +522,14 @@ class PairBlobs:
 
 
 class Pair:
-    """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise."""
+    """A coordinator and some sessions; every message is delivered, unless ``lose`` says otherwise.
 
-    def __init__(self, *devices: str, **changes: Any) -> None:
-        self.desk = Desk(**changes)
+    With ``small`` what is small needs no question, as on devices; without it all is asked for and offered.
+    """
+
+    def __init__(self, *devices: str, small: bool = False, **changes: Any) -> None:
+        self.direct_bytes_max = DIRECT_BYTES_MAX if small else 0
+        self.desk = Desk(**({"inline_bytes_max": 4096} if small else {}), **changes)
         self.desk.on_publish = self._from_coordinator
         self.lose: Callable[[str, str], bool] = lambda topic, payload: False
         self.filters: dict[str, set[str]] = {device: set() for device in devices}
@@ -544,6 +554,7 @@ class Pair:
                 instance=device.encode().ljust(16),
                 capabilities={"supports": SUPPORTS},
                 supports=frozenset(SUPPORTS),
+                direct_bytes_max=self.direct_bytes_max,
             ),
             rng=np.random.Generator(np.random.PCG64(seed)),
             blobs=PairBlobs(self, device),

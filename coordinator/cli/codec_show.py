@@ -10,7 +10,7 @@ from rich.console import Console
 from coordinator.cli.codec import LIMITS
 from coordinator.cli.show import bytes_text, make_console, make_table
 
-__all__ = ["print_codec_report"]
+__all__ = ["auto_text", "print_codec_report"]
 
 TENSORS_SHOWN: Final = 30
 FEW_BITS: Final = """\
@@ -50,7 +50,7 @@ def print_codec_report(report: Mapping[str, Any]) -> None:
     out.print(rows)
     out.print(f"\n{LEGEND}\n")
     _print_tensors(out, report)
-    out.print(_auto_text(report))
+    out.print(auto_text(report))
     if report["pick"] is not None:
         why = "auto, without a budget" if not any(report[limit] for limit in LIMITS) else report["pick"]["codec"]
         out.print(f"\ntake {why}; in federation.toml:\n")
@@ -104,11 +104,14 @@ def _mean_text(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _auto_text(report: Mapping[str, Any]) -> str:
+def auto_text(report: Mapping[str, Any]) -> str:
+    """What ``auto`` takes for the measured updates, and why."""
     auto = report["auto"]
     chose = " and ".join(auto["codecs"])
     if auto["small"]:
         return f"auto takes {chose}: below 1024 elements heads and scales weigh more than bits"
+    if set(auto["codecs"]) == {"sparse_rows"}:
+        return f"auto takes {chose}: most rows of tables are zero in these updates, and only the others are sent"
     return (
         f"auto takes {chose}, with {auto['bits']:g} bits for rounds of {report['cohort']}: the {auto['largest']} "
         f"largest coordinates, which sparse could send for the bytes, hold {100.0 * auto['energy_share']:.1f}% of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +14,11 @@ from coordinator.compile import export_onnx, load_onnx, merge_into_source
 from coordinator.compile.batch_first import batch_first
 from coordinator.compile.sklearn import cut_heads
 from coordinator.config import FederationConfig
-from coordinator.config.settings import database_path
+from coordinator.config.settings import database_path, stopping_rule
 from coordinator.model_identity import stored_program
 from coordinator.reports import finite
 from coordinator.setup import load_evaluator
+from coordinator.stopping import Stopping
 from coordinator.store import Checkpoint, Store, StoreReader
 from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import BundleError, CompileError, ConfigurationError, StateError
@@ -49,7 +51,7 @@ def export_model(
             names and graph unchanged, where that is still to be had.
         bundle: Where to write a bundle; None for not.
         int8: Where to write a quantised inference model; None for not.
-        round_number: The checkpoint's round; None for the newest one.
+        round_number: The checkpoint's round; None for the newest one, or the last good one of a run that has diverged.
 
     Returns:
         What was written and how it was proved, as plain values.
@@ -61,12 +63,16 @@ def export_model(
     """
     task = config.federation.task
     with Store.open_readonly(database_path(config)) as store:
-        program, checkpoint = stored_program(store, task), _checkpoint(store, task, round_number)
+        program = stored_program(store, task)
+        diverged, good_round = _divergence(config, store, program)
+        checkpoint = _checkpoint(store, task, round_number, good_round)
         data = store.get_blob(checkpoint.parameters_digest)
     if program is None or data is None:
         raise StateError(f"round {checkpoint.round}: its model is not in the database; put back the backup")
     vector = decode_parameters(data, program.spec)
     report: dict[str, Any] = {"model": program.name, "round": checkpoint.round, "parameters": program.spec.size}
+    if diverged:
+        report["run"] = diverged
     evaluator = load_evaluator(config, program)
     examples = None if evaluator is None else _as_the_file_takes_them(program, vector, evaluator.examples)
     if program.normalise is not None:
@@ -121,7 +127,16 @@ def _merged(program: Program, vector: NDArray[np.float32], source: bytes) -> tup
         return export_onnx(program, vector), f"in the compiled graph: {error}"
 
 
-def _checkpoint(store: StoreReader, task: str, round_number: int | None) -> Checkpoint:
+def _divergence(config: FederationConfig, store: StoreReader, program: Program | None) -> tuple[str, int | None]:
+    """Why a run has diverged, and the round of its last good model; ``("", None)`` for one that has not."""
+    if program is None:
+        return "", None
+    stopping = Stopping(stopping_rule(config, program.metric))
+    reason = stopping.replay(store.rounds(config.federation.task, sys.maxsize)) or ""
+    return (reason, stopping.good_round) if stopping.diverged else ("", None)
+
+
+def _checkpoint(store: StoreReader, task: str, round_number: int | None, good_round: int | None) -> Checkpoint:
     # Before round 0 the model does not know yet how its input is normalised.
     kept = [checkpoint for checkpoint in store.checkpoints(task) if checkpoint.round >= OPENING_ROUND]
     if not kept:
@@ -129,7 +144,8 @@ def _checkpoint(store: StoreReader, task: str, round_number: int | None) -> Chec
             f"federation.task = {task!r}: the database has no model of this task yet; serve it first"
         )
     if round_number is None:
-        return kept[0]
+        good = [checkpoint for checkpoint in kept if good_round is None or checkpoint.round <= good_round]
+        return good[0] if good else kept[-1]
     for checkpoint in kept:
         if checkpoint.round == round_number:
             return checkpoint

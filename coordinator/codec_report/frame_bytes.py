@@ -13,6 +13,7 @@ from edge_sdk.codecs import CodecSettings, Decoded, decode_update, frame_bytes_m
 from edge_sdk.codecs.frame import unpack_frame
 from edge_sdk.codecs.index_coding import best_parameter, decode_indices
 from edge_sdk.codecs.leb128 import unpack_number
+from edge_sdk.codecs.sparse_rows import taken_apart
 
 __all__ = ["SparseCost", "bytes_by_element", "sparse_cost"]
 
@@ -83,8 +84,11 @@ def bytes_by_element(frame: bytes, size: int, settings: CodecSettings) -> NDArra
 
     Codecs that send all coordinates alike spend the same on each. Of a sparse frame a coordinate has the bits of its
     index (as a Golomb code has them; deflate, whose codes overlap, in the same proportion), of its sign and of its
-    quotient; what all share is spread in the same proportion.
+    quotient; what all share is spread in the same proportion. Of a frame of rows the coordinates of these share their
+    values' bytes and the indices, those in no table the rest, and all others take none.
     """
+    if frame_codec(frame) == "sparse_rows":
+        return _bytes_of_rows(_body(frame, size, settings), size)
     cost = sparse_cost(frame, size, settings)
     body_bytes = len(_body(frame, size, settings))
     if cost is None or not cost.indices.size:
@@ -97,6 +101,19 @@ def bytes_by_element(frame: bytes, size: int, settings: CodecSettings) -> NDArra
     spent = np.zeros(size)
     spent[cost.indices] = cost.index_bytes * index_bits / index_bits.sum()
     spent[cost.indices] += (body_bytes - cost.index_bytes) * value_bits / value_bits.sum()
+    return spent
+
+
+def _bytes_of_rows(body: memoryview, size: int) -> NDArray[np.float64]:
+    tables, _, rest = taken_apart(body, size)
+    outside = np.ones(size, dtype=np.bool_)
+    for table in tables:
+        outside[table.start : table.start + table.size] = False
+    spent = np.where(outside, len(rest) / max(1, int(outside.sum())), 0.0)
+    sent = [table.positions() for table in tables if table.lines.size]
+    # Where no row is sent, the head is that of the rest.
+    head = np.concatenate(sent) if sent else np.flatnonzero(outside if outside.any() else ~outside)
+    spent[head] += (len(body) - len(rest)) / head.size
     return spent
 
 

@@ -196,10 +196,11 @@ class _Sums:
         groups = groups_of(spec, settings)
         self.bytes += sum(map(len, frames.frames))
         for group, frame in zip(groups, frames.frames, strict=True):
-            self.spent[group.where] += bytes_by_element(frame, group.size, group.settings)
+            spent = bytes_by_element(frame, group.size, group.settings)
+            self.spent[group.where] += spent
             cost = sparse_cost(frame, group.size, group.settings)
             if cost is None:
-                self.sent[group.where] += 1.0
+                self.sent[group.where] += spent > 0.0
             else:
                 self.sent[group.positions(cost.indices)] += 1.0
             if group.kind == "main":

@@ -285,8 +285,8 @@ class Model(Section):
     )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
     normalise: Literal["federated", "local", "none"] | None = key(
-        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
-        "devices' examples (federated) or of each device's own (local).",
+        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of the "
+        "examples of the first cohort's devices (federated) or of each device's own (local).",
         None,
         shown="federated with zoo, none with onnx",
     )
@@ -299,7 +299,8 @@ class Model(Section):
         le=7,
     )
     normalise_clip: float = key(
-        "Raw values count in the sums of features as if they were within plus and minus this.",
+        "Raw values count in the sums of features as if they were within plus and minus this; a feature of which most "
+        "values are beyond it is refused.",
         1e6,
         unit="the features' units",
         gt=0,
@@ -617,9 +618,9 @@ class Codec(Section):
 
     model_config = ConfigDict(extra="allow")
     name: str = key(
-        "auto: eden, sparse or int8, chosen for each update; sparse: largest coordinates with error feedback; eden: "
-        "rotated coordinates in few bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as "
-        "they are.",
+        "auto: eden, sparse_rows, sparse or int8, chosen for each update; sparse: largest coordinates with error "
+        "feedback; sparse_rows: rows of tables that are not zero, the rest as eden; eden: rotated coordinates in few "
+        "bits, unbiased; int8, int4, int2: all coordinates, quantised; float16, dense: as they are.",
         "auto",
         allowed=named(CODECS),
     )
@@ -668,7 +669,7 @@ class DownlinkSection(Section):
     codec: str = key(
         "auto: as many of the largest changes as hold enough of their energy (a tenth with fedavg, six tenths with "
         "other server optimisers), the rest with later rounds; sparse: a fixed share of them; none: whole models. "
-        "Models below 4,096 bytes always travel whole.",
+        "Models below 512 bytes always travel whole.",
         "auto",
         allowed="one of " + ", ".join(f'"{name}"' for name in DOWNLINK_CODECS),
     )
@@ -745,6 +746,20 @@ class Stopping(Section):
         "Evaluations without an improvement after which it ends; 0 for never.", 0, unit="evaluations", ge=0, le=1 << 30
     )
     min_delta: float = key("Smallest change of the metric that is an improvement.", 0.001, ge=0, le=1e6)
+    divergence_rounds: int = key(
+        "Rounds in a row, or attempts at one, that must look diverged before it ends; 0 for never.",
+        3,
+        unit="rounds",
+        ge=0,
+        le=1 << 30,
+    )
+    divergence_factor: float = key(
+        "A round looks diverged whose loss is not a number, or so many times as large as the first one while the "
+        "metric is no better than then.",
+        100.0,
+        gt=1,
+        le=1e30,
+    )
 
 
 class Transfer(Section):

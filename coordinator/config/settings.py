@@ -12,7 +12,6 @@ from coordinator.config.sections import (
     DownlinkSection,
     FederationConfig,
     Selection,
-    Stopping,
     Transfer,
     Validation,
 )
@@ -26,7 +25,6 @@ from edge_sdk.aggregation.algorithm import Algorithm, make_algorithm
 from edge_sdk.codecs import CodecSettings, find_codec
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import BrokerSettings, TlsSettings
-from edge_sdk.training.bundle import Program
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX
 from edge_sdk.wire.plan import Plan, TrainingPlan
 
@@ -81,19 +79,19 @@ def training_plan(config: FederationConfig, defaults: dict[str, float]) -> Train
     )
 
 
-def plan(config: FederationConfig, program: Program) -> Plan:
-    """What a round asks of a device, for the program.
+def plan(config: FederationConfig, defaults: dict[str, float]) -> Plan:
+    """What a round asks of a device; arguments as of :func:`training_plan`.
 
     Raises:
         ConfigurationError: As of :func:`training_plan` and :func:`algorithm`, or the two do not go together.
     """
-    training, rule = training_plan(config, dict(program.scalars)), algorithm(config)
+    training, rule = training_plan(config, defaults), algorithm(config)
     rule.suits(training.scalars)
     return Plan(
         training=training,
         local=rule.local,
         local_settings=rule.local_settings(),
-        codec=codec_settings(config).for_model(program.spec),
+        codec=codec_settings(config),
         examples_max=config.aggregation.examples_max,
         weighting=config.aggregation.weighting,
         bytes_per_update_max=config.codec.bytes_per_update_max,
@@ -201,14 +199,18 @@ def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
     return make_server_optimizer(aggregation.server_optimizer, **aggregation.server_settings)
 
 
-def stopping_rule(stopping: Stopping, metric: str) -> StoppingRule:
+def stopping_rule(config: FederationConfig, metric: str) -> StoppingRule:
     """When to end, by the program's metric."""
+    stopping = config.stopping
     return StoppingRule(
         rounds_max=stopping.rounds_max,
         metric=metric,
         target=stopping.target_metric,
         patience=stopping.patience,
         min_delta=stopping.min_delta,
+        divergence_rounds=stopping.divergence_rounds,
+        divergence_factor=stopping.divergence_factor,
+        judged_late=config.evaluation.data is None,
     )
 
 

@@ -99,7 +99,6 @@ class Aggregator:
         self._names = (DELTA, *self._algorithm.vectors)
         self._groups = groups_of(program.spec, plan.codec)
         self._trained = sum(group.size for group in self._groups)
-        self._largest = max(range(len(self._groups)), key=lambda number: self._groups[number].size, default=0)
         self._buffers = untrained_mask(program.spec)
         self._fixed = program.spec.mask("constant")
         self._spans = spans_of(program.spec, "buffer")
@@ -217,7 +216,7 @@ class Aggregator:
             self._rows.append(update.digest, rows, Facts(update.weight, said.steps, said.numbers))
         self._weight_sum += update.weight
         self._moved += moved_by(update.vectors[DELTA])
-        self._metrics.add(said, update.weight, said.frames()[self._largest] if self._groups else b"")
+        self._metrics.add(said, update.weight, said.frames()[0] if self._groups[0].kind == "main" else b"")
         self._counted.append(Counted(update.digest, update.weight, update.norm))
 
     def finish(self) -> Finished:
@@ -236,9 +235,9 @@ class Aggregator:
         downlink = self.settings.downlink.suited(self._moved / max(1, len(counted) * self._trained))
         start = self._start(downlink.keeps)
         delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
-        wanted, moved = self.settings.optimizer.apply(
-            start, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
-        )
+        checked = self._checked(DELTA, delta)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words
+            wanted, moved = self.settings.optimizer.apply(start, checked, self._memory[OPTIMIZER], self._buffers)
         if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
             wanted = np.where(self._fixed, self._parameters, wanted)
         made = next_model(downlink, self._before, wanted, self._spans, self._fixed_spans, base_digest=self._base)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.feature_notes import feature_notes, remarkable_features
 from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory
 from coordinator.pipeline.round_pipeline import Finished
 from edge_sdk.errors import ProtocolError, StateError
 from edge_sdk.training.bundle import Program, decode_parameters, encode_parameters
-from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums
+from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, out_of_range_text
+from edge_sdk.training.names import column_names
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
@@ -55,6 +57,7 @@ class FeatureStatistics:
         self.plan = plan
         self._training = training
         self._normalise = _normalise_of(self.program)
+        self._names = column_names(self.program.features, self.program.categories, self._normalise.features)
 
     def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """See :class:`coordinator.pipeline.round_pipeline.RoundPipeline`."""
@@ -76,7 +79,11 @@ class FeatureStatistics:
                 reason="vectors",
             )
         weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-        return Reported(FeatureSums.decode(update.arrays, self._normalise), weight)
+        sums = FeatureSums.decode(update.arrays, self._normalise)
+        beyond = out_of_range_text(sums, self._names, self._normalise.clip)
+        if beyond:
+            raise ProtocolError(f"update: {beyond}", reason="clipped")
+        return Reported(sums, weight)
 
     def again(self, payload: bytes) -> Reported:
         """A report that was examined and journalled before a crash.
@@ -103,6 +110,8 @@ class FeatureStatistics:
         if not self._sums.devices:
             raise ValueError("a round without reports has no statistics")
         mean, scale, missing = self._sums.result()
+        clipped = self._sums.clipped()
+        about = remarkable_features(self._names, scale, clipped)
         vector = self._vector.copy()
         tensors = self.program.spec.unflatten(vector)
         for name, values in ((self._normalise.mean, mean), (self._normalise.scale, scale)):
@@ -118,8 +127,11 @@ class FeatureStatistics:
                 "examples": float(self._examples),
                 "features": float(len(mean)),
                 "features_constant": float(np.count_nonzero(scale == 0.0)),
+                "features_clipped": float(np.count_nonzero(clipped)),
                 "missing": float(missing.mean()),
             },
+            about,
+            tuple(feature_notes(about)),  # a feature that never varies is no reason to warn: it is in the metrics
         )
 
     def close(self) -> None:

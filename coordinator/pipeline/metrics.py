@@ -10,7 +10,10 @@ from edge_sdk.codecs import frame_codec
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
-__all__ = ["RoundMetrics"]
+__all__ = ["CODEC_METRIC", "RoundMetrics"]
+
+CODEC_METRIC: Final = "codec_"
+"""Begins the names of the metrics that count updates by codec."""
 
 SUMS: Final = ("loss", "examples", "steps", "seconds", "partial", "eval_loss", "eval_metric", "eval_count")
 
@@ -30,7 +33,7 @@ class RoundMetrics:
         self._chosen: Counter[str] = Counter()
 
     def add(self, update: Update, weight: int, frame: bytes) -> None:
-        """Adds what one update says; ``frame`` is that of the most elements of its delta."""
+        """Adds what one update says; ``frame`` is the first one of its delta."""
         numbers: dict[str, Any] = {
             "loss": update.loss * weight,
             "examples": weight,
@@ -45,7 +48,7 @@ class RoundMetrics:
             numbers["eval_count"] = count * share
         self._sums.accumulate(numbers)
         if self._plan.codec.codec.chooses and frame:
-            self._chosen[f"codec_{frame_codec(frame)}"] += 1
+            self._chosen[f"{CODEC_METRIC}{frame_codec(frame)}"] += 1
 
     def report(self) -> dict[str, float]:
         """Weighted training loss, the federated evaluation where there was one, and how many updates came in which

@@ -80,6 +80,8 @@ class Round:
         settings: See :class:`RoundSettings`.
         expected: Check-ins to be expected (known devices times the announced fraction), 0 if nobody knows.
         awaited: Devices that are known to be there and free; as soon as they have all come nobody else is waited for.
+            None where only some of all devices are asked, and each draws for itself whether it comes: then nobody can
+            tell who is still to come.
         rng: Draws the cohort.
         new_ticket: Makes 16 fresh random bytes.
         base: SHA-256 of the parameters that this round's tickets train from.
@@ -97,12 +99,12 @@ class Round:
         base: bytes,
         now: float,
         choose_by: Choose = choose,
-        awaited: Set[str] = frozenset(),
+        awaited: Set[str] | None = frozenset(),
     ) -> None:
         self.settings = settings
         self.phase = SELECTION
         self.tickets = TicketTable()
-        self._expected = len(awaited) or expected
+        self._expected = len(awaited or ()) or expected
         self._awaited = awaited
         self._rng = rng
         self._new_ticket = new_ticket
@@ -143,6 +145,7 @@ class Round:
         base: bytes,
         now: float,
         choose_by: Choose = choose,
+        awaited: Set[str] | None = frozenset(),
     ) -> Round:
         """The round as it was committed before a crash; downtime does not count (rule 11).
 
@@ -158,6 +161,7 @@ class Round:
             base=base,
             now=now,
             choose_by=choose_by,
+            awaited=awaited,
         )
         machine.phase = CLOSED if phase == CLOSING else phase
         machine._deadline = now + seconds_remaining
@@ -258,6 +262,8 @@ class Round:
         return len(self._candidates) >= enough
 
     def _everybody_is_here(self) -> bool:
+        if self._awaited is None:
+            return False
         if self._awaited:
             return self._awaited <= self._candidates.keys()
         return 0 < self._expected <= len(self._candidates)
@@ -297,7 +303,8 @@ class Round:
         if ticket is not None and ticket.state in (INVITED, ACCEPTED):
             self.tickets.mark(ticket, away=True)
             return self._refill()
-        self._awaited -= {event.device}
+        if self._awaited is not None:
+            self._awaited -= {event.device}
         if ticket is None and event.device in self._candidates:
             # It cannot hear an invite; it will check in again when it is back.
             del self._candidates[event.device]

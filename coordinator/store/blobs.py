@@ -111,13 +111,15 @@ class Checkpoints:
         server_state: bytes,
         metrics: Mapping[str, Any],
         broadcast: Mapping[str, bytes] | None = None,
+        kept_round: int | None = None,
     ) -> None:
         """Add a checkpoint (``program``: a stored blob's digest; ``parameters``: bytes) and drop the oldest ones.
 
-        ``broadcast`` is what devices get beside the parameters (bytes by name), in place of what they got before.
+        The one of ``kept_round`` stays, however old it is. ``broadcast`` is what devices get beside the parameters
+        (bytes by name), in place of what they got before.
         """
         with self._database.transaction():
-            self._retire(task, program)
+            self._retire(task, program, kept_round)
             self._broadcast(task, broadcast or {})
             self._database.write(
                 "INSERT INTO checkpoints (task, round, parameters, program, server_state, metrics, made_at) "
@@ -133,12 +135,17 @@ class Checkpoints:
                 ),
             )
 
-    def _retire(self, task: str, program: bytes) -> None:
+    def tasks(self) -> list[str]:
+        """Every task that has a checkpoint, by name."""
+        return [name for (name,) in self._database.rows("SELECT DISTINCT task FROM checkpoints ORDER BY task")]
+
+    def _retire(self, task: str, program: bytes, kept_round: int | None) -> None:
         """Makes room for one more, before it is written: what goes leaves its pages to what comes."""
-        oldest = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
-        beyond = (task, self._kept - 1)
-        gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE id IN ({oldest})", beyond)
-        self._database.write(f"DELETE FROM checkpoints WHERE id IN ({oldest})", beyond)
+        newest_first = "SELECT id FROM checkpoints WHERE task = ? ORDER BY round DESC LIMIT -1 OFFSET ?"
+        oldest = f"id IN ({newest_first}) AND round IS NOT ?"
+        beyond = (task, self._kept - 1, kept_round)
+        gone = self._database.rows(f"SELECT parameters FROM checkpoints WHERE {oldest}", beyond)
+        self._database.write(f"DELETE FROM checkpoints WHERE {oldest}", beyond)
         self._database.write(
             "UPDATE checkpoints SET server_state = x'' WHERE task = ? AND server_state <> x''", (task,)
         )
@@ -192,6 +199,18 @@ class Checkpoints:
                     "(or a new state_dir), or put the old model back"
                 )
             return standing
+
+    def forget(self, task: str) -> None:
+        """Delete all checkpoints of a task and what leads or belongs to them, inside the caller's transaction."""
+        of_task = "SELECT {} FROM {} WHERE task = ?"
+        named = (
+            *(("parameters", "checkpoints"), ("program", "checkpoints")),
+            *(("digest", "model_deltas"), ("digest", "broadcasts")),
+        )
+        digests = [digest for at in named for (digest,) in self._database.rows(of_task.format(*at), (task,))]
+        for table in ("checkpoints", "model_deltas", "broadcasts"):
+            self._database.write(f"DELETE FROM {table} WHERE task = ?", (task,))
+        self._blobs.drop_unused(digests)
 
     def set_metrics(self, task: str, round_number: int, metrics: Mapping[str, Any]) -> None:
         """Replace the metrics of one checkpoint, inside the caller's transaction."""

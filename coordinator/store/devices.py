@@ -59,6 +59,10 @@ class Devices:
         rows = self._database.rows(f"SELECT {_COLUMNS} FROM devices ORDER BY device")
         return [_record(row) for row in rows]
 
+    def one(self, device: str) -> DeviceRecord | None:
+        row = self._database.row(f"SELECT {_COLUMNS} FROM devices WHERE device = ?", (device,))
+        return None if row is None else _record(row)
+
     def population(self, seen_within_seconds: float) -> int:
         row = self._database.row(
             "SELECT count(*) FROM devices WHERE last_seen >= ? AND instance != x''",

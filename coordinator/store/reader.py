@@ -83,6 +83,10 @@ class StoreReader:
         """How often a coordinator was started on this database."""
         return int(self._database.meta("incarnation") or 0)
 
+    def tasks(self) -> list[str]:
+        """The tasks that have begun, by name."""
+        return self._checkpoints.tasks()
+
     def open_round(self, task: str) -> RoundRecord | None:
         """The round of ``task`` that is not closed or abandoned, or None."""
         return self._rounds.open_round(task)
@@ -134,6 +138,10 @@ class StoreReader:
     def devices(self) -> list[DeviceRecord]:
         """All devices that ever checked in, by name."""
         return self._devices.all()
+
+    def device(self, name: str) -> DeviceRecord | None:
+        """What is known of one device."""
+        return self._devices.one(name)
 
     def population(self, seen_within_seconds: float) -> int:
         """How many devices checked in within so many seconds."""

@@ -232,6 +232,7 @@ class Store(StoreReader):
         metrics: Mapping[str, Any],
         model_delta: NewDelta | None = None,
         broadcast: Mapping[str, bytes] | None = None,
+        kept_round: int | None = None,
     ) -> Checkpoint:
         """Close a round: checkpoint, model delta, verdicts and the end of all its payloads, in one transaction.
 
@@ -243,6 +244,7 @@ class Store(StoreReader):
             metrics: JSON values kept with the checkpoint.
             model_delta: Leads there from the parameters of before; None where devices fetch them whole.
             broadcast: Blobs of the vectors that devices get beside, by name.
+            kept_round: The checkpoint of this round is kept beside the newest ones; None for no other one.
 
         Returns:
             The new checkpoint.
@@ -263,6 +265,7 @@ class Store(StoreReader):
                 server_state=server_state,
                 metrics=metrics,
                 broadcast=broadcast,
+                kept_round=kept_round,
             )
             made = self.latest_checkpoint(record.task)
             assert made is not None
@@ -321,6 +324,17 @@ class Store(StoreReader):
             StateError: The task was started with another program.
         """
         return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast, before_round - 1)
+
+    def forget_task(self, task: str) -> None:
+        """Delete all that is known of a task, so that ``put_initial`` begins it anew.
+
+        A new lineage begins with it: devices would take a round whose number and attempt they know for the same one.
+        Open rounds of other tasks are abandoned and tried again.
+        """
+        with self.transaction():
+            self.new_lineage()
+            self._checkpoints.forget(task)
+            self._writer.forget(task)
 
     # -- blobs, devices, counters, retained topics -----------------------------------------------------------------
 

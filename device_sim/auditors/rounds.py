@@ -38,9 +38,10 @@ from edge_sdk.codecs.frames import DecodedParts, decode_frames, groups_of, share
 from edge_sdk.codecs.grid import decode_grid
 from edge_sdk.training.bundle import Program, decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import ModelDelta, spans_of
-from edge_sdk.wire.messages import Invite, Update, Verdict
+from edge_sdk.wire.messages import ID_BYTES, Invite, Update, Verdict
 from edge_sdk.wire.outcomes import VERDICTS
 from edge_sdk.wire.plan import Plan
+from edge_sdk.wire.terms import Terms, terms_id
 
 __all__ = ["Auditor", "InvariantBroken"]
 
@@ -86,6 +87,7 @@ class Auditor:
         owed: float32[P], what the optimiser has moved beyond the model.
         invited: What each ticket invites to: the digest of the parameters.
         asked_for_statistics: Tickets of a round of statistics.
+        terms: What each device was told, encoded, by device and short digest.
         followed: How often a device made its parameters out of deltas.
         not_followed: How often it could not, and fetched them whole.
     """
@@ -108,6 +110,7 @@ class Auditor:
     owed: NDArray[np.float32] = field(init=False)
     invited: dict[bytes, bytes] = field(default_factory=dict)
     asked_for_statistics: set[bytes] = field(default_factory=set)
+    terms: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
     followed: int = 0
     not_followed: int = 0
 
@@ -165,10 +168,21 @@ class Auditor:
         if invite.parameters != digest_of(self.parameters):
             raise InvariantBroken(f"{device} is invited to {invite.parameters.hex()}, which is not the model")
         self.invited[invite.ticket] = invite.parameters
+        terms = self._terms_of(device, invite)
         if invite.round == OPENING_ROUND:
             self.asked_for_statistics.add(invite.ticket)
-            if not invite.plan.without_parameters or invite.deltas or invite.vectors:
+            if not terms.plan.without_parameters or invite.deltas or invite.inline or invite.vectors:
                 raise InvariantBroken(f"{device} is to fetch more than the program in a round of statistics")
+
+    def _terms_of(self, device: str, invite: Invite) -> Terms:
+        """What an invite asks; terms may only be named to a device that has heard them."""
+        name = invite.terms
+        if len(name) > ID_BYTES:
+            name = terms_id(invite.terms)
+            self.terms[device, name] = invite.terms
+        if (device, name) not in self.terms:
+            raise InvariantBroken(f"{device} is invited on terms that it was never told")
+        return Terms.decode(self.terms[device, name])
 
     def on_told(self, device: str, verdict: Verdict, known: TicketRecord | None) -> None:
         """A verdict leaves the coordinator; ``known`` is what is committed."""

@@ -74,11 +74,12 @@ class History:
     Attributes:
         rounds: The rounds in order.
         clients: Counts by client's name, of all clients.
-        bundle: The program with the final parameters.
+        bundle: The program with the final parameters; those of the last good model where the run has diverged.
         metric: The name of the model's metric: ``accuracy``, ``mean_squared_error``, ...
         finished: Why it ended.
         initial: What the evaluation gave before the first round; empty without an evaluation.
         best_round: The round with the best evaluation; 0 without one.
+        model_round: The round that made the model in ``bundle``; 0 for the initial one.
         statistics: Round 0, in which clients reported statistics of their features (``normalise="federated"``); None
             where there was none.
     """
@@ -90,6 +91,7 @@ class History:
     finished: str
     initial: Mapping[str, float] = field(default_factory=dict)
     best_round: int = 0
+    model_round: int = 0
     statistics: RoundResult | None = None
 
     # --- numbers ---

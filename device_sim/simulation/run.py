@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
+from coordinator.advice import ADVICE
 from coordinator.config import FederationConfig
 from coordinator.config.settings import check_algorithm, stopping_rule
 from coordinator.config.settings import plan as plan_of
@@ -47,7 +49,7 @@ from edge_sdk.device.session import StartTraining
 from edge_sdk.device.state import Vectors
 from edge_sdk.device.training_job import TrainedUpdate, TrainingJob, job_seed
 from edge_sdk.device.work import EngineCache, TrainingWork
-from edge_sdk.errors import ConfigurationError, ProtocolError, TrainingError
+from edge_sdk.errors import ConfigurationError, DivergedError, ProtocolError, TrainingError
 from edge_sdk.training.algorithms import LocalAlgorithm, find_local_algorithm
 from edge_sdk.training.bundle import Bundle, Program
 from edge_sdk.training.examples import Examples
@@ -144,7 +146,8 @@ def simulate(
     Raises:
         ConfigurationError: An argument is wrong; the message names it, its value, and what to do.
         CompileError, BundleError: The model cannot be used.
-        TrainingError: Training has diverged, or not one update of a round could be used.
+        TrainingError: Not one update of a round could be used. (A run that has diverged after its first round is no
+            error: ``history.finished`` says so, and the history has its last good model.)
     """
     dealt = clients_from(clients, evaluation, split=split, devices=devices, seed=seed)
     own_steps = [step for step in steps if not isinstance(step, str | Mapping)]
@@ -236,7 +239,7 @@ class _Simulation:
         self._parts = parts
         self._program = program
         self._program_bytes = program.encode()
-        self._plan = plan_of(config, program)
+        self._plan = plan_of(config, dict(program.scalars))
         if parts.algorithm is not None:
             check_algorithm(parts.algorithm, type(parts.algorithm).__name__, config)
             parts.algorithm.suits(self._plan.training.scalars)
@@ -247,7 +250,7 @@ class _Simulation:
         self._server = Server(parts.bundle, self._plan, config, parts.algorithm, parts.server_optimizer, parts.steps)
         self._clients = {name: _Client(data, ClientCounts(len(data))) for name, data in parts.examples.items()}
         self._engines = EngineCache(parts.engine)
-        self._stopping = Stopping(stopping_rule(config.stopping, program.metric))
+        self._stopping = Stopping(stopping_rule(config, program.metric))
         self._rounds = config.stopping.rounds_max
         self._results: list[RoundResult] = []
         self._statistics: RoundResult | None = None
@@ -257,16 +260,23 @@ class _Simulation:
         finished = ""
         try:
             if self._server.asks_for_statistics:
-                result, reported = self._round(OPENING_ROUND)
-                self._statistics = replace(result, metrics=reported)
+                self._statistics = self._ask_for_statistics()
             initial = {} if evaluator is None else evaluator.evaluate(self._server.parameters)
+            self._stopping.begin(initial)
+            good = self._server.vector
             while not finished:
-                number = len(self._results) + 1
-                result, reported = self._round(number)
+                number, before = len(self._results) + 1, self._server.vector
+                try:
+                    result, reported = self._round(number)
+                except _NothingCame as nothing:
+                    finished = self._ended(number, nothing)
+                    break
                 if evaluator is not None and (number % every == 0 or number == self._rounds):
                     reported |= evaluator.evaluate(self._server.parameters)
                 self._results.append(replace(result, metrics=reported))
                 finished = self._stopping.observe(number, reported) or ""
+                if self._stopping.good_round >= number - 1:
+                    good = self._server.vector if self._stopping.good_round == number else before
                 if progress is not None:
                     progress(number, self._rounds, reported)
         finally:
@@ -274,7 +284,7 @@ class _Simulation:
             close: Callable[[], None] | None = getattr(progress, "close", None)
             if close is not None:
                 close()
-        vector = np.array(self._server.vector)
+        vector = np.array(good if self._stopping.diverged else self._server.vector)
         return History(
             rounds=tuple(self._results),
             clients={name: client.counts for name, client in self._clients.items()},
@@ -283,8 +293,34 @@ class _Simulation:
             finished=finished,
             initial=initial,
             best_round=self._stopping.best_round,
+            model_round=self._stopping.good_round if self._stopping.diverged else len(self._results),
             statistics=self._statistics,
         )
+
+    def _ask_for_statistics(self) -> RoundResult:
+        """Round 0.
+
+        Raises:
+            TrainingError: Not one report can be used.
+        """
+        try:
+            result, reported = self._round(OPENING_ROUND)
+        except _NothingCame as nothing:
+            raise TrainingError(f"round {OPENING_ROUND}: {nothing}") from nothing
+        return replace(result, metrics=reported)
+
+    def _ended(self, number: int, nothing: _NothingCame) -> str:
+        """Why the run is over with a round of which nothing came: nothing would come of another attempt either.
+
+        Raises:
+            TrainingError: It has not diverged, or must not end for it.
+        """
+        said = None
+        for _ in range(self._stopping.rule.divergence_rounds):
+            said = self._stopping.failed(number, nothing.reason)
+        if said is None:
+            raise TrainingError(f"round {number}: {nothing}") from nothing
+        return said
 
     def _round(self, number: int) -> tuple[RoundResult, dict[str, float]]:
         server, cohort = self._server, self._cohort(number)
@@ -293,6 +329,7 @@ class _Simulation:
         start = self._start(number, plan)
         bytes_up = bytes_down = 0
         refused: dict[str, str] = {}
+        reasons: Counter[str] = Counter()
         for name in cohort:
             client = self._clients[name]
             down = 0
@@ -305,6 +342,7 @@ class _Simulation:
                 server.take(payload, made.update.digest)
             except (TrainingError, ProtocolError) as error:
                 refused[name] = str(error)
+                reasons[_reason_of(error)] += 1
                 client.counts.refused += 1
             else:
                 client.vectors = made.vectors_after
@@ -314,9 +352,15 @@ class _Simulation:
             client.counts.bytes_down += down
             bytes_down += down
         if len(refused) == len(cohort):
-            reasons = list(dict.fromkeys(refused.values()))[:REASONS_SHOWN]
-            raise TrainingError(f"round {number}: not one of {len(cohort)} updates can be used: {'; '.join(reasons)}")
-        reported = server.finish()
+            shown = "; ".join(list(dict.fromkeys(refused.values()))[:REASONS_SHOWN])
+            reason = reasons.most_common(1)[0][0]
+            remedy = ADVICE[reason].remedy if reason in ADVICE else ""
+            said = f"not one of {len(cohort)} updates can be used: {shown}"
+            raise _NothingCame(f"{said}; {remedy}" if remedy else said, reason)
+        try:
+            reported = server.finish()
+        except DivergedError as error:
+            raise _NothingCame(str(error), "diverged") from error
         counted = len(cohort) - len(refused)
         digest = server.digest
         return RoundResult(number, cohort, {}, counted, refused, bytes_up, bytes_down, digest), reported
@@ -379,6 +423,20 @@ class _Simulation:
             for name, client in self._clients.items()
         ]
         return tuple(select(self._parts.rule, candidates, config.selection.goal_count, rng)[0])
+
+
+class _NothingCame(Exception):
+    """A round without a model; ``reason`` is the code of what its clients, or the server's step, have failed for."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _reason_of(error: TrainingError | ProtocolError) -> str:
+    if isinstance(error, ProtocolError):
+        return error.reason
+    return "diverged" if isinstance(error, DivergedError) else "training"
 
 
 def _stands_still() -> float:

@@ -187,7 +187,8 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         chunk_bytes_max=scenario.chunk_bytes_max,
         update_bytes_max=vectors * frames_bytes_max(program.spec, scenario.codec) + 4096,
         retained_blobs=scenario.retained_blobs,
-        dense_bytes=4 * program.spec.size,
+        dense_bytes=4 * int(np.count_nonzero(~program.spec.mask("constant"))),
+        mended_by_attempts=() if scenario.norm_median_factor is None else ("norm",),
         seed=seed,
         rule=make_rule(scenario.rule),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from edge_sdk.codecs.rotation import Span, hadamard, signs
 from edge_sdk.errors import ConfigurationError, DecodeError
-from edge_sdk.parameters import Tensor
 from edge_sdk.wire.fields import Check
 
 __all__ = [
@@ -166,7 +165,7 @@ class Context:
     Attributes:
         own: 64 bits of this update.
         shared: The same for all devices of a round.
-        matrices: First coordinate, rows and columns of tensors that have several of both, in order.
+        matrices: First coordinate, rows and columns of tensors that have several rows, in order.
         keeps_residual: Whether what is left out now can be sent later.
     """
 
@@ -177,7 +176,15 @@ class Context:
 
 
 def setting(
-    check: Check, default: Any, meaning: str, *, allowed: str, unit: str = "", shown: str = "", key: bool = True
+    check: Check,
+    default: Any,
+    meaning: str,
+    *,
+    allowed: str,
+    unit: str = "",
+    shown: str = "",
+    key: bool = True,
+    told: bool = True,
 ) -> Any:
     """Declares a setting of a codec: a field of its dataclass.
 
@@ -190,9 +197,10 @@ def setting(
         unit: What a number counts, if anything.
         shown: The default in words, where the value itself says too little.
         key: Whether the setting is a key of the coordinator's configuration; else the coordinator fills it in.
+        told: Whether plans tell it; else every decoder has the default, and an encoder may lower it to fit a limit.
     """
-    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown, "key": key}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"check": check, "meaning": meaning, "allowed": allowed, "unit": unit, "shown": shown}
+    return dataclasses.field(default=default, metadata={**metadata, "key": key, "told": told})
 
 
 class Codec:
@@ -274,38 +282,32 @@ class Codec:
         """The codec that encodes ``total``, float32[P]: itself, unless it is one that only chooses."""
         return self
 
-    def fitted(self, fits: Callable[[Self], bool]) -> Self | None:
-        """The nearest settings that fit into a limit of bytes; None where there are none.
+    def fitted(self, size: int, bytes_max: int) -> Self | None:
+        """The nearest settings with which no body is above ``bytes_max``; None where there are none.
 
         A decoder with the settings of the plan takes what an encoder with the fitted ones makes: only less is sent.
-
-        Args:
-            fits: Whether some settings do. Settings that send less fit where others do.
         """
-        return self if fits(self) else None
+        return self if self.body_bytes_max(size) <= bytes_max else None
 
     def smallest(self) -> Self:
         """The settings that send least."""
         return self
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[Codec, tuple[tuple[Codec, frozenset[str]], ...]]:
-        """How to encode most of a model, and which tensors apart and how, by their names; no tensor stands twice.
+    def split(self, kernels: int, size: int) -> tuple[Codec, Codec] | None:
+        """How to encode a model's kernels (tensors of convolutions), and how the rest; None for both alike.
 
-        It must depend on nothing but the argument and the settings, since both sides ask; and which tensors are apart
-        must not depend on settings that ``fitted`` changes.
+        It must depend on nothing but the arguments and the settings, since both sides ask; and whether there is a
+        split must not depend on settings that ``fitted`` changes.
 
         Args:
-            tensors: All that are trained.
+            kernels: Trainable coordinates of tensors of three dimensions and more.
+            size: All trainable coordinates.
         """
-        return self, ()
+        return None
 
     def taking_part(self, participation: float) -> Self:
         """The settings for rounds in each of which a device takes part with probability ``participation``, 0 if that
         is not known."""
-        return self
-
-    def for_model(self, tensors: Sequence[Tensor]) -> Self:
-        """The settings for a model of which these tensors are trained; the coordinator asks once."""
         return self
 
     @classmethod

@@ -26,7 +26,6 @@ communication-efficient and robust distributed mean estimation", ICML 2022, sect
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self, TypeVar
 
@@ -162,9 +161,9 @@ class Eden(Codec):
         scales = max(coarse_bytes_max(blocks), 4 * blocks)
         return 3 + 2 * _SEED.size + scales + bytes_for_bits(_codes_count(size, share) * width)
 
-    def fitted(self, fits: Callable[[Self], bool]) -> Self | None:
+    def fitted(self, size: int, bytes_max: int) -> Self | None:
         """See :meth:`Codec.fitted`: fewer bits, and below one bit a smaller share."""
-        return fitted_bits(self, fits)
+        return fitted_bits(self, size, bytes_max)
 
     def smallest(self) -> Self:
         """See :meth:`Codec.smallest`."""
@@ -179,8 +178,11 @@ class Eden(Codec):
 C = TypeVar("C", bound=Any)
 
 
-def fitted_bits(codec: C, fits: Callable[[C], bool]) -> C | None:
+def fitted_bits(codec: C, size: int, bytes_max: int) -> C | None:
     """The codec, which has ``bits``, with the most of them that fit; see :meth:`Codec.fitted`."""
+
+    def fits(candidate: C) -> bool:
+        return bool(candidate.body_bytes_max(size) <= bytes_max)
 
     def with_bits(bits: float) -> C:
         return replace(codec, bits=bits)

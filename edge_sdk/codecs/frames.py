@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edge_sdk.codecs.codec import RESIDUAL, Decoded, Kept, Rotated, Vectors
 from edge_sdk.codecs.dense import Dense
 from edge_sdk.codecs.index_coding import Matrix
-from edge_sdk.codecs.settings import CodecSettings
+from edge_sdk.codecs.settings import CodecSettings, fitted
 from edge_sdk.codecs.update import decode_update, encode_update, frame_bytes_max
 from edge_sdk.errors import ConfigurationError, DecodeError
 from edge_sdk.parameters import ParameterSpec, Tensor
@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 DENSE: Final = CodecSettings(Dense())
-NOBODY: Final = -1
+BUFFERS: Final = -1
+NOBODY: Final = -2
 DecodedParts: TypeAlias = tuple[Decoded | Rotated, ...]
 """What the frames say, in the order of the groups."""
 
@@ -61,7 +62,8 @@ class Group:
         size: How many they are.
         whole_size: How many elements there are in all, P.
         kind: ``main``, ``part`` (matched by a pattern) or ``buffers``.
-        matrices: First element (of the group), rows and columns of its tensors that have several of both.
+        matrices: First element (of the group), rows and columns of its tensors; one column where a tensor has one
+            dimension. Tensors of a single element are left out.
     """
 
     settings: CodecSettings
@@ -170,25 +172,20 @@ def decode_frames(
 
 def frames_bytes_max(spec: ParameterSpec, settings: CodecSettings) -> int:
     """Bytes that the frames of an honest update do not exceed together."""
-    owners, kinds = _owners(spec, settings)
-    sizes = [0] * len(kinds)
-    for tensor, owner in zip(spec, owners, strict=True):
-        if owner != NOBODY:
-            sizes[owner] += tensor.size
-    return sum(frame_bytes_max(size, rule) for size, (rule, _) in zip(sizes, kinds, strict=True) if size)
+    return sum(frame_bytes_max(group.size, group.settings) for group in groups_of(spec, settings))
 
 
 def fitted_frames(spec: ParameterSpec, settings: CodecSettings, bytes_max: int) -> CodecSettings | None:
     """The settings nearest to ``settings`` with which all frames together are within ``bytes_max``; see ``fitted``.
 
-    The plan's codec gives way; what a pattern asks for stays.
+    The main group gives way; what a pattern asks for stays.
     """
-    if not bytes_max:
+    if not bytes_max or frames_bytes_max(spec, settings) <= bytes_max:
         return settings
-    found = settings.codec.fitted(lambda codec: frames_bytes_max(spec, settings.with_codec(codec)) <= bytes_max)
-    if found is None:
-        return None
-    return settings if found is settings.codec else settings.with_codec(found)
+    main, *others = groups_of(spec, settings)
+    left = bytes_max - sum(frame_bytes_max(group.size, group.settings) for group in others)
+    found = fitted(main.settings, main.size, left) if left > 0 and main.kind == "main" else None
+    return None if found is None else settings.with_codec(found.codec)
 
 
 def untrained_mask(spec: ParameterSpec) -> NDArray[np.bool_] | None:
@@ -204,16 +201,26 @@ def shared_seed(parameters: bytes) -> int:
 @lru_cache(maxsize=8)
 def groups_of(spec: ParameterSpec, settings: CodecSettings) -> tuple[Group, ...]:
     """How the elements of ``spec`` are divided under ``settings``; see the module's docstring."""
-    of_tensors, kinds = _owners(spec, settings)
+    plain = CodecSettings(settings.codec)
+    rules = [rule for _, rule in settings.tensors]
     owners = np.empty(spec.size, dtype=np.int64)
-    for tensor, owner in zip(spec, of_tensors, strict=True):
-        owners[tensor.offset : tensor.offset + tensor.size] = owner
+    for tensor in spec:
+        owners[tensor.offset : tensor.offset + tensor.size] = _owner(tensor, settings)
+    apart = None if rules else _kernels_apart(spec, settings)
+    if apart is not None:
+        fine, plain = apart
+        rules = [fine]
+        for tensor in spec:
+            if _is_kernel(tensor):
+                owners[tensor.offset : tensor.offset + tensor.size] = 1
+    owners[owners == BUFFERS] = len(rules) + 1
+    kinds = [(plain, "main"), *((rule, "part") for rule in rules), (DENSE, "buffers")]
     groups = []
     for owner, (rule, kind) in enumerate(kinds):
         positions = np.flatnonzero(owners == owner).astype(np.int64)
         if positions.size:
-            mine = (tensor for tensor, of in zip(spec, of_tensors, strict=True) if of == owner)
-            groups.append(Group(rule, _in_one_piece(positions), positions.size, spec.size, kind, _matrices(mine)))
+            matrices = _matrices(tensor for tensor in spec if owners[tensor.offset] == owner)
+            groups.append(Group(rule, _in_one_piece(positions), positions.size, spec.size, kind, matrices))
     return tuple(groups)
 
 
@@ -240,38 +247,33 @@ def _in_one_piece(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 
 def _matrices(tensors: Iterable[Tensor]) -> tuple[Matrix, ...]:
-    """Tensors of several rows and columns, one behind the other; what follows the first dimension is a row."""
+    """Tensors of several elements, one behind the other; what follows the first dimension is a row."""
     matrices, start = [], 0
     for tensor in tensors:
         shape = [length for length in tensor.shape if length > 1]
-        if len(shape) > 1:
+        if shape:
             matrices.append((start, shape[0], tensor.size // shape[0]))
         start += tensor.size
     return tuple(matrices)
 
 
-def _owners(spec: ParameterSpec, settings: CodecSettings) -> tuple[list[int], list[tuple[CodecSettings, str]]]:
-    """The group of each tensor, ``NOBODY`` for constants, and how each group is encoded, with its kind."""
-    apart: dict[str, int] = {}
-    main, rules = settings.codec, [rule for _, rule in settings.tensors]
-    if not rules:
-        main, several = main.split([tensor for tensor in spec if tensor.kind == "trainable"])
-        rules = [CodecSettings(codec) for codec, _ in several]
-        apart = {name: number for number, (_, names) in enumerate(several, start=1) for name in names}
-    buffers = len(rules) + 1
-    owners = []
-    for tensor in spec:
-        if tensor.kind == "trainable":
-            owners.append(apart.get(tensor.name, 0) if apart else _first_match(tensor.name, settings))
-        else:
-            owners.append(buffers if tensor.kind == "buffer" else NOBODY)
-    return owners, [(CodecSettings(main), "main"), *((rule, "part") for rule in rules), (DENSE, "buffers")]
-
-
-def _first_match(name: str, settings: CodecSettings) -> int:
+def _owner(tensor: Tensor, settings: CodecSettings) -> int:
     """Number of the first pattern that matches, from 1; 0 for none."""
-    matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(name, pattern))
+    if tensor.kind != "trainable":
+        return BUFFERS if tensor.kind == "buffer" else NOBODY
+    matching = (i for i, (pattern, _) in enumerate(settings.tensors, start=1) if fnmatchcase(tensor.name, pattern))
     return next(matching, 0)
+
+
+def _kernels_apart(spec: ParameterSpec, settings: CodecSettings) -> tuple[CodecSettings, CodecSettings] | None:
+    trainable = sum(tensor.size for tensor in spec if tensor.kind == "trainable")
+    apart = settings.codec.split(sum(tensor.size for tensor in spec if _is_kernel(tensor)), max(trainable, 1))
+    return None if apart is None else (CodecSettings(apart[0]), CodecSettings(apart[1]))
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    """Whether a tensor is a convolution's: of three dimensions and more, those of length 1 not counted."""
+    return tensor.kind == "trainable" and sum(length > 1 for length in tensor.shape) > 2
 
 
 def _spread(

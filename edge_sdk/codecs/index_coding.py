@@ -43,7 +43,7 @@ from edge_sdk.errors import DecodeError
 __all__ = ["Matrix", "decode_indices", "encode_indices", "indices_bytes_max"]
 
 Matrix: TypeAlias = tuple[int, int, int]
-"""First coordinate, rows, columns of a tensor with at least two of each; the elements are in C order."""
+"""First coordinate, rows, columns of a tensor with at least two rows; the elements are in C order."""
 
 _MATRICES_MAX: Final = 64
 _HEAD_BYTES_MAX: Final = 11
@@ -213,7 +213,7 @@ def _worth_turning(indices: NDArray[np.int64], size: int, matrices: Sequence[Mat
     for matrix in matrices:
         start, rows, columns = matrix
         low, high = np.searchsorted(indices, (start, start + rows * columns))
-        if high - low < _WORTH_TURNING_BYTES:
+        if columns == 1 or high - low < _WORTH_TURNING_BYTES:
             continue
         within = indices[low:high] - start
         sizes = [

@@ -9,7 +9,6 @@ from edge_sdk.codecs.codec import Codec, settings_of
 from edge_sdk.codecs.frame import HEADER_BYTES_MAX
 from edge_sdk.codecs.table import CODECS, find_codec
 from edge_sdk.errors import ConfigurationError, DecodeError, VersionError
-from edge_sdk.parameters import ParameterSpec
 from edge_sdk.wire.fields import list_of, mapping, row_of, text
 
 __all__ = ["TENSOR_RULES_MAX", "CodecSettings", "fitted"]
@@ -85,14 +84,11 @@ class CodecSettings:
         method of this name."""
         return self.with_codec(self.codec.taking_part(participation))
 
-    def for_model(self, spec: ParameterSpec) -> CodecSettings:
-        """The same for a model; see the codec's method of this name."""
-        return self.with_codec(self.codec.for_model([tensor for tensor in spec if tensor.kind == "trainable"]))
-
     def to_wire(self) -> dict[str, Any]:
-        """The settings as a msgpack map: the name, what the codec declares, and ``tensors`` where there are any."""
+        """The settings as a msgpack map: the name, what plans tell of a codec, and ``tensors`` where there are any."""
         wire: dict[str, Any] = {"name": self.name}
-        wire.update((field.name, getattr(self.codec, field.name)) for field in settings_of(type(self.codec)))
+        told = [field.name for field in settings_of(type(self.codec)) if field.metadata["told"]]
+        wire.update((name, getattr(self.codec, name)) for name in told)
         if self.tensors:
             wire["tensors"] = [[pattern, rule.to_wire()] for pattern, rule in self.tensors]
         return wire
@@ -132,7 +128,7 @@ def fitted(settings: CodecSettings, size: int, bytes_max: int) -> CodecSettings 
     """
     if not bytes_max:
         return settings
-    codec = settings.codec.fitted(lambda codec: codec.body_bytes_max(size) <= bytes_max - HEADER_BYTES_MAX)
+    codec = settings.codec.fitted(size, bytes_max - HEADER_BYTES_MAX)
     if codec is None:
         return None
     return settings if codec is settings.codec else settings.with_codec(codec)
@@ -175,6 +171,8 @@ def _codec_from(source: dict[str, Any], where: str) -> Codec:
         )
     settings = {}
     for field in settings_of(codec):
+        if not field.metadata["told"]:
+            continue
         if field.name not in source:
             raise DecodeError(f"{where}.{field.name}: missing")
         settings[field.name] = field.metadata["check"](source[field.name], f"{where}.{field.name}")

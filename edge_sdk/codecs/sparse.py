@@ -24,7 +24,6 @@ Source: Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", 2018, algorithm 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
@@ -43,7 +42,6 @@ from edge_sdk.wire.fields import number
 __all__ = ["DENSITY_MIN", "Sparse", "largest_count"]
 
 DENSITY_MIN: Final = 1e-6
-_FIT_STEPS: Final = 1 << 13  # densities a sixth of a per cent apart
 _COUNT_BYTES_MAX: Final = 4  # of a number up to 2^28 in LEB128
 _LEVELS: Final = struct.Struct("<ff")
 _SIGN_BIT: Final = 1 << 31
@@ -114,14 +112,17 @@ class Sparse(Codec):
         """See :meth:`Codec.body_bytes_max`."""
         return _bytes_max(self._count_max(size), size)
 
-    def fitted(self, fits: Callable[[Self], bool]) -> Self | None:
+    def fitted(self, size: int, bytes_max: int) -> Self | None:
         """See :meth:`Codec.fitted`: fewer coordinates; what is left out stays in the residual."""
-        if fits(self):
+        if self.body_bytes_max(size) <= bytes_max:
             return self
-        factor = (self.density / DENSITY_MIN) ** (1.0 / _FIT_STEPS)
-        return largest_that_fits(
-            lambda step: replace(self, density=DENSITY_MIN * factor ** (step - 1)), _FIT_STEPS + 1, fits
-        )
+
+        def fits(density: float) -> bool:
+            return replace(self, density=density).body_bytes_max(size) <= bytes_max
+
+        most = max(1, round(self.density * size))
+        density = largest_that_fits(lambda count: max(DENSITY_MIN, min(1.0, count / size)), most, fits)
+        return None if density is None else replace(self, density=density)
 
     def smallest(self) -> Self:
         """See :meth:`Codec.smallest`."""

@@ -18,6 +18,7 @@ from edge_sdk.codecs.dense import Dense, Float16
 from edge_sdk.codecs.eden import Eden
 from edge_sdk.codecs.quantised import Int2, Int4, Int8
 from edge_sdk.codecs.sparse import Sparse
+from edge_sdk.codecs.sparse_rows import SparseRows
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.extension import is_dotted, load
 
@@ -28,7 +29,7 @@ OWN_WIRE_IDS: Final = range(128, 255)
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,32}\Z")
 _METHODS: Final = ("encode", "decode", "body_bytes_max")
-_SHIPPED: Final[tuple[type[Codec], ...]] = (Auto, Sparse, Eden, Int8, Int4, Int2, Float16, Dense)
+_SHIPPED: Final[tuple[type[Codec], ...]] = (Auto, Sparse, SparseRows, Eden, Int8, Int4, Int2, Float16, Dense)
 _known: Final[dict[str, type[Codec]]] = {codec.name: codec for codec in _SHIPPED}
 
 CODECS: Final[Mapping[str, type[Codec]]] = MappingProxyType(_known)

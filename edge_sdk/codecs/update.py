@@ -60,8 +60,8 @@ def encode_update(
             the same bytes.
         shared_seed: The same for all devices of a round: the rotation that they share, if the codec has them share
             one. ``seed`` if not given.
-        matrices: First coordinate, rows and columns of tensors that have several of both, in order: their indices may
-            be coded by columns. They change no value that is sent.
+        matrices: First coordinate, rows and columns of tensors that have several rows, in order: their indices may be
+            coded by columns, and rows that are zero left out.
         keeps_residual: Whether the device can keep what is left out; a codec that chooses asks.
 
     Returns:

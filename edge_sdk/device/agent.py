@@ -55,7 +55,7 @@ from edge_sdk.device.training_job import Work
 from edge_sdk.device.willingness import Willingness
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.mqtt.events import Connected, Delivery, Disconnected, Published, Subscribed, Transport, TransportEvent
-from edge_sdk.wire.messages import Invite
+from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.wire_costs import Costs
 
@@ -277,8 +277,8 @@ class Agent:
         if notice is not None:
             self._reporter.tell(notice)
 
-    def _over_quota(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
-        refusal = self._resting.why_not(invite, downloads, self._now)
+    def _over_quota(self, terms: Terms, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
+        refusal = self._resting.why_not(terms, downloads, self._now)
         if refusal is not None and refusal[0] == ProgressKind.BYTES_PER_DAY:
             self._reporter.publish_soon(self._now)
         return refusal

@@ -18,13 +18,16 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
-from edge_sdk.wire.messages import Invite
+from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.plan import Plan
+from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 __all__ = ["RESERVE_BYTES", "DataQuota"]
 
 RESERVE_BYTES: Final = 4096
+ANSWER_BYTES: Final = 2048
+"""Of the answer to a check-in, what the reserve has no room for: an invite may bring small parameters, some 4 kB."""
 SLACK_BYTES: Final = 2048
 """Of work: announcements, pings and status while it goes on."""
 CONNECT_BYTES: Final = 1024
@@ -102,6 +105,8 @@ class DataQuota:
 
     def affords_message(self, topic: str, payload_bytes: int, waiting_bytes: int, asked_bytes: int) -> bool:
         """Whether a message, and what it asks for, is within today's limit."""
+        if topic.endswith(f"/{CheckIn.kind}"):
+            asked_bytes += ANSWER_BYTES
         return not self.limited or self.affords(self._costs.message(topic, payload_bytes) + asked_bytes, waiting_bytes)
 
     def frames_bytes_max(self, plan: Plan) -> int:
@@ -114,27 +119,27 @@ class DataQuota:
         """With its program at hand an update was found to be too large, whatever the size of the model had promised."""
         self._unfit = (program, plan.local, plan.codec, self.frames_bytes_max(plan))
 
-    def why_not(self, invite: Invite, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
+    def why_not(self, terms: Terms, downloads: tuple[int, ...]) -> tuple[ProgressKind, str] | None:
         """Code and explanation where the work of an invite is beyond a quota; None where it fits.
 
         Args:
-            invite: The invite; its daily limit is in force from now on.
+            terms: The terms of the invite; their daily limit is in force from now on.
             downloads: Bytes of each blob that is not here yet.
         """
-        plan = invite.plan
+        plan = terms.plan
         asked = plan.bytes_per_device_per_day_max
         # A mistake there must not lock the device out: it hears of a better limit only in another invite.
         self.traffic.ask(max(asked, BYTES_PER_DAY_MIN) if asked else 0)
         frames_max = self.frames_bytes_max(plan)
         if not frames_max and not self.limited:
             return None
-        frame_bytes = self._frame_bytes(invite, frames_max)
-        if frame_bytes is None or self._unfit == (invite.program, plan.local, plan.codec, frames_max):
+        frame_bytes = self._frame_bytes(terms, frames_max)
+        if frame_bytes is None or self._unfit == (terms.program, plan.local, plan.codec, frames_max):
             return ProgressKind.BYTES_PER_UPDATE, (
                 f"no update of this model with codec {plan.codec.name} fits into bytes_per_update_max: raise it, or "
                 "have the coordinator use codec auto, sparse or eden"
             )
-        piece_bytes = min(invite.blob_bytes or invite.chunk_bytes_max, invite.chunk_bytes_max)
+        piece_bytes = min(terms.blob_bytes or terms.chunk_bytes_max, terms.chunk_bytes_max)
         work = self._costs.accept() + SLACK_BYTES
         work += sum(self._costs.download(total, piece_bytes) for total in downloads)
         work += self._costs.upload(frame_bytes + UPDATE_HEAD_BYTES_MAX)
@@ -147,10 +152,10 @@ class DataQuota:
         )
 
     @staticmethod
-    def _frame_bytes(invite: Invite, bytes_max: int) -> int | None:
-        """Bytes of the frame that an invite asks for, by the size of the model; None where none fits."""
-        if invite.plan.without_parameters:
+    def _frame_bytes(terms: Terms, bytes_max: int) -> int | None:
+        """Bytes of the frame that is asked for, by the size of the model; None where none fits."""
+        if terms.plan.without_parameters:
             return 0  # nothing is trained; how much is reported instead, only the program tells
-        size = min(max(1, (invite.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
-        settings = fitted(invite.plan.codec, size, bytes_max)
+        size = min(max(1, (terms.parameters_bytes - PARAMETERS_HEAD_BYTES) // 4), ELEMENTS_MAX)
+        settings = fitted(terms.plan.codec, size, bytes_max)
         return None if settings is None else frame_bytes_max(size, settings)

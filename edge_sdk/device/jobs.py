@@ -17,7 +17,7 @@ from edge_sdk.device.session import (
 )
 from edge_sdk.device.state import DeviceState
 from edge_sdk.device.training_job import Cancelled, OverQuota, TrainingJob, Work, job_seed
-from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, StateError
+from edge_sdk.errors import DivergedError, EdgeFedError, ExamplesError, StateError, TrainingError
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Ended", "Jobs"]
@@ -170,15 +170,17 @@ def _told(ticket: bytes, work: Callable[[], Event]) -> Event:
     except Cancelled:
         return TrainingFailed(ticket, "cancelled")
     except OverQuota as error:
-        return TrainingFailed(ticket, "bytes_per_update", str(error))
+        return TrainingFailed(ticket, "bytes_per_update", str(error), str(error))
     except ExamplesError as error:
         return TrainingFailed(ticket, "no_examples", str(error), error.public)
     except StateError as error:
         return TrainingFailed(ticket, "state", str(error))
     except DivergedError as error:
-        return TrainingFailed(ticket, "diverged", str(error))
+        return TrainingFailed(ticket, "diverged", str(error), error.public)
+    except TrainingError as error:
+        return TrainingFailed(ticket, "training", str(error), error.public)
     except EdgeFedError as error:
         return TrainingFailed(ticket, "training", str(error))
     except (Exception, SystemExit) as error:  # the user's own code: never our thread's end
         logger.exception("training failed")
-        return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}")
+        return TrainingFailed(ticket, "error", f"{type(error).__name__}: {error}", type(error).__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from edge_sdk.device.data_quota import DataQuota
 from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session import Notify
-from edge_sdk.wire.messages import Invite
+from edge_sdk.wire.terms import Terms
 
 __all__ = ["NewDay", "Resting"]
 
@@ -44,9 +44,9 @@ class Resting:
         self._rng = rng
         self._days = 0
 
-    def why_not(self, invite: Invite, downloads: tuple[int, ...], now: float) -> tuple[ProgressKind, str] | None:
-        """Why the work of an invite is beyond a quota; the invite may bring a daily limit that was not there before."""
-        refusal = self._quota.why_not(invite, downloads)
+    def why_not(self, terms: Terms, downloads: tuple[int, ...], now: float) -> tuple[ProgressKind, str] | None:
+        """Why the work of an invite is beyond a quota; its terms may bring a daily limit that was not there before."""
+        refusal = self._quota.why_not(terms, downloads)
         if self._quota.limited and self.due == NEVER:
             self.due = now + LOOK_SECONDS
         return refusal

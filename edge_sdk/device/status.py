@@ -47,6 +47,7 @@ class Reporter:
         self._publishes = publishes
         self._on_progress = on_progress
         self._published_at = float("-inf")
+        self._private: tuple[str, str] = ("", "")  # the last error, and what of it may leave this device
 
     def tell(self, notice: Notify) -> None:
         """Logs what has happened, keeps warnings as the last error, and tells the application."""
@@ -55,7 +56,9 @@ class Reporter:
             what = notice.what.value
             logger.log(level, "%s: %s%s", self._device, what, f": {notice.detail}" if notice.detail else "")
         if notice.what in WARNINGS:
-            self.update(error=notice.detail or notice.what.value)
+            error = notice.detail or notice.what.value
+            self._private = error, error if notice.public is None else notice.public
+            self.update(error=error)
         elif notice.what == ProgressKind.TRAINED:
             self.update(error="")
         self.report(Progress(notice.what, notice.detail, notice.round))
@@ -106,7 +109,8 @@ class Reporter:
             "not_counted": status.not_counted,
             "last_outcome": "" if status.last_outcome == COUNTED else status.last_outcome,
             "last_loss": None if status.last_loss is None else float(f"{status.last_loss:.4g}"),
-            "error": status.error,
+            # What may hold something of the examples stays in the log and with the application.
+            "error": self._private[1] if status.error == self._private[0] else status.error,
             "bytes_today": status.bytes_today,
             "bytes_per_day_max": status.bytes_per_day_max,
             "engine": self._engine,

@@ -248,7 +248,8 @@ def _called(name: str, call: Callable[[], Any]) -> Any:
     except EdgeFedError:
         raise
     except Exception as error:
-        raise TrainingError(f"the trainer's {name} failed: {type(error).__name__}: {error}") from error
+        what = f"the trainer's {name} failed: {type(error).__name__}"
+        raise TrainingError(f"{what}: {error}", public=what) from error
 
 
 def _evaluated(evaluate: Callable[..., Any], parameters: Any, held_out: Examples) -> Evaluation | None:

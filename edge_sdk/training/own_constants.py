@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples
-from edge_sdk.training.feature_sums import ExactFeatureSums, feature_sums
+from edge_sdk.training.feature_sums import ExactFeatureSums, out_of_range_text, sums_of_examples
+from edge_sdk.training.names import column_names
 from edge_sdk.training.normalise import NORMALISED_ABS_MAX
 from edge_sdk.training.program import Program
 
@@ -27,14 +29,20 @@ def own_constants(program: Program, examples: Examples) -> Vector:
     """Mean and scale of ``examples``, float32[2 * features]: all means, then all scales.
 
     Raises:
-        ExamplesError: A value is infinite.
+        ExamplesError: A value is infinite, or all positions are masked, or most values of a feature are out of the
+            sums' range.
         ValueError: The program normalises nothing.
     """
     normalise = program.normalise
     if normalise is None:
         raise ValueError(f"program {program.name!r} normalises no input")
     sums = ExactFeatureSums(normalise.features)
-    sums.add(feature_sums(examples.inputs[normalise.input], normalise))
+    own = sums_of_examples(examples, program, normalise)
+    names = column_names(program.features, program.categories, normalise.features)
+    beyond = out_of_range_text(own, names, normalise.clip)
+    if beyond:
+        raise ExamplesError(f"examples: {beyond}; let the coordinator raise it")
+    sums.add(own)
     mean, scale, _ = sums.result()
     return np.concatenate([mean, scale])
 

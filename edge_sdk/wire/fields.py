@@ -52,12 +52,12 @@ def octets(length: int) -> Check:
     return check
 
 
-def octets_upto(length_max: int) -> Check:
-    """At most ``length_max`` bytes."""
+def octets_upto(length_max: int, length_min: int = 0) -> Check:
+    """``length_min`` to ``length_max`` bytes."""
 
     def check(value: object, where: str) -> bytes:
-        if not isinstance(value, bytes) or len(value) > length_max:
-            raise DecodeError(f"{where}: expected at most {length_max} bytes")
+        if not isinstance(value, bytes) or not length_min <= len(value) <= length_max:
+            raise DecodeError(f"{where}: expected {length_min}..{length_max} bytes")
         return value
 
     return check

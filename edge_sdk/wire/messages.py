@@ -30,11 +30,9 @@ from edge_sdk.wire.fields import (
     octets_upto,
     optional,
     row_of,
-    segment,
     text,
 )
 from edge_sdk.wire.outcomes import OUTCOMES, UNKNOWN
-from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.records import VERSION, check_version, from_map, on_wire, pack_map, record, to_map, unpack_map
 
 __all__ = [
@@ -49,6 +47,7 @@ __all__ = [
     "MESSAGES",
     "NUMBERS_MAX",
     "REASON_CHARACTERS_MAX",
+    "TERMS_NAMED_MAX",
     "TICKET_BYTES",
     "VECTORS_MAX",
     "VECTOR_NAME_CHARACTERS_MAX",
@@ -67,6 +66,7 @@ __all__ = [
     "RangeRequest",
     "Update",
     "Verdict",
+    "introduction_id",
     "short",
 ]
 
@@ -81,6 +81,8 @@ SECONDS_MAX: Final = 1e9
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
 HOLDS_MAX: Final = 2
+TERMS_NAMED_MAX: Final = 2
+INSTANCE_BYTES: Final = 16
 DELTAS_MAX: Final = 256
 VECTORS_MAX: Final = 8
 VECTOR_NAME_CHARACTERS_MAX: Final = 32
@@ -180,16 +182,31 @@ VERDICTS_WAITING: Final = list_of(record(Verdict), UNSETTLED_MAX)
 class CheckIn:
     """From a device: I could work.
 
-    ``unsettled`` names the tickets whose outcome the device does not know yet. ``holds`` names the parameters that it
-    has, by short digests, the newest first.
+    Attributes:
+        nonce: The answer echoes it.
+        introduction: Names instance and capabilities (:func:`introduction_id`). A coordinator that has heard them knows
+            what is meant; else it asks for them.
+        instance, capabilities: What the device is, said while the coordinator may not know it, absent afterwards.
+        unsettled: The tickets whose outcome the device does not know yet.
+        holds: The parameters that it has, by short digests, the newest first.
+        terms: The terms that it knows, by short digests, those used last first.
     """
 
     kind: ClassVar[str] = "checkin"
     nonce: bytes = on_wire(NONCE, key="n")
-    instance: bytes = on_wire(octets(16), key="i")
-    capabilities: dict[str, Any] = on_wire(_capabilities, key="c")
+    introduction: bytes = on_wire(ID, key="w")
+    instance: bytes = on_wire(octets(INSTANCE_BYTES), b"", key="i", brief=True)
+    capabilities: dict[str, Any] = on_wire(_capabilities, default_factory=dict, key="c", brief=True)
     unsettled: tuple[bytes, ...] = on_wire(list_of(TICKET, UNSETTLED_MAX), (), key="u", brief=True)
     holds: tuple[bytes, ...] = on_wire(list_of(ID, HOLDS_MAX), (), key="h", brief=True)
+    terms: tuple[bytes, ...] = on_wire(list_of(ID, TERMS_NAMED_MAX), (), key="t", brief=True)
+
+
+def introduction_id(instance: bytes, capabilities: Mapping[str, Any]) -> bytes:
+    """The short digest of what a device is: its instance and its capabilities."""
+    import hashlib  # loads OpenSSL: only when something has in fact been said
+
+    return short(hashlib.sha256(instance + pack_map(capabilities)).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +217,16 @@ class Invite:
         nonce: That of the check-in; a reply with another one is dropped.
         ticket: Names this piece of work (rule 2 of the protocol: a ticket is its identity).
         round, attempt: Number of the round, and which attempt at it.
-        program, parameters: SHA-256 of the blobs to fetch.
-        program_bytes, parameters_bytes: Their lengths.
-        plan: How to train and encode.
+        parameters: SHA-256 of the parameters to train from.
         report_seconds: Until when the update must have arrived, in seconds from when the device *sent* the check-in.
-        chunk_bytes_max: Largest range of bytes that the coordinator puts into one message.
-        blob_bytes: Above 0, the program, and the deltas or else the parameters, are also retained in pieces of that
-            size (rule 7: downloads are ranges).
-        requires: What the device must understand, or decline.
-        shard: Where the update is to be sent: the last segment but one of its topic.
+        terms: What is asked, encoded (:class:`edge_sdk.wire.terms.Terms`); their short digest where the check-in said
+            that the device knows them.
         verdicts: On the tickets that the check-in named as unsettled.
         base: Short digest of the parameters that ``deltas`` start from, which the device said that it has.
         deltas: ``(digest, bytes)`` of model deltas, the oldest first, that lead from ``base`` to ``parameters``.
             Without them, or where they fail, the parameters are fetched whole.
+        inline: Those deltas themselves where they are small, in the place of ``deltas``; without ``base`` the
+            parameters.
         vectors: ``(name, digest, bytes)`` of further blobs of the size of the parameters, which the plan's local
             algorithm needs.
     """
@@ -221,20 +235,14 @@ class Invite:
     nonce: bytes = on_wire(NONCE, key="n")
     ticket: bytes = on_wire(TICKET, key="t")
     round: int = on_wire(ROUND, key="r")
-    attempt: int = on_wire(ATTEMPT, key="a")
-    program: bytes = on_wire(DIGEST, key="g")
-    program_bytes: int = on_wire(SIZE, key="G")
-    parameters: bytes = on_wire(DIGEST, key="m")
-    parameters_bytes: int = on_wire(SIZE, key="M")
-    plan: Plan = on_wire(record(Plan), key="p")
-    report_seconds: float = on_wire(SECONDS, key="s")
-    chunk_bytes_max: int = on_wire(integer(256, BODY_BYTES_MAX), key="k")
-    blob_bytes: int = on_wire(integer(0, BODY_BYTES_MAX), 0, key="e", brief=True)
-    requires: tuple[str, ...] = on_wire(REQUIREMENTS, (), key="q", brief=True)
-    shard: str = on_wire(segment, "0", key="u", brief=True)
+    attempt: int = on_wire(ATTEMPT, 0, key="a", brief=True)
+    parameters: bytes = on_wire(DIGEST, b"", key="m", required=True)
+    report_seconds: float = on_wire(SECONDS, 0.0, key="s", required=True)
+    terms: bytes = on_wire(octets_upto(BODY_BYTES_MAX, ID_BYTES), b"", key="k", required=True)
     verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, (), key="v", brief=True)
     base: bytes = on_wire(octets_upto(ID_BYTES), b"", key="b", brief=True)
     deltas: tuple[tuple[bytes, int], ...] = on_wire(list_of(MODEL_DELTA, DELTAS_MAX), (), key="d", brief=True)
+    inline: tuple[bytes, ...] = on_wire(list_of(DATA, DELTAS_MAX), (), key="i", brief=True)
     vectors: tuple[tuple[str, bytes, int], ...] = on_wire(list_of(VECTOR, VECTORS_MAX), (), key="x", brief=True)
 
 
@@ -242,13 +250,15 @@ class Invite:
 class ComeBack:
     """To one device, the answer to its check-in: not now.
 
-    Ask again after ``seconds`` if nothing is announced before; with ``hold``, heed no announcement until then.
+    Ask again after ``seconds`` if nothing is announced before; with ``hold``, heed no announcement until then. With
+    ``introduce``, ask again at once and say instance and capabilities, which are not known here.
     """
 
     kind: ClassVar[str] = "come_back"
     nonce: bytes = on_wire(NONCE, key="n")
-    seconds: float = on_wire(SECONDS, key="s")
+    seconds: float = on_wire(SECONDS, 0.0, key="s", brief=True)
     hold: bool = on_wire(boolean, False, key="h", brief=True)
+    introduce: bool = on_wire(boolean, False, key="i", brief=True)
     reason: str = on_wire(REASON, "", key="r", brief=True)
     verdicts: tuple[Verdict, ...] = on_wire(VERDICTS_WAITING, (), key="v", brief=True)
 
@@ -328,12 +338,15 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """From a device, on the bulk topic: one byte range of an update."""
+    """From a device, on the bulk topic: one byte range of an update.
+
+    ``total`` is 0 in a chunk that is the whole update: there the short ``digest`` is enough.
+    """
 
     kind: ClassVar[str] = "chunk"
     ticket: bytes = on_wire(TICKET, key="t")
-    digest: bytes = on_wire(DIGEST, key="d")
-    total: int = on_wire(SIZE, key="n")
+    digest: bytes = on_wire(octets_upto(DIGEST_BYTES, ID_BYTES), key="d")
+    total: int = on_wire(integer(0, BLOB_BYTES_MAX), 0, key="n", brief=True)
     offset: int = on_wire(OFFSET, 0, key="o", brief=True)
     data: bytes = on_wire(DATA, b"", key="x", required=True)
 

@@ -13,12 +13,25 @@ from typing import Final
 
 from edge_sdk.errors import DecodeError
 
-__all__ = ["CHUNK_BYTES_FLOOR", "CHUNK_BYTES_MAX", "RANGES_MAX", "ChunkSize", "Ranges", "Reassembly", "plan_chunks"]
+__all__ = [
+    "CHUNK_BYTES_FLOOR",
+    "CHUNK_BYTES_MAX",
+    "DIRECT_BYTES_MAX",
+    "RANGES_MAX",
+    "ChunkSize",
+    "Ranges",
+    "Reassembly",
+    "plan_chunks",
+]
 
 RANGES_MAX: Final = 1024
 CHUNK_BYTES_FLOOR: Final = 4096
 CHUNK_BYTES_MAX: Final = 58 * 1024
 """Largest chunk that, with its envelope, stays within the 60,000 bytes of one message."""
+
+DIRECT_BYTES_MAX: Final = 4096
+"""An update that is no larger is sent without asking first whether it is wanted: question and answer take some 200
+bytes, more than is lost where one in twenty comes too late."""
 
 DIGEST_BYTES: Final = 32
 GROW_AFTER_CHUNKS: Final = 16

@@ -6,7 +6,6 @@ happens (``edge_sdk/device/daily_traffic.py``) and not foreseen here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,8 +28,8 @@ from edge_sdk.wire.messages import (
     short,
 )
 from edge_sdk.wire.outcomes import COUNTED, RECEIVED
-from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
-from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.ranges import CHUNK_BYTES_MAX, DIRECT_BYTES_MAX
+from edge_sdk.wire.topics import SHARD_CHARACTERS, Topics
 
 __all__ = ["UPDATE_HEAD_BYTES_MAX", "Costs"]
 
@@ -70,7 +69,7 @@ class Costs:
     device: str
     tls: bool = False
     chunk_bytes_max: int = CHUNK_BYTES_MAX
-    shard: str = "0"
+    shard: str = "0" * SHARD_CHARACTERS
 
     def message(self, topic: str, payload_bytes: int) -> int:
         """A message of so many bytes, either way, and its acknowledgement."""
@@ -79,18 +78,34 @@ class Costs:
         return packet + PUBACK_BYTES + records * TLS_RECORD_BYTES_MAX
 
     def upload(self, update_bytes: int) -> int:
-        """An update: the offer, its answer, chunks, receipt and outcome."""
+        """An update: the offer and its answer if it is large, chunks, receipt and outcome."""
+        if update_bytes <= self._direct_bytes_max:
+            return self._verdicts + self._direct(update_bytes)
         whole, rest = divmod(update_bytes, self.chunk_bytes_max)
         chunks = whole * self._chunk(self.chunk_bytes_max) if whole else 0
-        return self._around_upload + chunks + (self._chunk(rest) if rest else 0)
+        return self._question + self._verdicts + chunks + (self._chunk(rest) if rest else 0)
 
     def update_bytes_within(self, bytes_max: int) -> int:
         """The largest update whose ``upload`` is within ``bytes_max``, 0 where none is."""
-        left = bytes_max - self._around_upload
+        largest = self._offered_bytes_within(bytes_max - self._verdicts - self._question)
+        if largest > self._direct_bytes_max:
+            return largest
+        beside = self._direct(self._direct_bytes_max) - self._direct_bytes_max
+        return min(self._direct_bytes_max, max(0, bytes_max - self._verdicts - beside))
+
+    def _offered_bytes_within(self, left: int) -> int:
+        """The most that chunks can bring within ``left`` bytes."""
         whole = max(0, left) // self._chunk(self.chunk_bytes_max)
         rest = left - whole * self._chunk(self.chunk_bytes_max)
-        beside = self._chunk(self.chunk_bytes_max) - self.chunk_bytes_max
-        return whole * self.chunk_bytes_max + max(0, rest - beside)
+        return whole * self.chunk_bytes_max + max(0, rest - self._beside_chunk)
+
+    @property
+    def _direct_bytes_max(self) -> int:
+        return min(DIRECT_BYTES_MAX, self.chunk_bytes_max)
+
+    @property
+    def _beside_chunk(self) -> int:
+        return self._chunk(self.chunk_bytes_max) - self.chunk_bytes_max
 
     def download(self, total: int, piece_bytes: int) -> int:
         """A blob in pieces of so many bytes, each asked for by itself at most."""
@@ -104,17 +119,27 @@ class Costs:
         """The answer to an invite."""
         return self._from_device(Accept(ticket=TICKET))
 
+    def _direct(self, size: int) -> int:
+        """An update in one chunk that says no more than it must."""
+        return self._bulk(Chunk(ticket=TICKET, digest=short(DIGEST), data=bytes(size)))
+
     def _chunk(self, size: int) -> int:
-        chunk = Chunk(ticket=TICKET, digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(size))
+        return self._bulk(Chunk(ticket=TICKET, digest=DIGEST, total=LARGE, offset=LARGE, data=bytes(size)))
+
+    def _bulk(self, chunk: Chunk) -> int:
         topic = Topics(self.federation).up(self.shard, self.device)
         return self.message(topic, len(encode_message(Envelope(self.task, LINEAGE), chunk)))
 
     @property
-    def _around_upload(self) -> int:
+    def _question(self) -> int:
         offer = self._from_device(Offer(ticket=TICKET, digest=DIGEST, total=LARGE))
         have = Have(ticket=TICKET, digest=short(DIGEST), ranges=(), chunk_bytes_max=self.chunk_bytes_max)
-        verdicts: Iterable[Message] = (Verdict(TICKET, short(DIGEST), outcome) for outcome in (RECEIVED, COUNTED))
-        return offer + self._to_device(have) + sum(self._to_device(verdict) for verdict in verdicts)
+        return offer + self._to_device(have)
+
+    @property
+    def _verdicts(self) -> int:
+        """Receipt and outcome; often one message says both."""
+        return sum(self._to_device(Verdict(TICKET, short(DIGEST), outcome)) for outcome in (RECEIVED, COUNTED))
 
     def _from_device(self, message: Message) -> int:
         topic = Topics(self.federation).from_device(self.device, message.kind)

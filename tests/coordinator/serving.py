@@ -38,7 +38,7 @@ from edge_sdk.mqtt import BrokerSettings, Connected, Delivery, PahoTransport, Su
 from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.training.bundle import digest_of, encode_parameters
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
-from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update
+from edge_sdk.wire.messages import CheckIn, Chunk, Invite, Message, Update, introduction_id
 from edge_sdk.wire.safe_msgpack import BytesLike
 from edge_sdk.wire.topics import Topics
 
@@ -67,6 +67,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "come_back_seconds": 1.0,
     },
     "codec": {"name": "sparse", "density": 0.2},
+    "downlink": {"codec": "none"},  # so that a model is the mean of the updates, as the books have it
     "stopping": {"rounds_max": 3},
 }
 
@@ -397,8 +398,9 @@ class HandMade:
         self.publish(topic, encode_message(Envelope(**fields), message))
 
     def check_in(self) -> None:
-        supports = {"supports": ["codec:dense", "codec:sparse"]}
-        self.say(CheckIn(nonce=os.urandom(8), instance=self.device.encode().ljust(16, b"."), capabilities=supports))
+        capabilities, instance = {"supports": ["codec:dense", "codec:sparse"]}, self.device.encode().ljust(16, b".")
+        name = introduction_id(instance, capabilities)
+        self.say(CheckIn(os.urandom(8), introduction=name, instance=instance, capabilities=capabilities))
 
     def last(self, kind: type[M]) -> M | None:
         """The last message of this kind that came."""

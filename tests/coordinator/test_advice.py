@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served
+from typer.testing import CliRunner
 from wired import ROUND, TASK, TOPICS, Desk, make_update
 
+from coordinator.__main__ import app
 from coordinator.advice import ADVICE, Obstacle, explain, obstacle_of, pause_seconds
 from coordinator.events import Publish, RoundEnded
 from coordinator.reports import rounds_report, status_report
@@ -32,7 +34,7 @@ from edge_sdk.device.session import Notify
 from edge_sdk.device.status import Reporter
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import decode_message
-from edge_sdk.wire.messages import Announce, Chunk, Decline, Invite, Verdict
+from edge_sdk.wire.messages import Announce, Chunk, ComeBack, Decline, Invite, Verdict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMINED = (
@@ -153,9 +155,20 @@ def test_what_a_device_has_said_stands_there_cut_short() -> None:
     assert len(found.sentence(10**12)) <= 400
 
 
+def test_a_remedy_in_the_model_ends_with_what_becomes_of_the_database() -> None:
+    for reason in ("value", "norm", "clipped"):
+        found = Obstacle(reason, "refused", 6, 6, detail="x" * 500)
+        assert found.sentence(0).endswith("; a changed [model] counts from the next start on")
+        assert found.sentence(1).endswith("; a changed [model] counts from the next start on")
+        assert found.sentence(2).endswith("; a changed [model] needs a new federation.task")
+        assert len(found.sentence(10**12)) <= 400
+    assert Obstacle("no_examples", "declined", 6, 6).sentence(2).endswith(ADVICE["no_examples"].remedy)
+
+
 def test_pauses_double_up_to_the_longest_one() -> None:
     assert [pause_seconds(n, 60.0, 3600.0) for n in (1, 2, 3, 6, 7, 100_000)] == [60, 120, 240, 1920, 3600, 3600]
-    assert pause_seconds(9, 7200.0, 3600.0) == 7200.0 and pause_seconds(9, 0.0, 3600.0) == 0.0
+    assert pause_seconds(9, 7200.0, 3600.0) == 7200.0
+    assert [pause_seconds(n, 0.0, 3600.0) for n in (1, 2, 3, 99)] == [0.0, 2.0, 4.0, 3600.0], "zero would stay zero"
 
 
 # --- a task whose rounds fail ----------------------------------------------------------------------------------------
@@ -247,6 +260,7 @@ def test_announcement_and_status_say_what_is_wrong_and_what_to_do_until_a_round_
     desk = Desk(pause_seconds=5.0)
     fail(desk)
     expected = f"round 1: an attempt has failed, 3 of 3 devices were refused for {explain('value')}"
+    expected += "; a changed [model] counts from the next start on"
     assert announced(desk) == shown(desk)["reason"] == expected
     fail(desk)
     assert announced(desk).startswith("round 1: 2 attempts have failed, 3 of 3 devices were refused for value")
@@ -264,6 +278,23 @@ def test_devices_that_all_decline_are_an_obstacle_too(reason: str) -> None:
     assert [fail(desk, None, reason) for _ in range(3)] == [10.0, 20.0, 40.0]
     assert f"3 of 3 devices declined for {reason}: {ADVICE[reason].words}" in announced(desk)
     assert desk.store.rounds(TASK)[1].reason.endswith(f"; 3 of 3 declined: {reason}")
+
+
+def test_devices_that_lack_what_the_task_requires_are_an_obstacle_though_nobody_can_be_invited() -> None:
+    desk = Desk(retry_seconds=10.0, requires=("codec:newer",))
+    pauses = []
+    for number in range(2):
+        for device in ("a", "b") if number == 0 else ():  # they are told to stay away for hours
+            desk.check_in(device)
+        while desk.round is not None:
+            desk.wait()
+        pauses.append(pause_of(desk))
+    assert pauses == [10.0, 20.0]
+    assert announced(desk) == (
+        "round 1: 2 attempts have failed, 2 of 2 devices declined for unsupported: the device does not know what the "
+        "plan requires; upgrade edgefed on the device"
+    )
+    assert "upgrade edgefed on this device" in desk.told("a", ComeBack)[0].reason
 
 
 def test_the_log_names_an_obstacle_once_and_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
@@ -356,11 +387,14 @@ def test_raw_units_that_every_device_is_refused_for_are_named_on_both_sides(
         run_fleet(fleet, lines.append)
         log = served.coordinator.output()
         assert log.count("were refused for value") == 1 and WHAT_TO_DO in log
+        assert log.count("round 1 abandoned") + log.count(") abandoned") == 1, "nor is there a line for each attempt"
         with served.store() as store:
             attempts = store.rounds("default", 1000)
         assert 3 <= len(attempts) <= 7, "pauses of .2, .4, .8, 1.6 and 3.2 s, and the rounds between them"
         report = status_report(served.config)
         assert "devices were refused for value" in report["trouble"] and WHAT_TO_DO in report["trouble"]
+        shown = CliRunner().invoke(app, ["status", str(served.path)])
+        assert "trouble" in shown.stdout and "attempts have failed" in shown.stdout
         assert rounds_report(served.config, 1)[0]["reason"].endswith("refused: value")
         assert WHAT_TO_DO in lines[-1]
         refused = [r for r in caplog.records if r.levelno == logging.WARNING and "refused: value" in r.getMessage()]

@@ -145,7 +145,7 @@ def test_each_kind_of_error_has_its_exit_code(error: EdgeFedError, code: int) ->
 def test_version_and_help_name_every_command(run: Run) -> None:
     assert run("--version") == (0, f"edge-coordinator {__version__}\n", "")
     shown = run("--help").out
-    commands = ("serve", "check", "status", "rounds", "export", "compile", "inspect", "codec")
+    commands = ("serve", "check", "status", "rounds", "plot", "export", "compile", "inspect", "codec")
     assert all(name in shown for name in (*commands, "Exit codes"))
 
 
@@ -214,6 +214,8 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
         "number": 3,
         "attempt": 1,
         "purpose": "training",
+        "checked_in": 0,
+        "minimum_count": 2,
         "phase": "reporting",
         "seconds_remaining": 42.0,
         "goal_count": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from coordinator.cli.codec import ReportOptions, report_file
+from coordinator.cli.codec_show import auto_text
 from coordinator.codec_report.choice import auto_choice, candidates, codec_table, nearer_to, pick
 from coordinator.codec_report.cohort import Cohort, last_cohort
 from coordinator.codec_report.frame_bytes import bytes_by_element, sparse_cost
@@ -125,6 +126,26 @@ def test_a_sparse_frame_is_taken_apart_into_indices_and_values() -> None:
     spent = bytes_by_element(frame, vector.size, SPARSE)
     assert np.array_equal(np.flatnonzero(spent), cost.indices) and spent.sum() == pytest.approx(cost.body_bytes)
     assert sparse_cost(encode_update(vector, None, CodecSettings("int8"), seed=3).frame, 20_000, SPARSE) is None
+
+
+def test_the_bytes_of_a_frame_of_rows_are_those_of_the_rows_and_of_the_rest() -> None:
+    spec = ParameterSpec([("table", (1000, 8), "trainable"), ("dense", (64, 64), "trainable")])
+    delta = np.random.default_rng(1).standard_normal(spec.size).astype(np.float32)
+    delta[80:8000] = 0.0
+    codec = CodecSettings("auto", bits=0.09)
+    cohort = last_cohort([LocalRound(1, (delta, delta), 1, 1.0)], spec, [codec], 0)
+    measured = measure(cohort, codec, 2)
+    assert measured.codecs == ("sparse_rows",)
+    spent = bytes_by_element(cohort.encoded(codec, 0).frames[0], spec.size, codec)
+    assert np.array_equal(np.flatnonzero(spent), np.flatnonzero(delta))
+    assert sum(tensor.bytes for tensor in measured.tensors) + measured.head_bytes == pytest.approx(measured.bytes)
+    assert measured.tensors[0].sent == 80
+    shown = auto_text({"cohort": 2, "auto": asdict(auto_choice(cohort, measured))})
+    assert (
+        shown == "auto takes sparse_rows: most rows of tables are zero in these updates, and only the others are sent"
+    )
+    nothing = encode_update(0.0 * delta, None, CodecSettings("sparse_rows"), seed=1, matrices=((0, 1000, 8),)).frame
+    assert bytes_by_element(nothing, spec.size, CodecSettings("sparse_rows")).sum() == len(nothing) - 8
 
 
 def test_a_sparse_frame_of_nothing_costs_no_coordinate_more_than_another() -> None:

@@ -32,7 +32,6 @@ from coordinator.config.settings import (
     validation_bounds,
 )
 from coordinator.server_optimizers import SERVER_OPTIMIZERS, FedAdam, FedAvg, server_settings
-from coordinator.setup import build_bundle
 from coordinator.store import Store
 from edge_sdk.codecs import CODECS, CodecSettings, settings_of
 from edge_sdk.errors import ConfigurationError
@@ -115,7 +114,7 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
         ("[selection]\ngoal_count = 2.5", "selection.goal_count = 2.5: must be a whole number"),
         ("[selection]\nfraction = 1.5", 'selection.fraction = 1.5: must be "auto" or a number above 0, at most 1'),
         ("[selection]\njitter = nan", "selection.jitter = nan: must be a number at least 0, below 1"),
-        ('[codec]\nname = "zip"', "codec.name = 'zip': must be one of auto, sparse, eden"),
+        ('[codec]\nname = "zip"', "codec.name = 'zip': must be one of auto, sparse, sparse_rows, eden"),
         ("[training]\nscalars = { beta1 = true }", "training.scalars.beta1 = true: must be a number"),
         ("training = 3", "training: must be a table, [training]"),
         ('[broker]\nca_file = ""\nurl = "mqtts://x"', "broker.ca_file = '': must be a path"),
@@ -316,15 +315,14 @@ def test_tables_become_the_settings_of_the_machines(tmp_path: Path) -> None:
         "bytes_per_update_max = 20000\n[transfer]\nbytes_per_device_per_day_max = 3000000\n"
         "[evaluation]\nheld_out = 0.2\n[stopping]\ntarget_metric = 0.9\n[validation]\nnorm_max = 5\n",
     )
-    program = build_bundle(config, verify=False).program
-    asked = plan(config, program)
-    assert asked.training == training_plan(config, dict(program.scalars))
+    asked = plan(config, {"lr": 0.1})
+    assert asked.training == training_plan(config, {"lr": 0.1})
     assert (asked.training.scalars, asked.training.epochs, asked.training.held_out) == ({"lr": 0.5}, 3, 0.2)
     assert asked.codec == codec_settings(config) == CodecSettings("int4", block_size=64)
     assert (asked.bytes_per_update_max, asked.bytes_per_device_per_day_max) == (20_000, 3_000_000)
     assert server_optimizer(config.aggregation) == FedAdam(beta1=0.8)
     assert (round_settings(config.selection).goal_count, round_settings(config.selection).minimum_count) == (7, 3)
-    assert stopping_rule(config.stopping, "accuracy").target == 0.9
+    assert stopping_rule(config, "accuracy").target == 0.9
     assert validation_bounds(config.validation, size=10, examples_max=100).norm_max == 5.0
     assert piece_bytes_max(config.transfer) == 59_400
     assert database_path(config) == tmp_path / "state" / "demo-default.db"

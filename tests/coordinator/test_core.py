@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from wired import ROUND, TASK, TOPICS, Desk, code, make_update
+from wired import ROUND, SUPPORTS, TASK, TOPICS, Desk, code, make_update
 
 from coordinator.events import (
     BULK,
@@ -20,8 +22,9 @@ from coordinator.events import (
     Finished,
     Publish,
 )
+from coordinator.registry import Registry
 from coordinator.stopping import StoppingRule
-from coordinator.task import RECEIPT_SECONDS
+from coordinator.task import FEW_SECONDS, RECEIPT_SECONDS
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
@@ -29,6 +32,7 @@ from edge_sdk.wire.messages import (
     Accept,
     Announce,
     BlobGone,
+    CheckIn,
     Chunk,
     ComeBack,
     Decline,
@@ -38,8 +42,11 @@ from edge_sdk.wire.messages import (
     RangeData,
     RangeRequest,
     Verdict,
+    introduction_id,
     short,
 )
+from edge_sdk.wire.terms import Terms, terms_id
+from edge_sdk.wire.topics import PROBE
 
 
 def announced(desk: Desk) -> Announce:
@@ -67,6 +74,12 @@ def chunks_of(invite: Invite, payload: bytes, size: int = 32) -> list[Chunk]:
         )
         for at in range(0, len(payload), size)
     ]
+
+
+def named(device: str) -> CheckIn:
+    """A check-in of a device that names what it has said before."""
+    name = introduction_id(device.encode().ljust(16), {"supports": SUPPORTS})
+    return CheckIn(nonce=b"again   ", introduction=name)
 
 
 def offer(invite: Invite, payload: bytes) -> Offer:
@@ -131,6 +144,21 @@ def test_a_round_is_announced_once_it_is_committed() -> None:
     assert (message.round, message.phase, message.fraction) == (1, "selection", 1.0)
 
 
+def test_people_hear_once_that_too_few_devices_have_come(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.wait()
+    desk.check_in("a")
+    with caplog.at_level(logging.INFO, logger="coordinator.task"):
+        desk.wait(ROUND.window_seconds + FEW_SECONDS)
+        desk.wait(20.0)
+    assert [r.getMessage().partition(", and")[0] for r in caplog.records if "waits" in r.message] == [
+        f"task {TASK}: round 1 waits for devices: 1 have checked in, the goal is 2 (selection.goal_count), at least 1 "
+        "are needed"
+    ]
+    record = desk.store.open_round(TASK)
+    assert record is not None and record.summary["checked_in"] == 1
+
+
 # --- check-ins -------------------------------------------------------------------------------------------------------
 
 
@@ -139,8 +167,9 @@ def test_the_cohort_is_invited_with_everything_it_needs() -> None:
     invites = desk.begin("a", "b", "c")
     assert len(invites) == 3 and len({invite.ticket for invite in invites.values()}) == 3
     invite = invites["a"]
-    assert invite.nonce == b"nonce   " and invite.program == desk.settings.program_digest
-    assert invite.report_seconds == pytest.approx(80.0) and invite.requires == ("codec:dense",)
+    terms = Terms.decode(invite.terms)
+    assert invite.nonce == b"nonce   " and terms.program == desk.settings.program_digest
+    assert invite.report_seconds == pytest.approx(80.0) and terms.requires == ("codec:dense",)
     assert desk.store.ticket(invite.ticket) is not None
 
 
@@ -162,6 +191,75 @@ def test_a_coordinator_that_comes_back_says_where_the_round_stands() -> None:
     desk.lose_broker()
     desk.find_broker()
     assert (announced(desk).round, announced(desk).phase) == (1, "working")
+
+
+def test_terms_that_a_device_knows_are_named_and_others_are_brought() -> None:
+    desk = Desk()
+    brought = desk.begin("a", "b", "c")["a"].terms
+    known = terms_id(brought)
+    desk.check_in("a", terms=(known,))
+    assert desk.told("a", Invite)[-1].terms == known
+    desk.check_in("a", terms=(b"others  ",))
+    assert desk.told("a", Invite)[-1].terms == brought
+
+
+def test_a_device_that_names_what_it_has_said_is_invited_as_the_same() -> None:
+    desk = Desk()
+    desk.wait()
+    for device in ("a", "b", "c"):
+        desk.check_in(device)
+        desk.hear(device, named(device))
+    desk.wait(ROUND.window_seconds)
+    invite = desk.told("a", Invite)[-1]
+    ticket = desk.store.ticket(invite.ticket)
+    assert invite.nonce == b"again   " and ticket is not None and ticket.instance == b"a".ljust(16)
+    assert [device.capabilities for device in desk.store.devices()] == [{"supports": SUPPORTS}] * 3
+
+
+def test_a_device_that_nobody_knows_is_asked_what_it_is() -> None:
+    desk = Desk()
+    desk.wait()
+    for message in (named("a"), replace(named("a"), introduction=b"another ")):
+        desk.hear("a", message)
+        assert desk.told("a", ComeBack)[-1] == ComeBack(nonce=b"again   ", introduce=True)
+    desk.check_in("a")
+    desk.hear("a", replace(named("a"), introduction=b"another "))
+    assert desk.told("a", ComeBack)[-1].introduce, "it is not the same device any more"
+    desk.hear("b", named("a"))
+    assert desk.told("b", ComeBack)[-1].introduce, "what another one has said is not this one's"
+
+
+def test_a_device_that_is_always_another_one_does_not_fill_the_memory() -> None:
+    desk = Desk()
+    registry = Registry(desk.store)
+
+    def introduce(numbers: range) -> None:
+        for number in numbers:
+            texts = [f"{number}.{place}".ljust(64, "x") for place in range(60)]
+            message = CheckIn(bytes(8), number.to_bytes(8, "big"), bytes(16), {"supports": texts, "more": texts})
+            registry.note("a", message, 0.0)
+            with desk.store.transaction():
+                registry.flush()
+
+    introduce(range(100))
+    tracemalloc.start()
+    try:
+        introduce(range(100, 200))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+        introduce(range(200, 400))
+        held_later_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_later_bytes < held_bytes + 20 * 120 * 64, "nothing is held of what it was before"
+
+
+def test_a_coordinator_that_starts_again_finds_in_its_database_what_devices_are() -> None:
+    desk = Desk()
+    desk.begin("a", "b", "c")
+    desk.wait(2.0)
+    desk.crash()
+    desk.hear("a", named("a"))
+    assert not desk.told("a", ComeBack) and desk.told("a", Invite)[-1].nonce == b"again   "
 
 
 def test_a_device_that_lacks_something_is_held_off() -> None:
@@ -238,6 +336,13 @@ def test_a_message_that_makes_no_sense_is_counted_acknowledged_and_forgotten(
     assert len(desk.begin("a")) == 1, "the round goes on"
 
 
+def test_a_device_that_tries_whether_it_may_speak_is_no_refused_message() -> None:
+    desk = Desk()
+    topic = TOPICS.from_device("pi", PROBE)
+    desk.play(Arrived(CONTROL, topic, b"{}", Delivery(topic, b"{}", False, 77)))
+    assert desk.store.counters() == {}
+
+
 @pytest.mark.parametrize("message", [Accept, lambda ticket: Decline(ticket=ticket, reason="")])
 def test_a_stranger_cannot_touch_a_ticket(message: Any) -> None:
     desk = Desk()
@@ -262,7 +367,9 @@ def test_a_stranger_cannot_upload_for_another_device() -> None:
 def test_blobs_are_served_by_digest_and_unknown_ones_are_gone() -> None:
     desk = Desk()
     invite = desk.begin("a", "b", "c")["a"]
-    desk.hear("a", RangeRequest(digest=short(invite.parameters), ranges=((0, invite.parameters_bytes),)))
+    desk.hear(
+        "a", RangeRequest(digest=short(invite.parameters), ranges=((0, Terms.decode(invite.terms).parameters_bytes),))
+    )
     assert b"".join(piece.data for piece in desk.told("a", RangeData)) == desk.store.get_blob(invite.parameters)
     desk.hear("a", RangeRequest(digest=b"?" * 8, ranges=((0, 5),)))
     assert desk.told("a", BlobGone)[0].digest == b"?" * 8
@@ -315,6 +422,55 @@ def test_an_update_in_one_chunk_is_acknowledged_once_it_is_journalled() -> None:
     assert len(desk.acknowledged(effects)) == 1
     desk.wait(RECEIPT_SECONDS)
     assert desk.told("a", Verdict)[0].outcome == "received"
+
+
+def direct(invite: Invite, payload: bytes) -> Chunk:
+    """A small update as it is sent without an offer."""
+    return Chunk(ticket=invite.ticket, digest=short(digest_of(payload)), data=payload)
+
+
+def test_a_small_update_needs_no_offer_and_is_journalled_under_its_whole_digest() -> None:
+    desk = Desk()
+    invites = desk.begin("a", "b", "c")
+    payload = make_update()
+    assert desk.acknowledged(desk.hear("a", direct(invites["a"], payload))) == [], "not before the journal"
+    effects = desk.work()
+    assert len(desk.acknowledged(effects)) == 1 and state_of(desk, invites["a"]) == "journalled"
+    ticket = desk.store.ticket(invites["a"].ticket)
+    assert ticket is not None and ticket.digest == digest_of(payload)
+    desk.hear("a", direct(invites["a"], payload))
+    assert desk.told("a", Verdict)[-1].outcome == "received", "a duplicate is told that it is one"
+    desk.hear("a", direct(invites["a"], make_update(0.5)))
+    assert (desk.told("a", Verdict)[-1].outcome, code(desk.told("a", Verdict)[-1])) == ("refused", "spent")
+
+
+def test_a_small_update_that_comes_too_late_or_from_a_stranger_is_told_so() -> None:
+    desk = Desk()
+    invites = desk.begin("a", "b", "c")
+    desk.hear("mallory", direct(invites["a"], make_update()))
+    assert desk.told("mallory", Verdict)[-1].outcome == "unknown"
+    desk.hear("c", Accept(ticket=invites["c"].ticket))
+    for device in ("a", "b"):
+        upload(desk, device, invites[device])
+    desk.hear("c", direct(invites["c"], make_update()))
+    assert desk.told("c", Verdict)[-1].outcome == "late"
+
+
+@pytest.mark.parametrize("digest", [b"another ", b"another digest of 32 bytes".ljust(32)])
+def test_a_small_update_that_was_damaged_on_the_way_is_refused(digest: bytes) -> None:
+    desk = Desk()
+    invite = desk.begin("a", "b", "c")["a"]
+    desk.hear("a", replace(direct(invite, make_update()), digest=digest))
+    desk.work()
+    assert (desk.told("a", Verdict)[-1].outcome, state_of(desk, invite)) == ("refused", "refused")
+
+
+def test_a_part_of_an_update_that_names_it_in_short_is_refused() -> None:
+    desk = Desk()
+    invite = desk.begin("a", "b", "c")["a"]
+    (first, *_) = chunks_of(invite, make_update())
+    desk.hear("a", replace(first, digest=short(first.digest)))
+    assert desk.store.partial_bytes == 0 and state_of(desk, invite) == "refused"
 
 
 def test_an_outcome_that_comes_soon_is_the_receipt_too() -> None:

@@ -51,7 +51,13 @@ def spell(move: tuple, own: Invite, other: Invite) -> list[Message]:  # type: ig
             named = tuple({b"own": own.ticket, b"other": other.ticket}.get(t, t) for t in move[2])
             supports = ["codec:dense"] if move[1] else []
             return [
-                CheckIn(nonce=b"hostile!", instance=b"m" * 16, capabilities={"supports": supports}, unsettled=named)
+                CheckIn(
+                    nonce=b"hostile!",
+                    introduction=b"hostile!",
+                    instance=b"m" * 16,
+                    capabilities={"supports": supports},
+                    unsettled=named,
+                )
             ]
     return []
 
@@ -102,7 +108,12 @@ def test_mutated_honest_messages_do_no_harm(seed: int) -> None:
         Offer(ticket=own.ticket, digest=digest_of(payload), total=len(payload)),
         Chunk(ticket=own.ticket, digest=digest_of(payload), total=len(payload), offset=0, data=payload[:80]),
         RangeRequest(digest=own.parameters, ranges=((0, 50),)),
-        CheckIn(nonce=b"hostile!", instance=b"m".ljust(16), capabilities={"supports": ["codec:dense"]}),
+        CheckIn(
+            nonce=b"hostile!",
+            introduction=b"hostile!",
+            instance=b"m".ljust(16),
+            capabilities={"supports": ["codec:dense"]},
+        ),
     ]
     for number in range(300):
         arrived = desk.arrived("m", chance.choice(honest))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from wired import ROUND, TASK, TOPICS, Pair
+from wired import ROUND, TASK, TOPICS, Pair, larger_bundle
 
+from coordinator.downlink import Downlink
 from coordinator.stopping import StoppingRule
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session import SetEligible
+
+SPARSE = Downlink(density=0.2, whole_bytes_min=0)
 
 
 def test_three_devices_and_three_rounds() -> None:
@@ -38,6 +42,32 @@ def test_losing_the_first_of_every_kind_only_costs_time(kind: str) -> None:
     assert pair.desk.core.finished is not None and (lost or kind == "come_back")
     assert sum(map(sum, pair.settled.values())) >= 2 * ROUND.goal_count, "at most a straggler is late"
     assert not any(session.unsettled for session in pair.sessions.values())
+
+
+@pytest.mark.parametrize("kind", ["invite", "verdict", "checkin", "accept", "chunk", "announce", "nothing"])
+def test_losing_the_first_of_every_kind_only_costs_time_where_nothing_small_is_asked_for(kind: str) -> None:
+    pair = Pair("a", "b", "c", small=True, made=larger_bundle(), downlink=SPARSE, stopping=StoppingRule(rounds_max=3))
+    lost: set[tuple[str, str]] = set()
+    heard: Counter[str] = Counter()
+
+    def lose(topic: str, way: str) -> bool:
+        name = "chunk" if "/up/" in topic else topic.rsplit("/", 1)[1]
+        heard[name] += 1
+        if name == kind and (topic, way) not in lost:
+            lost.add((topic, way))
+            return True
+        return False
+
+    pair.lose = lose
+    pair.run(3000.0)
+    assert pair.desk.core.finished is not None and (lost or kind == "nothing")
+    assert sum(map(sum, pair.settled.values())) >= 3 * ROUND.goal_count, "at most a straggler is late"
+    assert not any(session.unsettled for session in pair.sessions.values())
+    assert any(pair.followed.values()), "model deltas came with the invites"
+    if kind == "nothing":
+        assert heard.keys().isdisjoint({"offer", "have"}), "updates were sent at once"
+        pieces = -(-len(larger_bundle().program.encode()) // pair.desk.settings.chunk_bytes_max)
+        assert heard["bytes"] == 3 * pieces, "the program once a device, and nothing else"
 
 
 def test_losing_every_verdict_that_is_pushed_the_outcome_is_learnt_from_check_ins() -> None:

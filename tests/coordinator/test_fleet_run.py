@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from serving import FEDERATION, Served
 
+from coordinator.cli.show import rounds_csv
+from coordinator.reports import rounds_report
 from device_sim.broker import PrivateBroker
 from device_sim.fleet_run import FleetRun, run_fleet, share_of
+from edge_sdk.codecs import CODECS
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.training.bundle import parameters_vector
 
@@ -45,6 +48,26 @@ def test_each_device_trains_with_a_trainer_of_its_own(tmp_path: Path, mosquitto_
             blobs = {found.round: store.get_blob(found.parameters_digest) for found in store.checkpoints("default")}
         before, after = (parameters_vector(blobs[number] or b"") for number in (0, 3))
         assert abs(after - before - 1.5).max() < 1e-4
+    finally:
+        served.close()
+
+
+def test_rounds_say_in_which_codec_the_updates_came_where_devices_choose(
+    tmp_path: Path, mosquitto_broker: PrivateBroker
+) -> None:
+    served = Served(
+        tmp_path, mosquitto_broker.settings(), mosquitto_broker.url, 0, codec={"name": "auto", "density": None}
+    )
+    try:
+        run = FleetRun(mosquitto_broker.url, FEDERATION, devices=6, profile="dropout=0", seconds=60.0)
+        assert run_fleet(run, say=lambda line: None).startswith("finished")
+        rows = rounds_report(served.config, 10)
+        assert len(rows) == 3
+        for row in rows:
+            chosen = {name: count for name, count in row.items() if name.startswith("codec_")}
+            assert chosen and sum(chosen.values()) == row["counted"]
+        header = rounds_csv(rows).splitlines()[0].split(",")
+        assert {f"codec_{name}" for name in CODECS} & set(header)
     finally:
         served.close()
 

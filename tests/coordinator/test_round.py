@@ -55,7 +55,7 @@ class Table:
     """A round with its events played by hand; after each one the counters are added up."""
 
     def __init__(
-        self, settings: RoundSettings = SETTINGS, expected: int = 0, seed: int = 0, awaited: tuple[str, ...] = ()
+        self, settings: RoundSettings = SETTINGS, expected: int = 0, seed: int = 0, awaited: tuple[str, ...] | None = ()
     ) -> None:
         self.numbers: Iterator[int] = iter(range(1, 1_000_000))
         self.now = 0.0
@@ -67,7 +67,7 @@ class Table:
             new_ticket=self.new_ticket,
             base=BASE,
             now=0.0,
-            awaited=frozenset(awaited),
+            awaited=None if awaited is None else frozenset(awaited),
         )
 
     def new_ticket(self) -> bytes:
@@ -159,6 +159,15 @@ def test_who_is_known_and_goes_away_is_not_waited_for() -> None:
 def test_where_nobody_is_known_yet_those_who_answer_first_are_not_chosen_at_once() -> None:
     table = Table(AT_ONCE)
     table.check_in("a", "b", "c", at=0.1)
+    assert table.round.phase == "selection"
+    assert len(of(table.play(Tick(), at=2.0), Issue)) == 2
+
+
+def test_where_each_device_draws_whether_it_comes_nobody_is_chosen_before_the_window_ends() -> None:
+    """As many as are expected have come, and one may still be on its way: those that answer last take part, too."""
+    table = Table(AT_ONCE, expected=3, awaited=None)
+    table.check_in("a", "b", "c", "d", at=0.1)
+    table.play(WentAway("d"), at=0.2)
     assert table.round.phase == "selection"
     assert len(of(table.play(Tick(), at=2.0), Issue)) == 2
 

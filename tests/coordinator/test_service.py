@@ -213,7 +213,7 @@ def test_hostile_messages_are_counted_by_reason_and_the_round_goes_on(serve: Ser
     stranger.publish(topics.from_device("hand-stranger", "checkin"), os.urandom(200))
     stranger.publish(topics.up(hand.shard, "hand-stranger"), b"")
     stranger.publish(topics.from_device("hand-stranger", "gossip"), b"")
-    check_in = CheckIn(nonce=bytes(8), instance=bytes(16), capabilities={})
+    check_in = CheckIn(nonce=bytes(8), introduction=bytes(8), instance=bytes(16), capabilities={})
     stranger.say(check_in, task="another")  # another coordinator's, perhaps: ignored
     stranger.send_update(fair, ticket=os.urandom(16))
     stranger.send_update(fair, ticket=fair_hand.invite().ticket)

@@ -22,13 +22,16 @@ from wired import (
     raw_bundle,
 )
 
+from coordinator.downlink import Downlink
 from coordinator.pipeline import FeatureStatistics
 from coordinator.statistics_round import statistics_round
 from edge_sdk.errors import ProtocolError, StateError
 from edge_sdk.training.bundle import Bundle, decode_parameters, digest_of
 from edge_sdk.training.feature_sums import FeatureSums
+from edge_sdk.training.model_delta import apply_model_deltas
 from edge_sdk.wire.envelope import decode_message
-from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict
+from edge_sdk.wire.messages import Accept, Announce, Chunk, ComeBack, Invite, RangeRequest, Update, Verdict, short
+from edge_sdk.wire.terms import Terms
 
 SPEC = raw_bundle().program.spec
 
@@ -87,7 +90,7 @@ def test_mean_and_scale_of_all_devices_stand_in_the_model_before_round_1() -> No
     following = desk.begin("a", "b")
     assert {invite.round for invite in following.values()} == {1}
     assert {invite.parameters for invite in following.values()} == {digest_of(parameters_of(desk))}
-    assert {invite.plan.local for invite in following.values()} == {"plain"}
+    assert {Terms.decode(invite.terms).plan.local for invite in following.values()} == {"plain"}
 
 
 def parameters_of(desk: Desk) -> bytes:
@@ -153,6 +156,30 @@ def test_after_it_devices_fetch_the_parameters_with_the_statistics_and_train() -
     assert all(pair.settled["a"]) and len(pair.settled["a"]) == 4
 
 
+def test_a_device_that_holds_the_parameters_of_before_gets_the_new_ones_whole_and_then_model_deltas() -> None:
+    large = raw_bundle(larger=True)
+    desk = Desk(made=large, downlink=Downlink(share=0.5, whole_bytes_min=0), update_bytes_max=8192)
+    initial = parameters_of(desk)
+    for device, invite in desk.begin("a", "b").items():
+        report(desk, device, invite, make_report(np.random.default_rng(1).normal(50.0, 3.0, (9, 64)), large))
+    after = parameters_of(desk)
+    desk.wait()
+    desk.check_in("a", holds=(short(digest_of(initial)),))
+    desk.begin("b", "c")
+    invite = desk.told("a", Invite)[-1]
+    assert invite.round == 1 and invite.deltas == () and invite.parameters == digest_of(after) != digest_of(initial)
+    for device, delta in (("a", 0.01), ("b", 0.02)):
+        report(desk, device, desk.told(device, Invite)[-1], make_update(delta, made=large))
+    desk.wait()
+    desk.check_in("a", holds=(short(digest_of(after)),))
+    desk.begin("b", "c")
+    later = desk.told("a", Invite)[-1]
+    assert later.round == 2 and len(later.deltas) == 1
+    step = desk.store.get_blob(later.deltas[0][0])
+    assert step is not None
+    assert bytes(apply_model_deltas(after, (step,), later.parameters)) == parameters_of(desk)
+
+
 def test_nothing_is_evaluated_after_it_and_there_is_no_pause_before_round_1() -> None:
     desk = raw_desk(evaluate_every=1, pause_seconds=3600.0)
     for device, invite in desk.begin("a", "b").items():
@@ -176,9 +203,37 @@ def test_people_read_what_the_round_is_for() -> None:
         "examples": 80.0,
         "features": 4.0,
         "features_constant": 1.0,
+        "features_clipped": 0.0,
         "missing": 0.0,
     }
     assert closed.summary["bytes_up_dense"] == 0, "a dense update of the model is no measure for it"
+
+
+def test_a_feature_that_is_beyond_the_range_on_all_devices_keeps_the_round_from_closing_and_is_named() -> None:
+    desk = raw_desk()
+    invites = desk.begin("a", "b")
+    for number, (device, invite) in enumerate(invites.items()):
+        report(desk, device, invite, make_report(sensors(number) * np.float32([1, 1, 1e6, 1])))
+    assert {(v.outcome, v.reason[:8]) for v in desk.told("a", Verdict)} == {("refused", "clipped:")}
+    desk.wait()
+    told = json.loads(desk.retained[TOPICS.task_round(TASK)])
+    for part in (
+        "2 of 2 devices were refused",
+        "values of feature 2 (100%) are beyond +-1e+06",
+        "raise model.normalise",
+    ):
+        assert part in told["reason"]
+    assert (model(desk)["normalise/scale"] == 1.0).all(), "nothing was learned from it"
+
+
+def test_a_single_device_in_another_unit_is_refused_and_the_others_go_on() -> None:
+    desk = raw_desk()
+    invites = desk.begin("a", "b", "c")
+    for number, (device, invite) in enumerate(invites.items()):
+        unit = 1e6 if device == "a" else 1.0
+        report(desk, device, invite, make_report(sensors(number) * np.float32([1, 1, unit, 1])))
+    assert [v.outcome for device in "abc" for v in desk.told(device, Verdict)] == ["refused", "counted", "counted"]
+    assert model(desk)["normalise/mean"][2] == pytest.approx(4.2, abs=0.2)
 
 
 # --- who takes part --------------------------------------------------------------------------------------------------
@@ -408,7 +463,7 @@ def test_a_journalled_report_that_fits_the_program_no_more_is_an_error_of_the_st
     desk = raw_desk()
     made = pipeline(desk)
     made.begin(parameters_of(desk), {})
-    strange = make_report(sensors(0), arrays=FeatureSums(*(np.ones(3) for _ in range(4))).encode())
+    strange = make_report(sensors(0), arrays=FeatureSums(*(np.ones(3) for _ in range(5))).encode())
     with pytest.raises(ProtocolError, match="not 32 bytes, 4 numbers"):
         made.examine(strange)
     with pytest.raises(StateError, match="cannot be used any more"):

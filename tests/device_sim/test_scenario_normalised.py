@@ -19,6 +19,8 @@ from device_sim.auditors.statistics import mean_and_scale
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import FAULTY, Scenario, run
 from edge_sdk.codecs import CodecSettings
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.algorithms import LocalResult, LocalWork
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, feature_sums
 from edge_sdk.wire.messages import Update
@@ -75,6 +77,7 @@ def test_the_same_cohorts_make_the_same_statistics_and_the_same_model() -> None:
         rounds=4,
         seed=3,
         codec="dense",
+        downlink="none",
         epochs=2,
         batch_size=16,
         learning_rate=0.1,
@@ -85,6 +88,30 @@ def test_the_same_cohorts_make_the_same_statistics_and_the_same_model() -> None:
     made = [history.statistics.digest, *(result.digest for result in history.rounds)]
     assert made == list(outcome.digests) and len(made) == 5
     assert history.cohorts == list(outcome.cohorts)
+
+
+class NoReport:
+    """In place of the SDK's own: says nothing."""
+
+    vectors: tuple[str, ...] = ()
+
+    def run(self, work: LocalWork) -> LocalResult:
+        return LocalResult(None, examples=len(work.examples))
+
+
+def test_a_simulation_whose_reports_are_all_refused_says_why() -> None:
+    own = {"feature_statistics": NoReport()}
+    with pytest.raises(TrainingError, match=r"round 0: not one of 20 updates can be used: .*expected the arrays"):
+        simulate(bundle(True), raw_digits(), devices=30, rounds=1, local_algorithms=own)
+
+
+def test_clients_report_once_and_no_parameters_are_counted_for_it() -> None:
+    history = simulate(bundle(True), raw_digits(), devices=6, rounds=2, learning_rate=0.1)
+    assert history.statistics is not None and len(history.rounds) == 2
+    assert (history.statistics.number, history.statistics.bytes_down) == (0, 0)
+    assert 0 < history.statistics.bytes_up < 6 * (16 * 64 + 200)
+    assert history.statistics.metrics["devices"] == 6.0
+    assert simulate(bundle(False), "digits", devices=6, rounds=1, learning_rate=0.1).statistics is None
 
 
 # --- the auditor -----------------------------------------------------------------------------------------------------

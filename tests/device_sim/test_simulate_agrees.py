@@ -11,7 +11,7 @@ from test_algorithm_pair import LOCAL, ControlVariates, LocalControlVariates
 from coordinator.compile import build_zoo_model, compile_model
 from coordinator.config import DownlinkSection
 from coordinator.config.settings import downlink
-from coordinator.server_optimizers import FedAvg
+from coordinator.server_optimizers import make_server_optimizer
 from device_sim import load_dataset, partition, simulate, split_held_out
 from device_sim.profiles import FleetProfile
 from device_sim.scenario import Outcome, Scenario, run
@@ -38,7 +38,7 @@ def in_virtual_time(codec: CodecSettings, hidden: int, **settings: Any) -> Outco
         split="dirichlet:0.5",
         codec=codec,
         training=TrainingPlan(epochs=2, batch_size=16, seconds_max=290.0, scalars={"lr": 0.1}),
-        downlink=downlink(DownlinkSection(), FedAvg()),
+        downlink=downlink(DownlinkSection(), make_server_optimizer(settings.get("server_optimizer", "fedavg"))),
         profile=STEADY,
         step_seconds=0.01,
         **settings,

@@ -27,6 +27,11 @@ class Bits:
 def plain_decode(frame: bytes) -> dict[int, float]:
     """All coordinates that a frame holds, by index."""
     codec, size, body = plain_header(frame)
+    return plain_sparse_rows(body, size) if codec == 8 else plain_body(codec, size, body)
+
+
+def plain_body(codec: int, size: int, body: bytes) -> dict[int, float]:
+    """All coordinates that the body of a frame holds, by index."""
     if codec == 0:
         return dict(enumerate(struct.unpack(f"<{size}f", body)))
     if codec == 5:
@@ -109,6 +114,45 @@ def plain_sparse(body: bytes) -> dict[int, float]:
                 index = start + (number - start) % rows * columns + (number - start) // rows
         coordinates[index] = value
     return dict(sorted(coordinates.items()))
+
+
+def plain_sparse_rows(body: bytes, size: int) -> dict[int, float]:
+    number, at = plain_number(body, 0)
+    sent, rest, behind = [], [], 0
+    for _ in range(number):
+        skipped, at = plain_number(body, at)
+        rows, at = plain_number(body, at)
+        columns, at = plain_number(body, at)
+        code, at = plain_number(body, at)
+        rest += range(behind, behind + skipped)
+        start, behind = behind + skipped, behind + skipped + rows * columns
+        lines, at = plain_indices(body, at, code // 2) if code > 1 else ([], at)
+        for i in range(rows * columns):
+            if (i % columns if code % 2 else i // columns) in lines:
+                sent.append(start + i)
+    rest += range(behind, size)
+    values_bytes, at = plain_number(body, at)
+    coordinates: dict[int, float] = {}
+    for where, part in ((sent, body[at : at + values_bytes]), (rest, body[at + values_bytes :])):
+        if where:
+            values = plain_body(part[0], len(where), part[1:])
+            coordinates |= {index: values[i] for i, index in enumerate(where)}
+    return dict(sorted(coordinates.items()))
+
+
+def plain_indices(body: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """Numbers of rows, where no matrices are numbered by columns, and where they end."""
+    assert body[at] == 0
+    parameter, at = plain_number(body, at + 1)
+    data_bytes, at = plain_number(body, at)
+    if parameter == 0:
+        gaps = plain_leb128(body[at : at + data_bytes])
+    else:
+        remainders, at = plain_remainders(body, at, count, parameter)
+        unary = Bits(body[at : at + data_bytes])
+        gaps = [unary.unary() * parameter + remainder for remainder in remainders]
+    numbers = [sum(gaps[: i + 1]) + i for i in range(count)]
+    return numbers, at + data_bytes
 
 
 def plain_remainders(body: bytes, at: int, count: int, parameter: int) -> tuple[list[int], int]:

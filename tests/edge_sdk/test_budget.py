@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hand_made import blobs, mlp_program, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_federation import CLASSES, FEATURES, Diary, Federation, wait
-from test_session import PARAMETERS, PLAN, PROGRAM, Bench, of
+from test_session import PARAMETERS, PLAN, PROGRAM, TERMS, Bench, of
 
 from device_sim.broker import PrivateBroker
 from device_sim.counting_proxy import CountingProxy
@@ -32,9 +33,12 @@ from edge_sdk.device.work import TrainingWork
 from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Meter
 from edge_sdk.training.bundle import encode_parameters
-from edge_sdk.wire.messages import Accept, CheckIn, Decline, Invite, Update
+from edge_sdk.wire.envelope import Envelope, encode_message
+from edge_sdk.wire.messages import Accept, CheckIn, Decline, Invite, Update, introduction_id
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.ranges import CHUNK_BYTES_MAX
+from edge_sdk.wire.terms import Terms
+from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 
 COSTS = Costs("federation", "default", "device-00042")
@@ -97,57 +101,56 @@ def test_the_estimate_of_a_download_is_above_its_bytes_and_not_far() -> None:
 # --- what is declined ------------------------------------------------------------------------------------------------
 
 
-def invite_of(bench: Bench, plan: Plan = PLAN) -> Invite:
-    bench.check_in()
-    return bench.invite(plan=plan)
+def terms_of(plan: Plan = PLAN) -> Terms:
+    return replace(TERMS, plan=plan)
 
 
 def test_without_limits_nothing_is_declined() -> None:
-    assert quota().why_not(invite_of(Bench()), (1 << 30, 1 << 30)) is None
+    assert quota().why_not(terms_of(), (1 << 30, 1 << 30)) is None
 
 
 def test_work_that_does_not_fit_into_today_is_declined_and_what_is_here_costs_nothing() -> None:
-    invite = invite_of(Bench())
+    terms = terms_of()
     downloads = (len(PROGRAM), len(PARAMETERS))
     tight = quota(40_000)
-    assert tight.why_not(invite, downloads) is None
+    assert tight.why_not(terms, downloads) is None
     tight.traffic.count(10_000, 0.0)
-    code, detail = tight.why_not(invite, downloads) or ("", "")
+    code, detail = tight.why_not(terms, downloads) or ("", "")
     assert code == "bytes_per_day" and "10000 of 40000 bytes are used today" in detail
-    assert tight.why_not(invite, ()) is None
+    assert tight.why_not(terms, ()) is None
 
 
 def test_the_coordinators_limits_are_in_force_where_they_are_smaller() -> None:
     asked = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_device_per_day_max=20_000)
     free = quota()
-    assert (free.why_not(invite_of(Bench(), asked), (len(PROGRAM), len(PARAMETERS))) or ("",))[0] == "bytes_per_day"
+    assert (free.why_not(terms_of(asked), (len(PROGRAM), len(PARAMETERS))) or ("",))[0] == "bytes_per_day"
     assert free.traffic.bytes_max == 20_000
     small = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_update_max=5_000)
-    assert (quota().why_not(invite_of(Bench(), small), ()) or ("",))[0] == "bytes_per_update"
-    assert (quota(0, 4_000).why_not(invite_of(Bench()), ()) or ("",))[0] == "bytes_per_update"
+    assert (quota().why_not(terms_of(small), ()) or ("",))[0] == "bytes_per_update"
+    assert (quota(0, 4_000).why_not(terms_of(), ()) or ("",))[0] == "bytes_per_update"
 
 
 def test_a_daily_limit_that_is_far_too_low_still_lets_the_device_hear_of_a_better_one() -> None:
     found = quota()
     hopeless = Plan(training=PLAN.training, codec=PLAN.codec, bytes_per_device_per_day_max=1)
-    assert (found.why_not(invite_of(Bench(), hopeless), ()) or ("",))[0] == "bytes_per_day"
+    assert (found.why_not(terms_of(hopeless), ()) or ("",))[0] == "bytes_per_day"
     assert found.affords_connection()
-    assert found.why_not(invite_of(Bench()), ()) is None and not found.limited
+    assert found.why_not(terms_of(), ()) is None and not found.limited
 
 
 def test_sparse_is_made_to_fit_and_what_cannot_be_is_declined_before_anything_is_fetched() -> None:
-    invite = invite_of(Bench(), SPARSE)
-    assert quota(0, 2_000).why_not(invite, (10, 10)) is None
-    assert (quota(0, 500).why_not(invite, (10, 10)) or ("",))[0] == "bytes_per_update"
+    terms = terms_of(SPARSE)
+    assert quota(0, 2_000).why_not(terms, (10, 10)) is None
+    assert (quota(0, 500).why_not(terms, (10, 10)) or ("",))[0] == "bytes_per_update"
 
 
 def test_what_the_program_itself_told_is_remembered() -> None:
-    invite, found = invite_of(Bench(), SPARSE), quota(0, 3_000)
-    assert found.why_not(invite, ()) is None
-    found.note_unfit(invite.program, invite.plan)
-    assert (found.why_not(invite, ()) or ("",))[0] == "bytes_per_update"
+    terms, found = terms_of(SPARSE), quota(0, 3_000)
+    assert found.why_not(terms, ()) is None
+    found.note_unfit(terms.program, terms.plan)
+    assert (found.why_not(terms, ()) or ("",))[0] == "bytes_per_update"
     other = Plan(training=PLAN.training, codec=CodecSettings("sparse", density=0.01))
-    assert found.why_not(invite_of(Bench(), other), ()) is None
+    assert found.why_not(terms_of(other), ()) is None
 
 
 def test_a_message_is_weighed_with_what_it_asks_for_and_what_waits() -> None:
@@ -161,6 +164,24 @@ def test_a_message_is_weighed_with_what_it_asks_for_and_what_waits() -> None:
     assert not tight.affords_message("t", 200, 0, 0)
     tight.arrived("f/to/d/bytes", 5_000)
     assert tight.affords_message("t", 200, 0, 0)
+
+
+def test_what_comes_with_an_invite_is_within_the_limit_too() -> None:
+    limit, topics = 40_000, Topics("federation")
+    name = introduction_id(bytes(16), {})
+    check_in = encode_message(Envelope(), CheckIn(bytes(8), name, bytes(16), {}))
+    invite = Invite(bytes(8), bytes(16), 1, 0, bytes(32), 600.0, TERMS.encode(), inline=(bytes(4096),))
+    sent = "device-00042", CheckIn.kind, len(check_in)
+    answered = "device-00042", Invite.kind, len(encode_message(Envelope(), invite))
+    for used in range(0, limit, 16):
+        tight = quota(limit)
+        tight.traffic.count(used, 0.0)
+        if tight.affords_message(topics.from_device(*sent[:2]), sent[2], 0, 0):
+            most = used
+    costs = COSTS.message(topics.from_device(*sent[:2]), sent[2]) + COSTS.message(
+        topics.to_device(*answered[:2]), answered[2]
+    )
+    assert most + costs + 1024 <= limit, "and a goodbye"
 
 
 def test_the_limit_is_reached_a_reserve_before_it() -> None:
@@ -203,7 +224,7 @@ def test_an_update_that_cannot_be_small_enough_is_found_out_before_training() ->
 
 def test_who_has_declined_for_the_day_checks_in_again_when_the_day_has_changed() -> None:
     bench = Bench()
-    bench.session._work._over_quota = lambda invite, downloads: (ProgressKind.BYTES_PER_DAY, str(downloads))
+    bench.session._work._over_quota = lambda terms, downloads: (ProgressKind.BYTES_PER_DAY, str(downloads))
     bench.check_in()
     bench.hear(bench.invite())
     assert [message.reason for message in bench.said(Decline)] == ["bytes_per_day"] and not bench.said(Accept)

@@ -120,6 +120,10 @@ def test_marks_among_the_columns_are_no_features(tmp_path: Path) -> None:
     assert examples.inputs["x"].tolist() == [[3, 4], [1, 2]] and examples.is_test.tolist() == [False, True]
     named = table_program(3, features=("time", "a", "b"))
     assert load(tmp_path, "time,a,b,y\n5,1,2,0\n", named).inputs["x"].tolist() == [[5, 1, 2]]
+    text = "time,a,b,y\n5,1,2,0\n"
+    with pytest.raises(ExamplesError, match=r"needs 3; \['time'\] are what their names say, and features where data"):
+        load(tmp_path, text, table_program(3))
+    assert load(tmp_path, text, table_program(3), features=("time", "a", "b")).inputs["x"].tolist() == [[5, 1, 2]]
     with pytest.raises(ExamplesError, match="line 2, column 'is_test': the cell must be 0 or 1, true or false"):
         load(tmp_path, "a,b,is_test,y\n1,2,maybe,0\n", table_program(2))
 

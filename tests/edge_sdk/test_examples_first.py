@@ -15,9 +15,10 @@ from one_federation import Diary, Federation, wait
 from test_session import EPOCH, PARAMETERS, PROGRAM, TICKET, Bench, digest, of, serve
 
 from device_sim.broker import PrivateBroker
+from edge_sdk.device.jobs import _told
 from edge_sdk.device.session import CheckExamples, ExamplesFit, Notify, StartTraining, TrainingFailed
 from edge_sdk.device.work import TrainingWork
-from edge_sdk.errors import ExamplesError
+from edge_sdk.errors import EdgeFedError, ExamplesError, TrainingError
 from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.wire.messages import Accept, Decline, RangeRequest, short
 
@@ -151,6 +152,28 @@ def test_a_look_at_too_few_or_wrong_examples_says_why() -> None:
         TrainingWork(lambda: blobs(20, 3)).check(TICKET, program.digest, program.encode())
 
 
+@pytest.mark.parametrize(
+    ("failure", "reason", "public"),
+    [
+        (ValueError("patient 12"), "error", "ValueError"),
+        (TrainingError("the loss became nan"), "training", "the loss became nan"),
+        (TrainingError("fit failed: patient 12", public="fit failed"), "training", "fit failed"),
+        (ExamplesError("row 3: patient 12"), "no_examples", ""),
+        (ExamplesError("row 3: patient 12", public="row 3"), "no_examples", "row 3"),
+        (EdgeFedError("patient 12"), "training", ""),
+    ],
+)
+def test_what_others_are_told_of_a_failure_holds_no_words_of_the_users_code(
+    failure: Exception, reason: str, public: str
+) -> None:
+    def fail() -> Any:
+        raise failure
+
+    told = _told(TICKET, fail)
+    assert isinstance(told, TrainingFailed)
+    assert (told.reason, told.public) == (reason, public) and str(failure) in told.detail
+
+
 # ---- over a broker
 
 
@@ -173,13 +196,17 @@ def test_a_bad_file_costs_no_download_and_its_content_stays_on_the_device(
     diary = Diary()
     load: Callable[[], Any] = lambda: ExamplesFile(tmp_path / "log.csv")  # noqa: E731
     with (
-        Federation(tmp_path / "coordinator", broker.url, "first") as plant,
+        # Of another size than those that come with the invite.
+        Federation(tmp_path / "coordinator", broker.url, "first", model={"zoo": "mlp", "hidden": [200]}) as plant,
         plant.client(tmp_path / "pi", load_examples=load, on_progress=diary) as client,
     ):
         assert f"{tmp_path}/log.csv, line 7, column 'x5': the cell is not a number" in diary.detail("training_failed")
         assert "'s3cret'" in diary.detail("training_failed")
         wait(lambda: "no_examples" in plant.reasons("declined"), plant.tickets)
         assert client._agent.blobs.parameters() == ()
+        published = client._agent._reporter.retained(client.status, "online", 0.0)
+        assert published is not None and b"log.csv, line 7, column 'x5'" in published
+        assert b"s3cret" not in published and str(tmp_path).encode() not in published
     told = [r.getMessage() for r in caplog.records if r.name.startswith("coordinator")]
     assert [t for t in told if "pi declined, no_examples: log.csv, line 7, column 'x5': the cell is not a number" in t]
     assert not [t for t in told if "s3cret" in t or str(tmp_path / "log.csv") in t]

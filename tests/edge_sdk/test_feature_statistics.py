@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from hand_made import mlp_program
+from test_session import PARAMETERS, Bench, digest, of
+from test_session import PROGRAM as PROGRAM_BYTES
 from wired import raw_bundle
 
 from edge_sdk.codecs import CodecSettings
-from edge_sdk.device.session import StartTraining
+from edge_sdk.device.progress import ProgressKind
+from edge_sdk.device.session import Notify, StartTraining
 from edge_sdk.device.training_job import OverQuota, TrainedUpdate, TrainingJob
 from edge_sdk.device.work import EngineCache, TrainingWork
 from edge_sdk.errors import ExamplesError, TrainingError
 from edge_sdk.training.bundle import Program, encode_parameters
 from edge_sdk.training.examples import Examples, as_examples
 from edge_sdk.training.feature_sums import FeatureSums
-from edge_sdk.wire.messages import Update
+from edge_sdk.wire.messages import Decline, RangeData, RangeRequest, Update, short
 from edge_sdk.wire.plan import Plan, TrainingPlan
 
 PROGRAM = raw_bundle().program
@@ -143,3 +146,28 @@ def test_a_plan_that_trains_needs_the_parameters() -> None:
     plan = Plan(TrainingPlan(scalars={"lr": 0.1}), CodecSettings("dense"))
     parameters = encode_parameters(np.zeros(graph.spec.size, np.float32))
     assert said(run(rows, plan, graph, parameters=parameters)).vectors.keys() == {"delta"}
+
+
+# --- the session -----------------------------------------------------------------------------------------------------
+
+
+def test_for_a_plan_without_parameters_the_program_alone_is_fetched() -> None:
+    bench = Bench()
+    bench.check_in()
+    bench.hear(bench.invite(plan=PLAN, round=0, parameters_bytes=1 << 30))
+    bench.hear(RangeData(digest=short(digest(PROGRAM_BYTES)), data=PROGRAM_BYTES[:4096]))
+    bench.hear(RangeData(digest=short(digest(PROGRAM_BYTES)), offset=4096, data=PROGRAM_BYTES[4096:]))
+    assert {request.digest for request in bench.said(RangeRequest)} == {short(digest(PROGRAM_BYTES))}
+    (begun,) = of(bench.actions, StartTraining)
+    assert begun.round == 0 and not bench.blobs.has(digest(PARAMETERS))
+    told = [notice for notice in of(bench.actions, Notify) if notice.what == ProgressKind.TRAINING]
+    assert [notice.detail for notice in told] == ["feature_statistics"]
+
+
+def test_a_device_that_does_not_know_the_local_algorithm_declines() -> None:
+    bench = Bench(cached=[PROGRAM_BYTES])
+    bench.check_in()
+    bench.hear(bench.invite(plan=PLAN, round=0, requires=PLAN.requires))
+    assert [message.reason for message in bench.said(Decline)] == ["unsupported"]
+    (told,) = [notice for notice in of(bench.actions, Notify) if notice.what == ProgressKind.UNSUPPORTED]
+    assert "local:feature_statistics" in told.detail and "upgrade edgefed" in told.detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 import re
 import tracemalloc
@@ -37,11 +38,13 @@ from edge_sdk.wire.messages import (
     RangeRequest,
     Update,
     Verdict,
+    introduction_id,
     short,
 )
 from edge_sdk.wire.outcomes import OUTCOMES
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.records import key_of, on_wire, to_map
+from edge_sdk.wire.terms import Terms, terms_id
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PAGE = Path(__file__).parents[2] / "docs" / "wire-format.md"
@@ -56,13 +59,25 @@ PLAN = Plan(
     weighting="uniform",
 )
 VERDICT = Verdict(ticket=TICKET, digest=short(DIGEST), outcome="refused", reason="norm", retry_seconds=2.5)
+CAPABILITIES: dict[str, Any] = {"sdk": "0.1.0", "engine": "numpy", "supports": ["codec:dense", "codec:sparse"]}
+TERMS = Terms(
+    program=DIGEST,
+    program_bytes=4_096,
+    parameters_bytes=70_000,
+    plan=PLAN,
+    chunk_bytes_max=59_392,
+    blob_bytes=16_384,
+    requires=("codec:sparse",),
+    shard="6fa1b2c3",
+)
 EXPECTED: dict[str, Message] = {
     "announce": Announce(round=3, attempt=1, phase="working", fraction=0.25, window_seconds=10.0),
     "verdict": VERDICT,
     "checkin": CheckIn(
         nonce=NONCE,
+        introduction=introduction_id(TICKET[::-1], CAPABILITIES),
         instance=TICKET[::-1],
-        capabilities={"sdk": "0.1.0", "engine": "numpy", "supports": ["codec:dense", "codec:sparse"]},
+        capabilities=CAPABILITIES,
         unsettled=(TICKET,),
     ),
     "invite": Invite(
@@ -70,16 +85,9 @@ EXPECTED: dict[str, Message] = {
         ticket=TICKET,
         round=3,
         attempt=1,
-        program=DIGEST,
-        program_bytes=4_096,
         parameters=DIGEST[::-1],
-        parameters_bytes=70_000,
-        plan=PLAN,
         report_seconds=600.0,
-        chunk_bytes_max=59_392,
-        blob_bytes=16_384,
-        requires=("codec:sparse",),
-        shard="6fa1b2c3",
+        terms=TERMS.encode(),
         verdicts=(VERDICT,),
     ),
     "come_back": ComeBack(nonce=NONCE, seconds=900.0, hold=True, reason="round_full", verdicts=(VERDICT,)),
@@ -95,12 +103,22 @@ EXPECTED: dict[str, Message] = {
 CHECKIN, INVITE = EXPECTED["checkin"], EXPECTED["invite"]
 assert isinstance(CHECKIN, CheckIn) and isinstance(INVITE, Invite)
 WITH_LINKS: dict[str, Message] = {
-    "checkin_holds": dataclasses.replace(CHECKIN, holds=(short(DIGEST), short(DIGEST[::-1]))),
+    "checkin_holds": CheckIn(
+        nonce=NONCE,
+        introduction=CHECKIN.introduction,
+        holds=(short(DIGEST), short(DIGEST[::-1])),
+        terms=(terms_id(TERMS.encode()),),
+    ),
+    "come_back_introduce": ComeBack(nonce=NONCE, introduce=True),
+    "invite_known": dataclasses.replace(INVITE, terms=terms_id(TERMS.encode()), verdicts=()),
     "invite_links": dataclasses.replace(INVITE, base=short(DIGEST), deltas=((DIGEST[::-1], 900), (DIGEST, 1_234))),
     "invite_vectors": dataclasses.replace(
         INVITE,
-        plan=dataclasses.replace(PLAN, local="control_variates", local_settings={"option": 2.0}),
-        requires=("codec:sparse", "local:control_variates"),
+        terms=dataclasses.replace(
+            TERMS,
+            plan=dataclasses.replace(PLAN, local="control_variates", local_settings={"option": 2.0}),
+            requires=("codec:sparse", "local:control_variates"),
+        ).encode(),
         vectors=(("control", DIGEST, 70_000),),
     ),
 }
@@ -208,11 +226,17 @@ def test_the_page_of_the_wire_format_names_the_fields_of_every_message_with_thei
     assert [found and " = " in found[3] for found in written] == [field.metadata["brief"] for field in fields]
 
 
-def test_the_page_of_the_wire_format_names_the_fields_of_an_update_with_their_keys() -> None:
+@pytest.mark.parametrize(
+    ("kind", "begins", "ends", "before"),
+    [(Update, "## Update", "## Update frame", [("v", "version")]), (Terms, "### Terms", "### Who answers what", [])],
+)
+def test_the_page_of_the_wire_format_names_the_fields_of_updates_and_terms_with_their_keys(
+    kind: type[Any], begins: str, ends: str, before: list[tuple[str, str]]
+) -> None:
     page = PAGE.read_text()
-    section = page[page.index("\n## Update\n") : page.index("\n## Update frame\n")]
+    section = page[page.index(f"\n{begins}\n") : page.index(f"\n{ends}\n")]
     written = re.findall(r"^\| `(.)` \| (\w+) \|", section, re.MULTILINE)
-    assert written == [("v", "version"), *((key_of(field), field.name) for field in dataclasses.fields(Update))]
+    assert written == [*before, *((key_of(field), field.name) for field in dataclasses.fields(kind))]
 
 
 def test_two_fields_of_a_record_cannot_have_the_same_key() -> None:
@@ -285,12 +309,23 @@ updates = st.builds(
     numbers=st.dictionaries(vector_names, st.floats(-1e12, 1e12), max_size=16),
     evaluation=st.one_of(st.none(), st.tuples(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 1 << 40))),
 )
+asked = st.builds(
+    Terms,
+    program=digests,
+    program_bytes=sizes,
+    parameters_bytes=sizes,
+    plan=plans,
+    chunk_bytes_max=st.integers(256, BODY_BYTES_MAX),
+    blob_bytes=st.integers(0, BODY_BYTES_MAX),
+    requires=st.lists(words, max_size=4).map(tuple),
+)
 replies = st.lists(verdicts, max_size=8).map(tuple)
 messages: st.SearchStrategy[Message] = st.one_of(
     verdicts,
     st.builds(
         CheckIn,
         nonce=nonces,
+        introduction=short_digests,
         instance=tickets,
         capabilities=st.dictionaries(words, st.one_of(words, st.lists(words, max_size=5)), max_size=5),
         unsettled=st.lists(tickets, max_size=8).map(tuple),
@@ -302,15 +337,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
         ticket=tickets,
         round=numbers,
         attempt=st.integers(0, 1 << 30),
-        program=digests,
-        program_bytes=sizes,
         parameters=digests,
-        parameters_bytes=sizes,
-        plan=plans,
         report_seconds=seconds,
-        chunk_bytes_max=st.integers(256, BODY_BYTES_MAX),
-        blob_bytes=st.integers(0, BODY_BYTES_MAX),
-        requires=st.lists(words, max_size=4).map(tuple),
+        terms=bytes_of(min_size=8, max_size=200),
         verdicts=replies,
         base=st.one_of(st.just(b""), short_digests),
         deltas=st.lists(st.tuples(digests, sizes), max_size=20).map(tuple),
@@ -346,6 +375,27 @@ def test_every_message_survives_the_trip(message: Message) -> None:
 @given(updates)
 def test_every_update_survives_the_trip(update: Update) -> None:
     assert Update.decode(update.encode()) == update
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(asked)
+def test_all_terms_survive_the_trip(terms: Terms) -> None:
+    assert Terms.decode(terms.encode()) == terms
+
+
+def test_terms_are_named_by_the_bytes_that_were_sent_whatever_a_newer_peer_put_in() -> None:
+    data = bytes(msgpack.packb(msgpack.unpackb(TERMS.encode()) | {"later": 1}))
+    assert Terms.decode(data) == TERMS and terms_id(data) != terms_id(TERMS.encode())
+    assert terms_id(data) == short(hashlib.sha256(data).digest())
+
+
+def test_an_introduction_names_instance_and_capabilities() -> None:
+    names = {
+        introduction_id(instance, capabilities)
+        for instance in (TICKET, DIGEST[:16])
+        for capabilities in ({}, CAPABILITIES, CAPABILITIES | {"engine": "onnxruntime"})
+    }
+    assert len(names) == 6 and all(len(name) == 8 for name in names)
 
 
 def test_an_update_says_which_vector_it_lacks() -> None:
@@ -392,7 +442,12 @@ def test_limits_of_bytes_travel_in_the_plan_and_are_left_out_where_there_are_non
 
 def test_a_codec_that_this_side_does_not_know_is_a_question_of_versions() -> None:
     with pytest.raises(VersionError, match="upgrade this side"):
-        decode(with_body(EXPECTED["invite"], plan=PLAN.to_wire() | {"codec": {"name": "zip"}}), "invite")
+        Terms.decode(terms_with(plan=PLAN.to_wire() | {"codec": {"name": "zip"}}))
+
+
+def terms_with(**changes: Any) -> bytes:
+    """The terms with some fields changed."""
+    return bytes(msgpack.packb(msgpack.unpackb(TERMS.encode()) | keyed(Terms, changes)))
 
 
 # --- versions, federations, kinds ------------------------------------------------------------------------------------
@@ -443,6 +498,11 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("checkin", {"capabilities": {"supports": ["x"] * 65}}),
     ("checkin", {"capabilities": {"supports": ["x" * 65]}}),
     ("checkin", {"capabilities": {"deep": {"er": 1}}}),
+    ("checkin", {"introduction": b"short"}),
+    ("checkin", {"instance": b"short"}),
+    ("checkin", {"instance": b""}),
+    ("checkin", {"terms": [NONCE] * 3}),
+    ("checkin", {"terms": [TICKET]}),
     ("checkin", {"holds": [NONCE] * 3}),
     ("checkin", {"holds": [TICKET]}),
     ("checkin", {"holds": NONCE}),
@@ -473,17 +533,12 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("verdict", {"outcome": True}),
     ("verdict", {"outcome": [2]}),
     ("verdict", {"digest": b"x" * 9}),
-    ("invite", {"plan": None}),
-    ("invite", {"plan": {}}),
-    ("invite", {"plan": PLAN.to_wire() | {"weighting": "mine"}}),
-    ("invite", {"plan": PLAN.to_wire() | {"codec": {"name": "sparse", "density": 2.0}}}),
-    ("invite", {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"epochs": 0}}}),
-    ("invite", {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"scalars": {"lr": float("inf")}}}}),
-    ("invite", {"chunk_bytes_max": 1}),
+    ("invite", {"terms": b"x" * 7}),
+    ("invite", {"terms": "terms"}),
+    ("invite", {"terms": None}),
     ("invite", {"verdicts": [1]}),
     ("invite", {"report_seconds": -1.0}),
     ("invite", {"base": b"x" * 9}),
-    *(("invite", {"shard": shard}) for shard in ("x" * 65, "a/b", "+", b"0")),
     ("invite", {"deltas": [DIGEST]}),
     ("invite", {"deltas": [[DIGEST, 0]]}),
     ("invite", {"deltas": [[TICKET, 5]]}),
@@ -494,10 +549,8 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("invite", {"vectors": [["c" * 33, DIGEST, 5]]}),
     ("invite", {"vectors": [["c", DIGEST, 0]]}),
     ("invite", {"vectors": [["c", DIGEST, 5]] * 9}),
-    ("invite", {"plan": PLAN.to_wire() | {"local": ""}}),
-    ("invite", {"plan": PLAN.to_wire() | {"local_settings": {"mu": float("nan")}}}),
-    ("invite", {"plan": PLAN.to_wire() | {"local_settings": {str(i): 0.0 for i in range(33)}}}),
     ("come_back", {"hold": 1}),
+    ("come_back", {"introduce": 1}),
     ("come_back", {"seconds": "soon"}),
 ]
 
@@ -508,6 +561,28 @@ def test_a_field_out_of_range_is_refused_and_named(kind: str, changes: dict[str,
         decode(with_body(EXPECTED[kind], **changes), kind)
     assert next(iter(changes)) in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": None},
+        {"plan": {}},
+        {"plan": PLAN.to_wire() | {"weighting": "mine"}},
+        {"plan": PLAN.to_wire() | {"codec": {"name": "sparse", "density": 2.0}}},
+        {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"epochs": 0}}},
+        {"plan": PLAN.to_wire() | {"training": PLAN.training.to_wire() | {"scalars": {"lr": float("inf")}}}},
+        {"chunk_bytes_max": 1},
+        *({"shard": shard} for shard in ("x" * 65, "a/b", "+", b"0")),
+        {"plan": PLAN.to_wire() | {"local": ""}},
+        {"plan": PLAN.to_wire() | {"local_settings": {"mu": float("nan")}}},
+        {"plan": PLAN.to_wire() | {"local_settings": {str(i): 0.0 for i in range(33)}}},
+    ],
+)
+def test_a_field_of_terms_that_is_out_of_range_is_refused_and_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        Terms.decode(terms_with(**changes))
+    assert next(iter(changes)) in str(caught.value)
 
 
 @pytest.mark.parametrize(

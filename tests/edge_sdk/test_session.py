@@ -60,10 +60,12 @@ from edge_sdk.wire.messages import (
     RangeData,
     RangeRequest,
     Verdict,
+    introduction_id,
     short,
 )
 from edge_sdk.wire.plan import Plan, TrainingPlan
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR
+from edge_sdk.wire.terms import Terms, terms_id
 from edge_sdk.wire.topics import Topics
 
 NEVER = float("inf")
@@ -78,8 +80,17 @@ BASE = b"b" * 32
 LINKS = (b"the first link" * 50, b"the second link" * 50)
 BLOBS = {short(hashlib.sha256(data).digest()): data for data in (PROGRAM, PARAMETERS, *LINKS)}
 PLAN = Plan(training=TrainingPlan(seconds_max=100.0), codec=CodecSettings("dense"))
+NEW = b"lineage 2."
+TERMS = Terms(
+    program=hashlib.sha256(PROGRAM).digest(),
+    program_bytes=len(PROGRAM),
+    parameters_bytes=len(PARAMETERS),
+    plan=PLAN,
+    chunk_bytes_max=4096,
+)
 PAYLOAD = bytes(range(256)) * 40
 UPDATE_DIGEST = hashlib.sha256(PAYLOAD).digest()
+CAPABILITIES = {"sdk": "0.1.0", "engine": "numpy", "supports": ["codec:dense"]}
 ANNOUNCE = Announce(round=1, phase="selection", fraction=1.0, window_seconds=10.0)
 
 
@@ -218,19 +229,16 @@ class Bench:
         return self.said(CheckIn)[-1]
 
     def invite(self, **changes: Any) -> Invite:
+        """An invite that brings its terms; changes are of either."""
+        asked = {name: changes.pop(name) for name in list(changes) if hasattr(TERMS, name)}
         return replace(
             Invite(
                 nonce=self.said(CheckIn)[-1].nonce,
                 ticket=TICKET,
                 round=1,
-                attempt=0,
-                program=digest(PROGRAM),
-                program_bytes=len(PROGRAM),
                 parameters=digest(PARAMETERS),
-                parameters_bytes=len(PARAMETERS),
-                plan=PLAN,
                 report_seconds=100.0,
-                chunk_bytes_max=4096,
+                terms=replace(TERMS, **asked).encode(),
             ),
             **changes,
         )
@@ -333,6 +341,83 @@ def test_a_check_in_names_nonce_instance_and_unsettled_tickets() -> None:
     message = bench.check_in()
     assert (message.instance, message.unsettled, len(message.nonce)) == (INSTANCE, (TICKET,), 8)
     assert bench.session.state == "checking_in"
+
+
+def next_check_in(bench: Bench, *, number: int, lineage: bytes = EPOCH) -> CheckIn:
+    bench.announce(round=number, lineage=lineage)
+    bench.tick()
+    return bench.said(CheckIn)[-1]
+
+
+def test_a_device_says_once_what_it_is_and_names_it_afterwards() -> None:
+    bench = Bench(capabilities=CAPABILITIES)
+    first = bench.check_in()
+    assert (first.instance, first.capabilities) == (INSTANCE, CAPABILITIES)
+    assert first.introduction == introduction_id(INSTANCE, CAPABILITIES)
+    bench.tick()
+    assert bench.said(CheckIn)[-1].instance == INSTANCE, "nobody has answered"
+    bench.hear(ComeBack(nonce=bench.said(CheckIn)[-1].nonce))
+    second = next_check_in(bench, number=2)
+    assert (second.introduction, second.instance, second.capabilities) == (first.introduction, b"", {})
+
+
+def test_a_coordinator_with_another_database_is_told_what_the_device_is() -> None:
+    bench = Bench(capabilities=CAPABILITIES)
+    bench.hear(ComeBack(nonce=bench.check_in().nonce))
+    bench.state(lineage=NEW)
+    assert next_check_in(bench, number=1, lineage=NEW).instance == INSTANCE
+
+
+def test_a_coordinator_that_asks_is_told_what_the_device_is_within_seconds() -> None:
+    bench = Bench(capabilities=CAPABILITIES)
+    bench.hear(ComeBack(nonce=bench.check_in().nonce))
+    asked = next_check_in(bench, number=2)
+    bench.hear(ComeBack(nonce=asked.nonce, introduce=True))
+    before = bench.now
+    bench.tick()
+    told = bench.said(CheckIn)[-1]
+    assert (told.instance, told.capabilities) == (INSTANCE, CAPABILITIES) and bench.now - before <= 2.0
+    bench.hear(ComeBack(nonce=told.nonce, introduce=True))
+    assert bench.due is not None and bench.due - bench.now > 0.5, "one that asks for ever is not answered at once"
+
+
+def test_terms_that_a_device_knows_are_named_in_its_check_in_and_need_not_come_again() -> None:
+    bench = Bench(cached=[PROGRAM, PARAMETERS])
+    assert bench.check_in().terms == ()
+    bench.hear(bench.invite(report_seconds=1.0))
+    bench.play(SetEligible(False))
+    bench.play(SetEligible(True))
+    known = terms_id(TERMS.encode())
+    assert next_check_in(bench, number=2).terms == (known,)
+    bench.hear(bench.invite(round=2, terms=known))
+    start = of(bench.actions, StartTraining)[-1]
+    assert (start.round, start.program, start.plan) == (2, TERMS.program, PLAN)
+
+
+def test_an_invite_on_terms_that_the_device_does_not_know_is_not_taken_and_the_check_in_is_repeated() -> None:
+    bench = Bench(cached=[PROGRAM, PARAMETERS])
+    bench.check_in()
+    bench.hear(bench.invite(terms=b"unknown!"))
+    assert bench.session.state == "checking_in" and not bench.said(Accept)
+    assert "invite.terms" in of(bench.actions, Notify)[-1].detail
+    bench.tick()
+    assert bench.said(CheckIn)[-1].terms == ()
+    bench.hear(bench.invite())
+    assert bench.session.state == "training"
+
+
+def test_only_the_terms_used_last_are_kept_and_named() -> None:
+    bench = Bench()
+    names = []
+    for number in range(1, 6):
+        assert len(next_check_in(bench, number=number).terms if number > 1 else bench.check_in().terms) <= 2
+        asked = replace(TERMS, program_bytes=number).encode()
+        names.append(terms_id(asked))
+        bench.hear(bench.invite(round=number, terms=asked))
+        bench.play(SetEligible(False))
+        bench.play(SetEligible(True))
+    assert next_check_in(bench, number=6).terms == (names[4], names[3])
+    assert len(bench.session._terms._terms) == 3
 
 
 def test_silence_repeats_the_check_in_with_backoff_and_a_fresh_nonce() -> None:
@@ -557,8 +642,6 @@ def test_no_value_in_a_state_raises(value: Any) -> None:
 
 
 # --- lineages: which coordinator is believed -------------------------------------------------------------------------
-
-NEW = b"lineage 2."
 
 
 def test_a_coordinator_with_a_new_database_is_believed_at_once() -> None:
@@ -1032,6 +1115,71 @@ def test_silence_offers_again_with_backoff() -> None:
         waits.append(bench.now - before)
     assert len(bench.said(Offer)) == 9 and not bench.said(Chunk)
     assert 8.0 <= waits[0] <= 10.0 and all(300.0 <= wait <= 375.0 for wait in waits[-2:])
+
+
+SMALL = bytes(range(256)) * 8
+
+
+def small_update(**changes: Any) -> PendingUpdate:
+    return replace(pending(payload=SMALL, number=1), digest=digest(SMALL), **changes)
+
+
+def test_a_small_update_is_sent_at_once_and_whole() -> None:
+    bench = Bench()
+    bench.training()
+    bench.play(TrainingFinished(small_update()))
+    assert bench.said(Chunk) == [Chunk(ticket=TICKET, digest=short(digest(SMALL)), data=SMALL)]
+    assert not bench.said(Offer) and bench.session.state == "uploading"
+    bench.hear(verdict("counted", digest=short(digest(SMALL))))
+    assert bench.session.state == "idle" and of(bench.actions, Settle)[-1].counted
+
+
+def test_silence_a_cut_or_a_busy_coordinator_make_an_offer_of_a_small_update_too() -> None:
+    for happening in ("silence", "cut", "busy"):
+        bench = Bench()
+        bench.training()
+        bench.play(TrainingFinished(small_update()))
+        if happening == "silence":
+            bench.tick()
+        elif happening == "cut":
+            bench.play(Offline(), after=1.0)
+            bench.connect()
+        else:
+            bench.hear(verdict("busy", retry_seconds=5.0))
+            bench.tick()
+        assert [offer.total for offer in bench.said(Offer)] == [len(SMALL)], happening
+        assert len(bench.said(Chunk)) == 1, "never a blind resend"
+        bench.hear(Have(ticket=TICKET, digest=short(digest(SMALL))))
+        assert len(bench.said(Chunk)) == 2
+
+
+def test_a_small_update_of_before_a_restart_or_for_another_lineage_is_offered() -> None:
+    bench = Bench(holding=small_update())
+    bench.connect()
+    assert bench.said(Offer) and not bench.said(Chunk)
+    bench = Bench()
+    bench.training()
+    bench.play(TrainingFinished(small_update(lineage=NEW)))
+    assert bench.said(Offer) and not bench.said(Chunk)
+
+
+def test_parameters_that_come_with_the_invite_are_not_asked_for() -> None:
+    bench = Bench(cached=[PROGRAM])
+    bench.check_in()
+    bench.hear(bench.invite(inline=(PARAMETERS,)))
+    assert not bench.said(RangeRequest) and bench.session.state == "training"
+    assert bench.blobs.kept == [("parameters", PARAMETERS)]
+
+
+@pytest.mark.parametrize("inline", [b"x" * len(PARAMETERS), b"", b"short"])
+def test_wrong_parameters_with_an_invite_are_fetched_from_the_coordinator_itself(inline: bytes) -> None:
+    bench = Bench(cached=[PROGRAM])
+    bench.check_in()
+    bench.hear(bench.invite(inline=(inline,), blob_bytes=512))
+    assert "bad_digest" in [notice.what for notice in of(bench.actions, Notify)]
+    assert of(bench.actions, Subscribe)[-1].filters[0].startswith("fl/v1/garden/coordinator"), "none are retained"
+    serve(bench, bench.said(RangeRequest)[-1], PARAMETERS)
+    assert not any(kept != ("parameters", PARAMETERS) for kept in bench.blobs.kept)
 
 
 def test_a_cut_without_progress_halves_the_chunks() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from test_session import BASE, BLOBS, LINKS, PARAMETERS, PROGRAM, TOPICS, Bench, digest, of, serve
 
@@ -24,7 +22,7 @@ NAMED = tuple((digest(model_delta), len(model_delta)) for model_delta in LINKS)
 
 
 def followed(bench: Bench, **changes: object) -> Invite:
-    return replace(bench.invite(base=short(BASE), deltas=NAMED), **changes)  # type: ignore[arg-type]
+    return bench.invite(**{"base": short(BASE), "deltas": NAMED, **changes})
 
 
 def invited(**changes: object) -> Bench:
@@ -65,6 +63,22 @@ def test_links_are_fetched_in_order_and_applied_instead_of_the_whole() -> None:
     assert bench.blobs.made == [(BASE, list(LINKS), TARGET)]
     assert not bench.blobs.kept
     assert of(bench.actions, StartTraining)[-1].parameters == TARGET
+
+
+def test_links_that_come_with_the_invite_are_applied_and_nothing_is_asked_for() -> None:
+    bench = invited(deltas=(), inline=LINKS)
+    assert bench.blobs.made == [(BASE, list(LINKS), TARGET)] and not bench.said(RangeRequest)
+    assert of(bench.actions, StartTraining)[-1].parameters == TARGET
+
+
+@pytest.mark.parametrize("changes", [{}, {"base": b"other   "}], ids=["wrong", "from another base"])
+def test_links_of_an_invite_that_lead_nowhere_are_followed_by_the_whole(changes: dict[str, object]) -> None:
+    bench = Bench(cached=[PROGRAM], holds=(BASE,))
+    bench.blobs.error = "the digest is another one"
+    bench.check_in()
+    bench.hear(followed(bench, deltas=(), inline=LINKS, blob_bytes=512, **changes))
+    assert of(bench.actions, Notify)[-1].what == "deltas_failed"
+    assert fetched_whole(bench) and not bench.said(Decline)
 
 
 def test_links_come_from_the_retained_cache_too() -> None:

@@ -725,6 +725,34 @@ EXPECTED: dict[str, tuple[CodecSettings, int, list[int] | None, list[float]]] = 
             for i, quotient in enumerate((0, 0, 0, 0, 1, 1, 1, 1, 2))
         ],
     ),
+    "sparse_rows": (
+        CodecSettings("sparse_rows", bits=0.09),
+        213,
+        [*range(2), *range(14, 22), *range(122, 126), 162, 163, 183, 187, 207, 211, 212],
+        [
+            0.503937066,
+            -2.01574826,
+            2.04089737,
+            -2.56420445,
+            0.41864562,
+            -0.575637698,
+            -0.444810987,
+            -0.20932281,
+            -2.01473212,
+            -0.235488161,
+            -0.863456607,
+            3.32299972,
+            0.20932281,
+            -0.340149581,
+            1.00787413,
+            -0.287818849,
+            -0.680299163,
+            -1.04661405,
+            -0.392480254,
+            0.251968533,
+            8.00000095,
+        ],
+    ),
     "sparse_equal": (CodecSettings("sparse", density=0.5), 6, [0, 1, 2], [0.1, -0.1, 0.1]),
 }
 
@@ -802,3 +830,29 @@ def test_a_second_decoder_agrees_on_rotated_frames_to_the_last_bit(bits: float, 
     vector = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
     frame = encode_update(vector, None, codec, seed=seed).frame
     assert plain_decode(frame) == dict(enumerate(decode_update(frame, size, codec).dense().tolist()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(8, 200),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.02, 0.1]),
+    st.booleans(),
+    st.integers(0, 1500),
+    st.integers(1, 4),
+    st.integers(0, 100),
+)
+def test_a_second_decoder_agrees_on_rows_that_are_sent_alone(
+    lines: int, width: int, share: float, by_columns: bool, others: int, row_bits: int, seed: int
+) -> None:
+    codec = CodecSettings("sparse_rows", bits=0.25, row_bits=row_bits)
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((2, lines, width)) * (rng.random((2, lines, 1)) < share)
+    parts = [table[0], table[1].T if by_columns else table[1], rng.standard_normal(others)]
+    vector = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+    second = (width, lines) if by_columns else (lines, width)
+    matrices = [(0, lines, width), (lines * width, *second)]
+    frame = encode_update(vector, None, codec, seed=seed, matrices=matrices).frame
+    decoded = decode_update(frame, vector.size, codec)
+    assert isinstance(decoded, Decoded) and decoded.indices is not None
+    assert plain_decode(frame) == dict(zip(decoded.indices.tolist(), decoded.values.tolist(), strict=True))

@@ -29,6 +29,8 @@ SIZE = 2001
 SPARSE = CodecSettings("sparse", density=0.05)
 COUNT = 100
 HEADER_BYTES = 8
+MATRICES = ((0, 50, 40),)
+"""Its columns 2 to 39 are zero in the vector called "rows"."""
 SECONDS_MAX = 0.25
 
 
@@ -56,7 +58,7 @@ def vector(kind: str = "random", size: int = SIZE) -> NDArray[np.float32]:
 
 
 def honest(codec: CodecSettings, kind: str = "random", size: int = SIZE) -> bytes:
-    return encode_update(vector(kind, size), None, codec, seed=0).frame
+    return encode_update(vector(kind, size), None, codec, seed=0, matrices=MATRICES if kind == "rows" else ()).frame
 
 
 def deflate(data: bytes) -> bytes:
@@ -340,6 +342,94 @@ def test_rotated_bodies_are_refused_for_the_right_reason(what: str, reason: str,
     assert caught.value.reason == reason, str(caught.value)
 
 
+SPARSE_ROWS = CodecSettings("sparse_rows", bits=0.1)
+TWO_OF_FIFTY = leb128(4) + b"\x00\x08\x01" + bits("000" * 2) + bits("11")
+"""Rows 0 and 1, by Golomb codes with parameter 8."""
+
+
+def rows_body(
+    *,
+    count: int = 1,
+    skipped: int = 0,
+    rows: int = 50,
+    columns: int = 40,
+    lines: bytes = TWO_OF_FIFTY,
+    values: bytes = b"\x00" + bytes(4 * 80),
+    values_bytes: int | None = None,
+    rest: bytes = b"\x00" + bytes(4),
+) -> bytes:
+    """A body of ``sparse_rows`` for 2001 coordinates that is right unless told otherwise."""
+    table = leb128(skipped) + leb128(rows) + leb128(columns) + lines
+    return leb128(count) + table + leb128(len(values) if values_bytes is None else values_bytes) + values + rest
+
+
+def test_the_hand_made_rows_are_right_before_they_are_spoilt() -> None:
+    body = rows_body(values=b"\x00" + struct.pack("<80f", *range(80)), rest=b"\x00" + struct.pack("<f", -1.0))
+    decoded = decode_update(seal(body, wire_id=8), SIZE, SPARSE_ROWS)
+    assert isinstance(decoded, Decoded) and decoded.indices is not None
+    assert decoded.indices.tolist() == [*range(80), 2000]
+    assert decoded.values.tolist() == [*map(float, range(80)), -1.0]
+    columns = rows_body(rows=40, columns=50, lines=b"\x05" + TWO_OF_FIFTY[1:])
+    decoded = decode_update(seal(columns, wire_id=8), SIZE, SPARSE_ROWS)
+    assert isinstance(decoded, Decoded) and decoded.indices is not None
+    assert decoded.indices.tolist() == sorted([*range(0, 2000, 50), *range(1, 2000, 50), 2000])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason", "body"),
+    [
+        ("nothing", "length", b""),
+        ("too many tables", "count", rows_body(count=65)),
+        ("a second table that is not there", "length", b"\x02" + rows_body()[1:8]),
+        ("a table without rows", "indices", rows_body(rows=0)),
+        ("a table without columns", "indices", rows_body(columns=0)),
+        ("more rows than coordinates", "count", rows_body(rows=SIZE + 1)),
+        ("a table beyond the vector", "indices", rows_body(skipped=2)),
+        ("a huge table", "indices", rows_body(rows=SIZE, columns=SIZE)),
+        ("more than an eighth of the rows", "count", rows_body(lines=leb128(2 * 7))),
+        ("more rows than there are", "count", rows_body(lines=leb128(2 * 51))),
+        ("more rows than any table has", "length", rows_body(lines=leb128(0xFFFFFFF))),
+        ("rows cut", "length", b"\x01\x00\x32\x28\x04\x00"),
+        (
+            "a row beyond the table",
+            "indices",
+            rows_body(lines=leb128(4) + b"\x00\x08\x01" + bits("111" * 2) + bits("00000101")),
+        ),
+        (
+            "rows numbered by columns",
+            "indices",
+            rows_body(lines=leb128(4) + b"\x01\x00\x05\x0a\x08\x01" + TWO_OF_FIFTY[4:]),
+        ),
+        ("values cut", "length", rows_body(values_bytes=327)),
+        ("fewer values than rows", "length", rows_body(values=b"\x00" + bytes(4 * 79))),
+        ("more values than rows", "length", rows_body(values=b"\x00" + bytes(4 * 81))),
+        ("no values", "length", rows_body(values=b"")),
+        ("no rest", "length", rows_body(rest=b"")),
+        ("bytes behind the rest", "length", rows_body(rest=b"\x00" + bytes(5))),
+        (
+            "a rest of no coordinates",
+            "length",
+            rows_body(rows=2001, columns=1, rest=b"\x00", values=b"\x00" + bytes(8)),
+        ),
+        ("values in sparse", "codec", rows_body(values=b"\x03\x00")),
+        ("values in sparse_rows", "codec", rows_body(values=b"\x08\x00")),
+        ("values in a codec of one's own", "codec", rows_body(values=b"\xc8\x00")),
+        (
+            "values of more bits than the plan asks for",
+            "count",
+            rows_body(values=b"\x06\x04" + leb128(4096) + bytes(60)),
+        ),
+        ("values not finite", "values", rows_body(values=b"\x00" + struct.pack("<f", float("nan")) + bytes(4 * 79))),
+        ("a rest not finite", "values", rows_body(rest=b"\x00" + struct.pack("<f", float("inf")))),
+    ],
+)
+def test_bodies_of_rows_are_refused_for_the_right_reason(what: str, reason: str, body: bytes) -> None:
+    for codec in (SPARSE_ROWS, CodecSettings("auto", bits=8)):
+        with pytest.raises(DecodeError) as caught:
+            decode_update(seal(body, wire_id=8), SIZE, codec)
+        assert caught.value.reason == reason, str(caught.value)
+
+
 def test_the_largest_scale_that_is_read_gives_no_warning() -> None:
     everything = seal(b"\x01" + leb128(4096) + bytes(4) + b"\x70\x03\x01\xfc" + bytes(256), wire_id=6)
     decoded = decode_update(everything, SIZE, CodecSettings("eden", bits=1))
@@ -359,6 +449,8 @@ MUTANTS: list[tuple[CodecSettings, int, str]] = [
     (CodecSettings("dense"), 0, "random"),
     (CodecSettings("float16"), 5, "random"),
     *((CodecSettings("eden", bits=bits), 6, "random") for bits in (0.1, 1, 3)),
+    (CodecSettings("sparse_rows", bits=0.1), 8, "rows"),
+    (CodecSettings("auto", bits=0.1), 8, "rows"),
 ]
 
 

@@ -30,7 +30,7 @@ def test_settings_survive_the_wire(name: str) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_map_on_the_wire_holds_what_the_codec_reads_and_nothing_else(name: str) -> None:
-    reads = [field.name for field in settings_of(CODECS[name])]
+    reads = [field.name for field in settings_of(CODECS[name]) if field.metadata["told"]]
     assert list(CodecSettings(name).to_wire()) == ["name", *reads]
     for key in reads:
         wire = CodecSettings(name).to_wire()

@@ -14,7 +14,7 @@ with the connection. The coordinator tells those whom it does not expect to come
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.events import Action, Notify
 from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
-from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack, short
+from edge_sdk.wire.messages import HOLDS_MAX, Announce, CheckIn, ComeBack, introduction_id, short
 
 __all__ = ["CheckingIn"]
 
@@ -34,10 +34,20 @@ NONCES_KEPT: Final = 4
 SETTLE_WINDOW_SECONDS: Final = 10.0
 SETTLE_SECONDS_MAX: Final = 900.0
 RESUME_WINDOW_SECONDS: Final = 5.0
+INTRODUCE_SECONDS: Final = 1.0
 NEVER: Final = float("inf")
 
 Asked = tuple[bytes, int, int, bool]
 """What an announcement asks for, so that it is answered once: lineage, round, attempt, whether all is done."""
+
+
+class _Sent(NamedTuple):
+    """A check-in that is out: when it was sent, what it answers, to whom, and whether it says what the device is."""
+
+    at: float
+    asked: Asked | None
+    lineage: bytes
+    introduced: bool
 
 
 class CheckingIn:
@@ -51,6 +61,7 @@ class CheckingIn:
         settings: Whose check-ins they are.
         mailbox: Sends them.
         holds: Digests of the parameters that are here, the newest first.
+        terms: Short digests of the terms that are known, those used last first.
         rng: For nonces, draws and jitter.
     """
 
@@ -59,6 +70,7 @@ class CheckingIn:
         settings: SessionSettings,
         mailbox: Mailbox,
         holds: Callable[[], tuple[bytes, ...]],
+        terms: Callable[[], tuple[bytes, ...]],
         rng: np.random.Generator,
     ) -> None:
         self.deadline = NEVER
@@ -66,6 +78,7 @@ class CheckingIn:
         self._settings = settings
         self._mailbox = mailbox
         self._holds = holds
+        self._terms = terms
         self._rng = rng
         # announcements
         self._announce: Announce | None = None
@@ -79,8 +92,11 @@ class CheckingIn:
         self._hold_until = float("-inf")
         self._come_back_at: float | None = None
         # the check-in that is out
-        self._nonces: dict[bytes, tuple[float, Asked | None]] = {}
+        self._nonces: dict[bytes, _Sent] = {}
         self._attempts = 0
+        # who knows this device
+        self._introduction = b""  # made with the first check-in
+        self._known_to = b""  # lineage of the coordinator that has answered an introduction
 
     # --- when ---
 
@@ -150,34 +166,45 @@ class CheckingIn:
         found = self._nonces.get(nonce)
         if found is None:
             return None
-        sent_at, self._answered = found
+        self._answered = found.asked
+        if found.introduced:
+            self._known_to = found.lineage
         self._unanswered = None
         self._hold_until = float("-inf")
         self.disarm()
-        return sent_at
+        return found.at
 
     def on_come_back(self, message: ComeBack, sent_at: float) -> Notify:
         """Not now; ``sent_at`` is when the check-in was sent that this answers."""
+        if message.introduce:
+            self._known_to = b""
+            self._come_back_at = sent_at + INTRODUCE_SECONDS
+            return Notify(ProgressKind.COME_BACK, "the coordinator asks what this device is")
         self._come_back_at = sent_at + message.seconds if message.seconds > 0 else None
         if message.hold:
             self._hold_until = sent_at + message.seconds
         return Notify(ProgressKind.COME_BACK, message.reason or f"in {message.seconds:.0f} s")
 
     def _send(self, unsettled: tuple[bytes, ...], now: float) -> list[Action]:
-        nonce = self._rng.bytes(8)
-        self._nonces[nonce] = (now, self._asked)
+        nonce, lineage = self._rng.bytes(8), self._mailbox.lineage
+        introduces = not lineage or lineage != self._known_to
+        self._nonces[nonce] = _Sent(now, self._asked, lineage, introduces)
         self._unanswered = self._asked
         while len(self._nonces) > NONCES_KEPT:
             del self._nonces[next(iter(self._nonces))]
         seconds = min(REPLY_SECONDS * 2.0 ** min(self._attempts, 8), REPLY_SECONDS_MAX)
         self.deadline = max(now, self._window_ends) + seconds * (1.0 + 0.5 * float(self._rng.random()))
         self._attempts += 1
+        s = self._settings
+        self._introduction = self._introduction or introduction_id(s.instance, s.capabilities)
         message = CheckIn(
             nonce=nonce,
-            instance=self._settings.instance,
-            capabilities=self._settings.capabilities,
+            introduction=self._introduction,
+            instance=s.instance if introduces else b"",
+            capabilities=s.capabilities if introduces else {},
             unsettled=unsettled,
             holds=tuple(short(digest) for digest in self._holds()[:HOLDS_MAX]),
+            terms=self._terms(),
         )
         return [self._mailbox.to_coordinator(message)]
 

@@ -17,6 +17,7 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.events import Action, MarkReceived, Notify, Settle
 from edge_sdk.device.session.liveness import Liveness
 from edge_sdk.device.session.mailbox import Mailbox
+from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.upload import Upload
 from edge_sdk.wire.messages import Have, Verdict, short
 from edge_sdk.wire.outcomes import BUSY, COUNTED, FINAL_OUTCOMES, RECEIVED, REFUSED
@@ -34,6 +35,7 @@ class Deliver:
         unsettled: The update that the coordinator has and whose outcome is not known yet.
 
     Args:
+        settings: Limits of this device.
         mailbox: Sends offers and chunks.
         liveness: Whether a coordinator would hear them.
         chunk: Gives the connection's chunk size.
@@ -41,8 +43,14 @@ class Deliver:
     """
 
     def __init__(
-        self, mailbox: Mailbox, liveness: Liveness, chunk: Callable[[], ChunkSize], rng: np.random.Generator
+        self,
+        settings: SessionSettings,
+        mailbox: Mailbox,
+        liveness: Liveness,
+        chunk: Callable[[], ChunkSize],
+        rng: np.random.Generator,
     ) -> None:
+        self._settings = settings
         self.unsettled: PendingUpdate | None = None
         self._mailbox = mailbox
         self._liveness = liveness
@@ -62,15 +70,19 @@ class Deliver:
         return self._upload is not None
 
     def begin(self, update: PendingUpdate, now: float) -> list[Action]:
-        """Brings an update to the coordinator as soon as one is live."""
+        """Brings an update to the coordinator that it was made for, or offers it to the next one that is live."""
         self._upload = Upload(
             update,
             chunk=self._chunk,
             send_offer=lambda offer: self._mailbox.to_coordinator(offer, lineage=update.lineage),
             send_chunk=lambda chunk: self._mailbox.chunk(chunk, update),
             rng=self._rng,
+            direct_bytes_max=self._settings.direct_bytes_max,
         )
-        return self._upload.offer(now) if self._liveness.can_talk else []
+        if not self._liveness.can_talk:
+            return []
+        is_its_own = update.lineage == self._mailbox.lineage
+        return self._upload.begin(now) if is_its_own else self._upload.offer(now)
 
     def pause(self) -> None:
         """The connection or the coordinator is gone."""

@@ -222,11 +222,15 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Something that an app or a person may want to know."""
+    """Something that an app or a person may want to know.
+
+    ``public`` is what of ``detail`` may leave this device, None for all of it.
+    """
 
     what: ProgressKind
     detail: str = ""
     round: int = 0
+    public: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

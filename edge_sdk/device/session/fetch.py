@@ -22,7 +22,8 @@ from edge_sdk.device.session.mailbox import Mailbox
 from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire.messages import BlobGone, Invite, RangeData, short
-from edge_sdk.wire.ranges import ChunkSize
+from edge_sdk.wire.ranges import ChunkSize, Reassembly
+from edge_sdk.wire.terms import Terms
 
 __all__ = ["Blobs", "Fetch", "Ticket"]
 
@@ -52,9 +53,10 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The piece of work in hand: the invite, the lineage that it came from, and until when a report counts."""
+    """The piece of work in hand: the invite, its terms, the lineage it came from, and until when a report counts."""
 
     invite: Invite
+    terms: Terms
     lineage: bytes
     report_by: float
 
@@ -93,6 +95,7 @@ class Fetch:
         self._ticket: Ticket | None = None
         self._download: Download | None = None
         self._deltas: dict[bytes, memoryview | None] | None = None  # by digest; None: the parameters come whole
+        self._inline: tuple[bytes, ...] = ()  # what the invite has brought and nobody has looked at yet
         self._wrong_digests = 0
         self._examples_fit = False  # those of this device, as far as this ticket's job has said
 
@@ -106,12 +109,12 @@ class Fetch:
             return download.deadline
         return ticket.report_by
 
-    def missing_bytes(self, invite: Invite) -> tuple[int, ...]:
+    def missing_bytes(self, invite: Invite, terms: Terms) -> tuple[int, ...]:
         """Sizes of what is to be downloaded for an invite."""
-        sizes = [] if self._blobs.has(invite.program) else [invite.program_bytes]
-        if self._lacks_parameters(invite):
-            deltas = self._usable_deltas(invite)
-            sizes += [invite.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
+        sizes = [] if self._blobs.has(terms.program) else [terms.program_bytes]
+        if self._lacks_parameters(invite, terms) and not self._is_inline(invite):
+            deltas = self._usable_deltas(invite, terms)
+            sizes += [terms.parameters_bytes] if deltas is None else [size for _, size in invite.deltas]
         return (*sizes, *(size for _, digest, size in invite.vectors if not self._blobs.has(digest)))
 
     def begin(self, ticket: Ticket, now: float) -> list[Action]:
@@ -120,7 +123,8 @@ class Fetch:
         self.complete, self.failure = False, ""
         self._wrong_digests = 0
         self._examples_fit = False
-        self._deltas = self._usable_deltas(ticket.invite)
+        self._deltas = self._usable_deltas(ticket.invite, ticket.terms)
+        self._inline = ticket.invite.inline
         return self._next(now)
 
     def on_live(self, now: float) -> list[Action]:
@@ -174,10 +178,10 @@ class Fetch:
         self.failure = "gone"
         return []
 
-    def _usable_deltas(self, invite: Invite) -> dict[bytes, memoryview | None] | None:
+    def _usable_deltas(self, invite: Invite, terms: Terms) -> dict[bytes, memoryview | None] | None:
         """The deltas to fetch, if they start from what is here and cost less than the parameters themselves."""
         deltas = dict(invite.deltas)
-        if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= invite.parameters_bytes:
+        if not deltas or len(deltas) != len(invite.deltas) or sum(deltas.values()) >= terms.parameters_bytes:
             return None
         return dict.fromkeys(deltas) if self._base_of(invite) else None
 
@@ -185,21 +189,25 @@ class Fetch:
         """The parameters that the deltas start from, empty where they are not here."""
         return next((digest for digest in self._blobs.parameters() if short(digest) == invite.base), b"")
 
-    def _lacks_parameters(self, invite: Invite) -> bool:
-        return not invite.plan.without_parameters and not self._blobs.has(invite.parameters)
+    def _is_inline(self, invite: Invite) -> bool:
+        """Whether the invite itself has brought what leads to its parameters."""
+        return bool(invite.inline) and (not invite.base or bool(self._base_of(invite)))
+
+    def _lacks_parameters(self, invite: Invite, terms: Terms) -> bool:
+        return not terms.plan.without_parameters and not self._blobs.has(invite.parameters)
 
     def _next(self, now: float) -> list[Action]:
         """The next thing that is missing."""
         if self._ticket is None:
             return []
-        invite, s = self._ticket.invite, self._settings
-        if not self._blobs.has(invite.program):
-            return self._start("program", invite.program, invite.program_bytes, s.program_bytes_max, now)
-        if self._lacks_parameters(invite):
+        invite, terms, s = self._ticket.invite, self._ticket.terms, self._settings
+        if not self._blobs.has(terms.program):
+            return self._start("program", terms.program, terms.program_bytes, s.program_bytes_max, now)
+        if self._lacks_parameters(invite, terms):
+            if self._inline:
+                return self._take_inline(invite, now)
             if self._deltas is None:
-                return self._start(
-                    "parameters", invite.parameters, invite.parameters_bytes, s.parameters_bytes_max, now
-                )
+                return self._start("parameters", invite.parameters, terms.parameters_bytes, s.parameters_bytes_max, now)
             for digest, total in invite.deltas:
                 if self._deltas[digest] is None:
                     return self._start(MODEL_DELTA, digest, total, s.parameters_bytes_max, now)
@@ -213,18 +221,19 @@ class Fetch:
     def _start(self, kind: str, digest: bytes, total: int, bytes_max: int, now: float) -> list[Action]:
         if self._ticket is None:
             return []
-        invite = self._ticket.invite
+        invite, terms = self._ticket.invite, self._ticket.terms
+        # Retained are the program, and what leads to the parameters where the invite names that and does not bring it.
+        named = kind == MODEL_DELTA or (kind == "parameters" and not invite.deltas and not invite.inline)
         if kind != "program" and not self._examples_fit:
-            return [CheckExamples(invite.ticket, invite.program)]
+            return [CheckExamples(invite.ticket, terms.program)]
         self._download = Download(
             kind,
             digest,
             total,
-            # Retained are the program, and the deltas where the invite names any, or else the whole parameters.
-            blob_bytes=0 if kind == "vector" or (kind == "parameters" and invite.deltas) else invite.blob_bytes,
+            blob_bytes=terms.blob_bytes if kind == "program" or named else 0,
             bytes_max=bytes_max,
             chunk=lambda: self.chunk,
-            range_bytes_max=invite.chunk_bytes_max,
+            range_bytes_max=terms.chunk_bytes_max,
             topics=self._mailbox.topics,
             send=self._mailbox.to_coordinator,
             rng=self._rng,
@@ -252,11 +261,25 @@ class Fetch:
             self._blobs.keep(download.kind, download.digest, data)
         return actions + self._next(now)
 
+    def _take_inline(self, invite: Invite, now: float) -> list[Action]:
+        """Uses what the invite has brought: model deltas, or the parameters themselves."""
+        inline, self._inline = tuple(memoryview(data) for data in self._inline), ()
+        if invite.base:
+            return self._follow_all(invite, inline, now)
+        try:
+            whole = Reassembly(invite.parameters, len(inline[0]), bytes_max=self._settings.parameters_bytes_max)
+            whole.add(0, inline[0])
+            self._blobs.keep("parameters", invite.parameters, whole.take())
+        except DecodeError as error:
+            return [Notify(ProgressKind.BAD_DIGEST, str(error)), *self._next(now)]
+        return self._next(now)
+
     def _follow(self, invite: Invite, now: float) -> list[Action]:
         deltas, self._deltas = self._deltas or {}, None
-        error = self._blobs.follow(
-            self._base_of(invite), tuple(d for d in deltas.values() if d is not None), invite.parameters
-        )
+        return self._follow_all(invite, tuple(d for d in deltas.values() if d is not None), now)
+
+    def _follow_all(self, invite: Invite, deltas: tuple[memoryview, ...], now: float) -> list[Action]:
+        error = self._blobs.follow(self._base_of(invite), deltas, invite.parameters)
         if error:
             return self._without_deltas(error, now)
         return [Notify(ProgressKind.DELTAS_APPLIED, f"{len(deltas)}", invite.round), *self._next(now)]

@@ -42,6 +42,7 @@ from edge_sdk.device.session.events import (
     TrainingFinished,
 )
 from edge_sdk.device.session.fetch import Blobs, Fetch
+from edge_sdk.device.session.known_terms import KnownTerms
 from edge_sdk.device.session.liveness import Change, Liveness
 from edge_sdk.device.session.mailbox import Mailbox, decode_announcement
 from edge_sdk.device.session.settings import SessionSettings
@@ -53,6 +54,7 @@ from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope
 from edge_sdk.wire.messages import Announce, BlobGone, ComeBack, Have, Invite, RangeData, Verdict
 from edge_sdk.wire.outcomes import FINAL_OUTCOMES
 from edge_sdk.wire.ranges import CHUNK_BYTES_FLOOR, CHUNK_BYTES_MAX, ChunkSize
+from edge_sdk.wire.terms import Terms
 
 __all__ = ["Session"]
 
@@ -67,8 +69,8 @@ class Session:
         rng: For nonces, draws and jitter.
         blobs: What the device holds, and where downloads go.
         pending: What was not settled before a restart, if anything.
-        over_quota: Why the work of an invite is beyond a quota of bytes (code and explanation), given the sizes of
-            what is still to be downloaded; None where it is not.
+        over_quota: Why the work that an invite asks for is beyond a quota of bytes (code and explanation), given its
+            terms and the sizes of what is still to be downloaded; None where it is not.
     """
 
     def __init__(
@@ -78,16 +80,17 @@ class Session:
         rng: np.random.Generator,
         blobs: Blobs,
         pending: PendingUpdate | None = None,
-        over_quota: Callable[[Invite, tuple[int, ...]], Refusal | None] = lambda invite, downloads: None,
+        over_quota: Callable[[Terms, tuple[int, ...]], Refusal | None] = lambda terms, downloads: None,
     ) -> None:
         self._settings = settings
         self._stage = Stage()
         self._mailbox = Mailbox(settings)
         self._liveness = Liveness(self._mailbox.topics, settings.task, settings.device, rng)
-        self._checkin = CheckingIn(settings, self._mailbox, blobs.parameters, rng)
+        self._terms = KnownTerms()
+        self._checkin = CheckingIn(settings, self._mailbox, blobs.parameters, self._terms.named, rng)
         self._fetch = Fetch(settings, self._mailbox, blobs, self._liveness, rng)
         self._work = Work(settings, self._stage, self._mailbox, self._liveness, self._fetch, over_quota)
-        self._deliver = Deliver(self._mailbox, self._liveness, lambda: self._fetch.chunk, rng)
+        self._deliver = Deliver(settings, self._mailbox, self._liveness, lambda: self._fetch.chunk, rng)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Online: self._on_online,
             Offline: self._on_offline,
@@ -245,23 +248,24 @@ class Session:
         return [*actions, self._checkin.on_come_back(message, sent_at)]
 
     def _on_invite(self, invite: Invite, envelope: Envelope, now: float) -> list[Action]:
+        terms = self._terms.of(invite)  # before the answer is taken: without them the check-in is repeated
         sent_at = self._checkin.take_answer(invite.nonce)
         if sent_at is None:
             return []
         actions = [action for verdict in invite.verdicts for action in self._judge(verdict, now)]
-        refusal = self._why_not(invite)
+        refusal = self._why_not(invite, terms)
         if refusal is None:
-            return actions + self._work.take(invite, envelope, sent_at, now)
+            return actions + self._work.take(invite, terms, envelope, sent_at, now)
         if refusal[0] == ProgressKind.BYTES_PER_DAY:
             self._checkin.unwilling.add("bytes_per_day")
         return actions + self._work.refuse(invite, refusal)
 
-    def _why_not(self, invite: Invite) -> Refusal | None:
+    def _why_not(self, invite: Invite, terms: Terms) -> Refusal | None:
         if self._checkin.unwilling & {"not_eligible", "leaving"}:
             return ProgressKind.NOT_ELIGIBLE, "the device is not eligible now"
         if self._deliver.unsettled is not None:
             return ProgressKind.UNSETTLED, "the outcome of the last update is not known yet"
-        return self._work.why_not(invite)
+        return self._work.why_not(invite, terms)
 
     def _judge(self, verdict: Verdict, now: float) -> list[Action]:
         actions = self._deliver.judge(verdict, now)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
+
 __all__ = ["SessionSettings"]
 
 
@@ -21,6 +23,7 @@ class SessionSettings:
         supports: What a plan may require of this device.
         program_bytes_max: Largest program accepted, in bytes.
         parameters_bytes_max: Largest parameters blob accepted, in bytes.
+        direct_bytes_max: Largest update that is sent without an offer, in bytes.
     """
 
     federation: str
@@ -31,3 +34,4 @@ class SessionSettings:
     supports: frozenset[str] = frozenset()
     program_bytes_max: int = 64 << 20
     parameters_bytes_max: int = 256 << 20
+    direct_bytes_max: int = DIRECT_BYTES_MAX

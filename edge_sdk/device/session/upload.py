@@ -2,7 +2,8 @@
 
 PURE, a part of the session. A PUBACK covers one chunk and means only that the *broker* has it (rule 5); only the
 coordinator's verdict ends an upload. After a cut, a new incarnation or silence the device offers again, and the
-answer says which ranges are missing.
+answer says which ranges are missing. A small update that has just been made is sent without that question; nothing
+of it is sent a second time before the answer to one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 
 from edge_sdk.device.pending import PendingUpdate
 from edge_sdk.device.session.events import Action
-from edge_sdk.wire.messages import Chunk, Have, Offer
-from edge_sdk.wire.ranges import ChunkSize, Ranges, plan_chunks
+from edge_sdk.wire.messages import Chunk, Have, Offer, short
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX, ChunkSize, Ranges, plan_chunks
 
 __all__ = ["Upload"]
 
@@ -33,6 +34,7 @@ class Upload:
         send_offer: Wraps an offer into an action.
         send_chunk: Wraps a chunk into an action and returns it with its token.
         rng: For jitter.
+        direct_bytes_max: Largest update that is sent without an offer, in bytes.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Upload:
         send_offer: Callable[[Offer], Action],
         send_chunk: Callable[[Chunk], tuple[int, Action]],
         rng: np.random.Generator,
+        direct_bytes_max: int = DIRECT_BYTES_MAX,
     ) -> None:
         if update.payload is None:
             raise ValueError("an update without its payload cannot be uploaded")
@@ -52,6 +55,7 @@ class Upload:
         self._send_offer = send_offer
         self._send_chunk = send_chunk
         self._rng = rng
+        self._direct_bytes_max = direct_bytes_max
         self._queue: list[tuple[int, int]] = []
         self._in_flight: set[int] = set()
         self._silences = 0
@@ -62,6 +66,14 @@ class Upload:
     @property
     def total(self) -> int:
         return len(self._payload)
+
+    def begin(self, now: float) -> list[Action]:
+        """Sends a small update at once, and offers any other."""
+        if self.total > min(self._direct_bytes_max, self._chunk().current):
+            return self.offer(now)
+        self._queue = [(0, self.total)]
+        self._arm(now)
+        return self._more()
 
     def offer(self, now: float) -> list[Action]:
         """Asks what the coordinator has; what was in flight before counts for nothing."""
@@ -126,11 +138,12 @@ class Upload:
         actions: list[Action] = []
         while self._queue and len(self._in_flight) < WINDOW_CHUNKS:
             start, stop = self._queue.pop(0)
+            whole = stop - start == self.total
             token, action = self._send_chunk(
                 Chunk(
                     ticket=self.update.ticket,
-                    digest=self.update.digest,
-                    total=self.total,
+                    digest=short(self.update.digest) if whole else self.update.digest,
+                    total=0 if whole else self.total,
                     offset=start,
                     data=bytes(self._payload[start:stop]),
                 )

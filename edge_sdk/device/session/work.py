@@ -18,6 +18,7 @@ from edge_sdk.device.session.settings import SessionSettings
 from edge_sdk.device.session.stages import FETCHING, TRAINING, Stage
 from edge_sdk.wire.envelope import Envelope
 from edge_sdk.wire.messages import REASON_CHARACTERS_MAX, Accept, Announce, Decline, Invite
+from edge_sdk.wire.terms import Terms
 
 __all__ = ["Refusal", "Work"]
 
@@ -50,7 +51,7 @@ class Work:
         mailbox: Mailbox,
         liveness: Liveness,
         fetch: Fetch,
-        over_quota: Callable[[Invite, tuple[int, ...]], Refusal | None],
+        over_quota: Callable[[Terms, tuple[int, ...]], Refusal | None],
     ) -> None:
         self.ticket: Ticket | None = None
         self._settings = settings
@@ -60,21 +61,21 @@ class Work:
         self._fetch = fetch
         self._over_quota = over_quota
 
-    def why_not(self, invite: Invite) -> Refusal | None:
-        """Why the plan of an invite is nothing for this device; None where it can be done."""
+    def why_not(self, invite: Invite, terms: Terms) -> Refusal | None:
+        """Why what an invite asks is nothing for this device; None where it can be done."""
         s = self._settings
-        unknown = sorted(set(invite.requires) - s.supports)
+        unknown = sorted(set(terms.requires) - s.supports)
         if unknown:
             return ProgressKind.UNSUPPORTED, f"the plan requires {unknown}: upgrade edgefed on this device"
-        fetched = [] if invite.plan.without_parameters else [invite.parameters_bytes]
+        fetched = [] if terms.plan.without_parameters else [terms.parameters_bytes]
         for what, size, limit in (
-            ("program", invite.program_bytes, s.program_bytes_max),
+            ("program", terms.program_bytes, s.program_bytes_max),
             ("parameters", max([0, *fetched, *(size for _, _, size in invite.vectors)]), s.parameters_bytes_max),
         ):
             if size > limit:
                 detail = f"the {what} has {size} bytes, this device takes {limit}: raise limits.{what}_bytes_max"
                 return ProgressKind.TOO_LARGE, detail
-        return self._over_quota(invite, self._fetch.missing_bytes(invite))
+        return self._over_quota(terms, self._fetch.missing_bytes(invite, terms))
 
     def refuse(self, invite: Invite, why: Refusal) -> list[Action]:
         """Gives a ticket back that was not taken."""
@@ -83,10 +84,10 @@ class Work:
         dropped = Notify(ProgressKind.DROPPED, code, invite.round)
         return [Notify(code, detail, invite.round), *self._say_decline(invite.ticket, code), dropped]
 
-    def take(self, invite: Invite, envelope: Envelope, sent_at: float, now: float) -> list[Action]:
+    def take(self, invite: Invite, terms: Terms, envelope: Envelope, sent_at: float, now: float) -> list[Action]:
         """Takes a ticket; its seconds count from when the check-in was sent."""
         self._stage.step("invited")
-        self.ticket = Ticket(invite, envelope.lineage, sent_at + invite.report_seconds)
+        self.ticket = Ticket(invite, terms, envelope.lineage, sent_at + invite.report_seconds)
         said = [self._mailbox.to_coordinator(Accept(ticket=invite.ticket)), _notice(ProgressKind.INVITED, "", invite)]
         return self.after_fetch(said + self._fetch.begin(self.ticket, now), now)
 
@@ -115,7 +116,7 @@ class Work:
         return [*actions, *self._train(self.ticket, now)] if self._fetch.complete else actions
 
     def _train(self, ticket: Ticket, now: float) -> list[Action]:
-        invite, seconds = ticket.invite, (ticket.report_by - now) * TRAINING_FRACTION
+        invite, terms, seconds = ticket.invite, ticket.terms, (ticket.report_by - now) * TRAINING_FRACTION
         if seconds <= 0:
             return self.decline("deadline")
         self._fetch.end()
@@ -126,14 +127,16 @@ class Work:
             task=self._settings.task,
             round=invite.round,
             attempt=invite.attempt,
-            shard=invite.shard,
-            program=invite.program,
+            shard=terms.shard,
+            program=terms.program,
             parameters=invite.parameters,
-            plan=invite.plan,
-            seconds_max=min(seconds, invite.plan.training.seconds_max),
+            plan=terms.plan,
+            seconds_max=min(seconds, terms.plan.training.seconds_max),
             vectors=tuple((name, digest) for name, digest, _ in invite.vectors),
         )
-        return [start, _notice(ProgressKind.TRAINING, "", invite)]
+        # Nothing is trained without parameters: what the device does instead is said by its name.
+        detail = terms.plan.local if terms.plan.without_parameters else ""
+        return [start, _notice(ProgressKind.TRAINING, detail, invite)]
 
     def finish(self, ticket: bytes) -> list[Action]:
         """Training is over and its update on disk; without a step to uploading where nobody will ask for it."""
@@ -147,7 +150,8 @@ class Work:
         """There will be no update."""
         if self.ticket is None or self.ticket.invite.ticket != event.ticket:
             return []
-        notice = _notice(ProgressKind.TRAINING_FAILED, event.detail or event.reason, self.ticket.invite)
+        said, number = event.detail or event.reason, self.ticket.invite.round
+        notice = Notify(ProgressKind.TRAINING_FAILED, said, number, event.public or event.reason)
         return [notice, *self.decline(event.reason, event.public)]
 
     def drop(self, reason: str) -> list[Action]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.algorithms.local_algorithm import LocalResult, LocalWork
-from edge_sdk.training.feature_sums import feature_sums
+from edge_sdk.training.feature_sums import sums_of_examples
 from edge_sdk.training.local import split_by_plan
 
 __all__ = ["FeatureStatistics"]
@@ -23,12 +23,12 @@ class FeatureStatistics:
 
         Raises:
             TrainingError: The program normalises no input.
-            ExamplesError: A value is infinite, or no example is to be trained on.
+            ExamplesError: A value is infinite, or no example is to be trained on, or all of their positions are masked.
         """
         normalise = work.program.normalise
         if normalise is None:
             raise TrainingError(f"the plan asks for statistics of features, and {work.program.name!r} normalises none")
         train, _ = split_by_plan(work.examples, work.plan)
         examples = work.examples if len(train) == len(work.examples) else work.examples.part(train)
-        sums = feature_sums(examples.inputs[normalise.input], normalise)
+        sums = sums_of_examples(examples, work.program, normalise)
         return LocalResult(None, arrays=sums.encode(), examples=len(examples))

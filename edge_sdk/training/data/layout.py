@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Final
 
@@ -15,7 +16,7 @@ from edge_sdk.errors import ConfigurationError, ExamplesError
 from edge_sdk.training.data.columns import Categories, Classes, Field, Flags, Numbers, Series, Times
 from edge_sdk.training.data.row_filter import RowFilter, parse_filter
 from edge_sdk.training.data.settings import ExamplesFile, Window
-from edge_sdk.training.data.source import Rows, file_error
+from edge_sdk.training.data.source import Column, Rows, file_error
 from edge_sdk.training.program import Input, Program
 
 __all__ = [
@@ -74,14 +75,27 @@ class Block:
         Raises:
             ExamplesError: A cell is not what it should be; says where.
         """
-        values = np.empty((len(rows), self.width))
-        at = 0
-        for field in self.fields:
-            found = field.values(rows)
-            values[:, at : at + field.width] = found.reshape(len(rows), field.width)
-            at += field.width
+        values = self._numbers_at_once(rows)
+        if values is None:
+            values = np.empty((len(rows), self.width))
+            at = 0
+            for field in self.fields:
+                found = field.values(rows)
+                values[:, at : at + field.width] = found.reshape(len(rows), field.width)
+                at += field.width
         self._check(values, rows)
         return values
+
+    def _numbers_at_once(self, rows: Rows) -> NDArray[np.float64] | None:
+        """All cells in one go, where all columns are texts of numbers and none is empty; None where they are not."""
+        columns = [rows.columns[field.column] for field in self.fields]
+        if not all(isinstance(field, Numbers) for field in self.fields) or any(map(_is_array, columns)):
+            return None
+        try:
+            cells = map(float, chain.from_iterable(columns))
+            return np.fromiter(cells, np.float64, len(columns) * len(rows)).reshape(len(columns), len(rows)).T
+        except (ValueError, TypeError):
+            return None
 
     def _check(self, values: NDArray[np.float64], rows: Rows) -> None:
         empty = np.isnan(values)
@@ -97,6 +111,10 @@ class Block:
             row, at = (int(found[0]) for found in np.nonzero(bad))
             columns = [field.column for field in self.fields for _ in range(field.width)]
             rows.fail(row, columns[at], what, cell=True)
+
+
+def _is_array(column: Column) -> bool:
+    return isinstance(column, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +162,7 @@ def layout_of(header: Sequence[str], program: Program, file: ExamplesFile) -> La
         raise _wrong(file, header, f"needs one column for each of the inputs {names}")
     for entry in wide:
         columns = tuple(name for name in features if name not in single)
-        blocks.append(_of_features(entry, columns, program, file))
+        blocks.append(_of_features(entry, columns, program, file, used))
     if used.label:
         blocks.append(target_block(used.label, program, file))
     marks: dict[str, Field] = {TIME: Times(used.time), GROUP: Series(used.group), IS_TEST: Flags(used.is_test)}
@@ -252,13 +270,15 @@ def _scalar(entry: Input, program: Program) -> Block:
     return _block(entry, (field,), program)
 
 
-def _of_features(entry: Input, columns: tuple[str, ...], program: Program, file: ExamplesFile) -> Block:
+def _of_features(
+    entry: Input, columns: tuple[str, ...], program: Program, file: ExamplesFile, used: UsedColumns
+) -> Block:
     fields: list[Field] = []
     for name in columns:
         names = program.categories.get(name)
         fields.append(Categories(name, names) if names else Numbers(name, FEATURE_REMEDY))
     block = _block(entry, tuple(fields), program)
-    _check_width(entry, block.width, columns, file)
+    _check_width(entry, block.width, columns, file, used)
     return block
 
 
@@ -268,7 +288,7 @@ def _block(entry: Input, fields: tuple[Field, ...], program: Program) -> Block:
     return Block(entry.name, fields, dtype, whole=entry.dtype != "float32", may_be_missing=missing)
 
 
-def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: ExamplesFile) -> None:
+def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: ExamplesFile, used: UsedColumns) -> None:
     wanted = _shape(entry)
     window = file.window
     if width * (window.length if window else 1) == prod(wanted):
@@ -277,6 +297,9 @@ def _check_width(entry: Input, width: int, columns: tuple[str, ...], file: Examp
     numbers = f" of {width} numbers" if width != len(columns) else ""
     what = f"{len(columns)} feature columns{numbers}{rows}, input {entry.name!r} of shape {['N', *wanted]} needs "
     what += str(prod(wanted))
+    marks = [name for name in (used.time, used.group, used.is_test) if name and name not in (file.time, file.group)]
+    if marks:
+        what += f"; {_shown(marks)} are what their names say, and features where data.features names them"
     raise file_error(file.path, what, shown=f"; the columns are {_shown(columns)}")
 
 

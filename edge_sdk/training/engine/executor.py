@@ -92,7 +92,8 @@ class Executor:
         except EdgeFedError as error:
             raise TrainingError(f"{self._place(call)}: {error}") from error
         except Exception as error:  # whatever a kernel raises on values that the plan should not have led to
-            raise TrainingError(f"{self._place(call)}: {type(error).__name__}: {error}") from error
+            what = f"{self._place(call)}: {type(error).__name__}"
+            raise TrainingError(f"{what}: {error}", public=what) from error
         return [slots[slot] for slot in self._results]
 
     def _place(self, call: _Call | None) -> str:

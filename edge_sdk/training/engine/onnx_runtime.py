@@ -281,7 +281,8 @@ def _session_options(runtime: Any, threads: int) -> Any:
 
 
 def _failed(where: str, error: Exception) -> TrainingError:
-    return TrainingError(f"onnxruntime failed in the graph {where!r}: {_brief(error)}")
+    what = f"onnxruntime failed in the graph {where!r}: "
+    return TrainingError(what + _brief(error), public=what + type(error).__name__)
 
 
 def _brief(error: Exception) -> str:
