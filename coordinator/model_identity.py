@@ -75,6 +75,7 @@ def _facts(program: Program) -> list[tuple[str, Any]]:
         ("activations", ", ".join(operators) or "none"),
         ("operators", ", ".join(sorted(used - ACTIVATIONS)) or "none"),
         ("normalise", program.normalise.mode if program.normalise is not None else "none"),
+        ("normalised target", "yes" if program.normalise_target is not None else "no"),
         ("missing", program.missing),
         ("features", ", ".join(program.features) or "none"),
         ("categories", ", ".join(f"{name} {list(of)}" for name, of in sorted(program.categories.items())) or "none"),

@@ -1,6 +1,6 @@
 """The pipeline of a round of statistics: sums of features from devices become mean and scale in the model. PURE.
 
-Nothing is trained in it. The model stays as it is but for two constants (:mod:`edge_sdk.training.normalise`), and what
+Nothing is trained in it. The model stays as it is but for its constants (:mod:`edge_sdk.training.normalise`), and what
 the training pipeline remembers stays too. The sums are exact, so any order or replay gives the same bits.
 """
 
@@ -14,9 +14,9 @@ from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory
 from coordinator.pipeline.round_pipeline import Finished
 from edge_sdk.errors import ProtocolError, StateError
-from edge_sdk.training.bundle import Program, decode_parameters, encode_parameters
-from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums
-from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.bundle import decode_parameters, encode_parameters
+from edge_sdk.training.feature_sums import FeatureSums
+from edge_sdk.training.program_sums import ExactProgramSums, decode_sums
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
@@ -28,11 +28,11 @@ class Reported:
     """What one device has said of its features.
 
     Attributes:
-        sums: Its sums.
+        sums: Its sums, one for each of ``program.normalised``.
         weight: Examples that they count as, at least 1.
     """
 
-    sums: FeatureSums
+    sums: list[FeatureSums]
     weight: int
 
 
@@ -54,14 +54,16 @@ class FeatureStatistics:
         self.program = training.program
         self.plan = plan
         self._training = training
-        self._normalise = _normalise_of(self.program)
+        if self.program.normalise is None:
+            raise ValueError(f"program {self.program.name!r} normalises no input: there are no statistics to ask for")
+        self._input = self.program.normalise
 
     def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """See :class:`coordinator.pipeline.round_pipeline.RoundPipeline`."""
         self._vector = decode_parameters(parameters, self.program.spec)
         self._memory = memory
         self._examples = 0
-        self._sums = ExactFeatureSums(self._normalise.features)
+        self._sums = ExactProgramSums(self.program)
 
     def examine(self, payload: bytes, digest: bytes | None = None, pending_weight: int = 0) -> Reported:
         """One device's report, decoded and checked; nothing is added yet.
@@ -76,7 +78,7 @@ class FeatureStatistics:
                 reason="vectors",
             )
         weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-        return Reported(FeatureSums.decode(update.arrays, self._normalise), weight)
+        return Reported(decode_sums(self.program, update.arrays), weight)
 
     def again(self, payload: bytes) -> Reported:
         """A report that was examined and journalled before a crash.
@@ -95,17 +97,17 @@ class FeatureStatistics:
         self._examples += update.weight
 
     def finish(self) -> Finished:
-        """The same model with mean and scale of each feature in it.
+        """The same model with mean and scale of each feature in it, and of the target.
 
         Raises:
             ValueError: Nothing was added.
         """
         if not self._sums.devices:
             raise ValueError("a round without reports has no statistics")
-        mean, scale, missing = self._sums.result()
+        constants = self._sums.constants()
         vector = self._vector.copy()
         tensors = self.program.spec.unflatten(vector)
-        for name, values in ((self._normalise.mean, mean), (self._normalise.scale, scale)):
+        for name, values in constants.items():
             tensors[name][...] = values.reshape(tensors[name].shape)
         return Finished(
             encode_parameters(vector),
@@ -116,17 +118,11 @@ class FeatureStatistics:
             {
                 "devices": float(self._sums.devices),
                 "examples": float(self._examples),
-                "features": float(len(mean)),
-                "features_constant": float(np.count_nonzero(scale == 0.0)),
-                "missing": float(missing.mean()),
+                "features": float(self._input.features),
+                "features_constant": float(np.count_nonzero(constants[self._input.scale] == 0.0)),
+                "missing": float(self._sums.missing().mean()),
             },
         )
 
     def close(self) -> None:
         """Holds nothing that would have to be given up."""
-
-
-def _normalise_of(program: Program) -> Normalise:
-    if program.normalise is None:
-        raise ValueError(f"the program {program.name!r} normalises no input: there are no statistics to ask for")
-    return program.normalise

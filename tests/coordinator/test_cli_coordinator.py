@@ -404,6 +404,18 @@ def test_check_passes_and_changes_nothing(run: Run, tmp_path: Path, mosquitto_br
     assert run("check", path).out.count(" ok ") == 6
 
 
+def test_check_warns_of_a_large_target_that_nobody_normalises(
+    run: Run, tmp_path: Path, mosquitto_broker: PrivateBroker
+) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    np.savez(tmp_path / "heldout.npz", x=x, y=48_000 + 900 * x[:, 0])
+    for normalise, state in (("none", "warning"), ("federated", "ok")):
+        model = {"zoo": "linear_regression", "inputs": [3], "outputs": 1, "hidden": None, "normalise": normalise}
+        path = write_config(tmp_path, mosquitto_broker.url, model=model, evaluation={"data": "heldout.npz"})
+        found = checks_of(run("check", path, "--json"))["held-out data"]
+        assert found[0] == state and ("let the model normalise it" in found[1]) == (state == "warning")
+
+
 def test_check_says_what_is_wrong_and_skips_what_depends_on_it(run: Run, tmp_path: Path) -> None:
     path = write_config(tmp_path, NOWHERE, training={"epoks": 3})
     result = run("check", path, "--json")

@@ -44,6 +44,18 @@ def bundle(normalise: bool) -> Bundle:
     return compile_model(graph, loss="softmax_cross_entropy", normalise=options, name="raw", verify=False)
 
 
+@lru_cache(maxsize=1)
+def regression() -> Bundle:
+    graph = build_zoo_model("linear_regression", inputs=(64,), outputs=1, seed=3)
+    return compile_model(graph, loss="mean_squared_error", normalise=NormaliseOptions("federated"), name="watts")
+
+
+def watts() -> Dataset:
+    """How much ink a digit has, in a unit in which that is tens of thousands."""
+    data = raw_digits()
+    return Dataset(data.x, (40_000.0 + 10.0 * load_dataset("digits").x.sum(axis=1)).astype(np.float32))
+
+
 def scenario(**changes: object) -> Scenario:
     given = Scenario(
         devices=16,
@@ -65,6 +77,33 @@ def test_raw_units_train_on_a_bad_day_once_the_model_is_normalised() -> None:
     outcome = run(weather, 3, bundle(True), data=raw_digits())
     assert outcome.metrics["accuracy"] > 0.9 and len(outcome.rounds) == 11
     assert all(tally["counted"] >= weather.minimum_count for tally in outcome.rounds)
+
+
+def test_a_target_in_raw_units_trains_on_a_bad_day_and_the_auditor_finds_the_same_mean_and_scale() -> None:
+    weather = scenario(
+        split="iid",
+        faults=FAULTY,
+        device_crashes_per_hour=10.0,
+        coordinator_crashes_per_hour=10.0,
+        rounds=10,
+        training=replace(TRAINING, scalars={"lr": 0.02}),  # 64 features that go together
+    )
+    outcome = run(weather, 3, regression(), data=watts())
+    assert len(outcome.rounds) == 11 and outcome.rounds[0]["counted"] >= weather.minimum_count
+    assert outcome.metrics["mean_squared_error"] < 0.1 * float(watts().y.var()), "in raw units"
+
+
+def test_the_auditor_tells_a_target_that_was_normalised_otherwise() -> None:
+    rng = np.random.default_rng(2)
+    columns = replace(regression().program.normalise_target, features=2)  # type: ignore[type-var]
+    reports = []
+    for size in (5, 40):
+        values = np.column_stack([rng.normal(48_000, 900, size), np.full(size, 7.0)])
+        told = {f"target_{name}": data for name, data in feature_sums(values, columns).encode().items()}
+        reports.append(({**told, "sums": b"", "squares": b"", "values": b""}, size))
+    mean, scale = mean_and_scale(reports, "target")
+    assert abs(mean[0] - 48_000) < 600 and mean[1] == 7.0
+    assert abs(scale[0] * 900 - 1) < 0.3 and scale[1] == 1.0
 
 
 def test_the_same_cohorts_make_the_same_statistics_and_the_same_model() -> None:
