@@ -10,7 +10,7 @@ each user and item in one table (factorisation, Koren et al., "Matrix factorizat
 ``words``: texts of topics; a client writes about two of them, with words of its own. The model takes the mean of the
 words' rows and classifies it; judged by the accuracy on texts that nobody trains on.
 
-Rates and lengths were chosen with dense float32, and what ``auto`` does with the seeds 10 and 11, which are not among
+Rates and lengths were chosen with dense float32, and what ``auto`` does with the seeds 10 to 12, which are not among
 those that are committed.
 """
 

@@ -16,14 +16,20 @@ __all__ = ["Attendance"]
 
 
 class Attendance:
-    """The devices of one task that are there and free; empty after a start, when nobody is known."""
+    """The devices of one task that are there and free; empty after a start, when nobody is known.
+
+    Attributes:
+        unable: Those that would come and lack what the task requires; they are told to stay away for hours.
+    """
 
     def __init__(self) -> None:
+        self.unable: set[str] = set()
         self._free: set[str] = set()
 
     def asked(self, device: str) -> None:
         """A device has checked in; one that is invited is taken out again when its ticket ends, if it is not free."""
         self._free.add(device)
+        self.unable.discard(device)
 
     def went_away(self, device: str) -> None:
         """The broker says that it is gone."""

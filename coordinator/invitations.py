@@ -104,12 +104,15 @@ class Invitations:
         lacking = [r for r in self._settings.requires if r not in supported]
         if lacking:
             self._store.count("unsupported")
-            self._come_back(device, message.nonce, DONE_SECONDS, f"this task requires {lacking}", verdicts, hold=True)
+            life.attendance.unable.add(device)
+            reason = f"this task requires {lacking}: upgrade edgefed on this device"
+            self._come_back(device, message.nonce, DONE_SECONDS, reason, verdicts, hold=True)
             return None
         lacking = [r for r in life.settings.requires if r not in supported]
         if lacking:
             # Not held: it can take part in the rounds that follow.
             self._store.count("unsupported")
+            life.attendance.unable.add(device)
             reason = f"round {life.number}, {life.settings.purpose}, requires {lacking}: upgrade edgefed on this device"
             self._come_back(device, message.nonce, self._come_back_time(), reason, verdicts)
             return None

@@ -151,6 +151,8 @@ def _open_round(config: FederationConfig, store: StoreReader) -> dict[str, Any] 
         "phase": record.phase,
         "seconds_remaining": round(record.seconds_remaining, 1),
         "goal_count": goal_count,
+        "minimum_count": config.selection.minimum_count,
+        "checked_in": record.summary.get("checked_in", 0),
         "tickets": dict(sorted(Counter(ticket.state for ticket in tickets).items())),
     }
 

@@ -28,7 +28,7 @@ from coordinator.status import TaskStatus
 from coordinator.stopping import Stopping
 from coordinator.store import RoundRecord, Store, TicketRecord
 from coordinator.task_settings import TaskSettings
-from edge_sdk.wire.outcomes import COUNTED, INVITED, JOURNALLED, REFUSED
+from edge_sdk.wire.outcomes import COUNTED, DECLINED, INVITED, JOURNALLED, REFUSED
 
 __all__ = ["ATTEMPTS_MAX", "RoundLife", "last_obstacle"]
 
@@ -257,7 +257,9 @@ class RoundLife:
         """Writes phase and seconds remaining of the round, if one is open; returns whether one is."""
         if self.record is None or self.schedule is None or self.committing:
             return False
-        self._store.save_round(replace(self.record, seconds_remaining=self.schedule.seconds_remaining(now)))
+        summary = {**self.record.summary, "checked_in": self.schedule.counts()["candidates"]}
+        seconds = self.schedule.seconds_remaining(now)
+        self._store.save_round(replace(self.record, seconds_remaining=seconds, summary=summary))
         return True
 
     # --- ending ---
@@ -294,6 +296,9 @@ class RoundLife:
         self.flush()
         summary = self._status.of_round(self.schedule, self._downloads.bytes_sent)
         found = obstacle_of(verdicts.values())
+        unable = len(self.attendance.unable)
+        if not verdicts and unable:  # nobody could be invited, and here is who could not
+            found = Obstacle("unsupported", DECLINED, unable, unable + summary["checked_in"])
         if failed_for:
             found = Obstacle(failed_for, REFUSED, summary[COUNTED], summary[INVITED])
         if found is None:

@@ -40,7 +40,7 @@ from coordinator.task_settings import TaskSettings
 from edge_sdk.errors import DecodeError, ProtocolError
 from edge_sdk.wire.envelope import ENVELOPE_BYTES_MAX, Envelope, decode_message
 from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Message, Offer, RangeRequest
-from edge_sdk.wire.topics import SHARD_CHARACTERS, Topics
+from edge_sdk.wire.topics import PROBE, SHARD_CHARACTERS, Topics
 
 __all__ = ["Coordinator"]
 
@@ -214,6 +214,8 @@ class Coordinator:
                     taken = task.on_chunk(parts[2], message, envelope, event.acknowledgement, now)
             elif parts[0] == "status":
                 self._on_status(parts[1], event, now)
+            elif parts[0] == "from" and parts[2] == PROBE:
+                pass  # somebody's `edge-device check` has found out that it may speak
             else:
                 self._store.count("kind")
         except ProtocolError as error:

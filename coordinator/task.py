@@ -43,6 +43,8 @@ RECEIPT_SECONDS: Final = 4.0
 device that hears nothing offers its update again after 8 seconds (``edge_sdk/device/session/upload.py``)."""
 CLOCK_SECONDS: Final = 15.0
 """How much of a phase a crash may cost at most: the seconds that remain are written this often (rule 11)."""
+FEW_SECONDS: Final = 20.0
+"""So long after the window of check-ins it is said that too few devices have come."""
 
 
 class Task:
@@ -188,6 +190,8 @@ class Task:
                 self._give_receipts()
             elif name == "clock":
                 self._saves = True
+            elif name == "few":
+                self._say_few(now)
         deadline = self.schedule.next_deadline() if self.schedule is not None else None
         if deadline is not None and deadline <= now:
             self.advance(schedules.Tick(), now)
@@ -322,8 +326,27 @@ class Task:
 
     # --- rounds ---
 
+    def _say_few(self, now: float) -> None:
+        """People who wait for a round want to know what it waits for."""
+        schedule, s = self.schedule, self.life.settings.round
+        if schedule is None or not schedule.asks_for_devices or self.life.record is None:
+            return
+        here, seconds = schedule.counts()["candidates"], schedule.seconds_remaining(now)
+        if here < s.goal_count:
+            logger.info(
+                "task %s: round %d waits for devices: %d have checked in, the goal is %d (selection.goal_count), at "
+                "least %d are needed, and %.0f s are left",
+                self.name,
+                self.life.record.number,
+                here,
+                s.goal_count,
+                s.minimum_count,
+                seconds,
+            )
+
     def _begin_round(self, now: float) -> None:
         self._starts_when_heard = False
+        self._timers["few"] = now + self.settings.round.window_seconds + FEW_SECONDS
         self._invitations.begin()
         self._intake.begin()
         self._receipts.clear()

@@ -61,7 +61,7 @@ def run(
     federation: Annotated[str, typer.Option(help="Name of the federation.")],
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; with --split natural one per group.")] = None,
     data: Annotated[
-        str, typer.Option(help="digits, a file of examples as a device takes it, or a .toml with its [data].")
+        str, typer.Option(help="digits, a file of examples as a device takes it, or a .toml with its \\[data].")
     ] = "digits",
     split: Annotated[
         str, typer.Option(help="iid, shards:<n>, dirichlet:<alpha>, dirichlet_by_class:<alpha>, natural")
@@ -71,7 +71,7 @@ def run(
     ] = "",
     train: Annotated[str, typer.Option(help="real, or replay: precomputed updates, to load a coordinator.")] = "real",
     profile: Annotated[
-        str, typer.Option(help="field=value,... or a .toml file with [profile].")
+        str, typer.Option(help="field=value,... or a .toml file with \\[profile].")
     ] = "dropout=0,slow_share=0,slowness_spread=0",
     task: Annotated[str, typer.Option(help="Name of the task.")] = "default",
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or numpy.")] = "auto",

@@ -34,6 +34,7 @@ from edge_sdk.mqtt import BrokerSettings, Connected, Disconnected, Listener, Pah
 from edge_sdk.mqtt.loop import EventLoop, raise_file_limit
 from edge_sdk.training.local import Trainer
 from edge_sdk.wire.safe_msgpack import BytesLike
+from edge_sdk.wire.topics import client_id
 
 __all__ = ["Fleet", "FleetSettings", "Member", "ThreadLocalTraining"]
 
@@ -159,7 +160,8 @@ class _Device:
         )
 
     def connect(self, listener: Listener, will: tuple[str, bytes] | None) -> PahoTransport:
-        broker = replace(self.fleet.broker, client_id=self.member.device, will=Will(*will) if will else None)
+        name = client_id(self.fleet.settings.federation, self.fleet.settings.task, self.member.device)
+        broker = replace(self.fleet.broker, client_id=name, will=Will(*will) if will else None)
 
         def hear(event: TransportEvent) -> None:
             # The shell hears nothing after its end; nor do we count the last words of a connection that is gone.

@@ -28,7 +28,7 @@ from edge_sdk.mqtt import (
     TransportEvent,
 )
 from edge_sdk.training.local import Trainer
-from edge_sdk.wire.topics import Topics, check_segment
+from edge_sdk.wire.topics import Topics, check_segment, client_id
 
 __all__ = ["FleetRun", "run_fleet", "shape_of", "share_of"]
 
@@ -192,7 +192,7 @@ class _Listener:
         self._topic = Topics(run.federation).task_round(run.task)
         self._round = ""
         self._failure = ""
-        settings = replace(broker, client_id=f"{run.prefix}-fleet-listener")
+        settings = replace(broker, client_id=client_id(run.federation, run.task, f"{run.prefix}-fleet-listener"))
         self._transport = PahoTransport(settings, self._on_event)
         fleet.loop.register(self._transport)
         self._transport.connect()

@@ -96,7 +96,7 @@ class EdgeClient:
         from edge_sdk.device.files import DirectoryFiles
         from edge_sdk.device.settings import AgentSettings
         from edge_sdk.mqtt.loop import EventLoop
-        from edge_sdk.wire.topics import check_segment
+        from edge_sdk.wire.topics import check_segment, client_id
 
         if not callable(load_examples):
             raise ConfigurationError("load_examples: give a function that returns this device's (x, y)")
@@ -117,7 +117,7 @@ class EdgeClient:
             algorithms=tuple(algorithms or ()),
         )
         self._broker = _checked_broker(broker)
-        self._device_id = device_id
+        self._client_id = self._broker.client_id or client_id(federation, task, device_id)
         self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Event], None]] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -294,7 +294,7 @@ class EdgeClient:
 
         settings = replace(
             self._broker,
-            client_id=self._broker.client_id or self._device_id,
+            client_id=self._client_id,
             will=self._broker.will or (Will(*will) if will else None),
         )
         self._transport = PahoTransport(settings, listener, manual_ack=True)

@@ -108,7 +108,8 @@ def _round_text(entry: Mapping[str, Any]) -> str:
     attempt = f" (attempt {entry['attempt'] + 1})" if entry["attempt"] else ""
     purpose = "" if entry["purpose"] == TRAINING else f": {entry['purpose']} from {entry['goal_count']} devices"
     return (
-        f"{entry['number']}{attempt}{purpose}, in {entry['phase']}, goal {entry['goal_count']}; "
+        f"{entry['number']}{attempt}{purpose}, in {entry['phase']}: {entry['checked_in']} devices have checked in, "
+        f"goal {entry['goal_count']}, at least {entry['minimum_count']}; "
         f"{entry['seconds_remaining']:g} s left when it was last saved"
     )
 

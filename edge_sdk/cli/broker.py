@@ -30,7 +30,7 @@ from edge_sdk.mqtt.loop import EventLoop
 from edge_sdk.wire.coordinator_state import CoordinatorState
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
 from edge_sdk.wire.messages import Announce, RangeData, RangeRequest
-from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.topics import PROBE, Topics, client_id
 
 __all__ = ["check_broker"]
 
@@ -39,7 +39,7 @@ ANSWER_SECONDS_MAX: Final = 5.0
 RETAINED_SECONDS_MAX: Final = 2.0
 LEAVE_SECONDS_MAX: Final = 1.0
 FETCH_SECONDS_MAX: Final = 60.0
-PROBE: Final = b'{"state": "check"}'
+PROBE_PAYLOAD: Final = b'{"state": "check"}'
 
 E = TypeVar("E")
 
@@ -82,7 +82,8 @@ class _Conversation:
 
 @contextmanager
 def _conversation(config: DeviceConfig) -> Iterator[_Conversation]:
-    settings = replace(config.broker, client_id=f"{config.device}-check")
+    own = config.broker.client_id or client_id(config.federation, config.task, config.device)
+    settings = replace(config.broker, client_id=f"{own}-check")
     with EventLoop() as loop:
         talk = _Conversation(settings, loop)
         try:
@@ -149,7 +150,7 @@ def _reading(config: DeviceConfig, talk: _Conversation) -> Iterator[Finding]:
 def _writing(config: DeviceConfig) -> Iterator[Finding]:
     """One connection for each topic: a broker may hang up over a message that it refuses (mosquitto 2.0 does)."""
     topics = Topics(config.federation)
-    wanted = [topics.from_device(config.device, "probe"), topics.up("probe", config.device)]
+    wanted = [topics.from_device(config.device, PROBE), topics.up(PROBE, config.device)]
     if config.publish_status:
         wanted.append(topics.status(config.device))
     for topic in wanted:
@@ -159,7 +160,7 @@ def _writing(config: DeviceConfig) -> Iterator[Finding]:
 def _may_write(config: DeviceConfig, topic: str) -> Finding:
     with _conversation(config) as talk:
         if talk.connect():
-            talk.transport.publish(topic, PROBE, token=1)
+            talk.transport.publish(topic, PROBE_PAYLOAD, token=1)
         if not talk.wait(lambda: bool(talk.of(Published)), ANSWER_SECONDS_MAX):
             return talk.lost()
         refused = talk.of(Published)[0].refused

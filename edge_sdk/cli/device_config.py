@@ -148,6 +148,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "ca_file": Key("file"),
         "cert_file": Key("file"),
         "key_file": Key("file"),
+        "client_id": Key("text"),
         "keepalive_seconds": Key("whole", 30, 5, 65_535),
         "protocol": Key("text", "auto", choices=("auto", "5", "3.1.1")),
     },
@@ -393,6 +394,7 @@ def _broker(broker: dict[str, Any], password_file: Path | None, device: str) -> 
     settings: dict[str, Any] = {
         "username": broker["username"] or (device if password_file else None),
         "password": _password(password_file) if password_file else None,
+        "client_id": broker["client_id"] or "",
         "keepalive_seconds": broker["keepalive_seconds"],
         "protocol": broker["protocol"],
     }

@@ -13,7 +13,7 @@ from edge_sdk.cli.findings import Finding
 from edge_sdk.cli.task_model import Model, Statistics
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples, load_examples
-from edge_sdk.training.feature_sums import feature_sums
+from edge_sdk.training.feature_sums import sums_of_examples
 from edge_sdk.training.large_target import large_target
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.training.program import Program
@@ -82,7 +82,7 @@ def _ranges(examples: Examples, program: Program, statistics: Statistics | None)
     if statistics is None:
         yield Finding("ok", "ranges", "not compared: the federation has no statistics of the features yet")
         return
-    means, deviations = _own(examples, told)
+    means, deviations = _own(examples, program, told)
     names = feature_names(program, told)
     lines = list(far_features(names, means, deviations, statistics))
     for line in lines[:FEATURES_SHOWN]:
@@ -93,9 +93,9 @@ def _ranges(examples: Examples, program: Program, statistics: Statistics | None)
         yield Finding("ok", "ranges", f"the means of all {len(names)} features are near the federation's")
 
 
-def _own(examples: Examples, told: Normalise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _own(examples: Examples, program: Program, told: Normalise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each feature on this device; NaN where all its values are missing."""
-    sums = feature_sums(examples.inputs[told.input], told)
+    sums = sums_of_examples(examples, program, told)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums.sums / sums.counts
         return means, np.sqrt(np.maximum(sums.squares / sums.counts - means**2, 0.0))

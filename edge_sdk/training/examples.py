@@ -24,6 +24,7 @@ from edge_sdk.training.data.reading import describe_rows, read_rows
 from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.training.data.steady import read_steadily
 from edge_sdk.training.marks import Marks, take_marks
+from edge_sdk.training.masked import counted_elements, counted_values, mask_of, without_unusable
 from edge_sdk.training.program import Input, Program
 
 __all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples", "read_npz"]
@@ -108,12 +109,15 @@ def as_examples(value: Any, program: Program) -> Examples:
         value = _by_columns(value, program)
         value, marks = take_marks(value, [entry.name for entry in program.inputs])
     arrays, target = _taken_apart(value, program)
-    inputs = {}
     for entry in program.inputs:
         if entry.name not in arrays:
             raise _misfit(f"input {entry.name!r} is missing", f"; got {sorted(arrays)}")
-        inputs[entry.name] = _checked(program, entry, arrays[entry.name], "input")
-    labels = _checked(program, program.target, _by_number(target, program), "target")
+    inputs: dict[str, NDArray[Any]] = {}
+    mask = None
+    for entry in sorted(program.inputs, key=lambda entry: entry.name != program.mask):  # the mask first
+        inputs[entry.name] = _checked(program, entry, arrays[entry.name], "input", mask)
+        mask = mask_of(inputs, program)
+    labels = _checked(program, program.target, _by_number(target, program), "target", mask)
     labels = labels.astype(program.target.dtype, copy=False)
     lengths = {**{name: len(array) for name, array in inputs.items()}, "target": len(labels)}
     if len(set(lengths.values())) > 1:
@@ -135,11 +139,9 @@ def counted_labels(inputs: Mapping[str, NDArray[Any]], target: NDArray[Any], pro
     counted = np.ones(target.shape, np.bool_)
     if program.ignore_index is not None:
         counted &= target != program.ignore_index
-    if program.mask:
-        mask = np.asarray(inputs[program.mask]) > 0
-        while mask.ndim > 2 and mask.shape[-1] == 1:
-            mask = mask[..., 0]
-        counted &= mask.reshape(*mask.shape, *(1 for _ in target.shape[mask.ndim :]))
+    mask = mask_of(inputs, program)
+    if mask is not None:
+        counted &= counted_elements(mask, target.shape)
     return counted
 
 
@@ -250,8 +252,10 @@ def _lacks_target(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"y", "target"} & set(value)
 
 
-def _checked(program: Program, entry: Input, value: Any, role: str) -> NDArray[Any]:
-    """``value`` as an array that can be cast to the entry's dtype without loss."""
+def _checked(
+    program: Program, entry: Input, value: Any, role: str, mask: NDArray[np.bool_] | None = None
+) -> NDArray[Any]:
+    """``value`` as an array that can be cast to the entry's dtype without loss; a masked value may be anything."""
     what = f"input {entry.name!r}" if role == "input" else "the target"
     try:
         array = np.asarray(value)
@@ -266,9 +270,18 @@ def _checked(program: Program, entry: Input, value: Any, role: str) -> NDArray[A
         told = program.normalise
         is_raw = told is not None and (entry.name == told.input or (role, program.loss) == ("target", "reconstruction"))
         if array.dtype.kind == "f":
-            _check_finite(what, array, told.axis if told is not None and is_raw else array.ndim - 1, program, is_raw)
+            axis = told.axis if told is not None and is_raw else array.ndim - 1
+            counted = _counted(array, axis, role, mask)
+            array = without_unusable(array, counted, np.nan if is_raw and program.missing == "mean" else 0.0)
+            _check_finite(what, array, axis, program, is_raw)
         _check_values(what, entry.dtype, array)
     return array
+
+
+def _counted(array: NDArray[Any], axis: int, role: str, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    if role == "input" or mask is None:
+        return counted_values(mask, array.shape, axis)
+    return counted_elements(mask, array.shape) if array.shape[: mask.ndim] == mask.shape else None
 
 
 def _as_target(array: NDArray[Any], entry: Input) -> NDArray[Any]:

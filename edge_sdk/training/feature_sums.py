@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError, ExamplesError
+from edge_sdk.training.examples import Examples
+from edge_sdk.training.masked import counted_values, mask_of
 from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.program import Program
 
-__all__ = ["COUNT_MAX", "FEATURE_BYTES", "ExactFeatureSums", "FeatureSums", "feature_sums"]
+__all__ = ["COUNT_MAX", "FEATURE_BYTES", "ExactFeatureSums", "FeatureSums", "feature_sums", "sums_of_examples"]
 
 COUNT_MAX: Final = 1 << 48
 """Values of one feature that one device may count."""
@@ -89,16 +92,31 @@ class FeatureSums:
         return found
 
 
-def feature_sums(values: NDArray[Any], normalise: Normalise) -> FeatureSums:
+def sums_of_examples(examples: Examples, program: Program, normalise: Normalise) -> FeatureSums:
+    """The sums of each feature of the normalised input, over all positions that the program's mask lets count.
+
+    Raises:
+        ExamplesError: As of :func:`feature_sums`.
+    """
+    values = examples.inputs[normalise.input]
+    return feature_sums(
+        values, normalise, counted_values(mask_of(examples.inputs, program), values.shape, normalise.axis)
+    )
+
+
+def feature_sums(values: NDArray[Any], normalise: Normalise, counted: NDArray[np.bool_] | None = None) -> FeatureSums:
     """The sums of each feature over all examples and all other dimensions.
 
     Args:
         values: The raw values of the input ``normalise.input``, ``[examples, ...]``; each counts as the model gets it,
             in float32.
         normalise: Which dimension counts features, and the range to which values are clipped.
+        counted: Which values are in the sums, the same ones of each feature: bool in a shape that broadcasts to that of
+            ``values``, ``counted.shape[normalise.axis]`` = 1 (:func:`edge_sdk.training.masked.counted_values`). None
+            for all.
 
     Raises:
-        ExamplesError: A value is infinite, or the feature's dimension has another length.
+        ExamplesError: No value counts, or one that does is infinite, or the feature's dimension has another length.
     """
     if values.ndim <= normalise.axis or values.shape[normalise.axis] != normalise.features:
         raise ExamplesError(
@@ -106,12 +124,15 @@ def feature_sums(values: NDArray[Any], normalise: Normalise) -> FeatureSums:
             f"features in dimension {normalise.axis}"
         )
     counts, sums, squares = (np.zeros(normalise.features, np.float64) for _ in range(3))
-    total = values.size // normalise.features
+    total = 0
     rows = max(1, _BLOCK_ELEMENTS // max(values[:1].size, 1))
     for start in range(0, len(values), rows):
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
             block = values[start : start + rows].astype(np.float32)
         by_feature = np.moveaxis(block, normalise.axis, 0).reshape(normalise.features, -1).astype(np.float64)
+        if counted is not None:
+            by_feature = by_feature[:, _positions(counted[start : start + rows], block.shape, normalise.axis)]
+        total += by_feature.shape[1]
         there = ~np.isnan(by_feature)
         by_feature[~there] = 0.0
         if not np.isfinite(by_feature).all():
@@ -121,7 +142,15 @@ def feature_sums(values: NDArray[Any], normalise: Normalise) -> FeatureSums:
         sums += by_feature.sum(axis=1)
         np.square(by_feature, out=by_feature)
         squares += by_feature.sum(axis=1)
+    if not total:
+        raise ExamplesError(f"examples: no position of input {normalise.input!r} counts; all are masked")
     return FeatureSums(counts, sums, squares, total - counts)
+
+
+def _positions(counted: NDArray[np.bool_], shape: tuple[int, ...], axis: int) -> NDArray[np.bool_]:
+    """``counted`` for each position of a block, flat, in the order of one feature's values."""
+    one = tuple(1 if i == axis else d for i, d in enumerate(shape))
+    return np.broadcast_to(counted, one).ravel()
 
 
 class ExactFeatureSums:

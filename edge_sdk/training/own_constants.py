@@ -29,7 +29,7 @@ def own_constants(program: Program, examples: Examples) -> Vector:
     Behind those of the input are those of the target, where that is normalised.
 
     Raises:
-        ExamplesError: A value is infinite.
+        ExamplesError: A value is infinite, or all positions are masked.
         ValueError: The program normalises nothing.
     """
     if not program.normalised:

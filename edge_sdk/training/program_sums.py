@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.training.examples import Examples
-from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, feature_sums
+from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, feature_sums, sums_of_examples
+from edge_sdk.training.masked import counted_elements, mask_of
 from edge_sdk.training.normalise import TARGET
 from edge_sdk.training.program import Program
 
@@ -24,26 +25,24 @@ def program_sums(program: Program, examples: Examples) -> list[FeatureSums]:
     """The sums of each of ``program.normalised``, in that order.
 
     Raises:
-        ExamplesError: A value is infinite.
+        ExamplesError: A value is infinite, or all positions are masked.
     """
     return [
         feature_sums(target_rows(program, examples, told.features), told)
         if told.input == TARGET
-        else feature_sums(examples.inputs[told.input], told)
+        else sums_of_examples(examples, program, told)
         for told in program.normalised
     ]
 
 
 def target_rows(program: Program, examples: Examples, features: int) -> NDArray[Any]:
-    """The target as ``[rows, features]``; NaN where the mask says that nothing counts."""
-    target = examples.target
-    if program.mask:
-        counts = np.asarray(examples.inputs[program.mask]) > 0
-        while counts.ndim > 2 and counts.shape[-1] == 1:
-            counts = counts[..., 0]
-        counts = counts.reshape(*counts.shape, *(1 for _ in range(target.ndim - counts.ndim)))
-        target = np.where(counts, target, np.float32(np.nan))
-    return target.reshape(-1, features)
+    """The target as ``[rows, features]``, without rows in which nothing counts; NaN for a single one that does not."""
+    rows = examples.target.reshape(-1, features)
+    mask = mask_of(examples.inputs, program)
+    if mask is None:
+        return rows
+    counted = counted_elements(mask, examples.target.shape).reshape(-1, features)
+    return np.where(counted, rows, np.float32(np.nan))[counted.any(axis=1)]
 
 
 def encode_sums(program: Program, sums: Sequence[FeatureSums]) -> dict[str, bytes]:

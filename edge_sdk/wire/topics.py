@@ -25,10 +25,12 @@ from typing import Final
 
 from edge_sdk.errors import ConfigurationError
 
-__all__ = ["DEFAULT_TASK", "PREFIX", "SHARD_CHARACTERS", "Topics", "check_segment", "is_segment"]
+__all__ = ["DEFAULT_TASK", "PREFIX", "PROBE", "SHARD_CHARACTERS", "Topics", "check_segment", "client_id", "is_segment"]
 
 PREFIX: Final = "fl/v1"
 DEFAULT_TASK: Final = "default"
+PROBE: Final = "probe"
+"""A kind that says nothing: `edge-device check` publishes it to see whether the broker lets it."""
 SHARD_CHARACTERS: Final = 8
 """Of the name that a coordinator gives its uplink inbox."""
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -48,6 +50,15 @@ def check_segment(value: str, field: str) -> str:
             f"{field}: {value!r} cannot stand in a topic; use 1 to 64 characters out of A-Z a-z 0-9 _ and -"
         )
     return value
+
+
+def client_id(federation: str, task: str, device: str) -> str:
+    """The MQTT client identifier of a device.
+
+    A broker cuts the older of two clients with one identifier, and a device may take part in several federations and
+    tasks of one broker, each in a process of its own. A dot stands in no segment, so no two identifiers are equal.
+    """
+    return f"{federation}.{task}.{device}"
 
 
 @dataclass(frozen=True, slots=True)

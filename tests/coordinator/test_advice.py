@@ -32,7 +32,7 @@ from edge_sdk.device.session import Notify
 from edge_sdk.device.status import Reporter
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import decode_message
-from edge_sdk.wire.messages import Announce, Chunk, Decline, Invite, Verdict
+from edge_sdk.wire.messages import Announce, Chunk, ComeBack, Decline, Invite, Verdict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMINED = (
@@ -267,6 +267,23 @@ def test_devices_that_all_decline_are_an_obstacle_too(reason: str) -> None:
     assert [fail(desk, None, reason) for _ in range(3)] == [10.0, 20.0, 40.0]
     assert f"3 of 3 devices declined for {reason}: {ADVICE[reason].words}" in announced(desk)
     assert desk.store.rounds(TASK)[1].reason.endswith(f"; 3 of 3 declined: {reason}")
+
+
+def test_devices_that_lack_what_the_task_requires_are_an_obstacle_though_nobody_can_be_invited() -> None:
+    desk = Desk(retry_seconds=10.0, requires=("codec:newer",))
+    pauses = []
+    for number in range(2):
+        for device in ("a", "b") if number == 0 else ():  # they are told to stay away for hours
+            desk.check_in(device)
+        while desk.round is not None:
+            desk.wait()
+        pauses.append(pause_of(desk))
+    assert pauses == [10.0, 20.0]
+    assert announced(desk) == (
+        "round 1: 2 attempts have failed, 2 of 2 devices declined for unsupported: the device does not know what the "
+        "plan requires; upgrade edgefed on the device"
+    )
+    assert "upgrade edgefed on this device" in desk.told("a", ComeBack)[0].reason
 
 
 def test_the_log_names_an_obstacle_once_and_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,3 +28,10 @@ def test_those_who_asked_and_are_free_again_are_waited_for_once() -> None:
     attendance.went_away("gone")
     assert attendance.selection_begins() == {"idle", "counted", "refused", "done"}
     assert attendance.selection_begins() == frozenset(), "nobody has asked since"
+
+
+def test_who_asks_again_with_all_that_is_required_is_able() -> None:
+    attendance = Attendance()
+    attendance.unable |= {"old", "upgraded"}
+    attendance.asked("upgraded")
+    assert attendance.unable == {"old"}

@@ -214,6 +214,8 @@ def test_status_shows_the_round_the_devices_and_the_counters(run: Run, tmp_path:
         "number": 3,
         "attempt": 1,
         "purpose": "training",
+        "checked_in": 0,
+        "minimum_count": 2,
         "phase": "reporting",
         "seconds_remaining": 42.0,
         "goal_count": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from coordinator.events import (
     Publish,
 )
 from coordinator.stopping import StoppingRule
-from coordinator.task import RECEIPT_SECONDS
+from coordinator.task import FEW_SECONDS, RECEIPT_SECONDS
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
 from edge_sdk.wire.envelope import Envelope, decode_message, encode_message
@@ -43,6 +44,7 @@ from edge_sdk.wire.messages import (
     short,
 )
 from edge_sdk.wire.terms import Terms, terms_id
+from edge_sdk.wire.topics import PROBE
 
 
 def announced(desk: Desk) -> Announce:
@@ -138,6 +140,21 @@ def test_a_round_is_announced_once_it_is_committed() -> None:
     assert record is not None and (record.number, record.attempt, record.phase) == (1, 0, "selection")
     message = announced(desk)
     assert (message.round, message.phase, message.fraction) == (1, "selection", 1.0)
+
+
+def test_people_hear_once_that_too_few_devices_have_come(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.wait()
+    desk.check_in("a")
+    with caplog.at_level(logging.INFO, logger="coordinator.task"):
+        desk.wait(ROUND.window_seconds + FEW_SECONDS)
+        desk.wait(20.0)
+    assert [r.getMessage().partition(", and")[0] for r in caplog.records if "waits" in r.message] == [
+        f"task {TASK}: round 1 waits for devices: 1 have checked in, the goal is 2 (selection.goal_count), at least 1 "
+        "are needed"
+    ]
+    record = desk.store.open_round(TASK)
+    assert record is not None and record.summary["checked_in"] == 1
 
 
 # --- check-ins -------------------------------------------------------------------------------------------------------
@@ -291,6 +308,13 @@ def test_a_message_that_makes_no_sense_is_counted_acknowledged_and_forgotten(
     assert desk.acknowledged(effects) == [77]
     assert desk.store.counters()[reason] == 1
     assert len(desk.begin("a")) == 1, "the round goes on"
+
+
+def test_a_device_that_tries_whether_it_may_speak_is_no_refused_message() -> None:
+    desk = Desk()
+    topic = TOPICS.from_device("pi", PROBE)
+    desk.play(Arrived(CONTROL, topic, b"{}", Delivery(topic, b"{}", False, 77)))
+    assert desk.store.counters() == {}
 
 
 @pytest.mark.parametrize("message", [Accept, lambda ticket: Decline(ticket=ticket, reason="")])

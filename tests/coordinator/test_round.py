@@ -164,7 +164,7 @@ def test_where_nobody_is_known_yet_those_who_answer_first_are_not_chosen_at_once
 
 
 def test_where_each_device_draws_whether_it_comes_nobody_is_chosen_before_the_window_ends() -> None:
-    """As many as are expected have come, and one may still be on its way; those that answer last are to take part, too."""
+    """As many as are expected have come, and one may still be on its way: those that answer last take part, too."""
     table = Table(AT_ONCE, expected=3, awaited=None)
     table.check_in("a", "b", "c", "d", at=0.1)
     table.play(WentAway("d"), at=0.2)

@@ -34,7 +34,7 @@ from edge_sdk.parameters import ParameterSpec
 from edge_sdk.training.bundle import Bundle, Input, Program
 from edge_sdk.training.examples import Examples
 from edge_sdk.wire.plan import TrainingPlan
-from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.topics import Topics, client_id
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -596,11 +596,31 @@ def test_a_message_that_the_acl_forbids_is_explained(secured: PrivateBroker, tmp
             wait(lambda: client.status.counted >= 1, lambda: client.status)
 
 
+def test_a_device_takes_part_in_two_federations_of_one_broker(broker: PrivateBroker, tmp_path: Path) -> None:
+    diaries = [Diary(), Diary()]
+    clients = [
+        EdgeClient(
+            broker=broker.url,
+            federation=name,
+            device_id="pi",
+            load_examples=lambda: blobs(9),
+            state_dir=tmp_path / name,
+            on_progress=diary,
+        )
+        for name, diary in zip(("plant", "garden"), diaries, strict=True)
+    ]
+    with clients[0], clients[1]:
+        wait(lambda: all(diary.of("online") for diary in diaries))
+        time.sleep(1.0)  # as long as a broker might need to cut one of them
+        assert all(client.status.connected for client in clients)
+    assert not any(diary.of("connection_failed") for diary in diaries)
+
+
 def test_two_devices_of_one_name_are_told_so_and_slow_down(broker: PrivateBroker, tmp_path: Path) -> None:
     """The other one comes back at once, each time: a copied card with a mistaken app."""
     diary = Diary()
     events: list[TransportEvent] = []
-    settings = BrokerSettings.parse(broker.url, client_id="twin", protocol="3.1.1")
+    settings = BrokerSettings.parse(broker.url, client_id=client_id("plant", "default", "twin"), protocol="3.1.1")
     client = EdgeClient(
         broker=BrokerSettings.parse(broker.url, protocol="3.1.1"),
         federation="plant",

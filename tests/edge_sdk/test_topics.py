@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import ConfigurationError
-from edge_sdk.wire.topics import Topics, check_segment, is_segment
+from edge_sdk.wire.topics import Topics, check_segment, client_id, is_segment
 
 TOPICS = Topics("garden")
 segments = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
@@ -76,3 +76,9 @@ def test_a_topic_of_something_else_is_none(topic: str) -> None:
 def test_any_text_is_taken_apart_without_an_exception(text: str) -> None:
     parts = TOPICS.parse("fl/v1/garden/" + text)
     assert parts is None or all(is_segment(part) for part in parts)
+
+
+def test_a_device_has_a_client_identifier_of_its_own_in_each_federation_and_task() -> None:
+    names = ("a", "a-b", "b", "b-c")
+    identifiers = {client_id(f, t, d) for f in names for t in names for d in names}
+    assert len(identifiers) == len(names) ** 3

@@ -23,7 +23,7 @@ class FeatureStatistics:
 
         Raises:
             TrainingError: The program normalises no input.
-            ExamplesError: A value is infinite, or no example is to be trained on.
+            ExamplesError: A value is infinite, or no example is to be trained on, or all of their positions are masked.
         """
         program = work.program
         if not program.normalised:
