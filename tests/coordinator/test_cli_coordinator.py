@@ -362,7 +362,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
         "input x takes raw units: 3 features in dimension 1, normalised with mean and scale of all devices' examples; "
         "a missing value (NaN) is taken as the mean"
     ) in out
-    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the features" in out
+    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the examples" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     table = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle", "normalise_minimum": 2}
     assert load_config(write_config(tmp_path, NOWHERE, model=table)).model.normalise_minimum == 2
