@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from edge_sdk.wire.outcomes import DECLINED, REFUSED
@@ -19,6 +19,7 @@ __all__ = ["ADVICE", "DIVERGED_REASONS", "Advice", "Obstacle", "explain", "obsta
 TEXT_CHARACTERS_MAX: Final = 400
 """What the wire allows for a reason (``edge_sdk/wire/messages.py``)."""
 CODE_CHARACTERS_MAX: Final = 64
+GROWS_FROM_SECONDS: Final = 1.0
 SHARE_MIN: Final = 3
 """An attempt fails for a reason that a third of all invited devices, or more, have in common."""
 
@@ -30,10 +31,12 @@ class Advice:
     Attributes:
         words: What has happened, a clause.
         remedy: What to do about it, a clause; empty where there is nothing to do.
+        is_shared: Whether what was found in one device stands for all that have the reason in common.
     """
 
     words: str
     remedy: str = ""
+    is_shared: bool = False
 
 
 _SMALLER_STEPS: Final = (
@@ -67,6 +70,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
     "weight": Advice(
         "the round's sum of weights is full",
         "lower aggregation.examples_max or selection.goal_count of the coordinator",
+    ),
+    "clipped": Advice(
+        "most values of a feature are beyond model.normalise_clip",
+        "raise model.normalise_clip, or give the feature in a larger unit",
+        is_shared=True,
     ),
     "feature_sums": Advice("the statistics of the features contradict themselves", _SAME_MODEL),
     # --- its form ---
@@ -150,6 +158,7 @@ class Obstacle:
         invited: All tickets.
         failures: How many attempts in a row, this one included, have ended for some such reason.
         is_new: Whether the attempt before ended for another reason, or for none.
+        detail: What was found in one of the devices, where that is of use for all.
     """
 
     reason: str
@@ -158,6 +167,7 @@ class Obstacle:
     invited: int
     failures: int = 1
     is_new: bool = True
+    detail: str = ""
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Obstacle | None:
@@ -169,9 +179,14 @@ class Obstacle:
         """The same, as the one that follows ``before``."""
         if before is None:
             return self
-        return Obstacle(
-            self.reason, self.state, self.count, self.invited, before.failures + 1, before.reason != self.reason
-        )
+        return replace(self, failures=before.failures + 1, is_new=before.reason != self.reason)
+
+    def explained(self, details: Mapping[str, str]) -> Obstacle:
+        """The same with what was found in a device: ``details`` by reason, as the updates' examination said it."""
+        advice = ADVICE.get(self.reason)
+        if advice is None or not advice.is_shared:
+            return self
+        return replace(self, detail=_cut(_printable(details.get(self.reason, "")), TEXT_CHARACTERS_MAX))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -191,7 +206,9 @@ class Obstacle:
         """
         times = f"{self.failures} attempts have" if self.failures > 1 else "an attempt has"
         who = f"{self.count} of {self.invited} devices {'were refused' if self.state == REFUSED else 'declined'}"
-        return _cut(f"round {number}: {times} failed, {who} for {explain(self.reason)}", TEXT_CHARACTERS_MAX)
+        return _cut(
+            f"round {number}: {times} failed, {who} for {explain(self.reason, self.detail)}", TEXT_CHARACTERS_MAX
+        )
 
 
 def obstacle_of(tickets: Iterable[tuple[str, str]], good_reason: str = "abandoned") -> Obstacle | None:
@@ -218,14 +235,15 @@ def obstacle_of(tickets: Iterable[tuple[str, str]], good_reason: str = "abandone
 
 
 def pause_seconds(failures: int, seconds: float, seconds_max: float) -> float:
-    """How long to wait for the next attempt: twice as long after each failure.
+    """How long to wait for the next attempt: twice as long after each failure, and from the second on some seconds.
 
     Args:
         failures: Attempts in a row that have failed, at least 1.
         seconds: The first pause.
         seconds_max: The longest one; a first pause that is longer stays as it is.
     """
-    return max(seconds, min(seconds * 2.0 ** min(failures - 1, 60), seconds_max))
+    grown = max(seconds, GROWS_FROM_SECONDS) * 2.0 ** min(failures - 1, 60)
+    return seconds if failures <= 1 else max(seconds, min(grown, seconds_max))
 
 
 def _shown(code: str) -> str:

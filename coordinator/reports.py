@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from coordinator.config import FederationConfig
 from coordinator.config.settings import database_path, stopping_rule
+from coordinator.feature_notes import feature_notes
 from coordinator.model_identity import stored_program
 from coordinator.pipeline.metrics import CODEC_METRIC
 from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
@@ -58,6 +59,7 @@ def status_report(config: FederationConfig, *, devices_max: int = 10) -> dict[st
             "abandoned": sum(record.phase == "abandoned" for record in ended),
             "round": _open_round(config, store),
             "metrics": finite(checkpoint.metrics if checkpoint else {}),
+            "features": _features(ended),
             "bytes": {name: totals[name] for name in TRAFFIC},
             "messages": store.counters(),
             "devices": _devices(store, devices_max),
@@ -155,6 +157,12 @@ def _open_round(config: FederationConfig, store: StoreReader) -> dict[str, Any] 
         "checked_in": record.summary.get("checked_in", 0),
         "tickets": dict(sorted(Counter(ticket.state for ticket in tickets).items())),
     }
+
+
+def _features(rounds: list[RoundRecord]) -> list[str]:
+    """What the round of statistics has found remarkable; nothing where there was none."""
+    opening = [record for record in rounds if record.number == OPENING_ROUND and record.closed]
+    return [note for record in opening[:1] for note in feature_notes(record.summary)]
 
 
 def _trouble(config: FederationConfig, store: StoreReader, checkpoint: Checkpoint | None) -> str:

@@ -103,6 +103,7 @@ class RoundLife:
         self._final: dict[bytes, tuple[str, str]] = {}
         self._issued: list[TicketRecord] = []
         self._moved: list[tuple[bytes, str, str]] = []
+        self._details: dict[str, str] = {}  # of the open round: what was found in an update, by reason
         self._stopping = Stopping(settings.stopping)
         self._choose_by = chooser(settings.rule, registry.devices)
 
@@ -264,6 +265,10 @@ class RoundLife:
 
     # --- ending ---
 
+    def refused(self, reason: str, detail: str) -> None:
+        """An update of the open round was found bad."""
+        self._details.setdefault(reason, detail)
+
     def journal_close(self, last_seq: int, verdicts: dict[bytes, tuple[str, str]]) -> None:
         """``Closed(last_seq)`` is committed with this turn; the job only runs what is then decided."""
         assert self.record is not None and self.schedule is not None
@@ -304,7 +309,7 @@ class RoundLife:
         if found is None:
             logger.warning("task %s: round %d abandoned: %s", self._settings.task, self.record.number, reason)
         else:
-            self.obstacle = found.after(self.obstacle)
+            self.obstacle = found.explained(self._details).after(self.obstacle)
             summary["obstacle"] = self.obstacle.record
             reason = f"{reason}; {found.brief}"
             self.finished = self._stopping.failed(self.record.number, found.reason)
@@ -314,6 +319,7 @@ class RoundLife:
         self._effects.append(RoundEnded(self._settings.task, self.record.number))
         if self.finished is not None:
             self._finish(self.finished)
+        self._details.clear()
         tickets, self.schedule, self.record = self.schedule.tickets, None, None
         self.attendance.round_ended(tickets)
         return tickets
@@ -330,6 +336,7 @@ class RoundLife:
         """The worker has committed the round's model; returns the tickets and their verdicts."""
         assert self.record is not None and self.schedule is not None
         self.committing = False
+        self._details.clear()
         number, tickets = self.record.number, self.schedule.tickets
         self.attendance.round_ended(tickets)
         self._status.ended(number, self.record.summary, event.metrics)

@@ -388,6 +388,7 @@ class Task:
             else:
                 self._store.count(result.reason)
                 logger.info("refused the update of %s: %s", held.device, result.detail)
+                self.life.refused(result.reason, result.detail)
                 self.advance(schedules.UpdateRefused(result.ticket, result.reason, result.detail), now)
 
     def on_committed(self, event: RoundCommitted, now: float) -> None:

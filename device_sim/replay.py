@@ -81,7 +81,7 @@ def _standard_features(program: Program, examples: int) -> LocalResult:
     sums = []
     for told in program.normalised:
         nothing, counts = np.zeros(told.features), np.full(told.features, float(examples))
-        sums.append(FeatureSums(counts, nothing, counts, nothing))
+        sums.append(FeatureSums(counts, nothing, counts, missing=nothing, clipped=nothing))
     return LocalResult(None, arrays=encode_sums(program, sums), examples=examples)
 
 

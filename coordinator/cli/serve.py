@@ -19,6 +19,7 @@ import numpy as np
 from coordinator.advice import Obstacle
 from coordinator.config import load_tasks
 from coordinator.config.settings import database_path
+from coordinator.feature_notes import feature_notes
 from coordinator.round_life import ATTEMPTS_MAX, last_obstacle
 from coordinator.setup import Prepared, PreparedTask, make_service, prepare
 from coordinator.store import RoundRecord, Store
@@ -142,8 +143,7 @@ def round_line(record: RoundRecord, metric: str) -> str:
         parts = [f"round {record.number}{attempt}: {summary['purpose']}{devices}", f"{record.phase}: {counts}"]
     if record.reason:
         parts.append(record.reason)
-    if metrics.get("features_constant"):
-        parts.append(f"{metrics['features_constant']:.0f} of {metrics['features']:.0f} features never vary")
+    parts += feature_notes(summary)
     if metrics.get("missing"):
         parts.append(f"{metrics['missing']:.2%} of all values are missing")
     for name in ("train_loss", "loss", metric):

@@ -50,6 +50,8 @@ def print_status(report: Mapping[str, Any]) -> None:
         facts.add_row("round now", _round_text(round_))
         facts.add_row("tickets", _pairs(round_["tickets"]) or "none yet")
     facts.add_row("metrics", _pairs(report["metrics"]) or "none yet")
+    if report["features"]:
+        facts.add_row("features", Text("; ".join(report["features"])))
     sums = report["bytes"]
     facts.add_row("bytes up", f"{bytes_text(sums['bytes_up'])}, dense {bytes_text(sums['bytes_up_dense'])}")
     facts.add_row("bytes down", f"{bytes_text(sums['bytes_down'])}, whole {bytes_text(sums['bytes_down_dense'])}")

@@ -285,8 +285,8 @@ class Model(Section):
     )
     seed: int | None = key("Seed of the initial weights.", None, shown="federation.seed", ge=0, le=2**63 - 1)
     normalise: Literal["federated", "local", "none"] | None = key(
-        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of all "
-        "devices' examples (federated) or of each device's own (local).",
+        "Let the model take raw units: it begins by normalising its one float32 input, with mean and scale of the "
+        "examples of the first cohort's devices (federated) or of each device's own (local).",
         None,
         shown="federated with zoo, none with onnx",
     )
@@ -299,7 +299,8 @@ class Model(Section):
         le=7,
     )
     normalise_clip: float = key(
-        "Raw values count in the sums of features as if they were within plus and minus this.",
+        "Raw values count in the sums of features as if they were within plus and minus this; a feature of which most "
+        "values are beyond it is refused.",
         1e6,
         unit="the features' units",
         gt=0,

@@ -231,9 +231,9 @@ class Aggregator:
             report = step.finish(report, counted, self._views[name])
         start = self._start()
         delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
-        wanted, moved = self.settings.optimizer.apply(
-            start, self._checked(DELTA, delta), self._memory[OPTIMIZER], self._buffers
-        )
+        checked = self._checked(DELTA, delta)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words
+            wanted, moved = self.settings.optimizer.apply(start, checked, self._memory[OPTIMIZER], self._buffers)
         if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
             wanted = np.where(self._fixed, self._parameters, wanted)
         made = next_model(

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.feature_notes import feature_notes, remarkable_features
 from coordinator.pipeline.aggregator import Aggregator
 from coordinator.pipeline.memory import Memory
 from coordinator.pipeline.round_pipeline import Finished
 from edge_sdk.errors import ProtocolError, StateError
-from edge_sdk.training.bundle import decode_parameters, encode_parameters
+from edge_sdk.training.bundle import Program, decode_parameters, encode_parameters
 from edge_sdk.training.feature_sums import FeatureSums
-from edge_sdk.training.program_sums import ExactProgramSums, decode_sums
+from edge_sdk.training.names import column_names
+from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.program_sums import ExactProgramSums, decode_sums, out_of_range
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
@@ -54,9 +57,8 @@ class FeatureStatistics:
         self.program = training.program
         self.plan = plan
         self._training = training
-        if self.program.normalise is None:
-            raise ValueError(f"program {self.program.name!r} normalises no input: there are no statistics to ask for")
-        self._input = self.program.normalise
+        self._normalise = _normalise_of(self.program)
+        self._names = column_names(self.program.features, self.program.categories, self._normalise.features)
 
     def begin(self, parameters: bytes, memory: Memory, base: bytes | None = None, stalled: int = 0) -> None:
         """See :class:`coordinator.pipeline.round_pipeline.RoundPipeline`."""
@@ -78,7 +80,11 @@ class FeatureStatistics:
                 reason="vectors",
             )
         weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-        return Reported(decode_sums(self.program, update.arrays), weight)
+        sums = decode_sums(self.program, update.arrays)
+        beyond = out_of_range(self.program, sums)
+        if beyond:
+            raise ProtocolError(f"update: {beyond}", reason="clipped")
+        return Reported(sums, weight)
 
     def again(self, payload: bytes) -> Reported:
         """A report that was examined and journalled before a crash.
@@ -104,7 +110,9 @@ class FeatureStatistics:
         """
         if not self._sums.devices:
             raise ValueError("a round without reports has no statistics")
-        constants = self._sums.constants()
+        constants, clipped = self._sums.constants(), self._sums.clipped()
+        scale = constants[self._normalise.scale]
+        about = remarkable_features(self._names, scale, clipped)
         vector = self._vector.copy()
         tensors = self.program.spec.unflatten(vector)
         for name, values in constants.items():
@@ -118,11 +126,20 @@ class FeatureStatistics:
             {
                 "devices": float(self._sums.devices),
                 "examples": float(self._examples),
-                "features": float(self._input.features),
-                "features_constant": float(np.count_nonzero(constants[self._input.scale] == 0.0)),
+                "features": float(len(scale)),
+                "features_constant": float(np.count_nonzero(scale == 0.0)),
+                "features_clipped": float(np.count_nonzero(clipped)),
                 "missing": float(self._sums.missing().mean()),
             },
+            about,
+            tuple(feature_notes(about)),  # a feature that never varies is no reason to warn: it is in the metrics
         )
 
     def close(self) -> None:
         """Holds nothing that would have to be given up."""
+
+
+def _normalise_of(program: Program) -> Normalise:
+    if program.normalise is None:
+        raise ValueError(f"the program {program.name!r} normalises no input: there are no statistics to ask for")
+    return program.normalise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class Finished:
         model_delta: Leads there from the model of before; None where devices fetch it whole.
         broadcast: Blobs of the vectors that devices get beside it, by name.
         metrics: What the devices reported.
+        about: What else is kept of the round, JSON values by name.
+        warnings: What somebody should look at, in sentences.
     """
 
     parameters: bytes
@@ -46,6 +49,8 @@ class Finished:
     model_delta: NewDelta | None
     broadcast: dict[str, bytes]
     metrics: dict[str, float]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class RoundPipeline(Protocol[E]):

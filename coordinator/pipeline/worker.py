@@ -126,8 +126,11 @@ class TaskWorker:
         metrics, new = done.metrics, done.model_delta
         if new is not None:
             new = merged_deltas(new, number, self._store.deltas(self.task), self._store.get_blob)
+        for warning in done.warnings:
+            logger.warning("task %s: round %d: %s", self.task, number, warning)
+        summary = {**record.summary, **done.about, "metrics": metrics}
         made = self._store.commit_round(
-            replace(record, phase="closed", last_seq=job.last_seq, summary={**record.summary, "metrics": metrics}),
+            replace(record, phase="closed", last_seq=job.last_seq, summary=summary),
             parameters=done.parameters,
             server_state=pack_memory(done.memory),
             verdicts=job.verdicts,

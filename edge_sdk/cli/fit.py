@@ -13,9 +13,9 @@ from edge_sdk.cli.findings import Finding
 from edge_sdk.cli.task_model import Model, Statistics
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples, load_examples
-from edge_sdk.training.feature_sums import sums_of_examples
+from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, out_of_range_text, sums_of_examples
 from edge_sdk.training.large_target import large_target
-from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.names import column_names
 from edge_sdk.training.program import Program
 
 __all__ = ["check_fit", "far_features"]
@@ -77,13 +77,19 @@ def _labels(examples: Examples, program: Program) -> Iterator[Finding]:
 
 def _ranges(examples: Examples, program: Program, statistics: Statistics | None) -> Iterator[Finding]:
     told = program.normalise
-    if told is None or told.mode != "federated":
+    if told is None:
+        return
+    sums = sums_of_examples(examples, program, told)
+    names = column_names(program.features, program.categories, told.features)
+    beyond = out_of_range_text(sums, names, told.clip)
+    if beyond:
+        yield Finding("warn", "ranges", f"{beyond}: another unit, or let the coordinator raise the key")
+    if told.mode != "federated":
         return
     if statistics is None:
         yield Finding("ok", "ranges", "not compared: the federation has no statistics of the features yet")
         return
-    means, deviations = _own(examples, program, told)
-    names = feature_names(program, told)
+    means, deviations = _own(sums)
     lines = list(far_features(names, means, deviations, statistics))
     for line in lines[:FEATURES_SHOWN]:
         yield Finding("warn", "ranges", line)
@@ -93,20 +99,13 @@ def _ranges(examples: Examples, program: Program, statistics: Statistics | None)
         yield Finding("ok", "ranges", f"the means of all {len(names)} features are near the federation's")
 
 
-def _own(examples: Examples, program: Program, told: Normalise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _own(sums: FeatureSums) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each feature on this device; NaN where all its values are missing."""
-    sums = sums_of_examples(examples, program, told)
+    exact = ExactFeatureSums(len(sums.counts))
+    exact.add(sums)
+    _, scale, _ = exact.result()
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums.sums / sums.counts
-        return means, np.sqrt(np.maximum(sums.squares / sums.counts - means**2, 0.0))
-
-
-def feature_names(program: Program, told: Normalise) -> list[str]:
-    """A name for each normalised feature: that of its column, or its number."""
-    names: list[str] = []
-    for name in program.features:
-        names += [f"{name}={value}" for value in program.categories.get(name, ())] or [name]
-    return names if len(names) == told.features else [f"feature {i}" for i in range(told.features)]
+        return sums.sums / sums.counts, np.where(scale > 0, 1.0 / scale.astype(np.float64), 0.0)
 
 
 def far_features(
@@ -133,6 +132,11 @@ def far_features(
             continue
         if scale[i] == 0 and not np.isclose(means[i], mean[i], rtol=1e-3, atol=1e-6):
             yield f"{name}: its mean is {means[i]:.4g} here, and it is always {mean[i]:.4g} in the federation"
+        elif scale[i] == 0 and deviations[i] > 0:
+            yield (
+                f"{name}: it varies here (deviation {deviations[i]:.3g}), and is always {mean[i]:.4g} in the "
+                "federation, so the model does not see it"
+            )
         elif abs(away[i]) > FAR:
             yield (
                 f"{name}: its mean is {means[i]:.4g} here (deviation {deviations[i]:.3g}), in the federation "

@@ -25,6 +25,7 @@ from edge_sdk.training.data.settings import ExamplesFile
 from edge_sdk.training.data.steady import read_steadily
 from edge_sdk.training.marks import Marks, take_marks
 from edge_sdk.training.masked import counted_elements, counted_values, mask_of, without_unusable
+from edge_sdk.training.names import column_names, features_width
 from edge_sdk.training.program import Input, Program
 
 __all__ = ["Examples", "ExamplesFile", "as_examples", "counted_labels", "describe_file", "load_examples", "read_npz"]
@@ -324,21 +325,12 @@ def _check_finite(what: str, array: NDArray[Any], axis: int, program: Program, i
     columns = ""
     if axis > 0:
         found = np.flatnonzero(bad.any(axis=tuple(i for i in range(array.ndim) if i != axis))).tolist()
-        known = _feature_names(program)
-        is_named = is_raw and len(known) == array.shape[axis]
+        known = column_names(program.features, program.categories, array.shape[axis])
+        is_named = is_raw and features_width(program.features, program.categories) == array.shape[axis]
         names = ", ".join(repr(known[column]) if is_named else str(column) for column in found[:_COLUMNS_SHOWN])
         others = " and others" if len(found) > _COLUMNS_SHOWN else ""
         columns = f", in column {names}{others}{'' if is_named else ' (counted from 0)'}"
     raise _misfit(f"{what}: {np.count_nonzero(bad)} of {array.size} values are NaN or infinite{columns}; {remedy}")
-
-
-def _feature_names(program: Program) -> list[str]:
-    """What the columns of a program's features are called, in order; empty where it names none."""
-    return [
-        f"{name} = {category}" if category is not None else name
-        for name in program.features
-        for category in program.categories.get(name, (None,))
-    ]
 
 
 def _check_values(what: str, dtype: str, array: NDArray[Any]) -> None:

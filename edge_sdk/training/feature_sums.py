@@ -8,7 +8,7 @@ NaN is left out and counted apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,18 +18,29 @@ from numpy.typing import NDArray
 from edge_sdk.errors import DecodeError, ExamplesError
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.masked import counted_values, mask_of
+from edge_sdk.training.names import listed
 from edge_sdk.training.normalise import Normalise
 from edge_sdk.training.program import Program
 
-__all__ = ["COUNT_MAX", "FEATURE_BYTES", "ExactFeatureSums", "FeatureSums", "feature_sums", "sums_of_examples"]
+__all__ = [
+    "COUNT_MAX",
+    "FEATURE_BYTES",
+    "ExactFeatureSums",
+    "FeatureSums",
+    "feature_sums",
+    "out_of_range_text",
+    "sums_of_examples",
+]
 
 COUNT_MAX: Final = 1 << 48
 """Values of one feature that one device may count."""
 
 _NAMES: Final = ("squares", "sums", "values")
 _MISSING: Final = "missing"
-FEATURE_BYTES: Final = 24
-"""Of one feature in an update, at most: ``sums``, ``squares`` and ``missing``."""
+_CLIPPED: Final = "clipped"
+FEATURE_BYTES: Final = 32
+"""Of one feature in an update, at most: ``sums``, ``squares``, ``missing`` and ``clipped``."""
+CLIPPED_SHARE_MAX: Final = 0.5
 _BLOCK_ELEMENTS: Final = 1 << 18  # 2 MB of float64 at a time, however many examples there are
 _ROUNDING: Final = 1e-6
 """What sums of very many float64 may be off by, relative to their size."""
@@ -49,22 +60,32 @@ class FeatureSums:
         sums: float64[features]: their sum, in the feature's raw unit.
         squares: float64[features]: the sum of their squares.
         missing: float64[features], whole: values that are NaN.
+        clipped: float64[features], whole: values among ``counts`` that were clipped.
     """
 
     counts: NDArray[np.float64]
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
     missing: NDArray[np.float64]
+    clipped: NDArray[np.float64]
+
+    @property
+    def out_of_range(self) -> NDArray[np.intp]:
+        """Positions of the features of which more than half of the values were clipped: mean and scale say little."""
+        return np.flatnonzero(self.clipped > CLIPPED_SHARE_MAX * self.counts)
 
     def encode(self) -> dict[str, bytes]:
         """Arrays by name as little-endian float64, as they stand in an update.
 
         ``sums`` and ``squares`` have one number for each feature; ``values`` has the one number of values that every
-        feature has, those that are missing among them; ``missing`` is there where any is, one number for each feature.
+        feature has, those that are missing among them; ``missing`` and ``clipped`` are there where any value is, one
+        number for each feature.
         """
         told = {"squares": self.squares, "sums": self.sums, "values": self.counts[:1] + self.missing[:1]}
         if self.missing.any():
             told[_MISSING] = self.missing
+        if self.clipped.any():
+            told[_CLIPPED] = self.clipped
         return {name: array.astype("<f8").tobytes() for name, array in told.items()}
 
     @classmethod
@@ -79,15 +100,20 @@ class FeatureSums:
             DecodeError: An array is missing or has another length, or the numbers cannot be sums of such values
                 (reason ``feature_sums``).
         """
-        if set(value) - {_MISSING} != set(_NAMES):
-            raise _refused(f"expected the arrays {', '.join(_NAMES)}, and {_MISSING} where values are")
+        if set(value) - {_MISSING, _CLIPPED} != set(_NAMES):
+            raise _refused(f"expected the arrays {', '.join(_NAMES)}, and {_MISSING} or {_CLIPPED} where values are")
         features = normalise.features
         squares, sums = (_array(name, value[name], features) for name in ("squares", "sums"))
         values = _whole_numbers("values", value["values"], 1)
-        missing = _whole_numbers(_MISSING, value[_MISSING], features) if _MISSING in value else np.zeros(features)
+        missing, clipped = (
+            _whole_numbers(name, value[name], features) if name in value else np.zeros(features)
+            for name in (_MISSING, _CLIPPED)
+        )
         if not values[0] > 0 or (missing > values[0]).any():
             raise _refused("of no value at all, or more are missing than there are")
-        found = cls(values[0] - missing, sums, squares, missing)
+        if (clipped > values[0] - missing).any():
+            raise _refused("more values were clipped than there are")
+        found = cls(values[0] - missing, sums, squares, missing, clipped)
         _check(found, normalise.clip)
         return found
 
@@ -123,7 +149,7 @@ def feature_sums(values: NDArray[Any], normalise: Normalise, counted: NDArray[np
             f"examples: input {normalise.input!r} has shape {list(values.shape)}, expected {normalise.features} "
             f"features in dimension {normalise.axis}"
         )
-    counts, sums, squares = (np.zeros(normalise.features, np.float64) for _ in range(3))
+    counts, sums, squares, clipped = (np.zeros(normalise.features, np.float64) for _ in range(4))
     total = 0
     rows = max(1, _BLOCK_ELEMENTS // max(values[:1].size, 1))
     for start in range(0, len(values), rows):
@@ -137,6 +163,7 @@ def feature_sums(values: NDArray[Any], normalise: Normalise, counted: NDArray[np
         by_feature[~there] = 0.0
         if not np.isfinite(by_feature).all():
             raise ExamplesError(f"examples: input {normalise.input!r} holds values that are infinite; drop them")
+        clipped += np.count_nonzero(np.abs(by_feature) > normalise.clip, axis=1)
         np.clip(by_feature, -normalise.clip, normalise.clip, out=by_feature)
         counts += np.count_nonzero(there, axis=1)
         sums += by_feature.sum(axis=1)
@@ -144,7 +171,19 @@ def feature_sums(values: NDArray[Any], normalise: Normalise, counted: NDArray[np
         squares += by_feature.sum(axis=1)
     if not total:
         raise ExamplesError(f"examples: no position of input {normalise.input!r} counts; all are masked")
-    return FeatureSums(counts, sums, squares, total - counts)
+    return FeatureSums(counts, sums, squares, total - counts, clipped)
+
+
+def out_of_range_text(sums: FeatureSums, names: Sequence[str], clip: float) -> str:
+    """Which features are out of the range of the sums, and the key that widens it; empty where none is.
+
+    Args:
+        sums: One device's.
+        names: Of the features.
+        clip: The range of the sums.
+    """
+    found = [f"{names[i]} ({sums.clipped[i] / sums.counts[i]:.0%})" for i in sums.out_of_range.tolist()]
+    return f"values of {listed(found)} are beyond +-{clip:g} (model.normalise_clip)" if found else ""
 
 
 def _positions(counted: NDArray[np.bool_], shape: tuple[int, ...], axis: int) -> NDArray[np.bool_]:
@@ -162,7 +201,7 @@ class ExactFeatureSums:
         features: Number of features.
     """
 
-    __slots__ = ("_counts", "_missing", "_squares", "_sums", "devices", "features")
+    __slots__ = ("_clipped", "_counts", "_missing", "_squares", "_sums", "devices", "features")
 
     def __init__(self, features: int) -> None:
         self.features = features
@@ -171,6 +210,7 @@ class ExactFeatureSums:
         self._missing = [0] * features
         self._sums = [0] * features
         self._squares = [0] * features
+        self._clipped = [0] * features
 
     def add(self, sums: FeatureSums, weight: float | None = None) -> None:
         """Adds one device's sums.
@@ -188,7 +228,7 @@ class ExactFeatureSums:
         self._extend(
             *(
                 [_whole(number) for number in (share * array).tolist()]
-                for array in (sums.counts, sums.missing, sums.sums, sums.squares)
+                for array in (sums.counts, sums.missing, sums.sums, sums.squares, sums.clipped)
             )
         )
         self.devices += 1
@@ -201,7 +241,7 @@ class ExactFeatureSums:
         """
         if other.features != self.features:
             raise ValueError(f"sums of {other.features} features, expected {self.features}")
-        self._extend(other._counts, other._missing, other._sums, other._squares)
+        self._extend(other._counts, other._missing, other._sums, other._squares, other._clipped)
         self.devices += other.devices
 
     def result(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
@@ -221,12 +261,20 @@ class ExactFeatureSums:
                 mean[i], scale[i] = _mean_and_scale(count, self._sums[i], self._squares[i])
         return mean, scale, missing
 
-    def _extend(self, counts: list[int], missing: list[int], sums: list[int], squares: list[int]) -> None:
+    def clipped(self) -> NDArray[np.float64]:
+        """float64[features] in 0..1: which share of the values that are there was clipped."""
+        pairs = zip(self._clipped, self._counts, strict=True)
+        return np.array([clipped / count if count else 0.0 for clipped, count in pairs], np.float64)
+
+    def _extend(
+        self, counts: list[int], missing: list[int], sums: list[int], squares: list[int], clipped: list[int]
+    ) -> None:
         for mine, theirs in (
             (self._counts, counts),
             (self._missing, missing),
             (self._sums, sums),
             (self._squares, squares),
+            (self._clipped, clipped),
         ):
             for i, number in enumerate(theirs):
                 mine[i] += number

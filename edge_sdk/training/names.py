@@ -15,10 +15,12 @@ from typing import Any, Final, cast
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire import fields
 
-__all__ = ["LABELS_OF_TWO", "NAMES_MAX", "check_names", "features_width", "names_from_wire"]
+__all__ = ["LABELS_OF_TWO", "NAMES_MAX", "check_names", "column_names", "features_width", "listed", "names_from_wire"]
 
 NAMES_MAX: Final = 10_000
 CHARACTERS_MAX: Final = 200
+SHOWN_MAX: Final = 8
+"""Names in one sentence."""
 LABELS_OF_TWO: Final = ("binary_cross_entropy", "hinge")
 """Losses over two classes that a program does not count."""
 
@@ -46,6 +48,18 @@ def names_from_wire(source: Mapping[str, Any]) -> dict[str, Any]:
 def features_width(features: Sequence[str], categories: Mapping[str, Sequence[str]]) -> int:
     """How many numbers the features are in a row."""
     return sum(len(categories[name]) if name in categories else 1 for name in features)
+
+
+def column_names(features: Sequence[str], categories: Mapping[str, Sequence[str]], count: int) -> list[str]:
+    """A name for each of ``count`` numbers in a row: that of its column (``fuel=diesel``), else ``feature 3``."""
+    names = [f"{name}={value}" if value else name for name in features for value in categories.get(name, [""])]
+    return names if len(names) == count else [f"feature {i}" for i in range(count)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and 12 others``: at most ``SHOWN_MAX`` names."""
+    shown = ", ".join(names[:SHOWN_MAX])
+    return shown if len(names) <= SHOWN_MAX else f"{shown} and {len(names) - SHOWN_MAX} others"
 
 
 def check_names(

@@ -19,7 +19,7 @@ from edge_sdk.wire import fields
 __all__ = ["CLIP_ABS_MAX", "MISSING", "MODES", "NORMALISED_ABS_MAX", "TARGET", "Normalise", "normalise_from_wire"]
 
 MODES: Final = ("federated", "local")
-"""Where mean and scale come from: sums of all devices, or each device's own examples."""
+"""Where mean and scale come from: sums of the first cohort's devices, or each device's own examples."""
 
 MISSING: Final = ("refuse", "mean")
 """What becomes of a NaN in the input: it is refused, or the model takes the feature's mean in its place."""

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples
 from edge_sdk.training.normalise import NORMALISED_ABS_MAX
 from edge_sdk.training.program import Program
-from edge_sdk.training.program_sums import ExactProgramSums, program_sums
+from edge_sdk.training.program_sums import ExactProgramSums, out_of_range, program_sums
 
 __all__ = ["normalised_examples", "own_constants", "uses_own_constants", "with_constants"]
 
@@ -29,13 +30,17 @@ def own_constants(program: Program, examples: Examples) -> Vector:
     Behind those of the input are those of the target, where that is normalised.
 
     Raises:
-        ExamplesError: A value is infinite, or all positions are masked.
+        ExamplesError: A value is infinite, or all positions are masked, or most values of a feature are out of the
+            sums' range.
         ValueError: The program normalises nothing.
     """
     if not program.normalised:
         raise ValueError(f"program {program.name!r} normalises no input")
-    sums = ExactProgramSums(program)
-    sums.add(program_sums(program, examples))
+    sums, own = ExactProgramSums(program), program_sums(program, examples)
+    beyond = out_of_range(program, own)
+    if beyond:
+        raise ExamplesError(f"examples: {beyond}; let the coordinator raise it")
+    sums.add(own)
     return np.concatenate(list(sums.constants().values()))
 
 

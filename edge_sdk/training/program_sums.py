@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.training.examples import Examples
-from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, feature_sums, sums_of_examples
+from edge_sdk.training.feature_sums import (
+    ExactFeatureSums,
+    FeatureSums,
+    feature_sums,
+    out_of_range_text,
+    sums_of_examples,
+)
 from edge_sdk.training.masked import counted_elements, mask_of
-from edge_sdk.training.normalise import TARGET
+from edge_sdk.training.names import column_names
+from edge_sdk.training.normalise import TARGET, Normalise
 from edge_sdk.training.program import Program
 
-__all__ = ["OF_TARGET", "ExactProgramSums", "decode_sums", "encode_sums", "program_sums"]
+__all__ = ["OF_TARGET", "ExactProgramSums", "decode_sums", "encode_sums", "out_of_range", "program_sums"]
 
 OF_TARGET: Final = "target_"
 """How the names of a report's arrays begin that are sums of the target."""
@@ -67,6 +74,19 @@ def decode_sums(program: Program, arrays: Mapping[str, bytes]) -> list[FeatureSu
     return [FeatureSums.decode(of_target if told.input == TARGET else of_input, told) for told in program.normalised]
 
 
+def out_of_range(program: Program, sums: Sequence[FeatureSums]) -> str:
+    """What is out of the range of one device's sums, and the key that widens it; empty where nothing is."""
+    pairs = zip(program.normalised, sums, strict=True)
+    texts = (out_of_range_text(found, _names(program, told), told.clip) for told, found in pairs)
+    return next(filter(None, texts), "")
+
+
+def _names(program: Program, told: Normalise) -> list[str]:
+    if told.input != TARGET:
+        return column_names(program.features, program.categories, told.features)
+    return ["the target"] if told.features == 1 else [f"the target's column {i}" for i in range(told.features)]
+
+
 class ExactProgramSums:
     """Sums of many devices, added up exactly: any order or replay gives the same bits.
 
@@ -102,6 +122,10 @@ class ExactProgramSums:
                 scale[scale == 0] = 1.0
             constants |= {told.mean: mean, told.scale: scale}
         return constants
+
+    def clipped(self) -> NDArray[np.float64]:
+        """float64[features] in 0..1: which share of each feature of the input was clipped."""
+        return self._sums[0].clipped()
 
     def missing(self) -> NDArray[np.float64]:
         """float64[features] in 0..1: which share of each feature of the input is missing."""

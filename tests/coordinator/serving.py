@@ -67,6 +67,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "come_back_seconds": 1.0,
     },
     "codec": {"name": "sparse", "density": 0.2},
+    "downlink": {"codec": "none"},  # so that a model is the mean of the updates, as the books have it
     "stopping": {"rounds_max": 3},
 }
 

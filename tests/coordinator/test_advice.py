@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served
+from typer.testing import CliRunner
 from wired import ROUND, TASK, TOPICS, Desk, make_update
 
+from coordinator.__main__ import app
 from coordinator.advice import ADVICE, Obstacle, explain, obstacle_of, pause_seconds
 from coordinator.events import Publish, RoundEnded
 from coordinator.reports import rounds_report, status_report
@@ -158,7 +160,8 @@ def test_what_a_device_has_said_stands_there_cut_short() -> None:
 
 def test_pauses_double_up_to_the_longest_one() -> None:
     assert [pause_seconds(n, 60.0, 3600.0) for n in (1, 2, 3, 6, 7, 100_000)] == [60, 120, 240, 1920, 3600, 3600]
-    assert pause_seconds(9, 7200.0, 3600.0) == 7200.0 and pause_seconds(9, 0.0, 3600.0) == 0.0
+    assert pause_seconds(9, 7200.0, 3600.0) == 7200.0
+    assert [pause_seconds(n, 0.0, 3600.0) for n in (1, 2, 3, 99)] == [0.0, 2.0, 4.0, 3600.0], "zero would stay zero"
 
 
 # --- a task whose rounds fail ----------------------------------------------------------------------------------------
@@ -376,11 +379,14 @@ def test_raw_units_that_every_device_is_refused_for_are_named_on_both_sides(
         run_fleet(fleet, lines.append)
         log = served.coordinator.output()
         assert log.count("were refused for value") == 1 and WHAT_TO_DO in log
+        assert log.count("round 1 abandoned") + log.count(") abandoned") == 1, "nor is there a line for each attempt"
         with served.store() as store:
             attempts = store.rounds("default", 1000)
         assert 3 <= len(attempts) <= 7, "pauses of .2, .4, .8, 1.6 and 3.2 s, and the rounds between them"
         report = status_report(served.config)
         assert "devices were refused for value" in report["trouble"] and WHAT_TO_DO in report["trouble"]
+        shown = CliRunner().invoke(app, ["status", str(served.path)])
+        assert "trouble" in shown.stdout and "attempts have failed" in shown.stdout
         assert rounds_report(served.config, 1)[0]["reason"].endswith("refused: value")
         assert WHAT_TO_DO in lines[-1]
         refused = [r for r in caplog.records if r.levelno == logging.WARNING and "refused: value" in r.getMessage()]

@@ -102,7 +102,6 @@ def test_a_killed_coordinator_goes_on_with_the_same_round_tickets_and_bytes(serv
         devices=5,
         model={"zoo": "mlp", "hidden": [24]},
         codec={"name": "dense", "density": None},
-        downlink={"codec": "none"},  # so that the model is the mean of the updates, as the books have it
         selection={"goal_count": 6, "over_selection": 1.0},
         transfer={"chunk_bytes_max": 4096},  # several chunks an update
         stopping={"rounds_max": 1},

@@ -203,9 +203,37 @@ def test_people_read_what_the_round_is_for() -> None:
         "examples": 80.0,
         "features": 4.0,
         "features_constant": 1.0,
+        "features_clipped": 0.0,
         "missing": 0.0,
     }
     assert closed.summary["bytes_up_dense"] == 0, "a dense update of the model is no measure for it"
+
+
+def test_a_feature_that_is_beyond_the_range_on_all_devices_keeps_the_round_from_closing_and_is_named() -> None:
+    desk = raw_desk()
+    invites = desk.begin("a", "b")
+    for number, (device, invite) in enumerate(invites.items()):
+        report(desk, device, invite, make_report(sensors(number) * np.float32([1, 1, 1e6, 1])))
+    assert {(v.outcome, v.reason[:8]) for v in desk.told("a", Verdict)} == {("refused", "clipped:")}
+    desk.wait()
+    told = json.loads(desk.retained[TOPICS.task_round(TASK)])
+    for part in (
+        "2 of 2 devices were refused",
+        "values of feature 2 (100%) are beyond +-1e+06",
+        "raise model.normalise",
+    ):
+        assert part in told["reason"]
+    assert (model(desk)["normalise/scale"] == 1.0).all(), "nothing was learned from it"
+
+
+def test_a_single_device_in_another_unit_is_refused_and_the_others_go_on() -> None:
+    desk = raw_desk()
+    invites = desk.begin("a", "b", "c")
+    for number, (device, invite) in enumerate(invites.items()):
+        unit = 1e6 if device == "a" else 1.0
+        report(desk, device, invite, make_report(sensors(number) * np.float32([1, 1, unit, 1])))
+    assert [v.outcome for device in "abc" for v in desk.told(device, Verdict)] == ["refused", "counted", "counted"]
+    assert model(desk)["normalise/mean"][2] == pytest.approx(4.2, abs=0.2)
 
 
 # --- who takes part --------------------------------------------------------------------------------------------------
@@ -435,7 +463,7 @@ def test_a_journalled_report_that_fits_the_program_no_more_is_an_error_of_the_st
     desk = raw_desk()
     made = pipeline(desk)
     made.begin(parameters_of(desk), {})
-    strange = make_report(sensors(0), arrays=FeatureSums(*(np.ones(3) for _ in range(4))).encode())
+    strange = make_report(sensors(0), arrays=FeatureSums(*(np.ones(3) for _ in range(5))).encode())
     with pytest.raises(ProtocolError, match="not 32 bytes, 4 numbers"):
         made.examine(strange)
     with pytest.raises(StateError, match="cannot be used any more"):

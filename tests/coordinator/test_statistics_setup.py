@@ -14,7 +14,7 @@ from serving import write_config
 
 from coordinator.__main__ import main
 from coordinator.cli.serve import round_line
-from coordinator.config import load_config, load_tasks
+from coordinator.config import FederationConfig, load_config, load_tasks
 from coordinator.config.settings import database_path
 from coordinator.events import CloseJob, IngestItem, StartJob
 from coordinator.reports import rounds_report, status_report
@@ -56,11 +56,14 @@ def open_round(made: Prepared, attempt: int = 0) -> RoundRecord:
     return record
 
 
-def report(made: Prepared, record: RoundRecord) -> None:
+def report(made: Prepared, record: RoundRecord, payloads: list[bytes] | None = None) -> None:
     """Both devices have reported, and the worker ends the round."""
     worker = made.tasks[0].worker
     worker.start(StartJob(record.task, 0, record.attempt, record.base))
-    payloads = [report_of(made, [[1480.0, 62.0, 4.0], [1520.0, 58.0, 4.0]]), report_of(made, [[1500.0, 60.0, 4.0]])]
+    payloads = payloads or [
+        report_of(made, [[1480.0, 62.0, 4.0], [1520.0, 58.0, 4.0]]),
+        report_of(made, [[1500.0, 60.0, 4.0]]),
+    ]
     items = [
         IngestItem(record.task, bytes([record.attempt, i] * 8), digest_of(payload), payload)
         for i, payload in enumerate(payloads)
@@ -198,10 +201,52 @@ def test_status_and_rounds_say_what_round_0_is_for(
     assert [(row["round"], row["purpose"], row["counted"]) for row in rows] == [(0, "statistics of the features", 2)]
     assert "statistics of the" in said(monkeypatch, capsys, "rounds", path)
     assert json.loads(said(monkeypatch, capsys, "status", path, "--json"))["metrics"]["features_constant"] == 1.0
+    assert now_says(config) == ["1 of 3 features never vary (feature 2)"]
+    assert "1 of 3 features never vary (feature 2)" in said(monkeypatch, capsys, "status", path).replace("\n", " ")
     with Store.open_readonly(database_path(config)) as store:
         line = round_line(store.rounds("default")[0], "accuracy")
     assert line.startswith("round 0: statistics of the features from 2 devices; closed: counted 2, ")
-    assert "1 of 3 features never vary" in line and "missing;" not in line
+    assert "1 of 3 features never vary (feature 2)" in line and "missing;" not in line
+
+
+def now_says(config: FederationConfig) -> list[str]:
+    return list(status_report(config)["features"])
+
+
+def test_features_beyond_the_range_are_told_by_name_in_log_and_status(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = write_config(tmp_path, NOWHERE, model=RAW | {"features": ["rpm", "pascal", "door"], "normalise_clip": 1e4})
+    made = prepared(path)
+    record = open_round(made)
+    rows = [[1480.0, 2e3, 0.0], [1520.0, 3e3, 0.0], [1500.0, 2.5e6, 0.0]]
+    report(made, record, [report_of(made, rows), report_of(made, rows[:2])])
+    made.store.close()
+    told = "values beyond model.normalise_clip (if they are no faults, raise it for a new task): pascal (20.00%)"
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [f"task default: round 0: {told}"]
+    config = load_config(path)
+    assert now_says(config) == ["1 of 3 features never vary (door)", told]
+    with Store.open_readonly(database_path(config)) as store:
+        assert f"1 of 3 features never vary (door); {told};" in round_line(store.rounds("default")[0], "accuracy")
+    assert "pascal (20.00%)" in said(monkeypatch, capsys, "status", path)
+    metrics = json.loads(said(monkeypatch, capsys, "status", path, "--json"))["metrics"]
+    assert (metrics["features_clipped"], metrics["features_constant"]) == (1.0, 1.0)
+
+
+def test_a_report_of_a_feature_that_is_mostly_beyond_the_range_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_config(tmp_path, NOWHERE, model=RAW | {"features": ["rpm", "pascal", "door"]})
+    made = prepared(path)
+    record = open_round(made)
+    worker = made.tasks[0].worker
+    worker.start(StartJob(record.task, 0, 0, record.base))
+    payload = report_of(made, [[1480.0, 2.5e6, 0.0], [1520.0, 2.6e6, 0.0], [1500.0, 9e5, 0.0]])
+    (result,) = worker.process([IngestItem(record.task, bytes(16), digest_of(payload), payload)])
+    made.store.close()
+    assert (result.seq, result.reason) == (0, "clipped")
+    assert result.detail == "update: values of pascal (67%) are beyond +-1e+06 (model.normalise_clip)"
 
 
 def test_check_says_that_there_will_be_a_round_of_statistics(

@@ -116,6 +116,7 @@ def test_the_same_cohorts_make_the_same_statistics_and_the_same_model() -> None:
         rounds=4,
         seed=3,
         codec="dense",
+        downlink="none",
         epochs=2,
         batch_size=16,
         learning_rate=0.1,

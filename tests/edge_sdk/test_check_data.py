@@ -22,11 +22,11 @@ from edge_sdk.cli.certificates import validity
 from edge_sdk.cli.check import checks
 from edge_sdk.cli.device_config import load_device_config
 from edge_sdk.cli.findings import EXIT_BROKER, Finding
-from edge_sdk.cli.fit import far_features, feature_names
+from edge_sdk.cli.fit import far_features
 from edge_sdk.cli.task_model import FETCH_BYTES_MAX, Served, Statistics, cached_model, fetch_model, served_of
 from edge_sdk.errors import EdgeFedError
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
-from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.names import column_names
 from edge_sdk.wire.messages import RangeData, RangeRequest, short
 
 TLS = Path(__file__).resolve().parents[1] / "data" / "tls"
@@ -143,6 +143,14 @@ def test_a_device_whose_features_are_of_another_kind_is_told_so(broker: PrivateB
     with Federation(tmp_path / "coordinator", broker.url, "ranges", model=model) as plant:
         path = device_toml(tmp_path, broker.url, "ranges")
         assert "no statistics of the features yet" in found(path)["ranges"][0].text
+        x, y = readings(1)
+        path = device_toml(tmp_path, broker.url, "ranges", rows=(x * [1, 1, 1e6], y))
+        beyond, _ = found(path)["ranges"]
+        assert beyond.level == "warn"
+        assert beyond.text.startswith(
+            "values of pressure (100%) are beyond +-1e+06 (model.normalise_clip): another unit"
+        )
+        path = device_toml(tmp_path, broker.url, "ranges")
         for number in range(2):
             x, y = readings(number + 10)
             others[number] = {**dict(zip(NAMES, x.T, strict=True)), "y": y}
@@ -281,15 +289,15 @@ def test_nonsense_about_the_model_is_as_good_as_nothing(payload: bytes) -> None:
 # ---- what is far away
 
 
-def told_of(means: list[float], mean: list[float], deviation: list[float]) -> list[str]:
+def told_of(means: list[float], mean: list[float], deviation: list[float], own: list[float] | None = None) -> list[str]:
     scale = np.array([0 if d == 0 else 1 / d for d in deviation], np.float32)
     statistics = Statistics(np.array(mean, np.float32), scale)
     names = [f"f{i}" for i in range(len(means))]
-    return list(far_features(names, np.array(means), np.ones(len(means)), statistics))
+    return list(far_features(names, np.array(means), np.array(own or [1.0] * len(means)), statistics))
 
 
 def test_means_near_the_federations_are_not_worth_a_word() -> None:
-    assert told_of([1500, 60, 7], [1480, 62, 7], [50, 4, 0]) == []
+    assert told_of([1500, 60, 7], [1480, 62, 7], [50, 4, 0], [50, 4, 0]) == []
 
 
 def test_one_of_six_devices_with_exchanged_columns_is_seen_although_it_is_in_the_statistics() -> None:
@@ -311,11 +319,16 @@ def test_a_feature_that_never_varies_elsewhere_and_one_that_is_never_there() -> 
     assert told_of([float("nan")], [7], [1]) == []
 
 
+def test_a_feature_that_varies_here_and_nowhere_else_is_said_since_the_model_does_not_see_it() -> None:
+    assert told_of([7], [7], [0], [0.5]) == [
+        "f0: it varies here (deviation 0.5), and is always 7 in the federation, so the model does not see it"
+    ]
+
+
 def test_features_are_named_as_the_columns_and_values_that_they_are() -> None:
     program = table_program(4, features=("load", "fuel", "rpm"), categories={"fuel": ("diesel", "petrol")})
-    told = Normalise("x", 1, 4, "federated", "mean", "scale")
-    assert feature_names(program, told) == ["load", "fuel=diesel", "fuel=petrol", "rpm"]
-    assert feature_names(table_program(4), told) == ["feature 0", "feature 1", "feature 2", "feature 3"]
+    assert column_names(program.features, program.categories, 4) == ["load", "fuel=diesel", "fuel=petrol", "rpm"]
+    assert column_names((), {}, 4) == ["feature 0", "feature 1", "feature 2", "feature 3"]
 
 
 # ---- certificates

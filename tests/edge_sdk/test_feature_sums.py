@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_sdk.errors import DecodeError, ExamplesError
-from edge_sdk.training.feature_sums import COUNT_MAX, ExactFeatureSums, FeatureSums, feature_sums
+from edge_sdk.training.feature_sums import COUNT_MAX, ExactFeatureSums, FeatureSums, feature_sums, out_of_range_text
 from edge_sdk.training.normalise import Normalise
 
 THREE = Normalise("x", 1, 3, "federated", "normalise/mean", "normalise/scale")
@@ -56,9 +56,11 @@ def test_any_order_split_and_merge_give_the_same_bits(order: list[int], cut: int
 
 
 def test_sums_survive_the_wire() -> None:
-    sums = feature_sums(raw(50), THREE)
-    back = FeatureSums.decode(sums.encode(), THREE)
-    for name in ("counts", "sums", "squares", "missing"):
+    told = replace(THREE, clip=1500.0)
+    sums = feature_sums(raw(50), told)
+    assert sums.clipped[0] > 0
+    back = FeatureSums.decode(sums.encode(), told)
+    for name in ("counts", "sums", "squares", "missing", "clipped"):
         assert np.array_equal(getattr(back, name), getattr(sums, name))
 
 
@@ -92,6 +94,19 @@ def test_values_count_as_if_within_the_stated_range() -> None:
     sums = feature_sums(x, replace(THREE, clip=100.0))
     assert sums.sums.tolist() == [100, -100, 10]
     assert sums.squares.tolist() == [1e4, 1e4, 50]
+    assert sums.clipped.tolist() == [1, 1, 0] and not len(sums.out_of_range)
+    assert "clipped" not in feature_sums(x[1:], THREE).encode(), "it costs nothing where nothing is clipped"
+    assert added(sums, feature_sums(x[1:], replace(THREE, clip=100.0))).clipped().tolist() == [1 / 3, 1 / 3, 0]
+
+
+def test_a_feature_of_which_most_values_are_clipped_is_out_of_range() -> None:
+    x = np.array([[1e9, -2e9, 5.0], [0.0, 1e7, 5.0], [0.0, np.nan, 5.0]])
+    sums = FeatureSums.decode(feature_sums(x, THREE).encode(), THREE)
+    assert sums.out_of_range.tolist() == [1]
+    assert out_of_range_text(sums, ["a", "pascal", "c"], 1e6) == (
+        "values of pascal (100%) are beyond +-1e+06 (model.normalise_clip)"
+    )
+    assert out_of_range_text(feature_sums(x[:, 2:], replace(THREE, features=1)), ["c"], 1e6) == ""
 
 
 @pytest.mark.parametrize(
@@ -142,6 +157,9 @@ def packed(*numbers: float) -> bytes:
         ("missing", packed(0, 0, 0.5), "not whole"),
         ("missing", packed(0, 0, 3), "more are missing than there are"),
         ("missing", packed(0, 2, 0), "a sum is larger"),
+        ("clipped", packed(0, 0, 3), "more values were clipped than there are"),
+        ("clipped", packed(0, 0, -1), "not whole"),
+        ("clipped", packed(0, 0), "not 24 bytes"),
         ("sums", packed(2e6 + 3, 0, 0), "a sum is larger"),
         ("squares", packed(1, 1, 3e12), "squares is larger"),
         ("squares", packed(1, 1, 0.4), "squares is smaller"),
@@ -162,10 +180,10 @@ def test_bytes_that_are_no_sums_are_refused(name: str, data: object, said: str) 
 
 def test_arrays_that_are_missing_or_unknown_are_refused() -> None:
     good = feature_sums(raw(5), THREE).encode()
-    with pytest.raises(DecodeError, match="squares, sums, values, and missing"):
+    with pytest.raises(DecodeError, match="squares, sums, values, and missing or clipped"):
         FeatureSums.decode({**good, "more": b""}, THREE)
     good.pop("values")
-    with pytest.raises(DecodeError, match="squares, sums, values, and missing"):
+    with pytest.raises(DecodeError, match="squares, sums, values, and missing or clipped"):
         FeatureSums.decode(good, THREE)
 
 

@@ -188,7 +188,7 @@ def test_nan_is_refused_by_column_where_the_program_does_not_take_it() -> None:
     with pytest.raises(ExamplesError, match=r"2 of 180 values are NaN or infinite, in column 'pressure'; fill or drop"):
         as_examples((x, y), named)
     one_hot = replace(program, features=("rpm", "fuel"), categories={"fuel": ("diesel", "petrol")})
-    with pytest.raises(ExamplesError, match="in column 'fuel = petrol'; fill or drop"):
+    with pytest.raises(ExamplesError, match="in column 'fuel=petrol'; fill or drop"):
         as_examples((x, y), one_hot)
     x[4, 1] = np.inf
     with pytest.raises(ExamplesError, match="infinite"):
@@ -294,3 +294,12 @@ def test_where_nothing_can_be_written_they_hold_until_the_process_ends() -> None
     kept = KeptConstants(FullCard())
     first, again = (kept.get(program_number(1), lambda: values(next(made))) for _ in range(2))
     assert np.array_equal(first, values(1)) and np.array_equal(again, values(1))
+
+
+def test_a_feature_beyond_the_range_is_named_where_a_device_makes_its_own_constants() -> None:
+    x, y = pump(1)
+    program = LOCAL.program
+    with pytest.raises(
+        ExamplesError, match=r"values of feature 2 \(100%\) are beyond \+-1e\+06 \(model\.normalise_clip"
+    ):
+        own_constants(program, as_examples((x * np.float32([1, 1, 1e7]), y), program))

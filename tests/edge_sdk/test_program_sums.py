@@ -12,7 +12,7 @@ from edge_sdk.errors import DecodeError, ExamplesError
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.examples import Examples, as_examples
 from edge_sdk.training.large_target import large_target
-from edge_sdk.training.program_sums import ExactProgramSums, decode_sums, encode_sums, program_sums
+from edge_sdk.training.program_sums import ExactProgramSums, decode_sums, encode_sums, out_of_range, program_sums
 
 
 @lru_cache(maxsize=4)
@@ -83,3 +83,12 @@ def test_a_large_target_is_told_where_nobody_normalises_it(level: float, spread:
     assert "model.normalise_target" in found and f"{(level + spread * z).mean():.4g} on average" in found
     assert not large_target(plain, as_examples((x, z), plain))
     assert not large_target(program(), as_examples((x, level + spread * z), program()))
+
+
+@pytest.mark.parametrize(("outputs", "name"), [(1, "the target (100%)"), (2, "the target's column 0 (100%)")])
+def test_a_target_beyond_the_range_of_the_sums_is_named_with_the_key(outputs: int, name: str) -> None:
+    given = examples(0, outputs)
+    raised = as_examples((given.inputs["x"], given.target * np.float32(100)), program(outputs))
+    assert not out_of_range(program(outputs), program_sums(program(outputs), given))
+    found = out_of_range(program(outputs), program_sums(program(outputs), raised))
+    assert name in found and "model.normalise_clip" in found
