@@ -206,9 +206,12 @@ class Obstacle:
         """
         times = f"{self.failures} attempts have" if self.failures > 1 else "an attempt has"
         who = f"{self.count} of {self.invited} devices {'were refused' if self.state == REFUSED else 'declined'}"
-        return _cut(
-            f"round {number}: {times} failed, {who} for {explain(self.reason, self.detail)}", TEXT_CHARACTERS_MAX
-        )
+        ending = ""
+        if self.reason in ADVICE and "model." in ADVICE[self.reason].remedy:
+            how = "needs a new federation.task" if number > 1 else "counts from the next start on"
+            ending = f"; a changed [model] {how}"
+        text = f"round {number}: {times} failed, {who} for {explain(self.reason, self.detail)}"
+        return _cut(text, TEXT_CHARACTERS_MAX - len(ending)) + ending
 
 
 def obstacle_of(tickets: Iterable[tuple[str, str]], good_reason: str = "abandoned") -> Obstacle | None:

@@ -5,6 +5,7 @@ What cannot work is refused here, before a device is asked for anything, with th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -41,7 +42,7 @@ from coordinator.config.settings import (
     validation_bounds,
 )
 from coordinator.evaluation import Evaluator
-from coordinator.model_identity import check_same_model, stored_program
+from coordinator.model_identity import check_same_model, has_begun_for_nothing, stored_program
 from coordinator.pipeline import (
     Aggregator,
     PipelineSettings,
@@ -79,6 +80,8 @@ __all__ = [
     "prepare",
     "task_settings",
 ]
+
+logger = logging.getLogger(__name__)
 
 UPDATE_HEADER_BYTES_MAX: Final = 4096
 """Beside its frame an update holds a few numbers and names."""
@@ -157,7 +160,7 @@ def prepare(
     parts = [_parts(config, engine, verify=not database.exists()) for config in configs]
     store = Store(database, wall=wall, new_id=new_id, **store_limits(first))
     try:
-        tasks = tuple(_joined(config, store, part) for config, part in zip(configs, parts, strict=True))
+        tasks = tuple(_joined(config, store, part, engine) for config, part in zip(configs, parts, strict=True))
         return Prepared(tasks, store, broker)
     except BaseException:
         store.close()
@@ -399,9 +402,13 @@ def _parts(config: FederationConfig, engine: str, *, verify: bool) -> _Parts:
     return _Parts(bundle, pipeline_settings(config, bundle.program), evaluator)
 
 
-def _joined(config: FederationConfig, store: Store, parts: _Parts) -> PreparedTask:
+def _joined(config: FederationConfig, store: Store, parts: _Parts, engine: str) -> PreparedTask:
     """With the database, in which the task may have begun long ago."""
     name = config.federation.task
+    if has_begun_for_nothing(store, name, parts.bundle.program):
+        parts = _parts(config, engine, verify=True)  # as a first start does; it may refuse the model
+        store.forget_task(name)
+        logger.info("task %s: [model] has changed, and no round of training was done: the task begins anew", name)
     stored = stored_program(store, name)
     if stored is not None:
         check_same_model(config.model, parts.bundle.program, stored)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from coordinator.broker_probe import probe_broker
 from coordinator.config import FederationConfig, check_files, load_tasks
 from coordinator.config.settings import broker_settings, database_path
-from coordinator.model_identity import check_same_model, stored_program
+from coordinator.model_identity import check_same_model, has_begun_for_nothing, stored_program
 from coordinator.reports import is_served
 from coordinator.setup import build_bundle, load_evaluator, model_notes, pipeline_settings, task_settings
 from coordinator.setup_checks import check_not_lost
@@ -128,9 +128,12 @@ class _Checks:
         with Store.open_readonly(path) as store:
             program, record = stored_program(store, task), store.open_round(task)
             checkpoint = store.latest_checkpoint(task)
-        if program is not None:
+            begins_anew = has_begun_for_nothing(store, task, self.bundle.program)
+        if program is not None and not begins_anew:
             check_same_model(self.config.model, self.bundle.program, program)
         _check_writable(path)
+        if begins_anew:
+            return OK, f"{path}: [model] has changed, and no round of training was done: the task begins anew"
         where = f"round {record.number} is open, in {record.phase}" if record else "no round is open"
         served = "; a coordinator is serving it now" if is_served(path) else ""
         return OK, f"{path}: {max(0, checkpoint.round) if checkpoint else 0} rounds done, {where}{served}"

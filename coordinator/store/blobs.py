@@ -200,6 +200,18 @@ class Checkpoints:
                 )
             return standing
 
+    def forget(self, task: str) -> None:
+        """Delete all checkpoints of a task and what leads or belongs to them, inside the caller's transaction."""
+        of_task = "SELECT {} FROM {} WHERE task = ?"
+        named = (
+            *(("parameters", "checkpoints"), ("program", "checkpoints")),
+            *(("digest", "model_deltas"), ("digest", "broadcasts")),
+        )
+        digests = [digest for at in named for (digest,) in self._database.rows(of_task.format(*at), (task,))]
+        for table in ("checkpoints", "model_deltas", "broadcasts"):
+            self._database.write(f"DELETE FROM {table} WHERE task = ?", (task,))
+        self._blobs.drop_unused(digests)
+
     def set_metrics(self, task: str, round_number: int, metrics: Mapping[str, Any]) -> None:
         """Replace the metrics of one checkpoint, inside the caller's transaction."""
         self._database.write(

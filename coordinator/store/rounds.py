@@ -213,6 +213,11 @@ class RoundWriter(Rounds):
         self._purge(day, tombstone_days)
         self._database.truncate_wal_after_commit()
 
+    def forget(self, task: str) -> None:
+        """Delete all rounds of a task, none of which is open, and their tickets; inside the caller's transaction."""
+        self._database.write("DELETE FROM tickets WHERE round IN (SELECT id FROM rounds WHERE task = ?)", (task,))
+        self._database.write("DELETE FROM rounds WHERE task = ?", (task,))
+
     def _purge(self, day: int, tombstone_days: int) -> None:
         if self._database.meta("purged_day") != day:
             self._database.write("DELETE FROM tickets WHERE day < ?", (day - tombstone_days,))

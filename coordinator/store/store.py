@@ -325,6 +325,17 @@ class Store(StoreReader):
         """
         return self._checkpoints.put_initial(task, program, parameters, server_state, broadcast, before_round - 1)
 
+    def forget_task(self, task: str) -> None:
+        """Delete all that is known of a task, so that ``put_initial`` begins it anew.
+
+        A new lineage begins with it: devices would take a round whose number and attempt they know for the same one.
+        Open rounds of other tasks are abandoned and tried again.
+        """
+        with self.transaction():
+            self.new_lineage()
+            self._checkpoints.forget(task)
+            self._writer.forget(task)
+
     # -- blobs, devices, counters, retained topics -----------------------------------------------------------------
 
     def put_blob(self, data: bytes, kind: str) -> bytes:

@@ -158,6 +158,16 @@ def test_what_a_device_has_said_stands_there_cut_short() -> None:
     assert len(found.sentence(10**12)) <= 400
 
 
+def test_a_remedy_in_the_model_ends_with_what_becomes_of_the_database() -> None:
+    for reason in ("value", "norm", "clipped"):
+        found = Obstacle(reason, "refused", 6, 6, detail="x" * 500)
+        assert found.sentence(0).endswith("; a changed [model] counts from the next start on")
+        assert found.sentence(1).endswith("; a changed [model] counts from the next start on")
+        assert found.sentence(2).endswith("; a changed [model] needs a new federation.task")
+        assert len(found.sentence(10**12)) <= 400
+    assert Obstacle("no_examples", "declined", 6, 6).sentence(2).endswith(ADVICE["no_examples"].remedy)
+
+
 def test_pauses_double_up_to_the_longest_one() -> None:
     assert [pause_seconds(n, 60.0, 3600.0) for n in (1, 2, 3, 6, 7, 100_000)] == [60, 120, 240, 1920, 3600, 3600]
     assert pause_seconds(9, 7200.0, 3600.0) == 7200.0
@@ -253,6 +263,7 @@ def test_announcement_and_status_say_what_is_wrong_and_what_to_do_until_a_round_
     desk = Desk(pause_seconds=5.0)
     fail(desk)
     expected = f"round 1: an attempt has failed, 3 of 3 devices were refused for {explain('value')}"
+    expected += "; a changed [model] counts from the next start on"
     assert announced(desk) == shown(desk)["reason"] == expected
     fail(desk)
     assert announced(desk).startswith("round 1: 2 attempts have failed, 3 of 3 devices were refused for value")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,15 @@ def config_of(directory: Path, **tables: Any) -> FederationConfig:
     return load_config(write_config(directory, "mqtt://127.0.0.1:1", **tables))
 
 
+FLAT: dict[str, Any] = {"zoo": "mlp", "hidden": [8], "loop": False}
+
+
+def opened(config: FederationConfig) -> Prepared:
+    return prepare([config], wall=lambda: 1e9, new_id=os.urandom, engine="numpy")
+
+
 def prepared(config: FederationConfig) -> Prepared:
-    made = prepare([config], wall=lambda: 1e9, new_id=os.urandom, engine="numpy")
+    made = opened(config)
     made.store.close()
     return made
 
@@ -43,6 +51,24 @@ def refusal(config: FederationConfig, kind: type[EdgeFedError] = ConfigurationEr
     with pytest.raises(kind) as caught:
         prepared(config)
     return str(caught.value)
+
+
+def train_once(config: FederationConfig) -> None:
+    """Commits round 1 with the model as it is."""
+    made = opened(config)
+    task, base = made.tasks[0], made.store.latest_checkpoint("default")
+    assert base is not None
+    record = RoundRecord(task.name, 1, 0, "reporting", 9.0, base.parameters_digest, task.program.digest)
+    made.store.save_round(record)
+    parameters = made.store.get_blob(base.parameters_digest) or b""
+    made.store.commit_round(
+        replace(record, phase="closed"),
+        parameters=parameters,
+        server_state=base.server_state,
+        verdicts={},
+        metrics={},
+    )
+    made.store.close()
 
 
 def test_a_new_database_begins_with_the_model_of_the_configuration(tmp_path: Path) -> None:
@@ -104,11 +130,92 @@ def test_the_second_start_keeps_the_loop_that_the_first_one_had(tmp_path: Path, 
 def test_a_database_of_another_model_is_refused_and_the_difference_is_named(
     tmp_path: Path, model: dict[str, Any], named: str
 ) -> None:
-    base = {"zoo": "mlp", "hidden": [8]}
-    prepared(config_of(tmp_path, model=base))
-    message = refusal(config_of(tmp_path, model=base | model, training={"learning_rate": 0.01}))
+    train_once(config_of(tmp_path, model=FLAT))
+    message = refusal(config_of(tmp_path, model=FLAT | model, training={"learning_rate": 0.01}))
     assert message.startswith("model.zoo: the database was made for another model") and named in message
     assert "federation.task" in message and "put the old model back" in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"normalise": "none"}, {"normalise": "federated"}, "normalise federated (axis 1, clip 1e+06), not none"),
+        ({"normalise": "local"}, {"normalise": "none"}, "normalise none, not local (axis 1, clip 1e+06)"),
+        (
+            {"normalise": "federated"},
+            {"normalise": "federated", "normalise_clip": 1e9},
+            "normalise federated (axis 1, clip 1e+09), not federated (axis 1, clip 1e+06)",
+        ),
+        ({"normalise": "local"}, {"normalise": "local", "missing": "mean"}, "missing mean, not refuse"),
+    ],
+)
+def test_another_normalisation_is_refused_after_training_with_nothing_else_beside_it(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], said: str
+) -> None:
+    train_once(config_of(tmp_path, model=FLAT | first))
+    assert f"; the configuration's has {said}. Give the new model" in refusal(config_of(tmp_path, model=FLAT | second))
+
+
+def left_in_the_middle(made: Prepared) -> None:
+    """One attempt at the first round has failed, and the next one is open with an update in its journal."""
+    store, task, base = made.store, made.tasks[0], made.store.latest_checkpoint("default")
+    assert base is not None
+    for attempt in range(2):
+        record = RoundRecord(
+            task.name, base.round + 1, attempt, "reporting", 9.0, base.parameters_digest, task.program.digest
+        )
+        store.save_round(record)
+        ticket, payload = bytes([attempt] * 16), b"an update of this model"
+        store.insert_tickets([TicketRecord(ticket, task.name, record.number, attempt, "pi-1", bytes(16))])
+        if attempt == 0:
+            store.abandon_round(record.abandoned("1 of 1 refused: value", {}, 1e9), {ticket: ("refused", "value")})
+        else:
+            store.journal([JournalRow(ticket, digest_of(payload), payload)])
+
+
+@pytest.mark.parametrize("first", [{"normalise": "none"}, {"normalise": "federated"}])
+@pytest.mark.parametrize(
+    ("second", "begins"),
+    [
+        ({"normalise": "federated", "normalise_clip": 1e9}, -1),
+        ({"normalise": "local", "missing": "mean"}, 0),
+        ({"normalise": "none", "hidden": [16]}, 0),
+        ({"normalise": "none", "weight_decay": True}, 0),
+    ],
+)
+def test_a_changed_model_begins_anew_where_no_round_of_training_was_committed(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], begins: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = opened(config_of(tmp_path, model=FLAT | first))
+    left_in_the_middle(made)
+    lineage, program = made.store.lineage, made.tasks[0].program
+    made.store.close()
+    config = config_of(tmp_path, model=FLAT | second)
+    again = opened(config)
+    checkpoint = again.store.latest_checkpoint("default")
+    assert checkpoint is not None and checkpoint.round == begins
+    assert again.tasks[0].is_new and again.tasks[0].program == build_bundle(config).program
+    assert not again.store.rounds("default", 10) and again.store.journal_bytes == 0
+    assert again.store.get_blob(program.digest) is None
+    assert again.store.lineage != lineage, "devices must not take its first attempt for one that they know"
+    again.store.close()
+    assert not prepared(config).tasks[0].is_new, "once is enough"
+    said = [record.getMessage() for record in caplog.records if record.name == "coordinator.setup"]
+    assert said == ["task default: [model] has changed, and no round of training was done: the task begins anew"]
+
+
+def test_a_task_that_begins_anew_leaves_the_other_tasks_of_the_database_alone(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "db", wall=lambda: 1e9, new_id=os.urandom)) as store:
+        for task in ("one", "other"):
+            store.put_initial(task, b"a program", b"parameters", b"memory", {"control": b"a vector"})
+        store.forget_task("one")
+        assert store.latest_checkpoint("one") is None and store.broadcast("one") == ()
+        kept = store.latest_checkpoint("other")
+        assert kept is not None and store.get_blob(kept.parameters_digest) == b"parameters"
+        assert store.get_blob(kept.program_digest) == b"a program"
+        ((_, digest, _),) = store.broadcast("other")
+        assert store.get_blob(digest) == b"a vector"
 
 
 def test_a_model_that_a_newer_version_compiles_to_other_bytes_is_still_the_same(tmp_path: Path) -> None:
@@ -127,6 +234,7 @@ def test_a_bundle_is_the_same_only_to_the_bit(tmp_path: Path) -> None:
     config = config_of(tmp_path, model=model)
     assert prepared(config).tasks[0].program.name == "mine"
     assert not prepared(config).tasks[0].is_new
+    train_once(config)
     compile_model(graph, weight_decay=True, **options).save(tmp_path / "mine.bundle")
     assert refusal(config).startswith("model.bundle: the database was made for another model")
 
