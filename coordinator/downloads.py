@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from coordinator.events import BULK, Effect, Publish
-from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest, short
+from edge_sdk.wire.messages import BODY_BYTES_MAX, BlobGone, Message, RangeData, RangeRequest, short
 from edge_sdk.wire.topics import Topics
 
 __all__ = ["RETAINED_PIECE_BYTES", "Downloads"]
@@ -30,6 +30,10 @@ _Wanted: TypeAlias = tuple[Wrap, str, bytes, int, int]
 
 class Downloads:
     """The blobs that devices may ask for, by digest; all tasks of a coordinator share its connection and this window.
+
+    Attributes:
+        bytes_sent: Payload bytes that were sent so far.
+        packet_bytes_max: Largest packet that the broker takes, in bytes, as far as that is known.
 
     Args:
         topics: The federation's topics.
@@ -65,6 +69,7 @@ class Downloads:
         self._retained: dict[bytes, None] = {}
         self._stale: dict[str, None] = {}
         self.bytes_sent = 0
+        self.packet_bytes_max = BODY_BYTES_MAX
 
     def serve(self, task: str, digests: Iterable[bytes]) -> None:
         """From now on these blobs are served for a task, and no others."""
@@ -93,6 +98,7 @@ class Downloads:
 
     def limit_chunk(self, packet_bytes_max: int, envelope_bytes: int) -> None:
         """The broker takes packets of at most ``packet_bytes_max`` bytes."""
+        self.packet_bytes_max = min(self.packet_bytes_max, packet_bytes_max)
         self._chunk_bytes_max = max(1024, min(self._chunk_bytes_max, packet_bytes_max - envelope_bytes))
 
     # --- the connection ---

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wired import ROUND, TASK, TOPICS, Desk, Pair, larger_bundle, make_update
 
 from coordinator.downlink import ADAPTIVE, PLAIN, Downlink, next_model
+from coordinator.events import BULK, BrokerUp
 from coordinator.pipeline.memory import unpack_memory
 from coordinator.stopping import StoppingRule
 from coordinator.store import Checkpoint, ModelDeltaRecord, Store, way_from
@@ -368,6 +369,15 @@ def test_small_links_and_small_parameters_come_with_the_invite_and_are_not_retai
     assert digest_of(made) == second.parameters
     program = Terms.decode(first.terms).program
     assert {TOPICS.parse(topic)[1] for topic in desk.store.retained()} == {program.hex()}  # type: ignore[index]
+
+
+def test_what_comes_with_an_invite_leaves_it_within_the_brokers_packets() -> None:
+    desk = by_hand(inline_bytes_max=1 << 20)
+    desk.play(BrokerUp(BULK, WHOLE_BYTES + 100))
+    first = play_round(desk, "a", "b")["a"]
+    assert not first.inline, "with its terms the invite would be larger, and the broker would refuse it"
+    second = play_round(desk, "a", "b", holds=[first.parameters])["a"]
+    assert second.inline and sum(map(len, second.inline)) <= WHOLE_BYTES // 2
 
 
 def test_only_what_somebody_needs_is_retained() -> None:
