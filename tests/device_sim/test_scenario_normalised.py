@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from wired import TASK, Desk, make_report, raw_bundle
 
 from coordinator.compile import NormaliseOptions, build_zoo_model, compile_model
@@ -142,6 +143,23 @@ def test_a_simulation_whose_reports_are_all_refused_says_why() -> None:
     own = {"feature_statistics": NoReport()}
     with pytest.raises(TrainingError, match=r"round 0: not one of 20 updates can be used: .*expected the arrays"):
         simulate(bundle(True), raw_digits(), devices=30, rounds=1, local_algorithms=own)
+
+
+def pressures(high: float) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    rng = np.random.default_rng(0)
+    x = rng.normal((5.0, 9e5), (1.0, 100.0), (3, 40, 2)).astype(np.float32)
+    x[:, :4, 1] = high
+    return [(part, rng.integers(0, 2, 40)) for part in x]
+
+
+def test_a_simulation_says_which_features_are_beyond_the_range(caplog: pytest.LogCaptureFixture) -> None:
+    history = simulate("logistic_regression", pressures(2.5e6), rounds=1)
+    assert history.statistics is not None and history.statistics.metrics["features_clipped"] == 1.0
+    assert "round 0: values beyond model.normalise_clip" in caplog.text and "feature 1 (10.00%)" in caplog.text
+    all_beyond = [(x * np.float32(10), y) for x, y in pressures(2.5e6)]
+    with pytest.raises(TrainingError, match=r"round 0: .*values of feature 1 \(100%\) .* raise model\.normalise_clip"):
+        simulate("logistic_regression", all_beyond, rounds=1)
+    assert simulate("logistic_regression", all_beyond, rounds=1, normalise_clip=1e9).statistics is not None
 
 
 def test_clients_report_once_and_no_parameters_are_counted_for_it() -> None:
