@@ -295,8 +295,7 @@ class Auditor:
 
     def _check_statistics(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
         """Mean and scale once more, from what the devices say that they reported."""
-        normalise = self.program.normalise
-        if normalise is None:
+        if self.program.normalise is None:
             raise InvariantBroken(f"round {result.number}: statistics for a model that has no use for them")
         reports = []
         for ticket, digest in sorted(journalled, reverse=True):
@@ -308,8 +307,9 @@ class Auditor:
             reports.append((update.arrays, weight))
         vector = decode_parameters(self.parameters, self.program.spec).copy()
         tensors = self.program.spec.unflatten(vector)
-        for name, values in zip((normalise.mean, normalise.scale), mean_and_scale(reports), strict=True):
-            tensors[name][...] = values.reshape(tensors[name].shape)
+        for told in self.program.normalised:
+            for name, values in zip((told.mean, told.scale), mean_and_scale(reports, told.input), strict=True):
+                tensors[name][...] = values.reshape(tensors[name].shape)
         self.parameters = encode_parameters(vector)
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken("mean and scale in the model are not those of the reports that counted")
