@@ -21,27 +21,31 @@ from edge_sdk.codecs import CodecSettings
 from edge_sdk.codecs.eden import bits_for
 from edge_sdk.codecs.sparse_rows import ROW_BITS
 
-__all__ = ["BOUNDS", "DENSE", "METHODS", "SEEDS", "Bound", "make_method", "title"]
+__all__ = ["BOTH", "BOUNDS", "DENSE", "METHODS", "SEEDS", "Bound", "make_method", "title"]
 
 DENSE: Final = "dense"
+BOTH: Final = "auto+auto"
+"""The default, in both directions."""
 METHODS: Final[Mapping[str, tuple[str, ...]]] = {
-    "2nn": (DENSE, "sparse-4", "sparse-3", "auto", "eden-0.05", "eden-0.12+sparse-6", "eden-0.25+sparse-20"),
-    "2nn-2pct": (DENSE, "sparse-3", "auto", "eden-0.05"),
-    "2nn-momentum": (DENSE, "sparse-3", "auto"),
-    "2nn-cohort-5": (DENSE, "sparse-3", "auto"),
-    "2nn-cohort-2": (DENSE, "auto"),
-    "cnn": (DENSE, "sparse-3", "auto", "eden-0.09", "eden-conv", "eden-layers", "eden-0.25", "eden-0.05"),
-    "cnn-2pct": (DENSE, "sparse-3", "auto", "eden-0.09", "eden-conv", "eden-layers", "eden-0.05"),
-    "har": (DENSE, "int4", "sparse-3", "sparse-1", "auto", "eden-0.09", "eden-conv", "eden-0.05", "eden-0.12+sparse-6"),
-    "har-cohort-2": (DENSE, "sparse-3", "auto", "eden-0.25"),
-    "gru": (DENSE, "sparse-10", "sparse-3", "auto", "eden-0.3", "eden-0.09"),
-    "table-1k": (DENSE, "auto", "eden-0.255"),
-    "table-2k": (DENSE, "auto", "eden-0.01"),
-    "table-3k": (DENSE, "sparse-1", "auto", "eden-0.01"),
-    "table-10k": (DENSE, "auto", "eden-0.088"),
-    "table-100k": (DENSE, "auto", "eden-0.022"),
-    "table-deep": (DENSE, "auto", "eden-0.088"),
-    "table-words": (DENSE, "auto", "eden-0.088"),
+    "2nn": (DENSE, "sparse-4", "sparse-3", "auto", BOTH, "eden-0.05"),
+    "2nn-2pct": (DENSE, "sparse-3", "auto", BOTH, "eden-0.05"),
+    "2nn-momentum": (DENSE, "sparse-3", "auto", BOTH),
+    "mlp-1m": (DENSE, BOTH),
+    "mlp-1m-momentum": (DENSE, BOTH),
+    "2nn-cohort-5": (DENSE, "sparse-3", "auto", BOTH),
+    "2nn-cohort-2": (DENSE, "auto", BOTH),
+    "cnn": (DENSE, "sparse-3", "auto", BOTH, "eden-0.09", "eden-conv", "eden-layers", "eden-0.25", "eden-0.05"),
+    "cnn-2pct": (DENSE, "sparse-3", "auto", BOTH, "eden-0.09", "eden-conv", "eden-layers", "eden-0.05"),
+    "har": (DENSE, "int4", "sparse-3", "sparse-1", "auto", BOTH, "eden-0.09", "eden-conv", "eden-0.05"),
+    "har-cohort-2": (DENSE, "sparse-3", "auto", BOTH, "eden-0.25"),
+    "gru": (DENSE, "sparse-10", "sparse-3", "auto", BOTH, "eden-0.3", "eden-0.09"),
+    "table-1k": (DENSE, "auto", BOTH, "eden-0.255"),
+    "table-2k": (DENSE, "auto", BOTH, "eden-0.01"),
+    "table-3k": (DENSE, "sparse-1", "auto", BOTH, "eden-0.01"),
+    "table-10k": (DENSE, "auto", BOTH, "eden-0.088"),
+    "table-100k": (DENSE, "auto", BOTH, "eden-0.022"),
+    "table-deep": (DENSE, "auto", BOTH, "eden-0.088"),
+    "table-words": (DENSE, "auto", BOTH, "eden-0.088"),
 }
 """By task, the methods that run on it."""
 
@@ -94,13 +98,19 @@ BOUNDS: Final[Mapping[tuple[str, str], Bound]] = {
     ("har", "eden-conv"): Bound(300.0),
     **{(task, "eden-0.05"): Bound(500.0, stretch=True) for task in _SGD},
     **{(task, "sparse-4" if task == "2nn" else "sparse-3"): Bound(100.0) for task in _SGD},
-    **{(task, "eden-0.12+sparse-6"): Bound(250.0, 60.0) for task in ("2nn", "har")},
+    **{(task, BOTH): Bound(300.0, 120.0) for task in _SGD},
+    ("mlp-1m", BOTH): Bound(300.0, 120.0),
+    ("mlp-1m-momentum", BOTH): Bound(120.0, 27.0),
+    ("2nn-momentum", BOTH): Bound(120.0, 27.0),
+    ("2nn-cohort-5", BOTH): Bound(120.0, 120.0),
+    ("2nn-cohort-2", BOTH): Bound(1.0, 120.0, points=5.0),
+    ("gru", BOTH): Bound(100.0, 120.0),
     ("2nn-cohort-5", "auto"): Bound(120.0),
     ("2nn-cohort-2", "auto"): Bound(1.0, points=5.0),
     ("2nn-momentum", "auto"): Bound(120.0),
     ("gru", "auto"): Bound(100.0),
     ("gru", "eden-0.3"): Bound(100.0),
-    **{(task, "auto"): Bound(up) for task, up in _TABLES.items()},
+    **{(task, method): Bound(up) for task, up in _TABLES.items() for method in ("auto", BOTH)},
 }
 
 

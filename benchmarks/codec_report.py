@@ -30,7 +30,9 @@ the coordinator's exact sums and server optimisers.
   paired differences (a seed fixes weights, cohorts and batches for all methods) and its standard error over the seeds.
   A run's accuracy is the mean of its last rounds, on the whole test set. Where ratings are predicted, it is the RMSE,
   and points are per cent of that of dense float32 (below 0: the RMSE is larger).
-* **smaller**: float32 against the bytes of a frame, up (a client's update) and down (what it trains from next).
+* **smaller**: float32 against the bytes of a frame, up (a client's update) and down (a round's model delta, where the
+  downlink is compressed); **in all** counts what a client sends and fetches in a round: one that was not asked for some
+  rounds fetches these too, merged. Topics, headers and acknowledgements are not in it (`make bench` counts them).
 * **kB a client**: uploaded by the mean client (1,000 bytes), over the whole run, and until the curve is within
   {target:g} point of what dense float32 ends with.
 * **asked**: a bound on both, never lowered; where it is missed the row says so.
@@ -87,8 +89,8 @@ def _section(name: str, mine: list[Row]) -> str:
         "",
         f"`{name}`: {mine[0].parameters:,} parameters, {task.rounds} rounds, {plan}.",
         "",
-        f"| method | smaller up | smaller down | kB a client | until target | {result} | seeds | asked | |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
+        f"| method | smaller up | smaller down | in all | kB a client | until target | {result} | seeds | asked | |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
         *(_line(row) for row in mine),
         "",
     ]
@@ -99,7 +101,8 @@ def _line(row: Row) -> str:
     target = "never" if row.target_kilobytes is None else _kilobytes(row.target_kilobytes)
     points = "" if row.method == DENSE else _points(row)
     down = "1x" if row.down < 1.01 else f"{row.down:.0f}x"
-    cells = (title(row.method, TASKS[row.task]), f"{row.up:.0f}x", down, _kilobytes(row.kilobytes), target)
+    smaller = (f"{row.up:.0f}x", down, f"{row.both:.0f}x")
+    cells = (title(row.method, TASKS[row.task]), *smaller, _kilobytes(row.kilobytes), target)
     result = f"{-row.accuracy:.4f}" if TASKS[row.task].by_rmse else f"{100 * row.accuracy:.2f}"
     results = (result, points, str(row.seeds), _asked(row.bound), _verdict(row))
     return f"| {' | '.join((*cells, *results))} |"

@@ -74,7 +74,8 @@ class Row:
         seeds: Number of seeds that both this method and dense float32 have.
         accuracy: Mean over seeds, 0..1; minus the RMSE where the task is judged by it.
         up: How many times smaller than float32 a client's frame is, mean over seeds.
-        down: The same of what a client downloads.
+        down: The same of what a round leads to: a model delta, or the whole parameters.
+        both: The same of all that a client sends and fetches, with the rounds that it has missed.
         kilobytes: Uploaded by the mean client over the whole run, in 1,000 bytes.
         target_kilobytes: The same until the curve is within ``TARGET_POINTS`` of what dense ends with; None if never.
         points: Mean of the paired differences to dense, in percentage points; in per cent where they are of an RMSE.
@@ -89,6 +90,7 @@ class Row:
     accuracy: float
     up: float
     down: float
+    both: float
     kilobytes: float
     target_kilobytes: float | None
     points: float
@@ -141,12 +143,18 @@ def _row(task: str, method: str, pairs: list[tuple[Run, Run]]) -> Row:
         accuracy=statistics.mean(run["accuracy"] for run in mine),
         up=statistics.mean(4 * run["parameters"] / run["up_bytes"] for run in mine),
         down=statistics.mean(4 * run["parameters"] / run["down_bytes"] for run in mine),
+        both=statistics.mean(8 * run["parameters"] / (run["up_bytes"] + _fetched(run)) for run in mine),
         kilobytes=statistics.mean(sent) * TASKS[task].rounds,
         target_kilobytes=statistics.mean(kilobytes) if len(kilobytes) == len(mine) else None,
         points=statistics.mean(differences),
         error=statistics.stdev(differences) / math.sqrt(len(pairs)) if len(pairs) > 1 else None,
         bound=BOUNDS.get((task, method)),
     )
+
+
+def _fetched(run: Run) -> float:
+    """Mean bytes that a client fetches; of whole parameters it is always the same."""
+    return float(run.get("fetched_bytes", run["down_bytes"]))
 
 
 def figures() -> list[Figure]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.codec_tasks import Federation
-from coordinator.downlink import Downlink, next_model
+from coordinator.downlink import Downlink, moved_by, next_model
 from coordinator.server_optimizers import make_server_optimizer
 from coordinator.validate import Validation
 from device_sim.simulation.deltas import Deltas
@@ -135,12 +135,14 @@ class _State:
         base = digest_of(self._parameters)
         shared = shared_seed(base)
         total = GroupedMean(self._groups, FIXED_POINT, shared)
-        for client in self._world.cohort(number):
+        cohort, moved = self._world.cohort(number), 0
+        for client in cohort:
             self._fetch(client, base)
-            self._update(number, client, total, shared)
-        start = self.model + self._owed
+            moved += self._update(number, client, total, shared)
+        downlink = (self._method.down or Downlink()).suited(moved / (len(cohort) * self.model.size))
+        start = self.model + np.float32(downlink.keeps) * self._owed
         wanted, self._memory = self._server.apply(start, total.report(), self._memory)
-        self._move(number, base, wanted)
+        self._move(number, base, wanted, downlink)
 
     def _fetch(self, client: int, base: bytes) -> None:
         held = self._held.get(client)
@@ -148,7 +150,8 @@ class _State:
             self.fetched.append(self._deltas.bytes_from([held]) or len(self._parameters))
         self._held[client] = base
 
-    def _update(self, number: int, client: int, total: GroupedMean, shared: int) -> None:
+    def _update(self, number: int, client: int, total: GroupedMean, shared: int) -> int:
+        """One client's update; how many coordinates it moves."""
         world, codec = self._world, self._method.up
         spec = world.engine.program.spec
         seeds = np.random.SeedSequence([world.seed, number, client])
@@ -167,10 +170,10 @@ class _State:
         total.accumulate(decoded, trained.examples)
         self._kept[client] = sent.kept
         self.up.append(sum(map(len, sent.frames)))
+        return moved_by(decoded)
 
-    def _move(self, number: int, base: bytes, wanted: NDArray[np.float32]) -> None:
+    def _move(self, number: int, base: bytes, wanted: NDArray[np.float32], downlink: Downlink) -> None:
         """What devices hold next, by the coordinator's model delta and the device's way of applying it."""
-        downlink = self._method.down or Downlink()
         made = next_model(downlink, self._parameters, wanted, ())
         new = made.model_delta
         if new is not None:
@@ -180,4 +183,4 @@ class _State:
         self.down.append(len(made.parameters) if new is None else len(new.model_delta))
         self._parameters = made.parameters
         self.model = parameters_vector(made.parameters)
-        self._owed = np.zeros_like(wanted) if new is None else np.float32(downlink.keeps) * (wanted - self.model)
+        self._owed = np.zeros_like(wanted) if new is None else wanted - self.model

@@ -64,6 +64,9 @@ class Model:
 
 MODELS: Final[Mapping[str, Model]] = {
     "2NN": Model(lambda seed: build_zoo_model("mlp", inputs=(784,), outputs=10, seed=seed), (784,)),
+    "MLP 1M": Model(
+        lambda seed: build_zoo_model("mlp", inputs=(784,), outputs=10, hidden=(1016, 200), seed=seed), (784,)
+    ),
     "CNN": Model(partial(conv2d_model, side=28, channels=(8, 16), hidden=56, classes=10), (1, 28, 28)),
     "1D CNN": Model(partial(conv1d_model, inputs=(9, 128), channels=(16, 32), hidden=88, classes=6), (9, 128)),
     "GRU": Model(partial(gru_model, inputs=(16, 72), hidden=104, classes=6), (16, 72), "adam", sequence=True),
@@ -149,6 +152,10 @@ TASKS: Final[Mapping[str, Task]] = {
     "2nn": Task("mnist", "2NN", 100, 10, 200, _plan(0.1)),
     "2nn-2pct": Task("mnist", "2NN", 500, 10, 400, _plan(0.1), every=20),
     "2nn-momentum": Task("mnist", "2NN", 100, 10, 160, _plan(0.1), ("fedavgm", {"eta": 0.2, "momentum": 0.9})),
+    "mlp-1m": Task("mnist", "MLP 1M", 100, 10, 100, _plan(0.1), last=15),
+    "mlp-1m-momentum": Task(
+        "mnist", "MLP 1M", 100, 10, 100, _plan(0.1), ("fedavgm", {"eta": 0.2, "momentum": 0.9}), last=15
+    ),
     "2nn-cohort-5": Task("mnist", "2NN", 100, 5, 240, _plan(0.1)),
     "2nn-cohort-2": Task("mnist", "2NN", 100, 2, 400, _plan(0.1), every=20),
     "cnn": Task("mnist", "CNN", 100, 10, 80, _plan(0.1), every=5, last=15),

@@ -224,6 +224,9 @@ def compile_bundle(
         int | None, typer.Option(help="The input's dimension that counts features; told from the model.")
     ] = None,
     normalise_clip: Annotated[float, typer.Option(help="Raw values beyond plus and minus this count as this.")] = 1e6,
+    normalise_target: Annotated[
+        bool | None, typer.Option(help="Normalise the target of a regression, too; by default where the input is.")
+    ] = None,
     missing: Annotated[
         str, typer.Option(help="What becomes of NaN: refuse, or mean, the feature's average.")
     ] = "refuse",
@@ -251,8 +254,11 @@ def compile_bundle(
     from coordinator.compile import LossOptions, NormaliseOptions
     from coordinator.compile.naming import ColumnNames
 
-    if normalise == "none" and (normalise_axis is not None or missing != "refuse"):
-        raise CompileError("--normalise-axis and --missing go with --normalise federated or local")
+    if normalise == "none" and (normalise_axis is not None or missing != "refuse" or normalise_target is not None):
+        raise CompileError("--normalise-axis, --normalise-target and --missing go with --normalise federated or local")
+    told = None
+    if normalise != "none":
+        told = NormaliseOptions(normalise, normalise_axis, normalise_clip, missing, target=normalise_target)
     bundle = compile_file(
         model,
         out,
@@ -266,7 +272,7 @@ def compile_bundle(
         train=train or (),
         freeze=freeze or (),
         lora=lora,
-        normalise=None if normalise == "none" else NormaliseOptions(normalise, normalise_axis, normalise_clip, missing),
+        normalise=told,
         loop="auto" if loop is None else loop,
         name=name,
         names=ColumnNames.parse(feature or (), category or (), label or ()),

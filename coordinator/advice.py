@@ -39,7 +39,9 @@ class Advice:
     is_shared: bool = False
 
 
-_SMALLER_STEPS: Final = "normalise the inputs (model.normalise) or lower training.learning_rate"
+_SMALLER_STEPS: Final = (
+    "normalise inputs and labels (model.normalise, normalise_target) or lower training.learning_rate"
+)
 _SAME_MODEL: Final = "upgrade edgefed on this device, so that both sides are of one version"
 _DAMAGED: Final = Advice("the update's bytes are not what any device of this version sends", _SAME_MODEL)
 _OTHER_MODEL: Final = Advice("the update is of another model or codec than the round's", _SAME_MODEL)
@@ -55,7 +57,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "or validation.norm_median_factor",
     ),
     "nan": Advice("values of the update are not finite", _SMALLER_STEPS),
-    "loss": Advice("the training loss is not a usable number", _SMALLER_STEPS),
+    "loss": Advice(
+        "the training loss is above validation.loss_max",
+        "where the labels are large normalise (model.normalise_target) or scale them; else lower "
+        "training.learning_rate",
+    ),
     "evaluation": Advice(
         "the sums of the evaluation are not possible", "look at the device's examples, and at its trainer's evaluate"
     ),
@@ -125,7 +131,7 @@ DIVERGED_REASONS: Final = frozenset({"diverged", "nan", "loss"})
 
 
 def explain(code: str, detail: str = "") -> str:
-    """A reason for people: ``value: values -61993..22942 exceed +-32; normalise the inputs ...``.
+    """A reason for people: ``value: values -61993..22942 exceed +-32; normalise inputs ...``.
 
     Args:
         code: The reason's code; whatever a device has said is allowed.

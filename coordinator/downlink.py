@@ -11,8 +11,10 @@ How much is sent follows from what the step looks like: as many of the largest c
 energy of what is missing, and at least one in a hundred. Where a tenth of it is brought each round, no more is ever
 owed than a few rounds move, whether steps are flat (about 2 % of the coordinates then hold a tenth), steep, or all in
 the same direction. A
-server optimiser with a memory of its own (momentum) needs more, and forgets a part of what is owed: its memory has
-that, too, and would push a second time (``docs/codec-results.md``).
+server optimiser with a memory of its own (momentum) needs more, and forgets a part of what is owed: devices, which do
+not have it yet, push there again in the next round, and that memory adds it up a second time. Where an update moves few
+coordinates by nature (rows of tables) nobody pushes there again soon: then nothing is forgotten, and more is sent
+(``docs/codec-results.md``).
 """
 
 from __future__ import annotations
@@ -27,19 +29,23 @@ from numpy.typing import NDArray
 
 from coordinator.downlink_steps import largest_steps, steps_for_energy
 from coordinator.store import ModelDeltaRecord, NewDelta, way_from
+from edge_sdk.codecs import Rotated
+from edge_sdk.codecs.frames import DecodedParts
 from edge_sdk.codecs.grid import GridSteps
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.bundle import encode_parameters
 from edge_sdk.training.model_delta import Span, encode_model_delta, merge_model_deltas
 from edge_sdk.wire.messages import short
 
-__all__ = ["ADAPTIVE", "PLAIN", "Downlink", "NextModel", "merged_deltas", "next_model"]
+__all__ = ["ADAPTIVE", "PLAIN", "Downlink", "NextModel", "merged_deltas", "moved_by", "next_model"]
 
 logger = logging.getLogger(__name__)
 
 WHOLE_BYTES_MIN: Final = 512
 """Smaller parameters are hardly more than what stands around the steps of a model delta."""
 DENSITY_MAX: Final = 0.5
+FEW_MOVED: Final = 0.5
+SHARE_OF_FEW: Final = 0.8
 DENSITY_MIN: Final = 0.01
 """Where a few coordinates hold most of the energy, the many others must not wait for them."""
 COUNT_MIN: Final = 256
@@ -63,6 +69,12 @@ class Downlink:
     keeps: float = 1.0
     deltas_max: int = 64
     whole_bytes_min: int = WHOLE_BYTES_MIN
+
+    def suited(self, moved: float) -> Downlink:
+        """The same for a round in which an update has moved so large a share of the coordinates on average."""
+        if moved >= FEW_MOVED or self.keeps == 1.0:
+            return self
+        return replace(self, share=max(self.share, SHARE_OF_FEW), keeps=1.0)
 
     def choose(self, wanted: NDArray[np.float32], held: NDArray[np.float32]) -> GridSteps:
         """Which of the coordinates move, and how far: from where they are to come and where they are, float32[n] each.
@@ -93,6 +105,11 @@ class NextModel:
 
     parameters: bytes
     model_delta: NewDelta | None = None
+
+
+def moved_by(parts: DecodedParts) -> int:
+    """How many coordinates an update moves; all of those that are rotated."""
+    return sum(part.size if isinstance(part, Rotated) or part.indices is None else part.indices.size for part in parts)
 
 
 def next_model(

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from coordinator.events import BULK, Effect, Publish
 from edge_sdk.training.bundle import digest_of
-from edge_sdk.wire.messages import BlobGone, Message, RangeData, RangeRequest, short
+from edge_sdk.wire.messages import BODY_BYTES_MAX, BlobGone, Message, RangeData, RangeRequest, short
 from edge_sdk.wire.packing import pack
 from edge_sdk.wire.topics import Topics, blob_name
 
@@ -32,6 +32,10 @@ _Wanted: TypeAlias = tuple[Wrap, str, bytes, int, int]
 
 class Downloads:
     """The blobs that devices may ask for, by digest; all tasks of a coordinator share its connection and this window.
+
+    Attributes:
+        bytes_sent: Payload bytes that were sent so far.
+        packet_bytes_max: Largest packet that the broker takes, in bytes, as far as that is known.
 
     Args:
         topics: The federation's topics.
@@ -67,6 +71,7 @@ class Downloads:
         self._pieces: deque[tuple[str, bytes, int]] = deque()  # topic, digest (empty: to be cleared), offset
         self._retained: dict[bytes, None] = {}
         self._stale: dict[str, None] = {}
+        self.packet_bytes_max = BODY_BYTES_MAX
 
     def serve(self, task: str, digests: Iterable[bytes]) -> None:
         """From now on these blobs are served for a task, and no others."""
@@ -124,6 +129,7 @@ class Downloads:
 
     def limit_chunk(self, packet_bytes_max: int, envelope_bytes: int) -> None:
         """The broker takes packets of at most ``packet_bytes_max`` bytes."""
+        self.packet_bytes_max = min(self.packet_bytes_max, packet_bytes_max)
         self._chunk_bytes_max = max(1024, min(self._chunk_bytes_max, packet_bytes_max - envelope_bytes))
 
     # --- the connection ---

@@ -15,7 +15,7 @@ from edge_sdk.training.normalise import Normalise
 __all__ = ["check_same_model", "differences", "has_begun_for_nothing", "stored_program"]
 
 ACTIVATIONS: Final = frozenset({"Relu", "Tanh", "Sigmoid"})
-NORMALISATION: Final = frozenset({"normalise", "missing"})
+NORMALISATION: Final = frozenset({"normalise", "normalise_target", "missing"})
 FOLLOWS: Final = frozenset({"activations", "operators", "parameters"})
 """What differs as well where the normalisation does."""
 SHOWN_MAX: Final = 160
@@ -100,6 +100,7 @@ def _facts(program: Program) -> list[tuple[str, Any]]:
         ("activations", ", ".join(operators) or "none"),
         ("operators", ", ".join(sorted(used - ACTIVATIONS)) or "none"),
         ("normalise", _normalised(program.normalise)),
+        ("normalise_target", "yes" if program.normalise_target is not None else "no"),
         ("missing", program.missing),
         ("mask", program.mask or "none"),
         ("ignore_index", program.ignore_index),

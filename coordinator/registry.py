@@ -29,7 +29,7 @@ class Introduction(NamedTuple):
     capabilities: dict[str, Any]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _shared(packed: bytes) -> dict[str, Any]:
     """Capabilities; most devices of a fleet have the same ones, and share one object."""
     return unpack_map(packed, "capabilities")
@@ -45,7 +45,8 @@ class Registry:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: list[tuple[str, bytes, dict[str, Any]]] = []
-        self._introductions: OrderedDict[tuple[str, bytes], Introduction] = OrderedDict()
+        # The last one of each device with its name: else one device could fill the memory with what it says it is.
+        self._introductions: OrderedDict[str, tuple[bytes, Introduction]] = OrderedDict()
         self.due: float | None = None
 
     def note(self, device: str, message: CheckIn, now: float) -> Introduction | None:
@@ -62,18 +63,19 @@ class Registry:
         return known
 
     def _introduced(self, device: str, message: CheckIn) -> Introduction | None:
-        name = device, message.introduction
+        name, found = self._introductions.get(device, (b"", None))
         if message.instance:
-            self._introductions[name] = Introduction(message.instance, _shared(pack_map(message.capabilities)))
-        elif name not in self._introductions:
+            found = Introduction(message.instance, _shared(pack_map(message.capabilities)))
+        elif found is None or name != message.introduction:
             stored = self._store.device(device)
             if stored is None or introduction_id(stored.instance, stored.capabilities) != message.introduction:
                 return None
-            self._introductions[name] = Introduction(stored.instance, stored.capabilities)
-        self._introductions.move_to_end(name)
+            found = Introduction(stored.instance, stored.capabilities)
+        self._introductions[device] = message.introduction, found
+        self._introductions.move_to_end(device)
         while len(self._introductions) > INTRODUCTIONS_MAX:
             self._introductions.popitem(last=False)
-        return self._introductions[name]
+        return found
 
     def flush(self) -> None:
         """Writes what was noted, inside the caller's transaction."""

@@ -157,7 +157,8 @@ class Serving:
         deltas = tuple((delta.digest, delta.bytes) for delta in found)
         needed = deltas or ((self.parameters, self.parameters_bytes),)
         fetched = sum(size for _, size in needed)
-        if fetched <= self._settings.inline_bytes_max:
+        # The invite must fit into one packet of the broker, with its terms.
+        if fetched <= min(self._settings.inline_bytes_max, self._downloads.packet_bytes_max // 2):
             inline = [self._downloads.blob(digest) for digest, _ in needed]
             return Way(base, inline=tuple(blob for blob in inline if blob is not None), fetched=fetched)
         packed = None if deltas else self._downloads.packed(self.parameters, FLOAT_STRIDE)

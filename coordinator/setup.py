@@ -288,6 +288,7 @@ def _normalise_options(model: Model, axis: int | None) -> NormaliseOptions | Non
         clip=model.normalise_clip,
         missing=model.missing,
         indicator=model.missing_indicator,
+        target=None if model.normalise_target == "auto" else model.normalise_target,
     )
 
 

@@ -34,7 +34,7 @@ from coordinator.events import (
 )
 from coordinator.router import Coordinator
 from coordinator.store import Store
-from edge_sdk.errors import ConnectionUnavailable
+from edge_sdk.errors import ConfigurationError, ConnectionUnavailable, EdgeFedError
 from edge_sdk.mqtt import Connected, Delivery, Disconnected, Subscribed, Transport, TransportEvent, Will
 from edge_sdk.mqtt import Published as TransportPublished
 from edge_sdk.mqtt.loop import Backoff
@@ -197,9 +197,15 @@ class Shell:
             )
         except ConnectionUnavailable as error:
             # The broker takes messages more slowly than they come. As if lost on the way: whoever misses it asks again.
-            logger.warning("a message was dropped: %s", error)
-            if effect.token:
-                self._inbox.append(Published(effect.channel, effect.token))
+            self._dropped(effect, logging.WARNING, error)
+        except ConfigurationError as error:
+            # No packet of this broker is large enough: that harms who should have had it, and nobody else.
+            self._dropped(effect, logging.ERROR, error)
+
+    def _dropped(self, effect: Publish, level: int, error: EdgeFedError) -> None:
+        logger.log(level, "a message was dropped: %s", error)
+        if effect.token:
+            self._inbox.append(Published(effect.channel, effect.token))
 
     def _channel(self, name: str, now: float) -> _Channel:
         will = Will(*self.core.will()) if name == CONTROL else None

@@ -68,7 +68,7 @@ def statistics_round(settings: TaskSettings, program: Program, minimum_count: in
         plan=plan,
         requires=(*plan.requires, *program.requires),
         pause_seconds=0.0,
-        update_bytes_max=FEATURE_BYTES * normalise.features + HEAD_BYTES_MAX,
+        update_bytes_max=FEATURE_BYTES * sum(told.features for told in program.normalised) + HEAD_BYTES_MAX,
         dense_bytes=0,
         purpose=STATISTICS,
     )

@@ -51,7 +51,7 @@ class Validation:
     norms_needed: int = 20
     examples_max: int = 100_000
     steps_max: int | None = None
-    loss_max: float = 1e6
+    loss_max: float = 1e12
 
     def __post_init__(self) -> None:
         for name in ("size", "norms_needed", "examples_max"):
@@ -164,7 +164,7 @@ class Validation:
         if not _is_count(steps, 0, self.steps_max):
             raise ProtocolError(f"update: steps {steps!r} is not in 0..{self.steps_max}", reason="steps")
         if not _is_within(loss, self.loss_max):
-            raise ProtocolError(f"update: loss {loss!r} is not within +-{self.loss_max:g}", reason="loss")
+            raise ProtocolError(f"update: the training loss {loss:g} is not within +-{self.loss_max:g}", reason="loss")
         if evaluation is None:
             return
         loss_sum, metric_sum, count = evaluation

@@ -17,6 +17,7 @@ from edge_sdk.training.algorithms.table import FEATURE_STATISTICS
 from edge_sdk.training.bundle import Program
 from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.training.local import TrainResult
+from edge_sdk.training.program_sums import encode_sums
 from edge_sdk.wire.safe_msgpack import BytesLike
 
 __all__ = ["ReplayWork"]
@@ -75,13 +76,13 @@ class ReplayWork:
 
 def _standard_features(program: Program, examples: int) -> LocalResult:
     """Statistics of features that are standard normal: who replays updates has no examples."""
-    if program.normalise is None:
+    if not program.normalised:
         raise TrainingError(f"the plan asks for statistics of features, and {program.name!r} normalises none")
-    sums = np.zeros(program.normalise.features)
-    counts = np.full(program.normalise.features, float(examples))
-    return LocalResult(
-        None, arrays=FeatureSums(counts, sums, counts, missing=sums, clipped=sums).encode(), examples=examples
-    )
+    sums = []
+    for told in program.normalised:
+        nothing, counts = np.zeros(told.features), np.full(told.features, float(examples))
+        sums.append(FeatureSums(counts, nothing, counts, missing=nothing, clipped=nothing))
+    return LocalResult(None, arrays=encode_sums(program, sums), examples=examples)
 
 
 def _for(job: TrainingJob, made: TrainedUpdate) -> TrainedUpdate:

@@ -20,6 +20,7 @@ from coordinator.store import Store
 from coordinator.task_settings import OPENING_ROUND
 from edge_sdk.errors import EdgeFedError, StateError
 from edge_sdk.training.bundle import Bundle, encode_parameters
+from edge_sdk.training.large_target import large_target
 
 __all__ = ["Outcome", "run_checks"]
 
@@ -112,9 +113,11 @@ class _Checks:
                 return OK, f"devices keep {held_out.share:g} {which} their examples to evaluate"
             return WARNING, "nothing is evaluated: set evaluation.data or evaluation.held_out to see the model improve"
         scores = evaluator.evaluate(encode_parameters(self.bundle.parameters))
-        return OK, f"{len(evaluator.examples)} examples; the initial model: " + ", ".join(
+        text = f"{len(evaluator.examples)} examples; the initial model: " + ", ".join(
             f"{name} {value:.4g}" for name, value in scores.items()
         )
+        large = large_target(self.bundle.program, evaluator.examples)
+        return (WARNING, f"{text}; {large}") if large else (OK, text)
 
     def _database(self) -> Verdict:
         path, task = database_path(self.config), self.config.federation.task

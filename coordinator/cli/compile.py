@@ -105,6 +105,8 @@ def _normalised(facts: dict[str, Any]) -> str:
         f"input {told['input']} takes raw units: {told['features']} features in dimension {told['axis']}, normalised "
         f"with mean and scale of {whose}"
     )
+    if told["target"]:
+        line += "; the target is normalised in training, and the output is in its raw unit"
     return line + ("; a missing value (NaN) is taken as the mean" if told["missing"] == "mean" else "")
 
 

@@ -213,6 +213,7 @@ def _takes(program: Program, normalise: Normalise) -> str:
         return (
             f"{normalise.input}: values that are normalised already, (x - mean) / standard deviation, because each "
             f"device has constants of its own; for raw units put a device's into {names}, which hold 0 and 1"
+            + ("; the output is in standard deviations from the mean of the target" if program.normalise_target else "")
         )
     return f"{normalise.input}: raw units; {names} hold what {normalise.features} features were normalised with" + (
         "; NaN where a value is missing" if program.missing == "mean" else ""

@@ -31,11 +31,15 @@ from coordinator.compile.masking import with_mask
 from coordinator.compile.optimizers import OPTIMIZERS, Pulls
 from coordinator.compile.oracle import session_of
 from coordinator.compile.raw_inputs import (
+    REGRESSIONS,
+    TARGET_MEAN,
     NormaliseOptions,
     feature_axis,
     normalise_of,
     normalised_already,
     raw_input,
+    score_of,
+    target_of,
     with_constants,
     with_raw_input,
 )
@@ -103,13 +107,17 @@ def compile_model(
         raise CompileError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     model = batch_first(model)
     with naming_fixed_batch(model, name):
-        told = None if normalise is None else _told(model, normalise, loss_options.mask, name)
-        if normalise is None or told is None:
+        if normalise is None:
             imported = import_model(model, name=name, frozen={*frozen, *normalised_already(model)}, asked=train)
         else:
-            model = with_raw_input(model, told, normalise.missing, indicator=normalise.indicator)
-            imported = import_model(model, name=name, frozen={*frozen, told.mean, told.scale}, asked=train)
-            imported = with_constants(imported, told, normalise.missing)
+            told = _told(model, normalise, loss_options.mask, name)
+            of_target, seen = _told_of_target(model, told, normalise, loss, loss_options, output, name)
+            model = with_raw_input(
+                model, told, normalise.missing, indicator=normalise.indicator, target=of_target, output=seen
+            )
+            constants = [constant for each in (told, of_target) if each for constant in (each.mean, each.scale)]
+            imported = import_model(model, name=name, frozen={*frozen, *constants}, asked=train)
+            imported = with_constants(imported, told, normalise.missing, of_target)
         if lora is not None:
             imported, train = with_adapters(imported, lora, train=train)
         imported = frozen_model(imported, train=train, frozen=freeze)
@@ -118,7 +126,8 @@ def compile_model(
         program, steps = _program(imported, loss, loss_options, optimizer, pulls, _output(imported, output))
         bundle = Bundle(program, program.spec.flatten(imported.parameters))
         if verify:
-            verify_program(cut_heads(model), bundle)
+            exported = normalise is None and TARGET_MEAN in normalised_already(model)
+            verify_program(cut_heads(model), bundle, same_loss=not exported)
     if loop is True or (loop == "auto" and verify):
         bundle = with_loop_if_faster(bundle, steps, always=loop is True)
     return bundle
@@ -128,6 +137,26 @@ def _told(model: onnx.ModelProto, options: NormaliseOptions, mask: str, name: st
     value = raw_input(model, mask)
     axis = feature_axis(import_model(model, name=name), value.name) if options.axis is None else options.axis
     return normalise_of(options, value, axis)
+
+
+def _told_of_target(
+    model: onnx.ModelProto,
+    told: Normalise,
+    options: NormaliseOptions,
+    loss: str,
+    loss_options: LossOptions,
+    output: str | None,
+    name: str,
+) -> tuple[Normalise | None, str]:
+    """How the target is normalised, and the output that is compared with it; ``(None, "")`` where it is not."""
+    if options.target and loss not in REGRESSIONS:
+        raise CompileError(
+            f"normalise_target: goes with the losses {', '.join(sorted(REGRESSIONS))}, not with {loss}; leave it out"
+        )
+    if options.target is False or loss not in REGRESSIONS:
+        return None, ""
+    chosen = _output(import_model(model, name=name), output)
+    return target_of(told, LOSSES[loss].target(chosen, loss_options)), chosen.name
 
 
 def _check_finite(model: Model) -> None:
@@ -150,6 +179,8 @@ def _program(
     _check_options(loss_name, options, output, model)
     target = loss.target(output, options)
     logits = logits_of(model, output, loss, options)
+    # A regression is trained in standard deviations of its target, and evaluated in the target's unit.
+    score = score_of(model, output) if loss_name in REGRESSIONS else None
     infer = infer_graph(model)
     infer_bytes = to_onnx(infer).SerializeToString(deterministic=True)
     if options.mask:
@@ -158,7 +189,8 @@ def _program(
         run = session_of(infer_bytes, "the inference graph")
         if are_probabilities(model, output, options, run):
             model, logits = with_scores(model, output)
-    train = train_graph(simplified(model, logits.name), logits, target, loss, options, optimizer, pulls)
+    scores = score or logits
+    train = train_graph(simplified(model, scores.name), scores, target, loss, options, optimizer, pulls)
     evaluate = evaluate_graph(model, logits, target, loss, options)
     try:
         program = Program(
@@ -182,6 +214,7 @@ def _program(
             ignore_index=options.ignore_index,
             mask=options.mask,
             normalise=model.normalise,
+            normalise_target=model.normalise_target,
             missing=model.missing,
         )
     except DecodeError as error:  # the checks are those for programs from the network

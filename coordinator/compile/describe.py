@@ -85,6 +85,7 @@ def _described(program: Program) -> dict[str, Any] | None:
         "axis": told.axis,
         "features": told.features,
         "mode": told.mode,
+        "target": program.normalise_target is not None,
         "missing": program.missing,
     }
 
@@ -124,7 +125,7 @@ def _why(name: str, kind: str, roles: Mapping[str, Role]) -> str:
     if is_adapter(name):
         return "a low-rank adapter"
     if kind == "constant":
-        return "statistics of the features"
+        return "statistics of the examples"
     role = _role(name, roles)
     return "asked for by its name" if role.kind == "constant" else role.why
 

@@ -27,6 +27,7 @@ from coordinator.compile.graph import (
 )
 from coordinator.compile.losses import SMOOTHING, Loss, LossOptions
 from coordinator.compile.optimizers import NORM_MAX, STEP, Optimizer, Pulls, clipped, slot_name
+from coordinator.compile.raw_inputs import trained_target
 from coordinator.compile.rules.dropout import DROPOUT_FACTOR
 from coordinator.compile.schema import complete
 from edge_sdk.errors import BundleError
@@ -43,10 +44,10 @@ _log = logging.getLogger(__name__)
 def train_graph(
     model: Model, output: Value, target: Value, loss: Loss, options: LossOptions, optimizer: Optimizer, pulls: Pulls
 ) -> Graph:
-    """One training step: forward, loss, backward, update."""
+    """One training step: forward, loss (of the normalised target where it is normalised), backward, update."""
     b = GraphBuilder(model)
     append_forward(b, output.name)
-    terms = loss.terms(b, output, target, options, True)
+    terms = loss.terms(b, output, trained_target(b, output, target), options, True)
     weight = terms.weight or b.op("Cast", b.op("Size", target.name), to=1)
     results = {"loss": b.op("Div", terms.total, weight)}
     scaled = optimizer.scaled and not pulls.clipped

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from coordinator.compile.lora import is_adapter, merged_adapters
-from coordinator.compile.raw_inputs import with_raw_input
+from coordinator.compile.raw_inputs import output_of, with_raw_input
 from coordinator.compile.sklearn import restore
 from edge_sdk.errors import CompileError
 from edge_sdk.training.bundle import Program
@@ -46,7 +46,8 @@ def export_onnx(program: Program, vector: NDArray[np.float32]) -> onnx.ModelProt
 def merge_into_source(program: Program, vector: NDArray[np.float32], source: onnx.ModelProto) -> onnx.ModelProto:
     """The model that was compiled, its graph and names as they were, with ``vector`` (float32[P]) as its weights.
 
-    Where the program normalises its input, the nodes for that stand before the graph.
+    Where the program normalises its input, the nodes for that stand before the graph; where it normalises its target,
+    those that scale the output back stand behind it.
 
     An initializer that several layers shared although each trained its own becomes one for each of them; adapters are
     added to the weights beside which they were trained.
@@ -58,7 +59,9 @@ def merge_into_source(program: Program, vector: NDArray[np.float32], source: onn
     model = onnx.ModelProto()
     model.CopyFrom(source)
     if program.normalise is not None:
-        model = with_raw_input(source, program.normalise, program.missing)
+        target = program.normalise_target
+        output = "" if target is None else output_of(onnx.ModelProto.FromString(program.infer).graph, target)
+        model = with_raw_input(source, program.normalise, program.missing, target=target, output=output)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for weight, product in merged_adapters(arrays).items():
         if weight not in arrays and weight not in tensors:

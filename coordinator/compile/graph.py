@@ -118,6 +118,7 @@ class Model:
         parameters: Arrays (float32) by name, in order of first use.
         buffers: Names of parameters that are not trained by gradients but averaged.
         normalise: How an input is normalised, None where none is; mean and scale are among the parameters.
+        normalise_target: The same of the target, from which the output then is scaled back to raw units.
         missing: What becomes of NaN in that input.
         constants: Arrays by name that stay what they are.
         values: dtype and shape of every name, where inference found one.
@@ -133,13 +134,15 @@ class Model:
     constants: Mapping[str, NDArray[Any]]
     values: Mapping[str, Value]
     normalise: Normalise | None = None
+    normalise_target: Normalise | None = None
     missing: str = MISSING[0]
     roles: Mapping[str, Role] = field(default_factory=dict)
 
     @property
     def fixed(self) -> frozenset[str]:
         """Names of the parameters that training leaves alone: constants whose values come with the others."""
-        return frozenset() if self.normalise is None else frozenset({self.normalise.mean, self.normalise.scale})
+        told = [told for told in (self.normalise, self.normalise_target) if told is not None]
+        return frozenset(name for each in told for name in (each.mean, each.scale))
 
     @property
     def trainable(self) -> tuple[str, ...]:

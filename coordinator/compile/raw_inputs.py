@@ -2,8 +2,9 @@
 
 It is written as ordinary nodes before the model's one float32 input: ``clip((x - mean) * scale, -10, 10)``, and where
 missing values are taken, zero in the place of NaN, which is the mean. Mean and scale are two initializers that start
-as 0 and 1. The same nodes are put before the source when weights are exported into it, so a file that is exported
-takes raw units too.
+as 0 and 1. Where the target is normalised, too, nodes behind the output scale it back to the target's unit,
+``z / scale + mean``, and training compares what comes before them with the normalised target. The same nodes are put
+around the source when weights are exported into it, so a file that is exported takes and gives raw units too.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ from onnx import TensorProto, helper, numpy_helper
 from coordinator.compile.graph import BATCH, OPSET, GraphBuilder, Model, Node, Value
 from coordinator.compile.shapes import value_of
 from edge_sdk.errors import CompileError
-from edge_sdk.training.normalise import CLIP_ABS_MAX, MISSING, MODES, NORMALISED_ABS_MAX, Normalise
+from edge_sdk.training.normalise import CLIP_ABS_MAX, MISSING, MODES, NORMALISED_ABS_MAX, TARGET, Normalise
 
 __all__ = [
     "PREFIX",
+    "REGRESSIONS",
+    "TARGET_MEAN",
     "NormaliseOptions",
     "feature_axis",
     "normalise_of",
     "normalised_already",
     "normalised_target",
+    "output_of",
     "raw_input",
+    "score_of",
+    "target_of",
+    "trained_target",
     "with_constants",
     "with_raw_input",
 ]
@@ -38,8 +45,14 @@ PREFIX: Final = "normalise/"
 
 MEAN, SCALE = f"{PREFIX}mean", f"{PREFIX}scale"
 LOW, HIGH, ZERO = f"{PREFIX}low", f"{PREFIX}high", f"{PREFIX}zero"
+TARGET_MEAN, TARGET_SCALE = f"{PREFIX}target_mean", f"{PREFIX}target_scale"
 SEEN: Final = f"{PREFIX}seen"
 """What the source reads in the place of its input."""
+SCORE: Final = f"{PREFIX}score"
+"""What the source gives in the place of its output: how many standard deviations from the mean of the target."""
+
+REGRESSIONS: Final = frozenset({"mean_squared_error", "mean_absolute_error", "huber"})
+"""The losses whose target can be normalised."""
 
 OPSET_LEAST: Final = 9
 """The first with IsNaN and Where, and with broadcasting as it is today."""
@@ -72,6 +85,7 @@ class NormaliseOptions:
         clip: The range of raw values in the sums from which mean and scale follow.
         missing: What becomes of NaN, one of ``normalise.MISSING``.
         indicator: Behind the features the model has as many inputs again that are 1 where a value is missing.
+        target: Whether the target is normalised, too; None: where the loss is a regression's.
     """
 
     mode: str
@@ -79,6 +93,7 @@ class NormaliseOptions:
     clip: float = 1e6
     missing: str = MISSING[0]
     indicator: bool = False
+    target: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.missing not in MISSING:
@@ -156,7 +171,13 @@ def feature_axis(model: Model, name: str) -> int:
 
 
 def with_raw_input(
-    model: onnx.ModelProto, normalise: Normalise, missing: str = MISSING[0], *, indicator: bool = False
+    model: onnx.ModelProto,
+    normalise: Normalise,
+    missing: str = MISSING[0],
+    *,
+    indicator: bool = False,
+    target: Normalise | None = None,
+    output: str = "",
 ) -> onnx.ModelProto:
     """A copy of a source model that normalises its input, mean 0 and scale 1.
 
@@ -165,6 +186,8 @@ def with_raw_input(
         normalise: Which input, and what mean and scale are called.
         missing: ``mean`` to take NaN as the mean.
         indicator: Whether the input of ``model`` has the indicators behind the features; that of the copy has not.
+        target: How the target is normalised; None for an output that stays as it is.
+        output: The output that is compared with the target.
 
     Raises:
         CompileError: The model's opset is too old, or a name is taken.
@@ -193,13 +216,17 @@ def with_raw_input(
         dims[normalise.axis].dim_value = normalise.features
     nodes = list(_nodes(normalise, missing, indicator=indicator, bounds=opset >= CLIP_BOUNDS_ARE_INPUTS))
     _rename(graph.node, normalise.input, SEEN)
+    behind = [] if target is None else _scaled_back(graph, target, output)
     old = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*nodes, *old])
+    graph.node.extend([*nodes, *old, *behind])
     arrays = {normalise.mean: np.zeros(shape, np.float32), normalise.scale: np.ones(shape, np.float32)}
+    if target is not None:
+        arrays[target.mean] = np.zeros(target.features, np.float32)
+        arrays[target.scale] = np.ones(target.features, np.float32)
     bounds = ((LOW, -NORMALISED_ABS_MAX), (HIGH, NORMALISED_ABS_MAX), (ZERO, 0.0))
     arrays |= {name: np.asarray(bound, np.float32) for name, bound in bounds}
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in (*nodes, *behind) for name in node.input}
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items() if name in used)
     return copy
 
@@ -222,17 +249,35 @@ def normalise_of(options: NormaliseOptions, value: Value, axis: int) -> Normalis
     return Normalise(value.name, axis % rank, features, options.mode, MEAN, SCALE, options.clip)
 
 
+def target_of(normalise: Normalise, target: Value) -> Normalise:
+    """What a program says of its normalised target: a column each of rows of values, or one for all.
+
+    Args:
+        normalise: What it says of its input.
+        target: The target. Images have one mean and scale for all of their values.
+    """
+    features = int(target.shape[-1]) if 2 <= len(target.shape) <= 3 else 1
+    return replace(normalise, input=TARGET, axis=1, features=features, mean=TARGET_MEAN, scale=TARGET_SCALE)
+
+
+def output_of(infer: onnx.GraphProto, target: Normalise) -> str:
+    """The output of an inference graph that is in the unit of the normalised target."""
+    return next(str(node.output[0]) for node in infer.node if target.mean in node.input)
+
+
 def normalised_already(model: onnx.ModelProto) -> frozenset[str]:
     """Mean and scale of a source that was exported with its normalisation; nothing in any other."""
-    return frozenset({MEAN, SCALE} & {tensor.name for tensor in model.graph.initializer})
+    return frozenset({MEAN, SCALE, TARGET_MEAN, TARGET_SCALE} & {tensor.name for tensor in model.graph.initializer})
 
 
-def with_constants(model: Model, normalise: Normalise, missing: str) -> Model:
+def with_constants(model: Model, normalise: Normalise, missing: str, target: Normalise | None = None) -> Model:
     """The imported model with mean and scale as its last parameters, which training leaves alone."""
-    names = (normalise.mean, normalise.scale)
+    names = [name for told in (normalise, target) if told is not None for name in (told.mean, told.scale)]
     constants = {name: array for name, array in model.constants.items() if name not in names}
     parameters = {**model.parameters, **{name: model.constants[name] for name in names}}
-    return replace(model, parameters=parameters, constants=constants, normalise=normalise, missing=missing)
+    return replace(
+        model, parameters=parameters, constants=constants, normalise=normalise, normalise_target=target, missing=missing
+    )
 
 
 def normalised_target(b: GraphBuilder, target: Value) -> Value:
@@ -245,6 +290,42 @@ def normalised_target(b: GraphBuilder, target: Value) -> Value:
     if b.model.missing == "mean":
         name = b.op("Where", b.op("IsNaN", target.name), b.scalar(0.0), name)
     return replace(target, name=name)
+
+
+def score_of(model: Model, output: Value) -> Value | None:
+    """What comes before ``output`` is scaled back to the target's unit; None where it is not.
+
+    A file that was exported so scales back with constants of its own, and is trained on in the same way.
+    """
+    if any(TARGET_MEAN in node.inputs and output.name in node.outputs for node in model.nodes):
+        return replace(output, name=SCORE)
+    return None
+
+
+def trained_target(b: GraphBuilder, output: Value, target: Value) -> Value:
+    """The target as the train graph's loss compares it with ``output``: normalised, where that is a score."""
+    if output.name != SCORE:
+        return target
+    return replace(target, name=b.op("Mul", b.op("Sub", target.name, TARGET_MEAN), TARGET_SCALE))
+
+
+def _scaled_back(graph: onnx.GraphProto, target: Normalise, output: str) -> list[onnx.NodeProto]:
+    """Let the graph give ``SCORE`` in the place of its output; the nodes that make the output of it."""
+    if not any(output in node.output for node in graph.node):
+        raise CompileError(
+            f"normalise: output {output!r} is computed by no node, so it cannot be scaled back to the target's unit; "
+            "set normalise_target = false"
+        )
+    _rename(graph.node, output, SCORE)
+    for node in graph.node:
+        for slot, name in enumerate(node.output):
+            if name == output:
+                node.output[slot] = SCORE
+    unscaled = f"{PREFIX}unscaled"
+    return [
+        helper.make_node("Div", [SCORE, target.scale], [unscaled], name=f"{PREFIX}Div"),
+        helper.make_node("Add", [unscaled, target.mean], [output], name=f"{PREFIX}Add"),
+    ]
 
 
 def _nodes(normalise: Normalise, missing: str, *, indicator: bool, bounds: bool) -> Iterator[onnx.NodeProto]:

@@ -306,6 +306,12 @@ class Model(Section):
         gt=0,
         le=1e30,
     )
+    normalise_target: Switch = key(
+        "Normalise the target in training, too; the model gives raw units, and evaluations are in them. auto: with the "
+        "losses mean_squared_error, mean_absolute_error and huber.",
+        "auto",
+        allowed='"auto", true or false',
+    )
     normalise_minimum: int | None = key(
         "Devices whose sums of features are needed before the first round; one device's sums tell its averages.",
         None,
@@ -697,6 +703,12 @@ class DownlinkSection(Section):
 class Validation(Section):
     """What an update must satisfy to be counted."""
 
+    loss_max: float = key(
+        "Largest absolute value of the training loss, and of loss and metric of one example in an evaluation.",
+        1e12,
+        gt=0,
+        le=1e30,
+    )
     norm_max: float | None = key("Largest L2 norm of an update.", None, shown="none", gt=0, le=1e12)
     norm_median_factor: float | None = key(
         "Largest norm of an update as a multiple of the median of recent ones; usual: 3 to 10.",

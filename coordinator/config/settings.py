@@ -219,6 +219,7 @@ def validation_bounds(validation: Validation, *, size: int, examples_max: int) -
     return Bounds(
         size=size,
         value_max=validation.value_max,
+        loss_max=validation.loss_max,
         norm_max=validation.norm_max,
         norm_median_factor=validation.norm_median_factor,
         examples_max=examples_max,

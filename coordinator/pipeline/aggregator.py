@@ -19,7 +19,7 @@ from typing import IO, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.downlink import Downlink, next_model
+from coordinator.downlink import Downlink, moved_by, next_model
 from coordinator.pipeline.gate import Gate
 from coordinator.pipeline.memory import Memory, PartMemory
 from coordinator.pipeline.metrics import RoundMetrics
@@ -98,6 +98,7 @@ class Aggregator:
             raise ConfigurationError("aggregation.step: two steps have the same name")
         self._names = (DELTA, *self._algorithm.vectors)
         self._groups = groups_of(program.spec, plan.codec)
+        self._trained = sum(group.size for group in self._groups)
         self._buffers = untrained_mask(program.spec)
         self._fixed = program.spec.mask("constant")
         self._spans = spans_of(program.spec, "buffer")
@@ -148,6 +149,7 @@ class Aggregator:
         self._metrics = RoundMetrics(self.plan, self.program.metric)
         self._counted: list[Counted] = []
         self._weight_sum = 0
+        self._moved = 0
         self.close()
         if self._algorithm.needs_all:
             # Closed with the rows.
@@ -213,6 +215,7 @@ class Aggregator:
             rows = {name: self._whole(parts) for name, parts in update.vectors.items()}
             self._rows.append(update.digest, rows, Facts(update.weight, said.steps, said.numbers))
         self._weight_sum += update.weight
+        self._moved += moved_by(update.vectors[DELTA])
         self._metrics.add(said, update.weight, said.frames()[0] if self._groups[0].kind == "main" else b"")
         self._counted.append(Counted(update.digest, update.weight, update.norm))
 
@@ -229,16 +232,15 @@ class Aggregator:
         self.close()
         for name, step in self._steps.items():
             report = step.finish(report, counted, self._views[name])
-        start = self._start()
+        downlink = self.settings.downlink.suited(self._moved / max(1, len(counted) * self._trained))
+        start = self._start(downlink.keeps)
         delta, state = self._algorithm.apply(start, report, self._memory[ALGORITHM])
         checked = self._checked(DELTA, delta)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words
             wanted, moved = self.settings.optimizer.apply(start, checked, self._memory[OPTIMIZER], self._buffers)
         if self._fixed_spans:  # an algorithm or optimiser of the user's own may have moved them
             wanted = np.where(self._fixed, self._parameters, wanted)
-        made = next_model(
-            self.settings.downlink, self._before, wanted, self._spans, self._fixed_spans, base_digest=self._base
-        )
+        made = next_model(downlink, self._before, wanted, self._spans, self._fixed_spans, base_digest=self._base)
         vector = decode_parameters(made.parameters, self.program.spec)
         memory: Memory = {
             OPTIMIZER: dict(moved),
@@ -255,12 +257,12 @@ class Aggregator:
             self._rows.close()
             self._rows = None
 
-    def _start(self) -> NDArray[np.float32]:
+    def _start(self, keeps: float) -> NDArray[np.float32]:
         """The model with what is still owed, from which the optimiser goes on."""
         owed = self._memory[DOWNLINK].get(OWED)
         if owed is None:
             return self._parameters
-        return self._parameters + np.float32(self.settings.downlink.keeps) * owed.astype(np.float32, copy=False)
+        return self._parameters + np.float32(keeps) * owed.astype(np.float32, copy=False)
 
     def _parts(self) -> dict[str, Callable[[], PartMemory]]:
         """How each part's memory begins."""

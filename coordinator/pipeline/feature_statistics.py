@@ -1,6 +1,6 @@
 """The pipeline of a round of statistics: sums of features from devices become mean and scale in the model. PURE.
 
-Nothing is trained in it. The model stays as it is but for two constants (:mod:`edge_sdk.training.normalise`), and what
+Nothing is trained in it. The model stays as it is but for its constants (:mod:`edge_sdk.training.normalise`), and what
 the training pipeline remembers stays too. The sums are exact, so any order or replay gives the same bits.
 """
 
@@ -16,9 +16,10 @@ from coordinator.pipeline.memory import Memory
 from coordinator.pipeline.round_pipeline import Finished
 from edge_sdk.errors import ProtocolError, StateError
 from edge_sdk.training.bundle import Program, decode_parameters, encode_parameters
-from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, out_of_range_text
+from edge_sdk.training.feature_sums import FeatureSums
 from edge_sdk.training.names import column_names
 from edge_sdk.training.normalise import Normalise
+from edge_sdk.training.program_sums import ExactProgramSums, decode_sums, out_of_range
 from edge_sdk.wire.messages import Update
 from edge_sdk.wire.plan import Plan
 
@@ -30,11 +31,11 @@ class Reported:
     """What one device has said of its features.
 
     Attributes:
-        sums: Its sums.
+        sums: Its sums, one for each of ``program.normalised``.
         weight: Examples that they count as, at least 1.
     """
 
-    sums: FeatureSums
+    sums: list[FeatureSums]
     weight: int
 
 
@@ -64,7 +65,7 @@ class FeatureStatistics:
         self._vector = decode_parameters(parameters, self.program.spec)
         self._memory = memory
         self._examples = 0
-        self._sums = ExactFeatureSums(self._normalise.features)
+        self._sums = ExactProgramSums(self.program)
 
     def examine(self, payload: bytes, digest: bytes | None = None, pending_weight: int = 0) -> Reported:
         """One device's report, decoded and checked; nothing is added yet.
@@ -79,8 +80,8 @@ class FeatureStatistics:
                 reason="vectors",
             )
         weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
-        sums = FeatureSums.decode(update.arrays, self._normalise)
-        beyond = out_of_range_text(sums, self._names, self._normalise.clip)
+        sums = decode_sums(self.program, update.arrays)
+        beyond = out_of_range(self.program, sums)
         if beyond:
             raise ProtocolError(f"update: {beyond}", reason="clipped")
         return Reported(sums, weight)
@@ -102,19 +103,19 @@ class FeatureStatistics:
         self._examples += update.weight
 
     def finish(self) -> Finished:
-        """The same model with mean and scale of each feature in it.
+        """The same model with mean and scale of each feature in it, and of the target.
 
         Raises:
             ValueError: Nothing was added.
         """
         if not self._sums.devices:
             raise ValueError("a round without reports has no statistics")
-        mean, scale, missing = self._sums.result()
-        clipped = self._sums.clipped()
+        constants, clipped = self._sums.constants(), self._sums.clipped()
+        scale = constants[self._normalise.scale]
         about = remarkable_features(self._names, scale, clipped)
         vector = self._vector.copy()
         tensors = self.program.spec.unflatten(vector)
-        for name, values in ((self._normalise.mean, mean), (self._normalise.scale, scale)):
+        for name, values in constants.items():
             tensors[name][...] = values.reshape(tensors[name].shape)
         return Finished(
             encode_parameters(vector),
@@ -125,10 +126,10 @@ class FeatureStatistics:
             {
                 "devices": float(self._sums.devices),
                 "examples": float(self._examples),
-                "features": float(len(mean)),
+                "features": float(len(scale)),
                 "features_constant": float(np.count_nonzero(scale == 0.0)),
                 "features_clipped": float(np.count_nonzero(clipped)),
-                "missing": float(missing.mean()),
+                "missing": float(self._sums.missing().mean()),
             },
             about,
             tuple(feature_notes(about)),  # a feature that never varies is no reason to warn: it is in the metrics

@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.downlink import next_model
+from coordinator.downlink import moved_by, next_model
 from coordinator.events import CloseJob, RoundCommitted
 from coordinator.pipeline import PipelineSettings
 from coordinator.store import Store, TicketRecord
@@ -262,12 +262,14 @@ class Auditor:
         )
         counted: list[Sent] = []
         norms: list[tuple[bytes, float]] = []
+        moved = trained = 0
         for ticket, digest in sorted(journalled, reverse=True):
             training = self.trainings.get((ticket, digest))
             if training is None:
                 raise InvariantBroken(f"ticket {ticket.hex()} was counted with bytes that no device made")
             parts, update = self._decoded(training.payload, layout)
             norms.append((digest, norm_of(parts, groups)))
+            moved, trained = moved + moved_by(parts), trained + sum(group.size for group in groups)
             weight = 1 if self.plan.weighting == "uniform" else min(update.examples, self.plan.examples_max)
             self._count(training, layout.whole([part.dense() for part in parts]).astype(np.float64))
             if self.clip_norm:
@@ -275,14 +277,15 @@ class Auditor:
             counted.append(Sent(parts, weight, update.steps))
         self._check_norms(job, norms, layout, earlier)
         before = decode_parameters(self.parameters, self.program.spec)
+        downlink = pipeline.downlink.suited(moved / trained)
         wanted, state = pipeline.optimizer.apply(
-            before + np.float32(pipeline.downlink.keeps) * self.owed,
+            before + np.float32(downlink.keeps) * self.owed,
             REFERENCES[self.algorithm](counted, layout),
             self.state,
             untrained_mask(self.program.spec),
         )
         spans = (spans_of(self.program.spec, kind) for kind in ("buffer", "constant"))
-        made = next_model(pipeline.downlink, self.parameters, wanted, *spans)
+        made = next_model(downlink, self.parameters, wanted, *spans)
         self.parameters, self.state = made.parameters, dict(state)
         self.owed = wanted - decode_parameters(self.parameters, self.program.spec)
         if np.linalg.norm(self.owed) > np.linalg.norm(wanted - before):
@@ -292,8 +295,7 @@ class Auditor:
 
     def _check_statistics(self, journalled: list[tuple[bytes, bytes]], result: RoundCommitted) -> None:
         """Mean and scale once more, from what the devices say that they reported."""
-        normalise = self.program.normalise
-        if normalise is None:
+        if self.program.normalise is None:
             raise InvariantBroken(f"round {result.number}: statistics for a model that has no use for them")
         reports = []
         for ticket, digest in sorted(journalled, reverse=True):
@@ -305,8 +307,9 @@ class Auditor:
             reports.append((update.arrays, weight))
         vector = decode_parameters(self.parameters, self.program.spec).copy()
         tensors = self.program.spec.unflatten(vector)
-        for name, values in zip((normalise.mean, normalise.scale), mean_and_scale(reports), strict=True):
-            tensors[name][...] = values.reshape(tensors[name].shape)
+        for told in self.program.normalised:
+            for name, values in zip((told.mean, told.scale), mean_and_scale(reports, told.input), strict=True):
+                tensors[name][...] = values.reshape(tensors[name].shape)
         self.parameters = encode_parameters(vector)
         if digest_of(self.parameters) != result.parameters:
             raise InvariantBroken("mean and scale in the model are not those of the reports that counted")

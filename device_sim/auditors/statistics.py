@@ -16,14 +16,19 @@ __all__ = ["mean_and_scale"]
 
 
 def mean_and_scale(
-    reports: Sequence[tuple[Mapping[str, bytes], int]],
+    reports: Sequence[tuple[Mapping[str, bytes], int]], of: str = ""
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """``(mean, scale)`` float32[features] of all values, where each device counts as its weight.
 
     Args:
         reports: The arrays of each device by name, as ``feature_sums.FeatureSums`` encodes them, and its weight in
             examples.
+        of: ``target`` for those of the target, where what does not vary has the scale 1; else they are of the features.
     """
+    if of == "target":
+        own = [({name[7:]: data for name, data in a.items() if name[:7] == "target_"}, weight) for a, weight in reports]
+        means, scales = mean_and_scale(own)
+        return means, np.where(scales == 0, np.float32(1), scales)
     rows = [({name: np.frombuffer(data, "<f8") for name, data in arrays.items()}, weight) for arrays, weight in reports]
     features = len(rows[0][0]["sums"])
     found = [_of_feature([_shares(arrays, weight, feature) for arrays, weight in rows]) for feature in range(features)]

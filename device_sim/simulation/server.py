@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan
 
 __all__ = ["Server"]
+
+logger = logging.getLogger(__name__)
 
 
 class Server:
@@ -104,6 +107,8 @@ class Server:
             ValueError: Nothing was taken.
         """
         made = self._pipeline_of(self._round).finish()
+        for warning in made.warnings:
+            logger.warning("round %d: %s", self._round, warning)
         self._memory, self.broadcast = made.memory, made.broadcast
         self.vector, self.parameters = made.vector, made.parameters
         before, self.digest = self.digest, digest_of(self.parameters)

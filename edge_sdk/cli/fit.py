@@ -14,6 +14,7 @@ from edge_sdk.cli.task_model import Model, Statistics
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples, load_examples
 from edge_sdk.training.feature_sums import ExactFeatureSums, FeatureSums, out_of_range_text, sums_of_examples
+from edge_sdk.training.large_target import large_target
 from edge_sdk.training.names import column_names
 from edge_sdk.training.program import Program
 
@@ -58,6 +59,9 @@ def check_fit(config: DeviceConfig, model: Model | None) -> Iterator[Finding]:
         return
     yield Finding("ok", "examples", f"{len(examples)} examples fit the model {program.name!r} ({model.source})")
     yield from _labels(examples, program)
+    large = large_target(program, examples)
+    if large:
+        yield Finding("warn", "labels", large)
     yield from _ranges(examples, program, model.statistics)
 
 

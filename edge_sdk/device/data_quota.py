@@ -18,6 +18,7 @@ from edge_sdk.device.progress import ProgressKind
 from edge_sdk.device.session.download import PIECE_BYTES
 from edge_sdk.mqtt import Meter
 from edge_sdk.parameters import ELEMENTS_MAX
+from edge_sdk.wire.messages import CheckIn
 from edge_sdk.wire.plan import Plan
 from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
@@ -25,6 +26,8 @@ from edge_sdk.wire.wire_costs import UPDATE_HEAD_BYTES_MAX, Costs
 __all__ = ["RESERVE_BYTES", "DataQuota"]
 
 RESERVE_BYTES: Final = 4096
+ANSWER_BYTES: Final = 2048
+"""Of the answer to a check-in, what the reserve has no room for: an invite may bring small parameters, some 4 kB."""
 SLACK_BYTES: Final = 2048
 """Of work: announcements, pings and status while it goes on."""
 CONNECT_BYTES: Final = 1024
@@ -102,6 +105,8 @@ class DataQuota:
 
     def affords_message(self, topic: str, payload_bytes: int, waiting_bytes: int, asked_bytes: int) -> bool:
         """Whether a message, and what it asks for, is within today's limit."""
+        if topic.endswith(f"/{CheckIn.kind}"):
+            asked_bytes += ANSWER_BYTES
         return not self.limited or self.affords(self._costs.message(topic, payload_bytes) + asked_bytes, waiting_bytes)
 
     def frames_bytes_max(self, plan: Plan) -> int:

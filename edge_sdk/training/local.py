@@ -347,7 +347,7 @@ class _Progress:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss} in step {self.steps}: lower the learning rate, or let the model "
-                "normalise its input (model.normalise)"
+                "normalise its input and target (model.normalise, model.normalise_target)"
             )
         if epoch != self.epoch:
             self.epoch, self.seen, self.loss_sum = epoch, 0, 0.0

@@ -3,6 +3,9 @@
 A model that was compiled with it takes raw units. Its graphs begin with ``clip((x - mean) * scale, -10, 10)``, where
 mean and scale are two constants in the flat vector of parameters (kind ``constant``): they travel with the parameters,
 and training leaves them alone. Before anything is known they are 0 and 1.
+
+The target of a regression has two of its own: training compares what the model gives with ``(target - mean) * scale``,
+and the model ends with ``z / scale + mean``, so that it gives raw units, too.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any, Final
 from edge_sdk.errors import DecodeError
 from edge_sdk.wire import fields
 
-__all__ = ["CLIP_ABS_MAX", "MISSING", "MODES", "NORMALISED_ABS_MAX", "Normalise", "normalise_from_wire"]
+__all__ = ["CLIP_ABS_MAX", "MISSING", "MODES", "NORMALISED_ABS_MAX", "TARGET", "Normalise", "normalise_from_wire"]
 
 MODES: Final = ("federated", "local")
 """Where mean and scale come from: sums of the first cohort's devices, or each device's own examples."""
@@ -23,6 +26,9 @@ MISSING: Final = ("refuse", "mean")
 
 NORMALISED_ABS_MAX: Final = 10.0
 """A normalised value that is further from the mean, in standard deviations, is brought to this distance."""
+
+TARGET: Final = "target"
+"""What stands in the place of an input's name where the target is normalised; its last dimension counts values."""
 
 CLIP_ABS_MAX: Final = 1e30
 """Bound of ``clip``: the difference of any float32 and a mean within it is finite in float32."""
@@ -44,12 +50,14 @@ class Normalise:
     """How one input of a model is normalised.
 
     Attributes:
-        input: Name of the input, which is float32.
-        axis: Dimension of that input that counts features; the batch is dimension 0.
+        input: Name of the input, which is float32; ``TARGET`` for the target.
+        axis: Dimension of that input that counts features; the batch is dimension 0. For the target it is 1, of the
+            target as rows of ``features`` values.
         features: Length of that dimension.
         mode: One of ``MODES``.
         mean: Name of the constant that is subtracted, one value for each feature in its raw unit.
-        scale: Name of the constant that multiplies, one value for each feature; 0 for a feature that does not vary.
+        scale: Name of the constant that multiplies, one value for each feature; 0 for a feature that does not vary,
+            1 for such a value of the target.
         clip: Raw values count in sums as if they were within ``-clip..clip``.
     """
 

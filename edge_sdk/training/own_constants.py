@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from edge_sdk.errors import ExamplesError
 from edge_sdk.training.examples import Examples
-from edge_sdk.training.feature_sums import ExactFeatureSums, out_of_range_text, sums_of_examples
-from edge_sdk.training.names import column_names
 from edge_sdk.training.normalise import NORMALISED_ABS_MAX
 from edge_sdk.training.program import Program
+from edge_sdk.training.program_sums import ExactProgramSums, out_of_range, program_sums
 
 __all__ = ["normalised_examples", "own_constants", "uses_own_constants", "with_constants"]
 
@@ -28,33 +27,31 @@ def uses_own_constants(program: Program) -> bool:
 def own_constants(program: Program, examples: Examples) -> Vector:
     """Mean and scale of ``examples``, float32[2 * features]: all means, then all scales.
 
+    Behind those of the input are those of the target, where that is normalised.
+
     Raises:
         ExamplesError: A value is infinite, or all positions are masked, or most values of a feature are out of the
             sums' range.
         ValueError: The program normalises nothing.
     """
-    normalise = program.normalise
-    if normalise is None:
+    if not program.normalised:
         raise ValueError(f"program {program.name!r} normalises no input")
-    sums = ExactFeatureSums(normalise.features)
-    own = sums_of_examples(examples, program, normalise)
-    names = column_names(program.features, program.categories, normalise.features)
-    beyond = out_of_range_text(own, names, normalise.clip)
+    sums, own = ExactProgramSums(program), program_sums(program, examples)
+    beyond = out_of_range(program, own)
     if beyond:
         raise ExamplesError(f"examples: {beyond}; let the coordinator raise it")
     sums.add(own)
-    mean, scale, _ = sums.result()
-    return np.concatenate([mean, scale])
+    return np.concatenate(list(sums.constants().values()))
 
 
 def with_constants(program: Program, vector: Vector, constants: Vector) -> Vector:
-    """A copy of ``vector`` (float32[P]) that holds ``constants`` (float32[2 * features], see above)."""
-    normalise = program.normalise
-    if normalise is None or constants.shape != (2 * normalise.features,):
+    """A copy of ``vector`` (float32[P]) that holds ``constants`` (float32, see above)."""
+    tensors = [program.spec[name] for told in program.normalised for name in (told.mean, told.scale)]
+    ends = np.cumsum([tensor.size for tensor in tensors])
+    if not tensors or constants.shape != (ends[-1],):
         raise ValueError(f"{constants.shape} constants do not fit program {program.name!r}")
     copy = vector.copy()
-    for name, part in zip((normalise.mean, normalise.scale), np.split(constants, 2), strict=True):
-        tensor = program.spec[name]
+    for tensor, part in zip(tensors, np.split(constants, ends[:-1]), strict=True):
         copy[tensor.offset : tensor.offset + tensor.size] = part
     return copy
 
@@ -62,7 +59,8 @@ def with_constants(program: Program, vector: Vector, constants: Vector) -> Vecto
 def normalised_examples(program: Program, vector: Vector, examples: Examples) -> Examples:
     """Examples for training without the program's graphs: the input, in float32, as the model sees it.
 
-    So is the target of a reconstruction. Without normalisation the examples are given back as they are.
+    So is the target of a reconstruction; that of a regression is ``(target - mean) * scale`` where it is normalised.
+    Without normalisation the examples are given back as they are.
 
     Args:
         program: The program.
@@ -87,4 +85,7 @@ def normalised_examples(program: Program, vector: Vector, examples: Examples) ->
 
     inputs = {**examples.inputs, normalise.input: seen(examples.inputs[normalise.input])}
     target = seen(examples.target) if program.loss == "reconstruction" else examples.target
+    if program.normalise_target is not None:
+        told = program.normalise_target
+        target = (target.astype(np.float32) - arrays[told.mean]) * arrays[told.scale]
     return replace(examples, inputs=inputs, target=target)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, cast
@@ -23,7 +23,7 @@ import msgpack
 from edge_sdk.errors import DecodeError, VersionError
 from edge_sdk.parameters import ELEMENTS_MAX, RANK_MAX, ParameterSpec
 from edge_sdk.training.names import check_names, names_from_wire
-from edge_sdk.training.normalise import MISSING, Normalise, normalise_from_wire
+from edge_sdk.training.normalise import MISSING, TARGET, Normalise, normalise_from_wire
 from edge_sdk.training.numpy_plan import (
     ENTRIES_MAX,
     NumpyPlan,
@@ -115,6 +115,8 @@ class Program:
             target's, but for dimensions of 1 at its end. Empty where all count.
         train_loop: An ONNX model as bytes; empty where it would bring nothing.
         normalise: How the graphs normalise an input, so that it takes raw units; None where they do not.
+        normalise_target: How the target is normalised in training: the train graph's loss is of the normalised target,
+            ``evaluate`` and ``infer`` are in its raw units. None where the target is taken as it is.
         missing: What becomes of NaN in the normalised input: ``refuse``, or ``mean`` for the mean of the feature.
         features: Names of the columns of an input, in order; empty where they have none. Devices find the columns of
             their files by them (:mod:`edge_sdk.training.names`).
@@ -144,6 +146,7 @@ class Program:
     train_loop: bytes = b""
     mask: str = ""
     normalise: Normalise | None = None
+    normalise_target: Normalise | None = None
     missing: str = "refuse"
     features: tuple[str, ...] = ()
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -157,6 +160,11 @@ class Program:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    @property
+    def normalised(self) -> tuple[Normalise, ...]:
+        """All that is normalised: the input, and behind it the target; empty where nothing is."""
+        return tuple(told for told in (self.normalise, self.normalise_target) if told is not None)
 
     @cached_property
     def digest(self) -> bytes:
@@ -194,6 +202,8 @@ class Program:
         if self.normalise is not None:
             body["normalise"] = self.normalise.to_wire()
             body["missing"] = self.missing
+        if self.normalise_target is not None:
+            body["normalise_target"] = self.normalise_target.to_wire()
         if self.features:
             body["features"] = list(self.features)
         if self.categories:
@@ -269,6 +279,7 @@ def _from_wire(cls: type[Program], body: object) -> Program:
         train_loop=_bytes(source.get("train_loop", b""), "train_loop"),
         mask=as_text(source.get("mask", ""), "mask"),
         normalise=normalise_from_wire(source.get("normalise")),
+        normalise_target=normalise_from_wire(source.get("normalise_target")),
         missing=as_text(source.get("missing", MISSING[0]), "missing"),
         **names_from_wire(source),
     )
@@ -320,6 +331,8 @@ def _check_program(program: Program) -> None:
         _check_normalise(program, program.normalise)
     elif program.missing != MISSING[0]:
         raise DecodeError(f"program.missing: {program.missing!r} needs an input that is normalised")
+    if program.normalise_target is not None:
+        _check_normalise_target(program, program.normalise_target)
     if not any(tensor.kind != "constant" for tensor in program.spec):
         raise DecodeError("program.spec: no parameter ever changes, so there is nothing to train")
     check_names(
@@ -371,9 +384,27 @@ def _check_normalise(program: Program, normalise: Normalise) -> None:
         )
     # Broadcast along the feature's dimension: its length there, 1 in each dimension behind it.
     shape = (normalise.features, *(1 for _ in entry.shape[normalise.axis + 1 :]))
+    _check_constants(program, "normalise", [normalise.mean, normalise.scale], shape)
+
+
+def _check_normalise_target(program: Program, told: Normalise) -> None:
+    if program.normalise is None or (told.mode, told.clip) != (program.normalise.mode, program.normalise.clip):
+        raise DecodeError("program.normalise_target: needs an input that is normalised in the same way")
+    shape = program.target.shape
+    if program.target.dtype != "float32" or (told.input, told.axis) != (TARGET, 1):
+        raise DecodeError("program.normalise_target: expected the columns of a float32 target")
+    if told.features not in (1, shape[-1]):
+        raise DecodeError(f"program.normalise_target: {told.features} values do not fit the target's {shape}")
+    names = [told.mean, told.scale, program.normalise.mean, program.normalise.scale]
+    _check_constants(program, "normalise_target", names[:2], (told.features,))
+    if len(set(names)) < len(names):
+        raise DecodeError("program.normalise_target: its constants are those of the input")
+
+
+def _check_constants(program: Program, where: str, names: Sequence[str], shape: tuple[int, ...]) -> None:
     found = {t.name: t.shape for t in program.spec if t.kind == "constant"}
-    if normalise.mean == normalise.scale or not found.get(normalise.mean) == found.get(normalise.scale) == shape:
-        raise DecodeError(f"program.normalise: mean and scale must be two constants of shape {list(shape)}")
+    if len(set(names)) < len(names) or any(found.get(name) != shape for name in names):
+        raise DecodeError(f"program.{where}: mean and scale must be two constants of shape {list(shape)}")
 
 
 def _check_scalars(scalars: Mapping[str, Any]) -> None:

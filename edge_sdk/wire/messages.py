@@ -78,6 +78,8 @@ BODY_BYTES_MAX: Final = 1 << 20
 """No message is larger than this, whatever a broker lets through; 60,000 bytes is what we send."""
 BLOB_BYTES_MAX: Final = 1 << 31
 SECONDS_MAX: Final = 1e9
+CAPABILITIES_CHARACTERS_MAX: Final = 8192
+"""A coordinator keeps them for each device."""
 RANGES_MAX: Final = 1024
 UNSETTLED_MAX: Final = 8
 HOLDS_MAX: Final = 2
@@ -131,7 +133,11 @@ def _capabilities(value: object, where: str) -> dict[str, Any]:
     source = mapping(value, where)
     if len(source) > 32:
         raise DecodeError(f"{where}: more than 32 entries")
-    return {_CAPABILITY(key, where): _capability(entry, where) for key, entry in source.items()}
+    checked = {_CAPABILITY(key, where): _capability(entry, where) for key, entry in source.items()}
+    characters = sum(len(text) for entry in checked.values() for text in ([entry] if isinstance(entry, str) else entry))
+    if characters > CAPABILITIES_CHARACTERS_MAX:
+        raise DecodeError(f"{where}: {characters} characters, at most {CAPABILITIES_CHARACTERS_MAX} are taken")
+    return checked
 
 
 def _capability(value: object, where: str) -> str | list[str]:

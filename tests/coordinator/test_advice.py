@@ -49,7 +49,10 @@ EXAMINED = (
 )
 """What looks at an update before it counts."""
 TOO_LARGE = make_update(np.full(15, 40.0, np.float32))
-WHAT_TO_DO = "normalise the inputs (model.normalise) or lower training.learning_rate, or raise validation.value_max"
+WHAT_TO_DO = (
+    "normalise inputs and labels (model.normalise, normalise_target) or lower training.learning_rate, "
+    "or raise validation.value_max"
+)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from coordinator.store import Store
 from edge_sdk.aggregation.algorithm import Algorithm, Contribution, State, Vector
 from edge_sdk.aggregation.partial_sums import PartialSums
 from edge_sdk.training.bundle import decode_parameters, digest_of
-from edge_sdk.wire.messages import BlobGone, Invite, RangeData, RangeRequest
+from edge_sdk.wire.messages import BlobGone, Invite, RangeData, RangeRequest, short
 
 SPEC = bundle().program.spec
 
@@ -44,11 +44,13 @@ def fetched(desk: Desk, device: str, digest: bytes, size: int) -> bytes | None:
     """A blob as a device gets it, range by range."""
     data = b""
     while len(data) < size:
-        want = RangeRequest(digest=digest, ranges=((len(data), min(len(data) + 512, size)),))
+        want = RangeRequest(digest=short(digest), ranges=((len(data), min(len(data) + 512, size)),))
         effects = desk.hear(device, want)
         if desk.told(device, BlobGone, effects):
             return None
-        data += b"".join(found.data for found in desk.told(device, RangeData, effects))
+        received = b"".join(found.data for found in desk.told(device, RangeData, effects))
+        assert received, "neither bytes nor a word that there are none"
+        data += received
     return data
 
 

@@ -370,7 +370,7 @@ def test_compile_and_inspect_say_how_the_input_is_normalised(run: Run, tmp_path:
         "input x takes raw units: 3 features in dimension 1, normalised with mean and scale of all devices' examples; "
         "a missing value (NaN) is taken as the mean"
     ) in out
-    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the features" in out
+    assert "constant: 2 tensors, 6 elements\n  normalise/mean [3]: statistics of the examples" in out
     assert run("inspect", tmp_path / "mine.bundle").out == out
     table = {"zoo": None, "inputs": None, "outputs": None, "bundle": "mine.bundle", "normalise_minimum": 2}
     assert load_config(write_config(tmp_path, NOWHERE, model=table)).model.normalise_minimum == 2
@@ -412,6 +412,18 @@ def test_check_passes_and_changes_nothing(run: Run, tmp_path: Path, mosquitto_br
     assert "will be made by the first start" in found["database"][1] and not (tmp_path / "state").exists()
     assert "MQTT 5, may subscribe and publish" in found["broker"][1]
     assert run("check", path).out.count(" ok ") == 6
+
+
+def test_check_warns_of_a_large_target_that_nobody_normalises(
+    run: Run, tmp_path: Path, mosquitto_broker: PrivateBroker
+) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    np.savez(tmp_path / "heldout.npz", x=x, y=48_000 + 900 * x[:, 0])
+    for normalise, state in (("none", "warning"), ("federated", "ok")):
+        model = {"zoo": "linear_regression", "inputs": [3], "outputs": 1, "hidden": None, "normalise": normalise}
+        path = write_config(tmp_path, mosquitto_broker.url, model=model, evaluation={"data": "heldout.npz"})
+        found = checks_of(run("check", path, "--json"))["held-out data"]
+        assert found[0] == state and ("let the model normalise it" in found[1]) == (state == "warning")
 
 
 def test_check_says_what_is_wrong_and_skips_what_depends_on_it(run: Run, tmp_path: Path) -> None:

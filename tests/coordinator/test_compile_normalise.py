@@ -539,7 +539,7 @@ def test_int8_leaves_the_normalisation_in_float() -> None:
 
 def test_describe_says_how_the_input_is_normalised() -> None:
     facts = describe(compiled(convolution(3), WITH_MISSING))
-    told = {"input": "x", "axis": 1, "features": 3, "mode": "federated", "missing": "mean"}
+    told = {"input": "x", "axis": 1, "features": 3, "mode": "federated", "target": False, "missing": "mean"}
     assert facts["normalise"] == told
     kinds = [parameter["kind"] for parameter in facts["parameters"]]
     assert kinds.count("constant") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from coordinator.events import (
     Finished,
     Publish,
 )
+from coordinator.registry import Registry
 from coordinator.stopping import StoppingRule
 from coordinator.task import FEW_SECONDS, RECEIPT_SECONDS
 from edge_sdk.mqtt import Delivery
@@ -225,6 +227,30 @@ def test_a_device_that_nobody_knows_is_asked_what_it_is() -> None:
     assert desk.told("a", ComeBack)[-1].introduce, "it is not the same device any more"
     desk.hear("b", named("a"))
     assert desk.told("b", ComeBack)[-1].introduce, "what another one has said is not this one's"
+
+
+def test_a_device_that_is_always_another_one_does_not_fill_the_memory() -> None:
+    desk = Desk()
+    registry = Registry(desk.store)
+
+    def introduce(numbers: range) -> None:
+        for number in numbers:
+            texts = [f"{number}.{place}".ljust(64, "x") for place in range(60)]
+            message = CheckIn(bytes(8), number.to_bytes(8, "big"), bytes(16), {"supports": texts, "more": texts})
+            registry.note("a", message, 0.0)
+            with desk.store.transaction():
+                registry.flush()
+
+    introduce(range(100))
+    tracemalloc.start()
+    try:
+        introduce(range(100, 200))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+        introduce(range(200, 400))
+        held_later_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_later_bytes < held_bytes + 20 * 120 * 64, "nothing is held of what it was before"
 
 
 def test_a_coordinator_that_starts_again_finds_in_its_database_what_devices_are() -> None:

@@ -12,7 +12,7 @@ from wired import TASK, TOPICS, Desk, make_update
 from coordinator.events import BULK, CONTROL, Arrived
 from edge_sdk.mqtt import Delivery
 from edge_sdk.training.bundle import digest_of
-from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Invite, Message, Offer, RangeRequest
+from edge_sdk.wire.messages import Accept, CheckIn, Chunk, Decline, Invite, Message, Offer, RangeRequest, short
 from edge_sdk.wire.outcomes import VERDICTS
 
 tickets = st.sampled_from([b"own", b"other", b"?" * 16])
@@ -46,7 +46,7 @@ def spell(move: tuple, own: Invite, other: Invite) -> list[Message]:  # type: ig
             data = make_update() if move[2] else b"garbage" * 20
             return [Chunk(ticket=ticket, digest=digest_of(data), total=len(data), offset=0, data=data)]
         case "want":
-            return [RangeRequest(digest=own.parameters, ranges=tuple(move[1]))] if move[1] else []
+            return [RangeRequest(digest=short(own.parameters), ranges=tuple(move[1]))] if move[1] else []
         case "check in":
             named = tuple({b"own": own.ticket, b"other": other.ticket}.get(t, t) for t in move[2])
             supports = ["codec:dense"] if move[1] else []
@@ -107,7 +107,7 @@ def test_mutated_honest_messages_do_no_harm(seed: int) -> None:
         Accept(ticket=own.ticket),
         Offer(ticket=own.ticket, digest=digest_of(payload), total=len(payload)),
         Chunk(ticket=own.ticket, digest=digest_of(payload), total=len(payload), offset=0, data=payload[:80]),
-        RangeRequest(digest=own.parameters, ranges=((0, 50),)),
+        RangeRequest(digest=short(own.parameters), ranges=((0, 50),)),
         CheckIn(
             nonce=b"hostile!",
             introduction=b"hostile!",

@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 from wired import ROUND, TASK, TOPICS, Desk, Pair, larger_bundle, make_update
 
 from coordinator.downlink import ADAPTIVE, PLAIN, Downlink, next_model
+from coordinator.events import BULK, BrokerUp
+from coordinator.pipeline import Aggregator
 from coordinator.pipeline.memory import unpack_memory
+from coordinator.server_optimizers import FedAvg
 from coordinator.stopping import StoppingRule
 from coordinator.store import Checkpoint, ModelDeltaRecord, Store, way_from
+from edge_sdk.aggregation.algorithm import DELTA
+from edge_sdk.codecs import CodecSettings
+from edge_sdk.codecs.frames import encode_frames
 from edge_sdk.device.session import SetEligible
 from edge_sdk.training.bundle import decode_parameters, digest_of, encode_parameters
 from edge_sdk.training.model_delta import apply_model_deltas
-from edge_sdk.wire.messages import Accept, Chunk, Invite, short
+from edge_sdk.wire.messages import Accept, Chunk, Invite, Update, short
 from edge_sdk.wire.terms import Terms
 from edge_sdk.wire.topics import blob_name
 
@@ -373,6 +379,15 @@ def test_small_links_and_small_parameters_come_with_the_invite_and_are_not_retai
     assert names == {blob_name(packed[0])}, "the program alone, packed"
 
 
+def test_what_comes_with_an_invite_leaves_it_within_the_brokers_packets() -> None:
+    desk = by_hand(inline_bytes_max=1 << 20)
+    desk.play(BrokerUp(BULK, WHOLE_BYTES + 100))
+    first = play_round(desk, "a", "b")["a"]
+    assert not first.inline, "with its terms the invite would be larger, and the broker would refuse it"
+    second = play_round(desk, "a", "b", holds=[first.parameters])["a"]
+    assert second.inline and sum(map(len, second.inline)) <= WHOLE_BYTES // 2
+
+
 def test_only_what_somebody_needs_is_retained() -> None:
     desk = by_hand(retained_blobs="always")
     held = play_round(desk, "a", "b")["a"].parameters
@@ -416,3 +431,36 @@ def test_the_way_of_the_fewest_bytes_is_found(data: st.DataObject) -> None:
         assert found in ways
         assert sum(each.bytes for each in found) == min(sum(each.bytes for each in way) for way in ways)
     assert way_from([], [b"x" * 8]) == ()
+
+
+# --- what is owed under an optimiser with a memory ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("codec", "keeps"), [("dense", ADAPTIVE.keeps), ("sparse", 1.0)])
+def test_what_is_owed_is_forgotten_in_part_only_where_devices_push_everywhere_again(codec: str, keeps: float) -> None:
+    """A second round whose updates are of no length shows what is left of the first one's debt."""
+    plan = replace(by_hand().settings.plan, codec=CodecSettings.of(codec, density=0.02))
+    downlink = replace(ADAPTIVE, density=0.05, whole_bytes_min=0)
+    settings = replace(by_hand().pipeline, downlink=downlink, optimizer=FedAvg())
+    pipeline = Aggregator(larger_bundle().program, plan, settings)
+    model, memory = encode_parameters(larger_bundle().parameters), pipeline.initial_memory()
+    draw = np.random.Generator(np.random.PCG64(3))
+    wanted = []
+    for scale in (0.1, 0.0):
+        pipeline.begin(model, memory)
+        delta = (scale * draw.standard_normal(SPEC.size)).astype(np.float32)
+        delta[: SPEC.size // 50] += np.float32(1e-9)  # a sparse update of nothing would have no coordinates
+        frames = encode_frames(delta, None, plan.codec, SPEC, seed=1).frames
+        pipeline.add(pipeline.examine(replace(Update.decode(make_update(delta)), vectors={DELTA: frames}).encode()))
+        finished = pipeline.finish()
+        model, memory = finished.parameters, finished.memory
+        wanted.append((finished.vector, memory["downlink"]["owed"]))
+    (first, owed), (second, left) = wanted
+    assert np.linalg.norm(owed) > 0.01
+    np.testing.assert_allclose(second + left, first + np.float32(keeps) * owed, atol=1e-6)
+
+
+def test_more_is_sent_where_an_update_moves_few_coordinates_and_the_optimiser_remembers() -> None:
+    assert ADAPTIVE.suited(1.0) == ADAPTIVE and PLAIN.suited(0.01) == PLAIN
+    few = ADAPTIVE.suited(0.01)
+    assert few.keeps == 1.0 and few.share > ADAPTIVE.share

@@ -12,6 +12,7 @@ from wired import ROUND, TASK, TOPICS, Desk
 from coordinator.events import CONTROL, Arrived, Publish, Subscribe, Unsubscribe
 from coordinator.shell import Shell
 from coordinator.store import Store
+from edge_sdk.errors import ConfigurationError
 from edge_sdk.mqtt import Delivery
 from edge_sdk.wire.envelope import decode_message
 from edge_sdk.wire.messages import Accept, Invite
@@ -57,6 +58,19 @@ def test_effects_performed_before_the_commit_are_noticed(monkeypatch: pytest.Mon
     monkeypatch.setattr(Shell, "_commit", speak_first)
     with pytest.raises(AssertionError, match="spoken before the commit"):
         desk.begin("a", "b", "c")
+
+
+def test_a_message_that_no_packet_of_the_broker_holds_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+
+    def refuse_one(publish: Publish) -> None:
+        if publish.topic == TOPICS.to_device("a", "invite"):
+            raise ConfigurationError("publish: a payload of 5000 bytes is above the broker's limit")
+
+    desk.on_publish = refuse_one
+    invites = desk.begin("a", "b", "c")
+    assert {"b", "c"} <= invites.keys()
+    assert "above the broker's limit" in caplog.text
 
 
 def test_the_last_will_of_an_invited_device_ends_the_waiting_for_it() -> None:

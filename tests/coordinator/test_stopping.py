@@ -291,7 +291,7 @@ def test_simulate_ends_a_run_that_diverges_with_its_last_good_model(evaluated: b
 
 
 def test_simulate_says_what_helps_where_the_first_round_already_fails() -> None:
-    with pytest.raises(TrainingError, match=r"values .* exceed .*; normalise the inputs \(model.normalise\)"):
+    with pytest.raises(TrainingError, match=r"values .* exceed .*; normalise inputs and labels \(model.normalise"):
         simulate("softmax_regression", clients(1e6), rounds=3, learning_rate=1.0, codec="dense", normalise="none")
 
 

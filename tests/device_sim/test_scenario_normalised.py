@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from wired import TASK, Desk, make_report, raw_bundle
 
 from coordinator.compile import NormaliseOptions, build_zoo_model, compile_model
@@ -44,6 +45,18 @@ def bundle(normalise: bool) -> Bundle:
     return compile_model(graph, loss="softmax_cross_entropy", normalise=options, name="raw", verify=False)
 
 
+@lru_cache(maxsize=1)
+def regression() -> Bundle:
+    graph = build_zoo_model("linear_regression", inputs=(64,), outputs=1, seed=3)
+    return compile_model(graph, loss="mean_squared_error", normalise=NormaliseOptions("federated"), name="watts")
+
+
+def watts() -> Dataset:
+    """How much ink a digit has, in a unit in which that is tens of thousands."""
+    data = raw_digits()
+    return Dataset(data.x, (40_000.0 + 10.0 * load_dataset("digits").x.sum(axis=1)).astype(np.float32))
+
+
 def scenario(**changes: object) -> Scenario:
     given = Scenario(
         devices=16,
@@ -65,6 +78,33 @@ def test_raw_units_train_on_a_bad_day_once_the_model_is_normalised() -> None:
     outcome = run(weather, 3, bundle(True), data=raw_digits())
     assert outcome.metrics["accuracy"] > 0.9 and len(outcome.rounds) == 11
     assert all(tally["counted"] >= weather.minimum_count for tally in outcome.rounds)
+
+
+def test_a_target_in_raw_units_trains_on_a_bad_day_and_the_auditor_finds_the_same_mean_and_scale() -> None:
+    weather = scenario(
+        split="iid",
+        faults=FAULTY,
+        device_crashes_per_hour=10.0,
+        coordinator_crashes_per_hour=10.0,
+        rounds=10,
+        training=replace(TRAINING, scalars={"lr": 0.02}),  # 64 features that go together
+    )
+    outcome = run(weather, 3, regression(), data=watts())
+    assert len(outcome.rounds) == 11 and outcome.rounds[0]["counted"] >= weather.minimum_count
+    assert outcome.metrics["mean_squared_error"] < 0.1 * float(watts().y.var()), "in raw units"
+
+
+def test_the_auditor_tells_a_target_that_was_normalised_otherwise() -> None:
+    rng = np.random.default_rng(2)
+    columns = replace(regression().program.normalise_target, features=2)  # type: ignore[type-var]
+    reports = []
+    for size in (5, 40):
+        values = np.column_stack([rng.normal(48_000, 900, size), np.full(size, 7.0)])
+        told = {f"target_{name}": data for name, data in feature_sums(values, columns).encode().items()}
+        reports.append(({**told, "sums": b"", "squares": b"", "values": b""}, size))
+    mean, scale = mean_and_scale(reports, "target")
+    assert abs(mean[0] - 48_000) < 600 and mean[1] == 7.0
+    assert abs(scale[0] * 900 - 1) < 0.3 and scale[1] == 1.0
 
 
 def test_the_same_cohorts_make_the_same_statistics_and_the_same_model() -> None:
@@ -103,6 +143,23 @@ def test_a_simulation_whose_reports_are_all_refused_says_why() -> None:
     own = {"feature_statistics": NoReport()}
     with pytest.raises(TrainingError, match=r"round 0: not one of 20 updates can be used: .*expected the arrays"):
         simulate(bundle(True), raw_digits(), devices=30, rounds=1, local_algorithms=own)
+
+
+def pressures(high: float) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    rng = np.random.default_rng(0)
+    x = rng.normal((5.0, 9e5), (1.0, 100.0), (3, 40, 2)).astype(np.float32)
+    x[:, :4, 1] = high
+    return [(part, rng.integers(0, 2, 40)) for part in x]
+
+
+def test_a_simulation_says_which_features_are_beyond_the_range(caplog: pytest.LogCaptureFixture) -> None:
+    history = simulate("logistic_regression", pressures(2.5e6), rounds=1)
+    assert history.statistics is not None and history.statistics.metrics["features_clipped"] == 1.0
+    assert "round 0: values beyond model.normalise_clip" in caplog.text and "feature 1 (10.00%)" in caplog.text
+    all_beyond = [(x * np.float32(10), y) for x, y in pressures(2.5e6)]
+    with pytest.raises(TrainingError, match=r"round 0: .*values of feature 1 \(100%\) .* raise model\.normalise_clip"):
+        simulate("logistic_regression", all_beyond, rounds=1)
+    assert simulate("logistic_regression", all_beyond, rounds=1, normalise_clip=1e9).statistics is not None
 
 
 def test_clients_report_once_and_no_parameters_are_counted_for_it() -> None:

@@ -496,6 +496,7 @@ NASTY: list[tuple[str, dict[str, Any]]] = [
     ("checkin", {"unsettled": TICKET}),
     ("checkin", {"capabilities": {str(i): "x" for i in range(33)}}),
     ("checkin", {"capabilities": {"supports": ["x"] * 65}}),
+    ("checkin", {"capabilities": {str(i): ["x" * 64] * 64 for i in range(3)}}),
     ("checkin", {"capabilities": {"supports": ["x" * 65]}}),
     ("checkin", {"capabilities": {"deep": {"er": 1}}}),
     ("checkin", {"introduction": b"short"}),
