@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from edge_sdk.codecs import CodecSettings, decode_update, encode_update, fitted, frame_bytes_max, frame_codec
 from edge_sdk.codecs.eden import bits_for
 from edge_sdk.errors import DecodeError
+from edge_sdk.wire.messages import Update
 
 SIZE = 50_000
 AUTO = CodecSettings("auto", bits=0.09)
@@ -59,6 +60,14 @@ def test_no_model_however_small_is_sent_in_more_bytes_than_dense_takes(bits: flo
         assert len(sent) <= len(encode_update(flat(size), None, dense, seed=1).frame)
         assert len(sent) <= frame_bytes_max(size, auto) <= frame_bytes_max(size, dense)
         assert np.isfinite(decode_update(sent, size, auto).dense()).all()
+
+
+def test_the_whole_update_of_31_parameters_is_smaller_than_they_are() -> None:
+    frame = encode_update(flat(31), None, AUTO, seed=1).frame
+    update = Update(
+        examples=200, steps=40, loss=0.7, complete=True, seconds=1.5, engine="onnxruntime", vectors={"delta": (frame,)}
+    )
+    assert len(update.encode()) < 4 * 31
 
 
 def test_one_number_is_sent_as_it_is() -> None:
