@@ -20,6 +20,7 @@ from edge_sdk.aggregation.algorithm import ALGORITHMS
 from edge_sdk.codecs import CODECS, CodecSettings
 from edge_sdk.mqtt.events import Protocol
 from edge_sdk.wire.plan import TrainingPlan
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
 
 __all__ = ["POWER_CUT_SEED", "crash_points", "power_cut", "storm"]
 
@@ -52,6 +53,7 @@ def storm(seed: int) -> Scenario:
         coordinator_crashes_per_hour=_sometimes(rng, 40.0),
         chunk_bytes_max=_choice(rng, (256, 700, 2048, 58 * 1024)),
         retained_blobs=_choice(rng, ("auto", "always", "never")),
+        small_bytes_max=_choice(rng, (0, DIRECT_BYTES_MAX)),
         downlink=_downlink(rng),
         algorithm=_choice(rng, sorted(ALGORITHMS)),
         clip_norm=_sometimes(rng, 0.5),
@@ -74,6 +76,7 @@ def power_cut(plan: CrashPlan | None) -> Scenario:
         step_seconds=_STEP_SECONDS,
         chunk_bytes_max=256,
         retained_blobs="always",
+        small_bytes_max=0,
         downlink=Downlink(density=0.1, whole_bytes_min=0),
         faults=replace(FAULTY, disconnects_per_hour=10.0),
         profile=FleetProfile(dropout=0.0),

@@ -111,6 +111,17 @@ def test_power_may_fail_anywhere_in_a_round_of_statistics() -> None:
     assert len(struck) > 20 and any("round commit" in place for place in struck)
 
 
+def test_power_may_fail_anywhere_where_small_updates_and_small_models_are_not_asked_for() -> None:
+    small = replace(power_cut(None), rounds=1, small_bytes_max=4096, normalise=False)
+    struck: set[str] = set()
+    for side, count in run(small, POWER_CUT_SEED).points.items():
+        for nth in range(2, count + 1, 5):
+            outcome = run(replace(small, crash=CrashPlan(side, nth)), POWER_CUT_SEED)
+            assert outcome.died_at and len(outcome.rounds) == 1, (side, nth)
+            struck.add(outcome.died_at.partition(" at ")[2])
+    assert len(struck) > 8, "the sample strikes many different places"
+
+
 def test_a_failing_run_names_the_command_that_replays_it() -> None:
     with pytest.raises(AssertionError, match=r"replay: python -m benchmarks.soak --seed 3"):
         run(replace(storm(3), hours_max=0.001), 3)

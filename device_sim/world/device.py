@@ -131,6 +131,7 @@ class SimDevice:
                     self.name,
                     publish_status=False,
                     algorithms=tuple(world.scenario.local_algorithms),
+                    direct_bytes_max=world.scenario.small_bytes_max,
                 ),
                 timers=_Timers(world.clock),
                 connect=self._connect,

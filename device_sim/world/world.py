@@ -30,6 +30,7 @@ from edge_sdk.device.blobs import BlobMemory
 from edge_sdk.training.algorithms import LocalAlgorithm
 from edge_sdk.training.bundle import Bundle, digest_of, encode_parameters
 from edge_sdk.wire.plan import Plan, TrainingPlan
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
 
 __all__ = ["TASK", "Scenario", "World"]
 
@@ -69,6 +70,7 @@ class Scenario:
         bytes_per_device_per_day_max: As in the plan, and in each device's own configuration; 0 for no limit.
         chunk_bytes_max: Small, so that even a toy model travels in several pieces.
         retained_blobs: ``auto``, ``always`` or ``never``.
+        small_bytes_max: Updates up to so many bytes need no offer; such deltas come with the invite.
         step_seconds: Virtual time of one training step at speed 1.
         boot_seconds: Devices start within this time.
         window_seconds: Check-ins spread over this time.
@@ -105,6 +107,7 @@ class Scenario:
     bytes_per_device_per_day_max: int = 0
     chunk_bytes_max: int = 1024
     retained_blobs: str = "auto"
+    small_bytes_max: int = DIRECT_BYTES_MAX
     step_seconds: float = 0.5
     boot_seconds: float = 5.0
     window_seconds: float = 5.0
@@ -187,6 +190,7 @@ def _task(scenario: Scenario, seed: int, bundle: Bundle) -> TaskSettings:
         chunk_bytes_max=scenario.chunk_bytes_max,
         update_bytes_max=vectors * frames_bytes_max(program.spec, scenario.codec) + 4096,
         retained_blobs=scenario.retained_blobs,
+        inline_bytes_max=scenario.small_bytes_max,
         dense_bytes=4 * int(np.count_nonzero(~program.spec.mask("constant"))),
         mended_by_attempts=() if scenario.norm_median_factor is None else ("norm",),
         seed=seed,

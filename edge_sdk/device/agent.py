@@ -132,6 +132,7 @@ class Agent:
                 supports=supports,
                 program_bytes_max=settings.program_bytes_max,
                 parameters_bytes_max=settings.parameters_bytes_max,
+                direct_bytes_max=settings.direct_bytes_max,
             ),
             rng=rng,
             blobs=self.blobs,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_sdk.wire.ranges import DIRECT_BYTES_MAX
+
 __all__ = ["AgentSettings", "supported"]
 
 
@@ -21,6 +23,7 @@ class AgentSettings:
         publish_status: Whether retained JSON about this device is published for people.
         bytes_per_update_max: Bytes on the wire that bringing one update may take, 0 for no limit.
         algorithms: Names of local algorithms that this device has beside the SDK's own.
+        direct_bytes_max: Largest update that is sent without an offer, in bytes.
     """
 
     federation: str
@@ -32,6 +35,7 @@ class AgentSettings:
     publish_status: bool = True
     bytes_per_update_max: int = 0
     algorithms: tuple[str, ...] = ()
+    direct_bytes_max: int = DIRECT_BYTES_MAX
 
 
 def supported(settings: AgentSettings) -> frozenset[str]:
