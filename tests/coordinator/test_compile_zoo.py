@@ -168,7 +168,7 @@ def test_initial_weights_fill_he_s_and_glorot_s_bounds_and_biases_are_zero() -> 
 
 def test_initial_weights_have_five_significant_bits_so_that_they_are_small_when_packed() -> None:
     model = build_zoo_model("mlp", inputs=(100,), hidden=(80,), outputs=50, seed=0)
-    assert all(not (a.view(np.uint32) & 0x7FFFF).any() for a in weights_of(model).values())
+    assert all(not (a.astype(np.float32).view(np.uint32) & 0x7FFFF).any() for a in weights_of(model).values())
 
 
 def test_the_paper_s_cnn_has_its_1_663_370_parameters() -> None:
