@@ -433,7 +433,7 @@ def test_the_way_of_the_fewest_bytes_is_found(data: st.DataObject) -> None:
     assert way_from([], [b"x" * 8]) == ()
 
 
-# --- what is owed under an optimiser with a memory ---------------------------------------------------------------------
+# --- what is owed under an optimiser with a memory --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("codec", "keeps"), [("dense", ADAPTIVE.keeps), ("sparse", 1.0)])
