@@ -103,9 +103,9 @@ def cohort_vectors(mnist: Path, seed: int = 0) -> list[Vector]:
     lineage; every update goes through ``sparse`` at 1 % with error feedback. Kept in the temporary directory, since it
     takes a minute.
     """
-    kept = Path(tempfile.gettempdir()) / f"edgefed_bench_cohort_{seed}.npy"
-    if kept.exists():
-        return list(np.load(kept))
+    file = Path(tempfile.gettempdir()) / f"edgefed_bench_cohort_{seed}.npy"
+    if file.exists():
+        return list(np.load(file))
     with np.load(mnist) as data:
         pixels = data["x_train"].reshape(-1, LAYERS[0]).astype(np.float32) / 255
         labels = data["y_train"]
@@ -126,7 +126,7 @@ def cohort_vectors(mnist: Path, seed: int = 0) -> list[Vector]:
             kept[client] = encoded.kept
             mean += decode_update(encoded.frame, delta.size, SPARSE).dense() / COHORT
         parameters = parameters + mean
-    np.save(kept, np.stack(vectors))
+    np.save(file, np.stack(vectors))
     return vectors
 
 
